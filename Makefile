@@ -1,0 +1,43 @@
+# `make figures` and `make test` do everything on a fresh machine; `make help` lists the rest.
+PYTHON ?= python3
+SP_DATASET ?= digits
+export SP_DATASET
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help figures test lab bench notebooks clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, found: $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12 ..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (once; takes a minute or two) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[test]'
+	@touch $@
+
+figures: $(READY) ## run every notebook (SP_DATASET=digits|mnist|fashion_mnist) and leave its figures in figures/
+	@$(BIN)/python -m sp figures --dataset $(SP_DATASET)
+
+test: $(READY) ## lint, unit tests, and the notebooks compared with their stored outputs
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/python -m pytest tests
+	@$(BIN)/python -m sp check-notebooks
+
+lab: $(READY) ## JupyterLab in the environment
+	@$(BIN)/jupyter lab notebooks
+
+bench: $(READY) ## time and memory of a step beside Adam
+	@$(BIN)/python -m sp bench
+
+notebooks: $(READY) ## run every notebook afresh in place (default data), outputs stored for the tests
+	@$(BIN)/python -m sp refresh
+
+clean: ## remove the environment and everything that was built or computed
+	rm -rf $(VENV) build .store .pytest_cache .ruff_cache .hypothesis *.egg-info

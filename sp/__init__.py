@@ -1,0 +1,8 @@
+"""Selective synaptic plasticity for PyTorch: optimizers that protect the synapses that matter."""
+
+__version__ = "0.1.0"
+
+from sp.optim import SelectivePlasticityOptimizer
+from sp.replay import ReplayBuffer
+
+__all__ = ["ReplayBuffer", "SelectivePlasticityOptimizer"]

@@ -1,0 +1,40 @@
+"""Commands: ``python -m sp --help``."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from sp import notebooks, studies
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m sp", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    figures = commands.add_parser("figures", help="run every notebook and leave its figures in figures/")
+    figures.add_argument("--dataset", default="digits", choices=sorted(studies.SETTINGS))
+    figures.add_argument("notebooks", nargs="*", type=Path, help="which ones; default: all")
+
+    commands.add_parser("refresh", help="run every notebook afresh in place, with the outputs that the tests compare")
+    commands.add_parser("check-notebooks", help="run every notebook and compare with its stored outputs")
+
+    tune = commands.add_parser("tune", help="choose the options of a study's arms on the tuning seeds")
+    tune.add_argument("study", choices=sorted(studies.STUDIES))
+    tune.add_argument("dataset", choices=sorted(studies.SETTINGS))
+
+    chosen = parser.parse_args(arguments)
+    if chosen.command == "figures":
+        return notebooks.make_figures(chosen.dataset, chosen.notebooks)
+    if chosen.command == "refresh":
+        return notebooks.refresh()
+    if chosen.command == "check-notebooks":
+        return notebooks.check()
+    print(studies.tune(chosen.study, chosen.dataset).to_string(index=False))
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    sys.exit(main())

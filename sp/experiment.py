@@ -1,0 +1,390 @@
+"""One run: an `Experiment` says everything that was chosen, `run` makes its `Result`, a `Store` remembers it."""
+
+import hashlib
+import json
+import os
+import platform
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+import sp
+from sp import files, metrics
+from sp.data import Stream, load, make_stream
+from sp.models import MODELS
+from sp.optim import SelectivePlasticityOptimizer
+from sp.replay import ReplayBuffer
+
+RULES_VERSION = 1  # raised whenever a change of the code changes results, so that stored ones are not taken for new
+
+OPTIMIZERS = {
+    "adam": torch.optim.Adam,
+    "adagrad": torch.optim.Adagrad,
+    "selective": SelectivePlasticityOptimizer,
+    "sgd": torch.optim.SGD,
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Every choice of one run. Hashable; equal experiments give equal results to the last bit on one machine.
+
+    Attributes:
+        dataset: ``"digits"``, ``"mnist"`` or ``"fashion_mnist"``.
+        stream, tasks, scenario, samples_per_task, first_identity, evaluation: as in `sp.data.make_stream`.
+            ``evaluation="validation"`` holds out training images, so that nothing is tuned on test images.
+        model, hidden: a name in `sp.models.MODELS` and its hidden widths.
+        optimizer: a name in `OPTIMIZERS`.
+        options: arguments of the optimizer; a dict is taken as well, and kept as sorted pairs.
+        epochs: passes over each task's data. batch_size: new examples in a batch.
+        replay_capacity: size of the replay buffer, 0 for none. replay_policy, replay_distinct: as in `ReplayBuffer`.
+        replay_batch: stored examples added to each batch. replay_adds: what goes into the buffer after a step:
+            ``"current"`` examples only, or the ``"whole"`` batch with the replayed ones, as the published loop does.
+        seed: of weights, data order, permutations and buffer. Arms with equal seeds share all of these.
+        curve_points: how often in each task every task is tested, 0 for at its end only.
+    """
+
+    dataset: str = "digits"
+    stream: str = "split"
+    tasks: int = 2
+    scenario: str = "class"
+    samples_per_task: int | None = None
+    first_identity: bool = True
+    evaluation: str = "test"
+    model: str = "mlp"
+    hidden: tuple[int, ...] = (100, 100)
+    optimizer: str = "adam"
+    options: tuple[tuple[str, Any], ...] = ()
+    epochs: int = 1
+    batch_size: int = 32
+    replay_capacity: int = 0
+    replay_policy: str = "reservoir"
+    replay_distinct: bool | None = None
+    replay_batch: int = 32
+    replay_adds: str = "current"
+    seed: int = 0
+    curve_points: int = 0
+
+    def __post_init__(self):
+        pairs = self.options.items() if isinstance(self.options, dict) else self.options
+        object.__setattr__(self, "options", tuple(sorted((str(name), value) for name, value in pairs)))
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        for name, table in (("optimizer", OPTIMIZERS), ("model", MODELS)):
+            if getattr(self, name) not in table:
+                raise ValueError(f"{name} must be one of {', '.join(sorted(table))}, got {getattr(self, name)!r}")
+        if self.replay_adds not in ("current", "whole"):
+            raise ValueError(f"replay_adds must be 'current' or 'whole', got {self.replay_adds!r}")
+        lowest = {"tasks": 1, "epochs": 1, "batch_size": 1, "replay_capacity": 0, "replay_batch": 1, "curve_points": 0}
+        for name, low in {**lowest, "seed": 0}.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ValueError(f"{name} must be a whole number >= {low}, got {value!r}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `Experiment.from_dict` reads them back."""
+        return {**asdict(self), "hidden": list(self.hidden), "options": dict(self.options)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Experiment":
+        """The experiment with these choices; an unknown name is a ValueError that lists the known ones."""
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(f"unknown choice(s) {', '.join(unknown)}; an Experiment has {', '.join(known)}")
+        return cls(**values)
+
+    def key(self) -> str:
+        """Name of the experiment in a store: a hash of every choice that differs from its default."""
+        defaults = Experiment().as_dict()
+        chosen = {name: value for name, value in self.as_dict().items() if value != defaults[name]}
+        text = json.dumps({"rules_version": RULES_VERSION, **chosen}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run measured.
+
+    Attributes:
+        experiment: what was run.
+        accuracy: ``accuracy[i, j]``, test accuracy on task j after training on task i, in [0, 1]; (T, T).
+        initial: accuracy on each task before any training; (T,).
+        curve: one dict for each measurement inside a task: ``step`` (optimizer steps since the beginning), ``training``
+            and ``task`` (numbers of the task that was learnt and of the one that was tested), ``accuracy``.
+        buffer: label -> how many of the replay buffer's examples have it, at the end; empty without replay.
+        seconds: wall time of training and tests. versions: of the software that made the result.
+    """
+
+    experiment: Experiment
+    accuracy: np.ndarray
+    initial: np.ndarray
+    curve: list[dict[str, float]]
+    buffer: dict[str, int]
+    seconds: float
+    versions: dict[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `Result.from_dict` reads them back, bit by bit."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        arrays = {"accuracy": self.accuracy.tolist(), "initial": self.initial.tolist()}
+        return {**values, **arrays, "experiment": self.experiment.as_dict()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Result":
+        arrays = {name: np.array(values[name], dtype=float) for name in ("accuracy", "initial")}
+        return cls(**{**values, **arrays, "experiment": Experiment.from_dict(values["experiment"])})
+
+
+def run(experiment: Experiment, device: str | torch.device = "cpu", progress: bool = False) -> Result:
+    """Train one network on the stream, task by task, and test it on every task after each.
+
+    The run uses one thread and leaves the global random state and the number of threads as they were.
+
+    Args:
+        experiment: what to run.
+        device: where to train; the CPU and a GPU differ in the last digits.
+        progress: show a bar over the optimizer's steps.
+    """
+    with _isolated(experiment.seed, device):
+        start = time.perf_counter()
+        dataset = load(experiment.dataset)
+        stream = make_stream(
+            dataset,
+            experiment.stream,
+            experiment.tasks,
+            experiment.scenario,
+            experiment.seed,
+            samples_per_task=experiment.samples_per_task,
+            evaluation=experiment.evaluation,
+            first_identity=experiment.first_identity,
+        )
+        return _Run(experiment, stream, torch.device(device)).train(progress, start)
+
+
+class _Run:
+    """A network, its optimizer and its buffer on their way through a stream."""
+
+    def __init__(self, experiment: Experiment, stream: Stream, device: torch.device):
+        self.experiment, self.stream, self.device = experiment, stream, device
+        self.model = MODELS[experiment.model](stream.inputs, experiment.hidden, stream.outputs).to(device)
+        self.optimizer = OPTIMIZERS[experiment.optimizer](self.model.parameters(), **dict(experiment.options))
+        self.order = torch.Generator().manual_seed(experiment.seed)
+        self.buffer = None
+        if experiment.replay_capacity:
+            self.buffer = ReplayBuffer(
+                experiment.replay_capacity, experiment.replay_policy, experiment.replay_distinct, seed=experiment.seed
+            )
+        self.unit_task = _task_of_each_unit(stream, device)
+        self.curve: list[dict[str, float]] = []
+        self.steps = 0
+
+    def train(self, progress: bool, start: float) -> Result:
+        tests = [self._on_device(task.outputs, *task.test()) for task in self.stream.tasks]
+        initial = np.array([self._accuracy(test) for test in tests])
+        accuracy = np.full((len(tests), len(tests)), np.nan)
+        with tqdm(total=len(tests) * self.experiment.epochs, unit="epoch", disable=not progress) as bar:
+            for i, task in enumerate(self.stream.tasks):
+                self._train_task(i, *self._on_device(task.outputs, *task.train()), tests, bar)
+                accuracy[i] = [self._accuracy(test) for test in tests]
+        return Result(
+            experiment=self.experiment,
+            accuracy=accuracy,
+            initial=initial,
+            curve=self.curve,
+            buffer={} if self.buffer is None else {str(k): n for k, n in self.buffer.class_counts().items()},
+            seconds=time.perf_counter() - start,
+            versions={"sp": sp.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        )
+
+    def _train_task(self, number: int, x: Tensor, y: Tensor, tests: list, bar: tqdm) -> None:
+        size = self.experiment.batch_size
+        total = self.experiment.epochs * -(-len(x) // size)
+        points = np.linspace(0, total, self.experiment.curve_points + 1)[1:].round().astype(int)
+        step = 0
+        for _ in range(self.experiment.epochs):
+            for index in torch.randperm(len(x), generator=self.order).to(self.device).split(size):
+                self._train_batch(x[index], y[index])
+                step += 1
+                if step in points:
+                    for j, test in enumerate(tests):
+                        measured = {"training": number, "task": j, "accuracy": self._accuracy(test)}
+                        self.curve.append({"step": self.steps, **measured})
+            bar.update()
+
+    def _train_batch(self, x: Tensor, y: Tensor) -> None:
+        seen_x, seen_y = x, y
+        if self.buffer is not None and len(self.buffer):
+            old_x, old_y = self.buffer.sample(self.experiment.replay_batch)
+            seen_x, seen_y = torch.cat([x, old_x]), torch.cat([y, old_y])
+        self.optimizer.zero_grad()
+        F.cross_entropy(self._logits(seen_x, seen_y), seen_y).backward()
+        self.optimizer.step()
+        if self.buffer is not None:
+            whole = self.experiment.replay_adds == "whole"
+            self.buffer.add(*((seen_x, seen_y) if whole else (x, y)))
+        self.steps += 1
+
+    def _logits(self, x: Tensor, y: Tensor) -> Tensor:
+        """All logits, or, in a task-incremental stream, those of the example's own task."""
+        logits = self.model(x)
+        if self.unit_task is None:
+            return logits
+        return logits.masked_fill(self.unit_task != self.unit_task[y, None], -torch.inf)
+
+    @torch.no_grad()
+    def _accuracy(self, test: tuple[Tensor, Tensor]) -> float:
+        self.model.eval()
+        correct = self._logits(*test).argmax(1) == test[1]
+        self.model.train()
+        return correct.float().mean().item()
+
+    def _on_device(self, outputs: tuple[int, ...] | None, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The data, with labels that name output units whichever the scenario."""
+        labels = y if outputs is None else torch.tensor(outputs)[y]
+        return x.to(self.device), labels.to(self.device)
+
+
+def _task_of_each_unit(stream: Stream, device: torch.device) -> Tensor | None:
+    """Which task each output unit belongs to, where tasks have units of their own; (outputs,)."""
+    if stream.tasks[0].outputs is None:
+        return None
+    owner = torch.empty(stream.outputs, dtype=torch.int64)
+    for number, task in enumerate(stream.tasks):
+        owner[list(task.outputs)] = number
+    return owner.to(device)
+
+
+@contextmanager
+def _isolated(seed: int, device: str | torch.device) -> Iterator[None]:
+    """One thread and a random state of its own, so that a run depends on nothing but its experiment."""
+    threads = torch.get_num_threads()
+    on_gpu = torch.device(device).type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.manual_seed(seed)
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+class Store:
+    """Finished runs in a folder, a JSON file each, named by the experiment's hash.
+
+    Writes are atomic, so a run that is killed leaves no half file and several processes may share a store. Files hold
+    data only: reading one cannot run code. A damaged file is recomputed, with a warning.
+
+    Args:
+        folder: where; default is `sp.files.folder("store")`.
+    """
+
+    def __init__(self, folder: str | os.PathLike | None = None):
+        self.folder = Path(folder) if folder is not None else files.folder("store")
+
+    def path(self, experiment: Experiment) -> Path:
+        """Where the result of an experiment lies, or would."""
+        key = experiment.key()
+        return self.folder / key[:2] / f"{key}.json"
+
+    def get(self, experiment: Experiment) -> Result | None:
+        """The stored result, or None where there is none that can be trusted."""
+        path = self.path(experiment)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            result = _from_text(content.decode())
+        except (ValueError, KeyError, TypeError) as damage:
+            warnings.warn(f"{path} is damaged ({damage}) and is computed again", stacklevel=2)
+            return None
+        if result.experiment != experiment:
+            warnings.warn(f"{path} holds another experiment and is computed again", stacklevel=2)
+            return None
+        return result
+
+    def put(self, result: Result) -> None:
+        """Keep a result.
+
+        Raises:
+            OSError: the folder cannot be written; the message names it. What was stored before is untouched.
+        """
+        files.write_atomically(self.path(result.experiment), _to_text(result))
+
+    def run(self, experiment: Experiment, progress: bool = False) -> Result:
+        """The stored result, else a new one, stored."""
+        result = self.get(experiment)
+        if result is None:
+            result = run(experiment, progress=progress)
+            self.put(result)
+        return result
+
+
+def _to_text(result: Result) -> str:
+    body = json.dumps(result.as_dict(), sort_keys=True)
+    return json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest(), "result": body})
+
+
+def _from_text(text: str) -> Result:
+    envelope = json.loads(text)
+    if hashlib.sha256(envelope["result"].encode()).hexdigest() != envelope["sha256"]:
+        raise ValueError("its checksum is wrong")
+    return Result.from_dict(json.loads(envelope["result"]))
+
+
+def results_frame(results: list[Result]) -> pd.DataFrame:
+    """One row a result: every choice of the experiment (options as ``option_NAME``), and the metrics of `sp.metrics`.
+
+    ``final_1``, ``final_2``, ... are the accuracies on each task at the end, ``learned_1``, ... right after it.
+    """
+    rows = []
+    for result in results:
+        choices = result.experiment.as_dict()
+        options = {f"option_{name}": value for name, value in choices.pop("options").items()}
+        R = result.accuracy
+        rows.append(
+            {
+                **choices,
+                "hidden": "-".join(map(str, result.experiment.hidden)),
+                **options,
+                "average_accuracy": metrics.average_accuracy(R),
+                "backward_transfer": metrics.backward_transfer(R),
+                "forward_transfer": metrics.forward_transfer(R, result.initial),
+                "forgetting": metrics.forgetting(R),
+                "learning_accuracy": metrics.learning_accuracy(R),
+                "anytime_accuracy": metrics.anytime_accuracy(R),
+                **{f"final_{j + 1}": R[-1, j] for j in range(len(R))},
+                **{f"learned_{j + 1}": R[j, j] for j in range(len(R))},
+                "seconds": result.seconds,
+                "key": result.experiment.key(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def curves_frame(results: list[Result]) -> pd.DataFrame:
+    """One row a measurement inside a task: ``key`` and ``seed`` of the experiment, ``step``, ``training``, ``task`` and
+    ``accuracy`` (tasks are numbered from 1)."""
+    rows = [
+        {
+            "key": result.experiment.key(),
+            "seed": result.experiment.seed,
+            **point,
+            "training": point["training"] + 1,
+            "task": point["task"] + 1,
+        }
+        for result in results
+        for point in result.curve
+    ]
+    return pd.DataFrame(rows, columns=["key", "seed", "step", "training", "task", "accuracy"])

@@ -1,0 +1,44 @@
+"""Where files lie, and how they are written: whole or not at all."""
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def folder(name: str) -> Path:
+    """A folder of the project, by its name in the environment or beside the notebooks.
+
+    ``$SP_FIGURES`` for ``"figures"``, ``$SP_STORE`` for ``"store"``; else ``figures`` or ``.store`` in the nearest folder
+    at or above the working directory that has ``notebooks`` in it, else in the working directory.
+    """
+    named = os.environ.get(f"SP_{name.upper()}")
+    if named:
+        return Path(named)
+    here = Path.cwd()
+    project = next((place for place in (here, *here.parents) if (place / "notebooks").is_dir()), here)
+    return project / {"figures": "figures", "store": ".store"}[name]
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is there whole or not at all, in a folder that is made where it is missing.
+
+    Raises:
+        OSError: it cannot be written; the message names it. What was there before is untouched.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+            os.chmod(temporary, 0o644)  # a temporary file is private by default, a result is not
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise OSError(
+            f"cannot write {path} ({error.strerror or error}): free some disk space, or name a folder that can be "
+            "written (SP_STORE for results, SP_FIGURES for figures)"
+        ) from error

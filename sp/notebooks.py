@@ -1,0 +1,79 @@
+"""Running the notebooks: for their figures, afresh in place, and against their stored outputs."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import nbformat
+import papermill
+from nbclient import NotebookClient
+from tqdm import tqdm
+
+from sp.files import folder, write_atomically
+
+
+def all_notebooks() -> list[Path]:
+    """The notebooks of the collection in their order."""
+    return sorted(Path("notebooks").glob("*.ipynb"))
+
+
+def make_figures(dataset: str, notebooks: Sequence[Path] = ()) -> int:
+    """Execute notebooks with papermill on a data set; executed copies go to ``build/notebooks``.
+
+    Returns:
+        Exit status: 0, or 1 when a notebook failed; the others are executed all the same.
+    """
+    failures = []
+    target = Path("build/notebooks") / dataset
+    target.mkdir(parents=True, exist_ok=True)
+    with tqdm(list(notebooks) or all_notebooks(), unit="notebook") as bar:
+        for path in bar:
+            bar.set_postfix_str(path.stem, refresh=True)
+            known = papermill.inspect_notebook(str(path))
+            try:
+                papermill.execute_notebook(
+                    str(path),
+                    str(target / path.name),
+                    parameters={"dataset": dataset} if "dataset" in known else {},
+                    cwd=str(path.parent),
+                    kernel_name="python3",
+                    progress_bar=False,
+                )
+            except papermill.PapermillExecutionError as error:
+                failures.append(f"{target / path.name}, cell {error.exec_count}: {error.ename}: {error.evalue}")
+    for failure in failures:
+        print(f"FAILED {failure}", file=sys.stderr)
+    print(f"Figures are in {folder('figures')}, executed notebooks in {target}.")
+    return 1 if failures else 0
+
+
+def refresh(notebooks: Sequence[Path] = ()) -> int:
+    """Execute notebooks in place on their default data, and store the outputs that the tests compare."""
+    for path in tqdm(list(notebooks) or all_notebooks(), unit="notebook"):
+        notebook = nbformat.read(path, as_version=4)
+        with tempfile.TemporaryDirectory() as store:
+            environment = {**os.environ, **_quiet(), "SP_STORE": store}
+            client = NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}})
+            client.execute(env=environment)
+        for cell in notebook.cells:
+            cell.metadata.pop("execution", None)
+        notebook.metadata.pop("widgets", None)
+        write_atomically(path, nbformat.writes(notebook) + "\n")
+    return 0
+
+
+def check(notebooks: Sequence[Path] = ()) -> int:
+    """Execute notebooks afresh with nbval and compare every output with the stored one; returns the exit status."""
+    with tempfile.TemporaryDirectory() as scratch:
+        environment = {**os.environ, **_quiet(), "SP_STORE": f"{scratch}/store", "SP_FIGURES": f"{scratch}/figures"}
+        command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-p", "no:cacheprovider"]
+        paths = [str(path) for path in notebooks or all_notebooks()]
+        return subprocess.run([*command, *paths], env=environment, check=False).returncode
+
+
+def _quiet() -> dict[str, str]:
+    # Bars would be stored as outputs, and no two runs draw them alike.
+    return {"TQDM_DISABLE": "1"}

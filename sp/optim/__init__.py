@@ -1,0 +1,5 @@
+"""The optimizers."""
+
+from sp.optim.selective import SelectivePlasticityOptimizer
+
+__all__ = ["SelectivePlasticityOptimizer"]

@@ -1,0 +1,599 @@
+import gzip
+import hashlib
+import os
+import pickle
+import re
+import struct
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+
+from sp import data
+from sp.data import DataError, Dataset, load, make_stream, read_idx
+
+REAL_DATA = os.environ.get("SP_DATA")
+KINDS, SCENARIOS = ("split", "permuted", "rotated"), ("class", "domain", "task")
+
+
+def idx(array: np.ndarray) -> bytes:
+    return (
+        bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.astype(np.uint8).tobytes()
+    )
+
+
+def labels(count: int) -> np.ndarray:
+    return np.arange(count) % 10
+
+
+random = np.random.default_rng(0)
+TRAIN, TEST = random.integers(0, 256, (40, 28, 28)), random.integers(0, 256, (20, 28, 28))
+FILES = {
+    "train-images-idx3-ubyte": idx(TRAIN),
+    "train-labels-idx1-ubyte": idx(labels(40)),
+    "t10k-images-idx3-ubyte": idx(TEST),
+    "t10k-labels-idx1-ubyte": idx(labels(20)),
+}
+TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = FILES
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No test sees another's data, the user's files or the internet."""
+    monkeypatch.delenv("SP_DATA", raising=False)
+    monkeypatch.setenv("SP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SP_MIRROR", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    load.cache_clear()
+    yield
+    load.cache_clear()
+
+
+def write(root: Path, files: dict[str, bytes], suffix: str = "") -> Path:
+    folder = root / "mnist"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / f"{name}{suffix}").write_bytes(content)
+    return folder
+
+
+def check_is_the_written_data(dataset: Dataset) -> None:
+    mean, deviation = TRAIN.mean(), TRAIN.std()
+    assert np.allclose(dataset.train_x, (TRAIN.reshape(40, -1) - mean) / deviation, atol=1e-5)
+    assert np.allclose(dataset.test_x, (TEST.reshape(20, -1) - mean) / deviation, atol=1e-5)
+    assert dataset.train_y.tolist() == labels(40).tolist() and dataset.test_y.tolist() == labels(20).tolist()
+
+
+# ---- Digits
+
+
+def test_digits_have_the_promised_form():
+    digits = load("digits")
+    assert (digits.name, digits.image_shape, digits.classes) == ("digits", (8, 8), 10)
+    assert digits.train_x.shape == (1400, 64) and digits.test_x.shape == (397, 64)
+    assert digits.train_x.dtype == digits.test_x.dtype == torch.float32
+    assert digits.train_y.dtype == digits.test_y.dtype == torch.int64
+    assert abs(digits.train_x.mean()) < 1e-5 and abs(digits.train_x.std() - 1) < 1e-4
+    assert load("digits") is digits
+
+
+def test_digits_are_split_by_class_and_each_image_is_used_once():
+    digits, original = load("digits"), load_digits()
+    total = np.bincount(original.target)
+    assert np.abs(digits.train_y.bincount().numpy() - total * 1400 / 1797).max() < 1
+    x = torch.cat([digits.train_x, digits.test_x])
+    pixels = ((x - x.min()) / (x.max() - x.min()) * 16).round().byte().numpy()
+    found = [
+        (row.tobytes(), y) for row, y in zip(pixels, torch.cat([digits.train_y, digits.test_y]).tolist(), strict=True)
+    ]
+    expected = [
+        (row.tobytes(), y) for row, y in zip(original.data.astype(np.uint8), original.target.tolist(), strict=True)
+    ]
+    assert sorted(found) == sorted(expected)
+
+
+def test_the_split_of_digits_never_changes():
+    before = load("digits")
+    assert before.train_y[:12].tolist() == [3, 6, 8, 4, 2, 2, 9, 1, 7, 3, 7, 7]
+    load.cache_clear()
+    np.random.seed(1)  # noqa: NPY002 - the global generator is what scikit-learn would fall back on
+    torch.manual_seed(1)
+    assert torch.equal(load("digits").train_x, before.train_x)
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(ValueError, match="name must be one of 'digits', 'mnist', 'fashion_mnist', got 'cifar'"):
+        load("cifar")
+
+
+# ---- Files in SP_DATA
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_files_are_read_gzipped_or_not(packed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("SP_DATA", str(tmp_path))
+    write(tmp_path, {n: gzip.compress(c) for n, c in FILES.items()} if packed else FILES, ".gz" if packed else "")
+    mnist = load("mnist")
+    check_is_the_written_data(mnist)
+    assert (mnist.name, mnist.image_shape, mnist.classes) == ("mnist", (28, 28), 10)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("missing", FILES)
+def test_a_missing_file_is_named(missing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("SP_DATA", str(tmp_path))
+    folder = write(tmp_path, FILES)
+    (folder / missing).unlink()
+    with pytest.raises(DataError, match=rf"{folder / missing}: expected .*SP_DATA={tmp_path}.*unset SP_DATA"):
+        load("mnist")
+
+
+DAMAGE = {
+    "truncated": (TRAIN_IMAGES, FILES[TRAIN_IMAGES][:-1], "expected bytes for 40 items"),
+    "too long": (TRAIN_IMAGES, FILES[TRAIN_IMAGES] + b"x", "expected bytes for 40 items"),
+    "short header": (TEST_IMAGES, FILES[TEST_IMAGES][:9], "expected bytes of header 16, found 9"),
+    "empty": (TEST_LABELS, b"", "expected magic number 00000801, found none"),
+    "labels for images": (TRAIN_IMAGES, FILES[TRAIN_LABELS], "expected magic number 00000803, found 00000801"),
+    "images for labels": (TEST_LABELS, FILES[TEST_IMAGES], "expected magic number 00000801, found 00000803"),
+    "test labels for training labels": (TRAIN_LABELS, FILES[TEST_LABELS], "expected as many labels .* 40, found 20"),
+    "other numbers": (TRAIN_LABELS, b"\0\0\x0d\1" + FILES[TRAIN_LABELS][4:], "expected magic number 00000801"),
+    "other images": (TEST_IMAGES, idx(np.ones((20, 8, 8))), r"expected items of shape \(28, 28\), found \(8, 8\)"),
+    "no images": (TEST_IMAGES, idx(np.ones((0, 28, 28))), "has images, 0, found 20"),
+    "no labels": (TEST_LABELS, idx(np.ones(0)), "found none"),
+    "label out of range": (TEST_LABELS, idx(labels(20) + 1), r"expected labels \[0, 1, .*found \[1, .* 10\]"),
+    "web page": (TRAIN_IMAGES, b"<!DOCTYPE html><html></html>", "expected magic number"),
+    "half a gzip": (TRAIN_IMAGES, gzip.compress(FILES[TRAIN_IMAGES])[:500], "expected a readable file"),
+    "broken gzip": (TEST_LABELS, b"\x1f\x8b" + b"x" * 50, "expected a readable file"),
+    "constant": (TRAIN_IMAGES, idx(np.zeros((40, 28, 28))), "expected pictures, found 0 in every pixel"),
+}
+
+
+@pytest.mark.parametrize(("file", "content", "message"), DAMAGE.values(), ids=DAMAGE)
+def test_a_wrong_file_is_named_with_what_mends_it(
+    file: str, content: bytes, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("SP_DATA", str(tmp_path))
+    write(tmp_path, {**FILES, file: content})
+    with pytest.raises(DataError, match=message) as error:
+        load("mnist")
+    assert file in str(error.value)
+    assert "Delete it" in str(error.value) and "unset SP_DATA" in str(error.value)
+
+
+PACKED = {name: gzip.compress(content, mtime=0) for name, content in FILES.items()}
+
+
+@st.composite
+def damaged(draw: st.DrawFn, name: str, packed: bool) -> bytes:
+    """A file cut short, with a byte changed, or with bytes put in; the header is hit often."""
+    content = (PACKED if packed else FILES)[name]
+    place = draw(st.integers(0, min(31, len(content) - 1)) | st.integers(0, len(content) - 1))
+    change = draw(st.sampled_from(("cut", "change", "insert")))
+    if change == "cut":
+        return content[:place]
+    if change == "insert":
+        return content[:place] + draw(st.binary(min_size=1, max_size=8)) + content[place:]
+    return content[:place] + bytes([content[place] ^ draw(st.integers(1, 255))]) + content[place + 1 :]
+
+
+# Time limits fail on busy machines, and the fixtures hold nothing that an example changes for the next.
+QUICK = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def read(content: bytes, shape: tuple[int, ...]) -> torch.Tensor:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "file")
+        path.write_bytes(content)
+        return read_idx(path, shape)
+
+
+@QUICK
+@given(damaged(TEST_IMAGES, packed=False))
+def test_a_damaged_plain_file_gives_an_error_or_the_very_pixels_it_holds(content: bytes):
+    whole = FILES[TEST_IMAGES]
+    if content[:16] == whole[:16] and len(content) == len(whole):
+        assert read(content, (28, 28)).numpy().tobytes() == content[16:]
+    else:
+        with pytest.raises(DataError):
+            read(content, (28, 28))
+
+
+@QUICK
+@given(damaged(TEST_IMAGES, packed=True))
+def test_a_damaged_gzip_gives_an_error_or_the_right_content(content: bytes):
+    try:
+        images = read(content, (28, 28))
+    except DataError:
+        return
+    assert np.array_equal(images, TEST)
+
+
+@QUICK
+@given(st.binary(max_size=64), st.sampled_from(((), (28, 28))))
+def test_any_bytes_give_an_error_or_their_own_content(content: bytes, shape: tuple[int, ...]):
+    try:
+        items = read(content, shape)
+    except DataError:
+        return
+    assert content.endswith(items.numpy().tobytes())
+
+
+# ---- Downloads
+
+
+class Mirror:
+    """A web server on this machine: what it serves, what it was asked for."""
+
+    def __init__(self):
+        self.files: dict[str, bytes] = {}
+        self.asked: list[str] = []
+        mirror = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                mirror.asked.append(self.path)
+                content = mirror.files.get(self.path)
+                self.send_response(404 if content is None else 200)
+                self.send_header("Content-Length", str(len(content or b"")))
+                self.end_headers()
+                self.wfile.write(content or b"")
+
+            def log_message(self, *_):
+                """Keeps the tests' output clean."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def serve(self, files: dict[str, bytes], folder: str = "/mnist") -> None:
+        self.files = {f"{folder}/{name}.gz": content for name, content in files.items()}
+
+
+@pytest.fixture
+def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
+    mirror = Mirror()
+    mirror.serve(PACKED)
+    monkeypatch.setenv("SP_MIRROR", mirror.url)
+    monkeypatch.setitem(data.SUMS, "mnist", {name: hashlib.md5(content).hexdigest() for name, content in FILES.items()})
+    yield mirror
+    mirror.server.shutdown()
+    mirror.server.server_close()
+
+
+def test_a_download_is_kept_and_not_repeated(mirror: Mirror, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    check_is_the_written_data(load("mnist"))
+    assert sorted(mirror.asked) == sorted(mirror.files)
+    assert "100%" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "cache" / "mnist").iterdir()) == sorted(FILES)
+    mirror.files.clear()
+    load.cache_clear()
+    check_is_the_written_data(load("mnist"))
+    assert len(mirror.asked) == 4
+
+
+@pytest.mark.parametrize("pack", [lambda c: gzip.compress(c, 1), lambda c: gzip.compress(c, 9), bytes])
+def test_how_a_mirror_packs_does_not_matter(pack: Callable[[bytes], bytes], mirror: Mirror):
+    mirror.serve({name: pack(content) for name, content in FILES.items()})
+    check_is_the_written_data(load("mnist"))
+
+
+altered = bytearray(FILES[TRAIN_IMAGES])
+altered[5000] ^= 1
+BAD_DOWNLOADS = {
+    "one bit of one pixel": gzip.compress(altered),
+    "other file": PACKED[TEST_IMAGES],
+    "half": PACKED[TRAIN_IMAGES][:1000],
+    "web page": b"<html>Log in to the network first</html>",
+    "nothing": b"",
+    "not found": None,
+}
+
+
+@pytest.mark.parametrize("content", BAD_DOWNLOADS.values(), ids=BAD_DOWNLOADS)
+def test_a_bad_download_is_an_error_and_leaves_nothing_behind(content: bytes | None, mirror: Mirror, tmp_path: Path):
+    mirror.serve({**PACKED, TRAIN_IMAGES: content})
+    with pytest.raises(DataError, match=f"{mirror.url}/mnist/{TRAIN_IMAGES}.gz: .*\n.*SP_MIRROR.*SP_DATA"):
+        load("mnist")
+    assert list((tmp_path / "cache" / "mnist").iterdir()) == []
+    mirror.serve(PACKED)
+    check_is_the_written_data(load("mnist"))
+
+
+def test_without_a_network_the_error_says_what_to_do():
+    with pytest.raises(DataError, match=r"http://127.0.0.1:9/fashion_mnist/.*\nCheck the network"):
+        load("fashion_mnist")
+
+
+def test_a_damaged_cache_is_downloaded_again(mirror: Mirror, tmp_path: Path):
+    load("mnist")
+    path = tmp_path / "cache" / "mnist" / TRAIN_IMAGES
+    path.write_bytes(altered)
+    load.cache_clear()
+    check_is_the_written_data(load("mnist"))
+    assert path.read_bytes() == FILES[TRAIN_IMAGES] and len(mirror.asked) == 5
+
+
+def test_the_next_mirror_steps_in(mirror: Mirror, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("SP_MIRROR")
+    monkeypatch.setitem(data.MIRRORS, "mnist", (f"{mirror.url}/gone", f"{mirror.url}/mnist"))
+    check_is_the_written_data(load("mnist"))
+    assert len(mirror.asked) == 8
+
+
+@QUICK
+@given(content=damaged(TRAIN_IMAGES, packed=False).map(gzip.compress) | damaged(TRAIN_IMAGES, packed=True))
+def test_a_damaged_download_never_gives_a_wrong_number(content: bytes, mirror: Mirror):
+    mirror.serve({**PACKED, TRAIN_IMAGES: content})
+    load.cache_clear()
+    with tempfile.TemporaryDirectory() as cache, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SP_CACHE", cache)
+        try:
+            dataset = load("mnist")
+        except DataError:
+            return
+    check_is_the_written_data(dataset)
+
+
+# ---- Streams
+
+
+@pytest.fixture
+def numbered() -> Dataset:
+    """Every value tells where it comes from: value // 16 is the image (tests from 200 on), value % 16 the pixel."""
+    x = torch.arange(250 * 16, dtype=torch.float32).reshape(250, 16)
+    y = torch.arange(250) % 10
+    return Dataset("numbered", x[:200], y[:200], x[200:], y[200:], (4, 4), 10)
+
+
+def image_numbers(x: torch.Tensor) -> list[int]:
+    return (x[:, 0] // 16).long().tolist()
+
+
+def all_tensors(stream: data.Stream) -> list[torch.Tensor]:
+    return [tensor for task in stream.tasks for part in (task.train, task.test) for tensor in part()]
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 5, 10])
+def test_split_divides_the_images_by_class_in_order(tasks: int, numbered: Dataset):
+    stream = make_stream(numbered, "split", tasks, "class", seed=0)
+    train, test = [], []
+    for number, task in enumerate(stream.tasks):
+        owned = set(range(number * 10 // tasks, (number + 1) * 10 // tasks))
+        for part, seen in ((task.train, train), (task.test, test)):
+            numbers = image_numbers(part()[0])
+            assert {n % 10 for n in numbers} == owned
+            seen += numbers
+    assert sorted(train) == list(range(200)) and sorted(test) == list(range(200, 250))
+
+
+@pytest.mark.parametrize(
+    ("kind", "scenario", "units", "task_labels", "outputs"),
+    [
+        ("split", "class", 10, {2, 3}, None),
+        ("split", "domain", 2, {0, 1}, None),
+        ("split", "task", 10, {0, 1}, (2, 3)),
+        ("permuted", "class", 50, set(range(10, 20)), None),
+        ("permuted", "domain", 10, set(range(10)), None),
+        ("permuted", "task", 50, set(range(10)), tuple(range(10, 20))),
+        ("rotated", "class", 50, set(range(10, 20)), None),
+        ("rotated", "domain", 10, set(range(10)), None),
+        ("rotated", "task", 50, set(range(10)), tuple(range(10, 20))),
+    ],
+)
+def test_labels_of_the_second_of_five_tasks(
+    kind: str, scenario: str, units: int, task_labels: set[int], outputs: tuple[int, ...] | None, numbered: Dataset
+):
+    stream = make_stream(numbered, kind, 5, scenario, seed=0)
+    task = stream.tasks[1]
+    assert stream.outputs == units and task.outputs == outputs
+    for _, y in (task.train(), task.test()):
+        assert set(y.tolist()) == task_labels
+        assert len(set(y.bincount()[min(task_labels) :].tolist())) == 1
+
+
+def test_labels_belong_to_their_images(numbered: Dataset):
+    x, y = make_stream(numbered, "split", 5, "domain", seed=0, samples_per_task=13).tasks[3].train()
+    assert [n % 10 - 6 for n in image_numbers(x)] == y.tolist()
+    x, y = make_stream(numbered, "permuted", 3, "class", seed=0, samples_per_task=13).tasks[2].train()
+    assert [n % 10 + 20 for n in image_numbers(x)] == y.tolist()
+
+
+def test_permutations_are_permutations_each_its_own_and_the_same_for_training_and_test(numbered: Dataset):
+    stream = make_stream(numbered, "permuted", 6, "domain", seed=3)
+    orders = []
+    for task in stream.tasks:
+        order = task.train()[0][0] % 16
+        assert sorted(order.tolist()) == list(range(16))
+        assert all((x % 16 == order).all() for x, _ in (task.train(), task.test()))
+        orders.append(tuple(order.tolist()))
+    assert len(set(orders)) == 6 and orders[0] == tuple(range(16))
+
+
+def test_first_identity_decides_about_the_first_permutation_only(numbered: Dataset):
+    kept = make_stream(numbered, "permuted", 4, "domain", seed=3)
+    moved = make_stream(numbered, "permuted", 4, "domain", seed=3, first_identity=False)
+    same = [torch.equal(a.train()[0], b.train()[0]) for a, b in zip(kept.tasks, moved.tasks, strict=True)]
+    assert same == [False, True, True, True]
+    assert torch.equal(kept.tasks[0].train()[0], numbered.train_x)
+
+
+def test_permutations_do_not_depend_on_what_comes_later(numbered: Dataset):
+    short = make_stream(numbered, "permuted", 3, "domain", seed=3)
+    long = make_stream(numbered, "permuted", 30, "domain", seed=3, samples_per_task=5)
+    assert all(torch.equal(a.test()[0], b.test()[0]) for a, b in zip(short.tasks, long.tasks[:3], strict=True))
+
+
+def test_rotation_is_counter_clockwise_and_spread_over_half_a_turn():
+    digits = load("digits")
+    quarters = make_stream(digits, "rotated", 2, "domain", seed=0)
+    assert torch.equal(quarters.tasks[0].train()[0], digits.train_x)
+    upright, turned = (task.test()[0].reshape(-1, 8, 8) for task in quarters.tasks)
+    assert torch.allclose(turned, upright.rot90(1, (1, 2)), atol=1e-4)
+    assert [task.name for task in make_stream(digits, "rotated", 4, "domain", seed=0).tasks] == [
+        *("0 degrees", "45 degrees", "90 degrees", "135 degrees")
+    ]
+
+
+def test_rotation_is_even_and_fills_corners_with_background():
+    digits = load("digits")
+    background = digits.train_x.min()
+    eighth = make_stream(digits, "rotated", 4, "domain", seed=0).tasks[1].train()[0].reshape(-1, 8, 8)
+    assert torch.allclose(eighth[:, 0, 0], background) and torch.allclose(eighth[:, 7, 7], background)
+    assert eighth.min() >= background - 1e-5 and eighth.max() <= digits.train_x.max() + 1e-5
+    # A picture that does not change under a quarter turn takes 45 and 135 degrees alike.
+    x = torch.randn(3, 6, 6, generator=torch.Generator().manual_seed(0))
+    x = sum(x.rot90(k, (1, 2)) for k in range(4)).flatten(1)
+    shape, low = (6, 6), float(x.min())
+    assert torch.allclose(data._rotate(x, shape, low, 45), data._rotate(x, shape, low, 135), atol=1e-4)
+
+
+def test_rotation_of_an_oblong_image_keeps_distances():
+    x = torch.zeros(1, 5, 9)
+    x[0, 2, 6] = 1
+    turned = data._rotate(x.flatten(1), (5, 9), 0.0, 90.0).reshape(5, 9)
+    assert turned[0, 4] == pytest.approx(1, abs=1e-5) and turned.sum() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_per_task_are_drawn_anew_for_each_task(kind: str, numbered: Dataset):
+    stream = make_stream(numbered, kind, 5, "class", seed=0, samples_per_task=30)
+    full = make_stream(numbered, kind, 5, "class", seed=0)
+    drawn = []
+    for task, whole in zip(stream.tasks, full.tasks, strict=True):
+        rows = {tuple(row) for row in task.train()[0].tolist()}
+        assert len(rows) == len(task.train()[1]) == 30
+        assert rows <= {tuple(row) for row in whole.train()[0].tolist()}
+        assert torch.equal(task.test()[0], whole.test()[0])
+        drawn.append(tuple(task.train()[1].tolist()))
+    assert len(set(drawn)) == 5
+
+
+@pytest.mark.parametrize(("name", "held_out"), [("numbered", 20), ("digits", 40)])
+def test_validation_holds_out_the_end_of_the_training_set(name: str, held_out: int, numbered: Dataset):
+    dataset = Dataset(name, *(getattr(numbered, f) for f in ("train_x", "train_y", "test_x", "test_y")), (4, 4), 10)
+    for kind in ("split", "permuted"):
+        stream = make_stream(dataset, kind, 2, "class", seed=0, evaluation="validation")
+        train = {n for task in stream.tasks for n in image_numbers(task.train()[0])}
+        test = {n for task in stream.tasks for n in image_numbers(task.test()[0])}
+        assert train == set(range(200 - held_out)) and test == set(range(200 - held_out, 200))
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_arguments_give_equal_streams_and_leave_the_global_generator_alone(
+    kind: str, scenario: str, numbered: Dataset
+):
+    before = torch.random.get_rng_state()
+    first, second = (
+        all_tensors(make_stream(numbered, kind, 5, scenario, seed=7, samples_per_task=20)) for _ in range(2)
+    )
+    assert all(map(torch.equal, first, second))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    other = all_tensors(make_stream(numbered, kind, 5, scenario, seed=8, samples_per_task=20))
+    assert not all(map(torch.equal, first, other))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_task_returns_is_the_callers_own(kind: str, numbered: Dataset):
+    stream = make_stream(numbered, kind, 2, "class", seed=0)
+    base = [t.clone() for t in (numbered.train_x, numbered.train_y, numbered.test_x, numbered.test_y)]
+    before = [tensor.clone() for tensor in all_tensors(stream)]
+    for tensor in all_tensors(stream):
+        tensor.zero_()
+    assert all(map(torch.equal, all_tensors(stream), before))
+    assert all(map(torch.equal, (numbered.train_x, numbered.train_y, numbered.test_x, numbered.test_y), base))
+
+
+def test_a_stream_travels_to_another_process_and_holds_no_copies_of_the_images(numbered: Dataset):
+    stream = make_stream(numbered, "permuted", 30, "task", seed=0)
+    content = pickle.dumps(stream)
+    assert all(map(torch.equal, all_tensors(stream), all_tensors(pickle.loads(content))))
+    assert len(content) < 30 * numbered.train_x.nbytes
+
+
+@QUICK
+@given(
+    kind=st.sampled_from(KINDS),
+    tasks=st.sampled_from((1, 2, 5)),
+    scenario=st.sampled_from(SCENARIOS),
+    seed=st.integers(0, 2**63 - 1),
+    samples=st.none() | st.integers(1, 36),
+    evaluation=st.sampled_from(("test", "validation")),
+)
+def test_every_stream_is_sound(
+    kind: str, tasks: int, scenario: str, seed: int, samples: int | None, evaluation: str, numbered: Dataset
+):
+    stream = make_stream(numbered, kind, tasks, scenario, seed, samples, evaluation)
+    assert (len(stream.tasks), stream.inputs, stream.image_shape) == (tasks, 16, (4, 4))
+    assert len({task.name for task in stream.tasks}) == tasks
+    for task in stream.tasks:
+        units = range(stream.outputs) if task.outputs is None else task.outputs
+        assert set(units) <= set(range(stream.outputs))
+        for x, y in (task.train(), task.test()):
+            assert x.shape == (len(y), 16) and x.dtype == torch.float32 and y.dtype == torch.int64
+            assert y.min() >= 0 and y.max() < len(units)
+        assert samples is None or len(task.train()[1]) == samples
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"kind": "shuffled"}, "kind must be one of 'split', 'permuted', 'rotated', got 'shuffled'"),
+        ({"scenario": "online"}, "scenario must be one of 'class', 'domain', 'task', got 'online'"),
+        ({"evaluation": "train"}, "evaluation must be one of 'test', 'validation', got 'train'"),
+        ({"tasks": 3}, "tasks must divide the 10 classes of numbered, got 3"),
+        ({"tasks": 20}, "tasks must divide the 10 classes of numbered, got 20"),
+        ({"tasks": 0}, "tasks must be an integer, at least 1 and below 2**63, got 0"),
+        ({"tasks": 2.0}, "tasks must be an integer, at least 1 and below 2**63, got 2.0"),
+        ({"tasks": 10, "scenario": "domain"}, "tasks must leave each task two classes or more"),
+        ({"tasks": 10, "scenario": "task"}, "tasks must leave each task two classes or more"),
+        ({"seed": -1}, "seed must be an integer, at least 0 and below 2**63, got -1"),
+        ({"seed": None}, "seed must be an integer, at least 0 and below 2**63, got None"),
+        ({"samples_per_task": 0}, "samples_per_task must be an integer, at least 1"),
+        ({"samples_per_task": 41}, "samples_per_task must be at most 40, the images that numbered has for task 0"),
+        ({"samples_per_task": 37, "evaluation": "validation"}, "samples_per_task must be at most 36"),
+        ({"first_identity": False}, "first_identity must be True unless kind is 'permuted', got False with 'split'"),
+    ],
+)
+def test_arguments_out_of_range_are_named(changed: dict[str, object], message: str, numbered: Dataset):
+    arguments = {"dataset": numbered, "kind": "split", "tasks": 5, "scenario": "class", "seed": 0, **changed}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make_stream(**arguments)
+
+
+def test_a_task_without_test_images_is_an_error(numbered: Dataset):
+    few = Dataset("few", numbered.train_x, numbered.train_y, numbered.test_x[:5], numbered.test_y[:5], (4, 4), 10)
+    with pytest.raises(ValueError, match=r"at most 0, the images that few has for task 3 \(classes 6-7\).*fewer tasks"):
+        make_stream(few, "split", 5, "class", seed=0)
+
+
+# ---- The real files
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "mean", "deviation"),
+    [
+        ("mnist", [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949], 0.1307, 0.3081),
+        ("fashion_mnist", [6000] * 10, 0.2860, 0.3530),
+    ],
+)
+def test_the_real_files(name: str, counts: list[int], mean: float, deviation: float, monkeypatch: pytest.MonkeyPatch):
+    if not REAL_DATA or not Path(REAL_DATA, name).is_dir():
+        pytest.skip(f"set SP_DATA to a folder that holds {name}/ to check the real files")
+    monkeypatch.setenv("SP_DATA", REAL_DATA)
+    for file, expected in data.SUMS[name].items():
+        assert hashlib.md5(data._unpacked(data._locate(name, file))).hexdigest() == expected
+    dataset = load(name)
+    assert dataset.train_x.shape == (60000, 784) and dataset.test_x.shape == (10000, 784)
+    assert dataset.train_y.bincount().tolist() == counts
+    darkest, brightest = float(dataset.train_x.min()), float(dataset.train_x.max())
+    assert -darkest / (brightest - darkest) == pytest.approx(mean, abs=5e-5)
+    assert 1 / (brightest - darkest) == pytest.approx(deviation, abs=5e-5)

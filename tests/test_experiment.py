@@ -1,0 +1,177 @@
+"""A run is what its experiment says, to the last bit, and the store gives back what it was given or nothing."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sp.experiment import Experiment, Store, curves_frame, results_frame, run
+
+SMALL = Experiment(hidden=(32,), options={"lr": 1e-2}, epochs=2, curve_points=2)
+
+
+def same(first, second):
+    return (
+        first.experiment == second.experiment
+        and np.array_equal(first.accuracy, second.accuracy, equal_nan=True)
+        and first.curve == second.curve
+        and first.buffer == second.buffer
+    )
+
+
+@pytest.fixture(scope="module")
+def result():
+    return run(SMALL)
+
+
+def test_experiments_are_hashable_and_equal_by_their_choices():
+    again = Experiment(hidden=[32], options=(("lr", 1e-2),), epochs=2, curve_points=2)
+    assert again == SMALL and hash(again) == hash(SMALL) and again.key() == SMALL.key()
+    keys = {replace(SMALL, **change).key() for change in ({}, {"seed": 1}, {"options": {"lr": 1e-3}}, {"epochs": 3})}
+    assert len(keys) == 4
+    assert Experiment.from_dict(json.loads(json.dumps(SMALL.as_dict()))) == SMALL
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"optimizer": "adamm"}, "optimizer must be one of adagrad, adam"),
+        ({"model": "cnnn"}, "model must be one of"),
+        ({"seed": -1}, "seed must be a whole number >= 0, got -1"),
+        ({"epochs": 0}, "epochs must be a whole number >= 1, got 0"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number >= 1, got 2.5"),
+        ({"replay_adds": "all"}, "replay_adds must be 'current' or 'whole', got 'all'"),
+    ],
+)
+def test_wrong_choices_are_named(choice, message):
+    with pytest.raises(ValueError, match=message):
+        Experiment(**choice)
+
+
+def test_unknown_choices_list_the_known_ones():
+    with pytest.raises(ValueError, match=r"learning_rate.*an Experiment has dataset, stream"):
+        Experiment.from_dict({"learning_rate": 1.0})
+
+
+def test_a_run_repeats_itself_whatever_the_threads_and_the_global_random_state(result):
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    torch.manual_seed(987)
+    torch.set_num_threads(2)
+    again = run(SMALL)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
+    torch.set_rng_state(state)
+    assert same(result, again)
+
+
+def test_a_run_repeats_itself_in_a_new_process(result, tmp_path):
+    script = f"from sp.experiment import *; Store({str(tmp_path)!r}).run(Experiment.from_dict({SMALL.as_dict()!r}))"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert same(result, Store(tmp_path).get(SMALL))
+
+
+def test_accuracy_is_of_task_j_after_training_on_task_i(result):
+    R = result.accuracy
+    assert R.shape == (2, 2)
+    assert R[0, 0] > 0.8 and R[0, 1] == 0  # after the first task, the second one's labels were never seen
+    assert R[1, 1] > 0.6 and R[1, 0] < R[0, 0]
+    final = [point["accuracy"] for point in result.curve if point["training"] == 1][-2:]
+    assert final == R[1].tolist()
+
+
+def test_arms_with_one_seed_share_weights_order_and_buffer():
+    with_replay = replace(SMALL, replay_capacity=50)
+    adam, sgd = run(with_replay), run(replace(with_replay, optimizer="sgd"))
+    assert adam.buffer == sgd.buffer and sum(adam.buffer.values()) == 50
+    assert adam.initial.tolist() == sgd.initial.tolist()
+    assert run(replace(SMALL, seed=1)).accuracy.tolist() != run(SMALL).accuracy.tolist()
+
+
+def test_replay_keeps_the_first_task_and_a_flushed_buffer_does_not():
+    base = replace(SMALL, epochs=3, replay_capacity=100, replay_batch=32)
+    published = replace(base, replay_policy="fifo", replay_adds="whole", replay_distinct=False)
+    kept, flushed = run(base), run(published)
+    first = lambda r: sum(n for label, n in r.buffer.items() if int(label) < 5) / 100  # noqa: E731
+    assert 0.3 < first(kept) < 0.7 and first(flushed) < 0.05
+    assert kept.accuracy[-1, 0] > flushed.accuracy[-1, 0] + 0.3
+
+
+@pytest.mark.parametrize("replay_capacity", [0, 100])
+def test_a_task_incremental_stream_only_asks_for_the_labels_of_the_task(replay_capacity):
+    known = run(replace(SMALL, scenario="task", tasks=5, epochs=3, replay_capacity=replay_capacity))
+    assert known.accuracy[-1].mean() > 0.8
+    assert 0.2 < known.initial.mean() < 0.8  # chance is one in two, where it would be one in ten
+
+
+@pytest.mark.parametrize("stream", ["permuted", "rotated"])
+def test_other_streams_run(stream):
+    outcome = run(replace(SMALL, stream=stream, scenario="domain", tasks=3, optimizer="selective"))
+    assert (np.diag(outcome.accuracy) > 0.5).all()
+
+
+def test_the_store_gives_back_every_bit(result, tmp_path):
+    store = Store(tmp_path)
+    assert store.get(SMALL) is None
+    store.put(result)
+    assert same(store.get(SMALL), result) and store.get(SMALL).seconds == result.seconds
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [f"{SMALL.key()}.json"]
+
+
+def test_a_stored_result_is_not_computed_again(result, tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    store.put(result)
+    monkeypatch.setattr("sp.experiment.run", None)
+    assert same(store.run(SMALL), result)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_damaged_file_is_never_read_as_a_result(result, tmp_path_factory, data):
+    store = Store(tmp_path_factory.mktemp("store"))
+    store.put(result)
+    path = store.path(SMALL)
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, len(content) - 1))]
+    else:
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        read = store.get(SMALL)
+    if read is None:
+        assert "computed again" in str(caught[0].message)
+    else:  # another kind of white space between two values, say
+        assert same(read, result)
+
+
+def test_a_result_of_another_experiment_is_not_taken(result, tmp_path):
+    store = Store(tmp_path)
+    other = replace(SMALL, seed=5)
+    store.put(result)
+    store.path(other).parent.mkdir(parents=True, exist_ok=True)
+    os.replace(store.path(SMALL), store.path(other))
+    with pytest.warns(UserWarning, match="another experiment"):
+        assert store.get(other) is None
+
+
+def test_a_store_that_cannot_be_written_says_so(result, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="SP_STORE"):
+        Store(tmp_path / "file").put(result)
+
+
+def test_frames_are_tidy(result):
+    row = results_frame([result]).iloc[0]
+    assert row.average_accuracy == pytest.approx(result.accuracy[-1].mean())
+    assert row.option_lr == 1e-2 and row.hidden == "32" and row.final_1 == result.accuracy[1, 0]
+    curve = curves_frame([result])
+    assert len(curve) == 2 * 2 * 2 and set(curve.task) == {1, 2}

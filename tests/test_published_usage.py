@@ -1,0 +1,101 @@
+"""User code of the published module runs unchanged (P1 to P5)."""
+
+import matplotlib
+import matplotlib.pyplot as plt
+import torch
+from torch import nn
+
+import selective_plasticity
+import sp
+from selective_plasticity import ReplayBuffer, SelectivePlasticityOptimizer
+from sp.data import load, make_stream
+
+matplotlib.use("agg")
+
+
+def test_both_imports_are_the_same():
+    assert SelectivePlasticityOptimizer is sp.SelectivePlasticityOptimizer
+    assert ReplayBuffer is sp.ReplayBuffer
+    assert sorted(selective_plasticity.__all__) == ["ReplayBuffer", "SelectivePlasticityOptimizer"]
+
+
+def make_model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+
+def two_tasks():
+    return [task.train() for task in make_stream(load("digits"), "split", 2, "class", seed=0).tasks]
+
+
+def batches(x, y):
+    return zip(x.split(64), y.split(64), strict=True)
+
+
+def test_constructor_with_every_documented_argument_and_a_two_task_loop(capsys):
+    model = make_model()
+    optimizer = SelectivePlasticityOptimizer(
+        model.parameters(),
+        lr=0.003,
+        trace_decay=0.99,
+        plasticity_k=5.0,
+        threshold_percentile=75,
+        warmup_steps=10,
+        adaptive_threshold=True,
+        eps=1e-8,
+    )
+    criterion = nn.CrossEntropyLoss()
+    for task_x, task_y in two_tasks():
+        for _ in range(5):
+            for step, (x, y) in enumerate(batches(task_x, task_y)):
+                optimizer.zero_grad()
+                loss = criterion(model(x), y)
+                loss.backward()
+                optimizer.step()
+                if step % 10 == 0:
+                    diag = optimizer.get_diagnostics()
+                    print(f"Step {diag['step_count']:d}")
+                    print(f"Eligibility: {diag['eligibility_mean']:.4f}, gate: {diag['gate_mean']:.4f}")
+        assert (model(task_x).argmax(1) == task_y).float().mean() > 0.9  # it does learn
+        optimizer.reset_eligibility()
+    assert "Step 1\n" in capsys.readouterr().out
+    assert 0 < diag["gate_mean"] < 1 and diag["eligibility_mean"] > 0
+
+
+def test_replay_loop_that_adds_the_whole_concatenated_batch():
+    model = make_model()
+    optimizer = SelectivePlasticityOptimizer(model.parameters(), lr=0.003, warmup_steps=10)
+    replay_buffer = ReplayBuffer(capacity=200)
+    criterion = nn.CrossEntropyLoss()
+    tasks = two_tasks()
+    for task_x, task_y in tasks:
+        for x, y in batches(task_x, task_y):
+            if len(replay_buffer) > 0:
+                replay_x, replay_y = replay_buffer.sample(32)
+                x = torch.cat([x, replay_x])
+                y = torch.cat([y, replay_y])
+            optimizer.zero_grad()
+            loss = criterion(model(x), y)
+            loss.backward()
+            optimizer.step()
+            replay_buffer.add(x, y)
+    assert len(replay_buffer) == 200
+    share = sum(n for label, n in replay_buffer.class_counts().items() if label < 5) / 200
+    assert 0.35 < share < 0.65
+
+
+def test_heat_maps_of_each_parameter():
+    model = make_model()
+    optimizer = SelectivePlasticityOptimizer(model.parameters())
+    x, y = two_tasks()[0]
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    for name, param in model.named_parameters():
+        eligibility = optimizer.get_param_eligibility(param)
+        assert eligibility.shape == param.shape
+        if param.dim() == 2:
+            plt.figure()
+            image = plt.imshow(eligibility.cpu().numpy(), aspect="auto", cmap="hot")
+            plt.title(name)
+            assert image.get_array().max() > 0
+            plt.close()
