@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help figures test lab bench notebooks clean
+.PHONY: help figures test lab bench notebooks readme clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ lab: $(READY) ## JupyterLab in the environment
 
 bench: $(READY) ## time and memory of a step beside Adam
 	@$(BIN)/python -m sp bench
+
+readme: $(READY) ## write the tables of the README from the committed figures
+	@$(BIN)/python -m sp readme
 
 notebooks: $(READY) ## run every notebook afresh in place (default data), outputs stored for the tests
 	@$(BIN)/python -m sp refresh

@@ -5,7 +5,8 @@ import os
 import sys
 from pathlib import Path
 
-from sp import notebooks, studies
+from sp import bench, notebooks, report, studies
+from sp.files import write_atomically
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,6 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("refresh", help="run every notebook afresh in place, with the outputs that the tests compare")
     commands.add_parser("check-notebooks", help="run every notebook and compare with its stored outputs")
 
+    commands.add_parser("bench", help="time and memory of a step beside Adam")
+    commands.add_parser("readme", help="write the README's tables from the committed figures")
+
     tune = commands.add_parser("tune", help="choose the options of a study's arms on the tuning seeds")
     tune.add_argument("study", choices=sorted(studies.STUDIES))
     tune.add_argument("dataset", choices=sorted(studies.SETTINGS))
@@ -31,6 +35,12 @@ def main(arguments: list[str] | None = None) -> int:
         return notebooks.refresh()
     if chosen.command == "check-notebooks":
         return notebooks.check()
+    if chosen.command == "bench":
+        print(bench.bench().round(2).to_string(index=False))
+        return 0
+    if chosen.command == "readme":
+        write_atomically(Path("README.md"), report.fill_tables(Path("README.md").read_text()))
+        return 0
     print(studies.tune(chosen.study, chosen.dataset).to_string(index=False))
     return 0
 

@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch import Tensor
 
 import sp
 from sp import files, metrics
@@ -193,7 +192,7 @@ class _Run:
         tests = [self._on_device(task.outputs, *task.test()) for task in self.stream.tasks]
         initial = np.array([self._accuracy(test) for test in tests])
         accuracy = np.full((len(tests), len(tests)), np.nan)
-        with tqdm(total=len(tests) * self.experiment.epochs, unit="epoch", disable=not progress) as bar:
+        with files.bar(total=len(tests) * self.experiment.epochs, unit="epoch", progress=progress) as bar:
             for i, task in enumerate(self.stream.tasks):
                 self._train_task(i, *self._on_device(task.outputs, *task.train()), tests, bar)
                 accuracy[i] = [self._accuracy(test) for test in tests]
@@ -207,7 +206,7 @@ class _Run:
             versions={"sp": sp.__version__, "torch": torch.__version__, "python": platform.python_version()},
         )
 
-    def _train_task(self, number: int, x: Tensor, y: Tensor, tests: list, bar: tqdm) -> None:
+    def _train_task(self, number: int, x: Tensor, y: Tensor, tests: list, bar: Any) -> None:
         size = self.experiment.batch_size
         total = self.experiment.epochs * -(-len(x) // size)
         points = np.linspace(0, total, self.experiment.curve_points + 1)[1:].round().astype(int)
@@ -346,7 +345,8 @@ def _from_text(text: str) -> Result:
 def results_frame(results: list[Result]) -> pd.DataFrame:
     """One row a result: every choice of the experiment (options as ``option_NAME``), and the metrics of `sp.metrics`.
 
-    ``final_1``, ``final_2``, ... are the accuracies on each task at the end, ``learned_1``, ... right after it.
+    ``final_1``, ``final_2``, ... are the accuracies on each task at the end, ``learned_1``, ... right after it. On
+    split class-incremental streams, ``buffer_share_1``, ... are the tasks' shares of the replay buffer at the end.
     """
     rows = []
     for result in results:
@@ -364,6 +364,7 @@ def results_frame(results: list[Result]) -> pd.DataFrame:
                 "forgetting": metrics.forgetting(R),
                 "learning_accuracy": metrics.learning_accuracy(R),
                 "anytime_accuracy": metrics.anytime_accuracy(R),
+                **_buffer_shares(result),
                 **{f"final_{j + 1}": R[-1, j] for j in range(len(R))},
                 **{f"learned_{j + 1}": R[j, j] for j in range(len(R))},
                 "seconds": result.seconds,
@@ -371,6 +372,16 @@ def results_frame(results: list[Result]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def _buffer_shares(result: Result) -> dict[str, float]:
+    chosen = result.experiment
+    if not result.buffer or (chosen.stream, chosen.scenario) != ("split", "class"):
+        return {}
+    counts = np.zeros(chosen.tasks)
+    for label, count in result.buffer.items():
+        counts[int(label) * chosen.tasks // 10] += count
+    return {f"buffer_share_{j + 1}": share for j, share in enumerate(counts / counts.sum())}
 
 
 def curves_frame(results: list[Result]) -> pd.DataFrame:

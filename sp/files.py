@@ -1,15 +1,17 @@
-"""Where files lie, and how they are written: whole or not at all."""
+"""Where files lie, how they are written (whole or not at all), and the bar that shows how far a long loop is."""
 
 import os
 import tempfile
 from pathlib import Path
 
+from tqdm.auto import tqdm
+
 
 def folder(name: str) -> Path:
     """A folder of the project, by its name in the environment or beside the notebooks.
 
-    ``$SP_FIGURES`` for ``"figures"``, ``$SP_STORE`` for ``"store"``; else ``figures`` or ``.store`` in the nearest folder
-    at or above the working directory that has ``notebooks`` in it, else in the working directory.
+    ``$SP_FIGURES`` for ``"figures"``, ``$SP_STORE`` for ``"store"``; else ``figures`` or ``.store`` in the nearest
+    folder at or above the working directory that has ``notebooks`` in it, else in the working directory.
     """
     named = os.environ.get(f"SP_{name.upper()}")
     if named:
@@ -17,6 +19,11 @@ def folder(name: str) -> Path:
     here = Path.cwd()
     project = next((place for place in (here, *here.parents) if (place / "notebooks").is_dir()), here)
     return project / {"figures": "figures", "store": ".store"}[name]
+
+
+def bar(iterable=None, *, progress: bool = True, **options) -> tqdm:
+    """A progress bar; without ``progress``, or with ``TQDM_DISABLE=1`` in the environment, none is drawn."""
+    return tqdm(iterable, **options) if progress else tqdm(iterable, disable=True, **options)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -251,6 +251,24 @@ def summarise(
     return pd.DataFrame(rows, columns=[*by, *results])
 
 
+def interval_table(frame: pd.DataFrame, by: Sequence[str], values: Sequence[str], **options) -> pd.DataFrame:
+    """`summarise` for several columns: a row for each group and value, with the value's name in ``metric``.
+
+    ``options`` go to `summarise`.
+    """
+    tables = [summarise(frame, by, value, **options).assign(metric=value) for value in values]
+    return pd.concat(tables, ignore_index=True)
+
+
+def readable(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
+    """An `interval_table` as text, "mean [low, high]": a row for each group, a column for each metric."""
+    by = [column for column in table.columns if column not in ("metric", "mean", "low", "high", "n")]
+    figures = table[["mean", "low", "high"]].itertuples(index=False, name=None)
+    text = ["{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*row, d=digits) for row in figures]
+    wide = table[by].assign(metric=table.metric, text=text)
+    return wide.pivot_table("text", by, "metric", aggfunc="first", sort=False)
+
+
 def _diagonal(R: np.ndarray) -> np.ndarray:
     return np.diagonal(R, axis1=-2, axis2=-1)
 

@@ -40,7 +40,7 @@ def saturating_ratio(magnitude: Tensor, threshold: Tensor | float) -> Tensor:
 
 
 def protection(eligibility_norm: Tensor, gradient_norm: Tensor) -> Tensor:
-    """How strongly a synapse is protected (P7): it was used (``e_norm`` high) and is not being used now (``g_norm`` low).
+    """How strongly a synapse is protected (P7): it was used (``e_norm`` high) and is not used now (``g_norm`` low).
 
     ``e_norm * (1 - g_norm)``, both arguments and the result in [0, 1].
     """
@@ -62,7 +62,7 @@ def plasticity_gate(eligibility_norm: Tensor, gradient_norm: Tensor, plasticity_
 
 
 def sampled_quantile(values: Tensor, fraction: float, seed: int, sample: int = 8192) -> Tensor:
-    """Quantile of a tensor's elements, from at most ``sample`` of them: exact for small tensors, never a sort of a large one.
+    """Quantile of a tensor's elements, from at most ``sample`` of them, so that a large tensor is never sorted.
 
     Args:
         values: any shape with at least one element.

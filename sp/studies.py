@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from sp import metrics
 from sp.experiment import Experiment, Store, results_frame
 from sp.files import write_atomically
 from sp.sweep import run_all
@@ -97,6 +98,41 @@ def forgetting(
             rate = {"lr": lr} if lr is not None else tuned_options("forgetting", dataset, arm) if tuned else {}
             arms[arm] = replace(base, optimizer=optimizer, options={**options, **rate}, replay_capacity=capacity)
     return arms
+
+
+# P19 as published: final accuracy on task A and on task B of Split MNIST.
+PUBLISHED = pd.DataFrame(
+    [
+        ("Adam", 0.0, 0.9328),
+        ("Selective plasticity", 0.0, 0.9266),
+        ("Adam + replay", 0.0282, 0.9311),
+        ("Selective plasticity + replay", 0.8655, 0.9216),
+    ],
+    columns=["arm", "final_1", "final_2"],
+)
+
+
+def forgetting_verdicts(rows: pd.DataFrame, replayed: pd.DataFrame) -> list[str]:
+    """What notebook 01 found, in sentences.
+
+    Args:
+        rows: `sp.sweep.compare` of the arms of `forgetting`.
+        replayed: the same of "ARM + replay, reservoir" and "ARM + replay, first in first out".
+    """
+    of = {arm: group.set_index("seed") for arm, group in [*rows.groupby("arm"), *replayed.groupby("arm")]}
+    rule = "Selective plasticity"
+    alone = metrics.bootstrap_interval(of[rule].final_1)
+    kept = "keeps" if alone.low > 0.5 else "does not keep"
+    lines = [f"Without replay, selective plasticity {kept} task A: accuracy {alone}."]
+    for suffix in ("", " + replay"):
+        gain = metrics.paired_difference(of[rule + suffix].average_accuracy, of["Adam" + suffix].average_accuracy)
+        lines.append(f"{rule}{suffix} against Adam{suffix}, average accuracy of both tasks: {gain}.")
+    for arm in ("Adam", rule):
+        pair = (of[f"{arm} + replay, {policy}"].final_1 for policy in ("reservoir", "first in first out"))
+        lines.append(
+            f"{arm} + replay, task A, reservoir against first in first out: {metrics.paired_difference(*pair)}."
+        )
+    return lines
 
 
 STUDIES: dict[str, Callable[..., dict[str, Experiment]]] = {"forgetting": forgetting}

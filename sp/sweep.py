@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import joblib
 import pandas as pd
-from tqdm.auto import tqdm
 
 from sp.experiment import Experiment, Result, Store, curves_frame, results_frame
+from sp.files import bar
 
 
 def run_all(
@@ -29,7 +29,7 @@ def run_all(
     workers = min(workers or os.cpu_count() or 1, max(len(missing), 1))
     parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered")
     finished = parallel(joblib.delayed(store.run)(experiment) for experiment in missing)
-    for result in tqdm(finished, total=len(missing), unit="run", disable=not progress or not missing):
+    for result in bar(finished, total=len(missing), unit="run", progress=progress and bool(missing)):
         results[result.experiment] = result
     return [results[experiment] for experiment in experiments]
 

@@ -126,13 +126,13 @@ class PlasticityOptimizer(Optimizer):
         if any(group["on_nonfinite"] == "raise" for group in self.param_groups) and not finite:
             wrong = [tuple(p.shape) for p in parameters if not p.grad.isfinite().all()]
             raise FloatingPointError(
-                f"the gradient of the parameter(s) of shape {', '.join(map(str, wrong))} holds NaN or infinity; nothing "
-                'was changed. Lower lr or clip the gradient, or skip such steps with on_nonfinite="skip".'
+                f"the gradient of the parameter(s) of shape {', '.join(map(str, wrong))} holds NaN or infinity; "
+                'nothing was changed. Lower lr or clip the gradient, or skip such steps with on_nonfinite="skip".'
             )
         return finite
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on exactly where ``state_dict()`` was taken; numbers keep their precision, whatever the parameters' dtype."""
+        """Go on exactly where ``state_dict()`` was taken; numbers keep their precision in half-precision models."""
         super().load_state_dict(state_dict)
         saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         own = [p for group in self.param_groups for p in group["params"]]

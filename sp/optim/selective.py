@@ -51,8 +51,9 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         gate_min: floor of the gate, in [0, 1]; above 0 no synapse is ever frozen.
         foreach: True: all tensors at once through ``torch._foreach_*`` functions. False: the reference, one tensor at
             a time, which reads like the equations.
-        on_nonfinite: a step with NaN or infinity in a gradient changes no weight and no state. ``"skip"`` counts it in
-            ``get_diagnostics()["skipped_steps"]`` without waiting for the device, ``"raise"`` raises FloatingPointError.
+        on_nonfinite: a step with NaN or infinity in a gradient changes no weight and no state. ``"skip"`` counts it
+            in ``get_diagnostics()["skipped_steps"]`` without waiting for the device, ``"raise"`` raises
+            FloatingPointError.
 
     Raises:
         ValueError, TypeError: an argument is outside its range or of the wrong type; the message names it.
