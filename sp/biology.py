@@ -1,0 +1,201 @@
+"""What watches a network: which layers are active, and what comes back to them.
+
+An NMDA receptor opens only when two things coincide: glutamate from the presynaptic side and depolarisation of the
+postsynaptic side (Mayer, Westbrook & Guthrie 1984; Nowak et al. 1984). A gradient alone cannot tell the two apart.
+`NMDACoincidence` sees both sides of every synapse: the activity that enters a layer, and the error that comes back.
+"""
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass
+class Activity:
+    """What a layer saw in the passes that made its present gradient.
+
+    Attributes:
+        presynaptic: inputs, (N, d), with a last column of ones where the layer has a bias. A convolution gives one row
+            for each patch, an input of shape (B, T, d) one for each of the B T vectors.
+        postsynaptic: gradient of the loss with respect to the layer's outputs, (N, out), row by row to `presynaptic`.
+        examples: size B of the batch or batches that the rows came from.
+    """
+
+    presynaptic: Tensor
+    postsynaptic: Tensor
+    examples: int
+
+
+@dataclass
+class Pass:
+    """One use of a layer: its inputs, the gradient of its outputs, and which backward pass brought it."""
+
+    module: weakref.ref
+    inputs: Tensor
+    errors: Tensor
+    backward: int
+
+
+@dataclass
+class Synapses:
+    """The parameters of a watched layer, and what was recorded of it. Tied layers share one."""
+
+    name: str
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    passes: list["Pass"] = field(default_factory=list, repr=False)
+
+    @property
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    def gradient(self) -> Tensor:
+        """Gradient of the weight as a matrix with that of the bias as its last column, (out, d) or (out, d + 1)."""
+        matrix = self.weight.grad.flatten(1)
+        return matrix if self.bias is None else torch.cat([matrix, self.bias.grad[:, None]], 1)
+
+    def take(self) -> Activity | None:
+        """The activity recorded since the last call, which is thereby forgotten; None where there was none."""
+        passes, self.passes = self.passes, []
+        alive = [(module, p) for p in passes if (module := p.module()) is not None]
+        if not alive:
+            return None
+        presynaptic = torch.cat([_presynaptic(module, p.inputs) for module, p in alive]).to(self.weight.dtype)
+        postsynaptic = torch.cat([_postsynaptic(module, p.errors) for module, p in alive]).to(self.weight.dtype)
+        if self.bias is not None:
+            presynaptic = torch.cat([presynaptic, presynaptic.new_ones(len(presynaptic), 1)], 1)
+        # Batches of several backward passes add up; a layer used twice in one pass still saw each example once.
+        batches: dict[int, int] = {}
+        for module, p in alive:
+            batches[p.backward] = max(batches.get(p.backward, 0), _examples(module, p.inputs))
+        return Activity(presynaptic, postsynaptic, sum(batches.values()))
+
+
+class NMDACoincidence:
+    """Watches the Linear and Conv2d layers of a model through hooks: their inputs, and the errors that come back.
+
+    A pass counts when it takes part in a step: a forward pass in training mode whose output receives a gradient. What
+    runs under ``no_grad`` or in ``eval()`` leaves no trace, nor does a forward pass that is never differentiated.
+    Several backward passes before a step add up, as gradients do, and ``optimizer.zero_grad()`` clears both.
+
+    Not watched, and left to the diagonal rule: grouped convolutions, layers whose weight is not a parameter of their
+    own (weight normalisation), the projections inside `nn.MultiheadAttention` (it never calls them), and frozen layers.
+
+    The watcher does not keep the model alive, and the model does not keep the watcher alive.
+
+    Args:
+        model: any module; its layers are watched from now on.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: it has no layer that can be watched.
+    """
+
+    def __init__(self, model: nn.Module):
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {model!r} of type {type(model).__name__}")
+        self.synapses: list[Synapses] = []
+        self._handles = []
+        me = weakref.ref(self)
+        by_weight: dict[int, Synapses] = {}
+        for name, module in _watchable(model):
+            weight, bias = module.weight, module.bias
+            synapses = by_weight.get(id(weight))
+            if synapses is None:
+                synapses = by_weight[id(weight)] = Synapses(name, weight, bias)
+                self.synapses.append(synapses)
+            elif synapses.bias is not bias:
+                synapses.bias = None  # tied weights with biases of their own: the biases follow the diagonal rule
+            self._handles.append(module.register_forward_hook(_hook(me, weakref.ref(synapses), weakref.ref(module))))
+        if not self.synapses:
+            raise ValueError(
+                f"model ({type(model).__name__}) has no Linear or Conv2d layer that can be watched; use the optimizer "
+                "without coincidence"
+            )
+
+    def covered(self) -> dict[str, nn.Parameter]:
+        """The parameters that are watched, by name; frozen ones are not."""
+        return {
+            f"{synapses.name}.{kind}".lstrip("."): parameter
+            for synapses in self.synapses
+            for kind, parameter in zip(("weight", "bias"), synapses.parameters, strict=False)
+            if parameter.requires_grad
+        }
+
+    def clear(self) -> None:
+        """Forget what was recorded since the last step, as clearing the gradients forgets them."""
+        for synapses in self.synapses:
+            synapses.passes = []
+
+    def remove(self) -> None:
+        """Stop watching: take all hooks off the model. A second call does nothing."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self.clear()
+
+    def __enter__(self) -> "NMDACoincidence":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.remove()
+
+
+def _watchable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    never_called = {
+        id(child)
+        for module in model.modules()
+        if isinstance(module, nn.MultiheadAttention)
+        for child in module.modules()
+    }
+    for name, module in model.named_modules():
+        if id(module) in never_called or not isinstance(module._parameters.get("weight"), nn.Parameter):
+            continue
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
+            yield name, module
+
+
+def _hook(watcher: weakref.ref, synapses: weakref.ref, module_reference: weakref.ref):
+    """A forward hook that holds no module and no watcher alive."""
+
+    def remember(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if watcher() is None or not module.training or not torch.is_grad_enabled() or not output.requires_grad:
+            return
+        if not module.weight.requires_grad:
+            return
+        x = inputs[0].detach()
+
+        def record(gradient: Tensor) -> None:
+            if (recorded := synapses()) is not None:
+                backward = torch._C._current_graph_task_id()
+                recorded.passes.append(Pass(module_reference, x, gradient.detach(), backward))
+
+        output.register_hook(record)
+
+    return remember
+
+
+def _presynaptic(module: nn.Module, x: Tensor) -> Tensor:
+    if isinstance(module, nn.Linear):
+        return x.reshape(-1, x.shape[-1])
+    x = x if x.dim() == 4 else x[None]
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    padded = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+    patches = F.unfold(padded, module.kernel_size, dilation=module.dilation, stride=module.stride)
+    return patches.transpose(1, 2).flatten(0, 1)
+
+
+def _postsynaptic(module: nn.Module, gradient: Tensor) -> Tensor:
+    if isinstance(module, nn.Linear):
+        return gradient.reshape(-1, gradient.shape[-1])
+    gradient = gradient if gradient.dim() == 4 else gradient[None]
+    return gradient.flatten(2).transpose(1, 2).flatten(0, 1)
+
+
+def _examples(module: nn.Module, x: Tensor) -> int:
+    alone = 1 if isinstance(module, nn.Linear) else 3  # dimensions of an input without a batch
+    return 1 if x.dim() == alone else len(x)
