@@ -2,7 +2,8 @@
 
 __version__ = "0.1.0"
 
-from sp.optim import SelectivePlasticityOptimizer
+from sp.biology import NMDACoincidence
+from sp.optim import ConsolidatingPlasticityOptimizer, SelectivePlasticityOptimizer
 from sp.replay import ReplayBuffer
 
-__all__ = ["ReplayBuffer", "SelectivePlasticityOptimizer"]
+__all__ = ["ConsolidatingPlasticityOptimizer", "NMDACoincidence", "ReplayBuffer", "SelectivePlasticityOptimizer"]

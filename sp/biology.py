@@ -48,6 +48,7 @@ class Synapses:
     weight: nn.Parameter
     bias: nn.Parameter | None
     passes: list["Pass"] = field(default_factory=list, repr=False)
+    readout: bool = False  # whether its error was the first to come back in the last backward pass
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
@@ -56,7 +57,17 @@ class Synapses:
     def gradient(self) -> Tensor:
         """Gradient of the weight as a matrix with that of the bias as its last column, (out, d) or (out, d + 1)."""
         matrix = self.weight.grad.flatten(1)
-        return matrix if self.bias is None else torch.cat([matrix, self.bias.grad[:, None]], 1)
+        if self.bias is None:
+            return matrix
+        bias = torch.zeros_like(self.bias) if self.bias.grad is None else self.bias.grad
+        return torch.cat([matrix, bias[:, None]], 1)
+
+    def add_(self, change: Tensor) -> None:
+        """Add a change of the shape of `gradient` to the weight, and to the bias where it learns."""
+        columns = self.weight[0].numel()
+        self.weight.add_(change[:, :columns].reshape(self.weight.shape))
+        if self.bias is not None and self.bias.grad is not None:
+            self.bias.add_(change[:, columns])
 
     def take(self) -> Activity | None:
         """The activity recorded since the last call, which is thereby forgotten; None where there was none."""
@@ -100,6 +111,7 @@ class NMDACoincidence:
             raise TypeError(f"model must be a torch.nn.Module, got {model!r} of type {type(model).__name__}")
         self.synapses: list[Synapses] = []
         self._handles = []
+        self._backward, self._first = None, None
         me = weakref.ref(self)
         by_weight: dict[int, Synapses] = {}
         for name, module in _watchable(model):
@@ -125,6 +137,12 @@ class NMDACoincidence:
             for kind, parameter in zip(("weight", "bias"), synapses.parameters, strict=False)
             if parameter.requires_grad
         }
+
+    def first_of(self, backward: int, synapses: Synapses) -> bool:
+        """Whether these are the first synapses whose error arrived in a backward pass."""
+        if backward != self._backward:
+            self._backward, self._first = backward, synapses
+        return self._first is synapses
 
     def clear(self) -> None:
         """Forget what was recorded since the last step, as clearing the gradients forgets them."""
@@ -170,8 +188,9 @@ def _hook(watcher: weakref.ref, synapses: weakref.ref, module_reference: weakref
         x = inputs[0].detach()
 
         def record(gradient: Tensor) -> None:
-            if (recorded := synapses()) is not None:
+            if (recorded := synapses()) is not None and (watching := watcher()) is not None:
                 backward = torch._C._current_graph_task_id()
+                recorded.readout = watching.first_of(backward, recorded)
                 recorded.passes.append(Pass(module_reference, x, gradient.detach(), backward))
 
         output.register_hook(record)

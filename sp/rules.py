@@ -3,6 +3,8 @@
 P6, P7 and so on name the promises of the published module that the project re-implements.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -61,11 +63,11 @@ def plasticity_gate(eligibility_norm: Tensor, gradient_norm: Tensor, plasticity_
     return (1 - plasticity_k * protection(eligibility_norm, gradient_norm)).clamp(gate_min, 1)
 
 
-def sampled_quantile(values: Tensor, fraction: float, seed: int, sample: int = 8192) -> Tensor:
-    """Quantile of a tensor's elements, from at most ``sample`` of them, so that a large tensor is never sorted.
+def sampled_quantile(tensors: Sequence[Tensor], fraction: float, seed: int, sample: int = 8192) -> Tensor:
+    """Quantile of the elements of all tensors, from at most about ``sample`` of them: nothing large is ever sorted.
 
     Args:
-        values: any shape with at least one element.
+        tensors: at least one element in all; each gives elements in proportion to its size.
         fraction: which quantile, in [0, 1]; linear interpolation between neighbours.
         seed: of the generator that draws the sample (with replacement), so that equal calls give equal results
             and the global generator is left alone.
@@ -73,11 +75,81 @@ def sampled_quantile(values: Tensor, fraction: float, seed: int, sample: int = 8
             rank is 0.005.
 
     Returns:
-        A tensor without dimensions, on the same device, in float32 or wider.
+        A tensor without dimensions, on the first one's device, in float32 or wider.
     """
-    values = values.detach().flatten()
-    if values.numel() > sample:
-        generator = torch.Generator(values.device).manual_seed(seed)
-        index = torch.randint(values.numel(), (sample,), generator=generator, device=values.device)
-        values = values[index]
-    return values.to(torch.promote_types(values.dtype, torch.float32)).quantile(fraction)
+    total = sum(tensor.numel() for tensor in tensors)
+    drawn = []
+    for tensor in tensors:
+        values = tensor.detach().flatten()
+        if total > sample:
+            generator = torch.Generator(values.device).manual_seed(seed)
+            size = (max(1, round(sample * values.numel() / total)),)
+            values = values[torch.randint(values.numel(), size, generator=generator, device=values.device)]
+        drawn.append(values.to(tensors[0].device, torch.promote_types(values.dtype, torch.float32)))
+    return torch.cat(drawn).quantile(fraction)
+
+
+def consolidated_eligibility(consolidated: Tensor, gradient: Tensor) -> Tensor:
+    """Synaptic capture: what was used is recorded for good (Frey & Morris 1997, as an analogy).
+
+    ``C <- C + g^2``, any shape, >= 0, in squared units of the gradient. It is Adagrad's sum (Duchi et al. 2011) and, up
+    to a factor, the diagonal Fisher information of EWC (Kirkpatrick et al. 2017) collected while learning.
+    """
+    return consolidated + gradient**2
+
+
+def consolidation_gate(consolidated: Tensor, threshold: Tensor | float) -> Tensor:
+    """Metaplasticity (Abraham & Bear 1996, as an analogy): plasticity falls as a synapse consolidates.
+
+    ``theta / (theta + C)``, in (0, 1]; one half where ``C`` has reached the threshold, > 0, in the units of ``C``.
+    """
+    return threshold / (threshold + consolidated)
+
+
+def presynaptic_memory(memory: Tensor, presynaptic: Tensor, examples: int) -> Tensor:
+    """Which presynaptic patterns a layer has learnt from: a sum that never decays and knows no task.
+
+    ``A <- A + X'X / B``
+
+    Args:
+        memory: A, (d, d), symmetric, positive semi-definite.
+        presynaptic: X, (N, d), the layer's inputs in units of their root mean squared length.
+        examples: B, how many examples the N rows come from.
+    """
+    return memory.addmm(presynaptic.T, presynaptic, alpha=1 / examples)
+
+
+def novelty(memory: Tensor, strength: float) -> Tensor:
+    """What of a presynaptic pattern is new: ``P = (I + A / a)^-1``, (d, d), eigenvalues in (0, 1].
+
+    ``x'Px / x'x`` is near 1 for a pattern never seen and near 0 for one seen ``n >> a`` times. It is the covariance of
+    recursive least squares, and the projector of OWM (Zeng et al. 2019) without its boundaries.
+
+    Args:
+        memory: A, (d, d).
+        strength: a > 0; the smaller, the sooner a pattern counts as known.
+    """
+    return _inverse_of_one_plus(memory / strength)
+
+
+def equaliser(errors: Tensor, strength: float) -> Tensor:
+    """Postsynaptic scaling (Turrigiano et al. 1998, as an analogy): damp the directions in which most errors come back.
+
+    ``Q = (I + p S / tr S)^-1``, (out, out), eigenvalues in (0, 1]; S the running mean of the errors' outer products, as
+    in K-FAC (Martens & Grosse 2015) but without a memory: it forgets.
+    """
+    return _inverse_of_one_plus(errors * (strength / errors.trace().clamp(min=torch.finfo(errors.dtype).tiny)))
+
+
+def absorbed(norm: Tensor, mean_norm: Tensor, absorber: float) -> Tensor:
+    """Shock absorber: the norm that a gradient may keep, at most ``absorber`` times its own running mean.
+
+    ``min(|g|, absorber * mean)``: a switch of task makes the gradient jump, and must not jolt the network.
+    """
+    return torch.minimum(norm, absorber * mean_norm)
+
+
+def _inverse_of_one_plus(matrix: Tensor) -> Tensor:
+    # Without the check for errors, which would wait for the device: this matrix is never singular.
+    factor, _ = torch.linalg.cholesky_ex(matrix + torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
+    return torch.cholesky_inverse(factor)

@@ -1,5 +1,6 @@
 """The optimizers."""
 
+from sp.optim.consolidating import ConsolidatingPlasticityOptimizer
 from sp.optim.selective import SelectivePlasticityOptimizer
 
-__all__ = ["SelectivePlasticityOptimizer"]
+__all__ = ["ConsolidatingPlasticityOptimizer", "SelectivePlasticityOptimizer"]

@@ -56,8 +56,8 @@ class PlasticityOptimizer(Optimizer):
 
     ``check_options(options)`` raises a ValueError or TypeError that names the first wrong option of a parameter group;
     ``initial_state(parameter)`` gives the state of a parameter before its first step;
-    ``update(parameters, group, finite)`` changes parameters, all of one device and dtype, and their state, and leaves
-    both as they are where the tensor ``finite`` is False.
+    ``update(groups, finite)`` changes parameters and their state, given each group with those of its parameters that
+    have a gradient, and leaves all as it is where the tensor ``finite`` is False.
 
     Numbers in a parameter's state (tensors without dimensions), which must keep their precision when a state dict is
     loaded into half-precision parameters, are named in ``scalar_state``.
@@ -100,14 +100,11 @@ class PlasticityOptimizer(Optimizer):
         finite = self._finite([p for parameters in with_gradient for p in parameters])
         for group, parameters in zip(self.param_groups, with_gradient, strict=True):
             group["step_count"] += 1
-            if not parameters:
-                continue
+            group["skipped_steps"] = group["skipped_steps"] + (~finite).to(torch.int64)
             for p in parameters:
                 if not self.state[p]:
                     self.state[p].update(self.initial_state(p))
-            for members in _by_device_and_dtype(parameters):
-                self.update(members, group, finite.to(members[0].device, non_blocking=True))
-            group["skipped_steps"] = group["skipped_steps"] + (~finite).to(torch.int64)
+        self.update(list(zip(self.param_groups, with_gradient, strict=True)), finite)
         return loss
 
     def _finite(self, parameters: list[Tensor]) -> Tensor:
@@ -120,7 +117,7 @@ class PlasticityOptimizer(Optimizer):
                     "Embedding with sparse=False, or give that parameter to another optimizer."
                 )
         finite = torch.tensor(True)
-        for members in _by_device_and_dtype(parameters):
+        for members in by_device_and_dtype(parameters):
             largest = torch.stack(torch._foreach_norm([p.grad for p in members], math.inf))
             finite = finite.to(largest.device, non_blocking=True) & largest.isfinite().all()
         if any(group["on_nonfinite"] == "raise" for group in self.param_groups) and not finite:
@@ -149,7 +146,7 @@ class PlasticityOptimizer(Optimizer):
         return {"step_count": calls - skipped, "skipped_steps": skipped}
 
 
-def _by_device_and_dtype(parameters: list[Tensor]) -> list[list[Tensor]]:
+def by_device_and_dtype(parameters: list[Tensor]) -> list[list[Tensor]]:
     """Parameters in lists that the foreach functions can take at once."""
     lists: dict[Any, list[Tensor]] = {}
     for p in parameters:

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from sp import rules
-from sp.optim.common import PlasticityOptimizer, check_choice, check_flag, check_integer, check_number, scalar_dtype
+from sp.optim.common import (
+    PlasticityOptimizer,
+    by_device_and_dtype,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_number,
+    scalar_dtype,
+)
 
 REFRESH_EVERY = 50  # steps between two looks at the distribution of the eligibility
 SMALLEST_THRESHOLD = 1e-30  # where most of a tensor was never used; its reciprocal is still finite
@@ -107,18 +115,20 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
             "momentum": torch.zeros_like(parameter, memory_format=torch.preserve_format),
         }
 
-    def update(self, parameters: list[Tensor], group: dict[str, Any], finite: Tensor) -> None:
-        age = group["step_count"] - group["calibration_start"]
-        function = _multi_tensor if group["foreach"] else _single_tensor
-        function(
-            parameters,
-            [p.grad for p in parameters],
-            [self.state[p] for p in parameters],
-            finite,
-            look=age % REFRESH_EVERY == 0 or age == max(group["warmup_steps"], 1),
-            seed=group["step_count"],
-            **{name: group[name] for name in _RULE_OPTIONS},
-        )
+    def update(self, groups: list[tuple[dict[str, Any], list[Tensor]]], finite: Tensor) -> None:
+        for group, with_gradient in groups:
+            age = group["step_count"] - group["calibration_start"]
+            function = _multi_tensor if group["foreach"] else _single_tensor
+            for parameters in by_device_and_dtype(with_gradient):
+                function(
+                    parameters,
+                    [p.grad for p in parameters],
+                    [self.state[p] for p in parameters],
+                    finite.to(parameters[0].device, non_blocking=True),
+                    look=age % REFRESH_EVERY == 0 or age == max(group["warmup_steps"], 1),
+                    seed=group["step_count"],
+                    **{name: group[name] for name in _RULE_OPTIONS},
+                )
 
     def reset_eligibility(self) -> None:
         """Forget what was used, before a very different task (P3): every parameter's state as before its first step.
@@ -206,7 +216,7 @@ def _eps(options: dict[str, Any], parameter: Tensor) -> float:
 def _look(eligibility: Tensor, state: dict[str, Tensor], finite: Tensor, seed: int, options: dict[str, Any]) -> None:
     """Metaplasticity (P13): move the threshold towards the percentile of the bias-corrected eligibility."""
     threshold = state["threshold"]
-    seen = rules.sampled_quantile(eligibility, options["threshold_percentile"] / 100, seed)
+    seen = rules.sampled_quantile([eligibility], options["threshold_percentile"] / 100, seed)
     seen = seen.clamp(min=SMALLEST_THRESHOLD)
     unset = threshold.isinf()
     if options["adaptive_threshold"]:

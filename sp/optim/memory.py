@@ -1,0 +1,130 @@
+"""Memories of the directions in which a layer's inputs lie, or the errors that come back to it.
+
+Each keeps a weighted sum A of ``x x'`` over rows x, in tensors of a dict (a parameter's state), and multiplies a matrix
+by ``(I + A / a)^-power``. There are two: the exact one, and a sketch of the heaviest directions, which costs less time
+and space. Neither waits for the device: what is done when follows a count of steps in Python.
+"""
+
+import torch
+from torch import Tensor
+
+from sp import rules
+
+EARLY = 20  # in the first steps everything is new, and the memory is looked at every fourth
+SMALLEST = 1e-30  # in place of zero in a denominator
+
+
+class Memory:
+    """What the two kinds share.
+
+    Args:
+        name: prefix of the tensors in the state.
+        strength: a > 0; with ``relative`` in units of the trace of A.
+        power: how often the inverse is applied, a whole number >= 1.
+        refresh_every: steps between two looks at what was taken in.
+        decay: share of A that is kept from one step to the next; 1 forgets nothing.
+    """
+
+    def __init__(
+        self, name: str, strength: float, power: int, refresh_every: int, decay: float = 1.0, relative: bool = False
+    ):
+        self.name, self.strength, self.power, self.relative = name, strength, power, relative
+        self.refresh_every, self.decay = refresh_every, decay
+
+    def due(self, count: int) -> bool:
+        return count % self.refresh_every == 0 or (count < EARLY and count % 4 == 1)
+
+
+class ExactMemory(Memory):
+    """A and the inverse made of it at the last look, (d, d) each."""
+
+    def initialise(self, state: dict[str, Tensor], width: int, **number) -> None:
+        state[f"{self.name}_memory"] = torch.zeros(width, width, **number)
+        state[f"{self.name}_inverse"] = torch.eye(width, **number)
+
+    def remember(self, state: dict[str, Tensor], x: Tensor, weight: Tensor, finite: Tensor, count: int) -> None:
+        """Take in ``weight`` times the sum of ``x x'`` over the rows of x, (N, d), at the ``count``-th step."""
+        memory = state[f"{self.name}_memory"]
+        rows = torch.where(finite, x, 0) * torch.where(finite, weight, 0).sqrt()
+        if self.decay < 1:
+            memory.mul_(torch.where(finite, self.decay, 1.0))
+        memory.addmm_(rows.T, rows)
+        if self.due(count):
+            strength = self.strength * (memory.trace() + SMALLEST) if self.relative else self.strength
+            inverse = rules.novelty(memory, strength)
+            state[f"{self.name}_inverse"].copy_(torch.linalg.matrix_power(inverse, self.power))
+
+    def multiply(self, state: dict[str, Tensor], matrix: Tensor) -> Tensor:
+        """``matrix (I + A/a)^-power`` for a matrix of shape (n, d)."""
+        return matrix @ state[f"{self.name}_inverse"]
+
+
+class SketchedMemory(Memory):
+    """A as ``rank`` directions V with the excess e of their weight over that of all others, rho::
+
+        A = V' diag(e) V + rho I,   V V' = I      =>      (I + A/a)^-n = b I - V' diag(b - (1 + (rho + e)/a)^-n) V
+
+    with ``b = (1 + rho/a)^-n``. A few rows of each batch are buffered, and merged at each look: of the old directions
+    and the buffered rows together the ``rank`` heaviest stay, and the weight of the others goes to rho, as in frequent
+    directions (Ghashami et al. 2016). The mean of all rows is kept exactly; the sampled rows are the scatter around it.
+    """
+
+    def __init__(self, *arguments, rank: int, rows: int = 5, **options):
+        super().__init__(*arguments, **options)
+        self.rank, self.rows = rank, rows
+
+    def initialise(self, state: dict[str, Tensor], width: int, **number) -> None:
+        rank = min(self.rank, width)
+        state[f"{self.name}_directions"] = torch.zeros(rank, width, **number)
+        state[f"{self.name}_excess"] = torch.zeros(rank, **number)
+        state[f"{self.name}_remainder"] = torch.zeros((), **number)
+        # The last row is the mean, the last weight the sum of all that the mean stands for.
+        state[f"{self.name}_buffer"] = torch.zeros(self.rows * self.refresh_every + 1, width, **number)
+        state[f"{self.name}_mass"] = torch.zeros((), **number)
+
+    def remember(self, state: dict[str, Tensor], x: Tensor, weight: Tensor, finite: Tensor, count: int) -> None:
+        """Take in ``weight`` times the sum of ``x x'`` over the rows of x, (N, d), at the ``count``-th step."""
+        buffer, mass = state[f"{self.name}_buffer"], state[f"{self.name}_mass"]
+        slots = len(buffer) - 1
+        size = slots // 4 if count < EARLY else self.rows
+        place = ((count - 1) * size) % (slots - slots % size)
+        keep = min(len(x), size)
+        total = torch.where(finite, weight * len(x), 0)
+        mean = torch.where(finite, x.mean(0), 0)
+        # Which rows are taken moves from step to step, since batches may be sorted.
+        index = (torch.arange(keep, device=x.device) * (len(x) // keep) + count * 7919) % len(x)
+        rows = torch.where(finite, x[index], 0)
+        buffer[place : place + keep] = (rows - mean) * (total / keep).sqrt()
+        buffer[-1] += mean * total
+        mass += total
+        if self.due(count):
+            self._merge(state)
+
+    def _merge(self, state: dict[str, Tensor]) -> None:
+        directions, excess, remainder, buffer, mass = (
+            state[f"{self.name}_{part}"] for part in ("directions", "excess", "remainder", "buffer", "mass")
+        )
+        kept = self.decay**self.refresh_every
+        buffer[-1] /= (mass + SMALLEST).sqrt()
+        # In double precision: the heaviest direction outweighs the lightest by more than float32 can tell apart.
+        stacked = torch.cat([directions * (kept * excess).sqrt()[:, None], buffer]).double()
+        weights, rotation = torch.linalg.eigh(stacked @ stacked.T)
+        heavy, turn = weights[-len(excess) :].clamp(min=SMALLEST), rotation[:, -len(excess) :]
+        directions.copy_(turn.T @ stacked / heavy.sqrt()[:, None])
+        others = max(directions.shape[1] - len(excess), 1)
+        cut = (stacked.square().sum() - heavy.sum()).clamp(min=0) / others
+        excess.copy_((heavy - cut).clamp(min=0))
+        remainder.mul_(kept).add_(cut)
+        buffer.zero_()
+        mass.zero_()
+
+    def multiply(self, state: dict[str, Tensor], matrix: Tensor) -> Tensor:
+        """``matrix (I + A/a)^-power`` for a matrix of shape (n, d)."""
+        directions, excess, remainder = (state[f"{self.name}_{part}"] for part in ("directions", "excess", "remainder"))
+        strength = self.strength
+        if self.relative:
+            strength = strength * (excess.sum() + remainder * directions.shape[1] + SMALLEST)
+        rest = (1 + remainder / strength) ** -self.power
+        along = (1 + (remainder + excess) / strength) ** -self.power
+        part = torch.mm(matrix, directions.T).mul_(along - rest)
+        return torch.mul(matrix, rest).addmm_(part, directions)
