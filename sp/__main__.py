@@ -28,6 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     tune.add_argument("study", choices=sorted(studies.STUDIES))
     tune.add_argument("dataset", choices=sorted(studies.SETTINGS))
 
+    tune.add_argument("--arms", nargs="*", default=[], help="which ones; default: all")
+
     chosen = parser.parse_args(arguments)
     if chosen.command == "figures":
         return notebooks.make_figures(chosen.dataset, chosen.notebooks)
@@ -41,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.command == "readme":
         write_atomically(Path("README.md"), report.fill_tables(Path("README.md").read_text()))
         return 0
-    print(studies.tune(chosen.study, chosen.dataset).to_string(index=False))
+    print(studies.tune(chosen.study, chosen.dataset, chosen.arms).to_string(index=False))
     return 0
 
 

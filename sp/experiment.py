@@ -15,24 +15,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import sp
 from sp import files, metrics
+from sp.baselines import OPTIMIZERS, GradientLearner, RidgeLearner, masked
 from sp.data import Stream, load, make_stream
 from sp.models import MODELS
-from sp.optim import SelectivePlasticityOptimizer
 from sp.replay import ReplayBuffer
 
 RULES_VERSION = 1  # raised whenever a change of the code changes results, so that stored ones are not taken for new
 
-OPTIMIZERS = {
-    "adam": torch.optim.Adam,
-    "adagrad": torch.optim.Adagrad,
-    "selective": SelectivePlasticityOptimizer,
-    "sgd": torch.optim.SGD,
-}
+METHODS = (*OPTIMIZERS, "ridge")
 
 
 @dataclass(frozen=True)
@@ -44,8 +38,9 @@ class Experiment:
         stream, tasks, scenario, samples_per_task, first_identity, evaluation: as in `sp.data.make_stream`.
             ``evaluation="validation"`` holds out training images, so that nothing is tuned on test images.
         model, hidden: a name in `sp.models.MODELS` and its hidden widths.
-        optimizer: a name in `OPTIMIZERS`.
-        options: arguments of the optimizer; a dict is taken as well, and kept as sorted pairs.
+        optimizer: a name in `METHODS`: an optimizer of the network, or ``"ridge"``, which has ``hidden[0]`` random
+            features and no network.
+        options: arguments of the optimizer or method; a dict is taken as well, and kept as sorted pairs.
         epochs: passes over each task's data. batch_size: new examples in a batch.
         replay_capacity: size of the replay buffer, 0 for none. replay_policy, replay_distinct: as in `ReplayBuffer`.
         replay_batch: stored examples added to each batch. replay_adds: what goes into the buffer after a step:
@@ -79,7 +74,7 @@ class Experiment:
         pairs = self.options.items() if isinstance(self.options, dict) else self.options
         object.__setattr__(self, "options", tuple(sorted((str(name), value) for name, value in pairs)))
         object.__setattr__(self, "hidden", tuple(self.hidden))
-        for name, table in (("optimizer", OPTIMIZERS), ("model", MODELS)):
+        for name, table in (("optimizer", METHODS), ("model", MODELS)):
             if getattr(self, name) not in table:
                 raise ValueError(f"{name} must be one of {', '.join(sorted(table))}, got {getattr(self, name)!r}")
         if self.replay_adds not in ("current", "whole"):
@@ -117,7 +112,8 @@ class Result:
 
     Attributes:
         experiment: what was run.
-        accuracy: ``accuracy[i, j]``, test accuracy on task j after training on task i, in [0, 1]; (T, T).
+        accuracy: ``accuracy[i, j]``, test accuracy on task j after training on task i, in [0, 1]; (T, T), NaN for
+            j > i + 1.
         initial: accuracy on each task before any training; (T,).
         curve: one dict for each measurement inside a task: ``step`` (optimizer steps since the beginning), ``training``
             and ``task`` (numbers of the task that was learnt and of the one that was tested), ``accuracy``.
@@ -136,7 +132,8 @@ class Result:
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values; `Result.from_dict` reads them back, bit by bit."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        arrays = {"accuracy": self.accuracy.tolist(), "initial": self.initial.tolist()}
+        seen = np.where(np.isnan(self.accuracy), None, self.accuracy)  # JSON has no NaN
+        arrays = {"accuracy": seen.tolist(), "initial": self.initial.tolist()}
         return {**values, **arrays, "experiment": self.experiment.as_dict()}
 
     @classmethod
@@ -176,8 +173,12 @@ class _Run:
 
     def __init__(self, experiment: Experiment, stream: Stream, device: torch.device):
         self.experiment, self.stream, self.device = experiment, stream, device
-        self.model = MODELS[experiment.model](stream.inputs, experiment.hidden, stream.outputs).to(device)
-        self.optimizer = OPTIMIZERS[experiment.optimizer](self.model.parameters(), **dict(experiment.options))
+        sizes, options = (stream.inputs, experiment.hidden, stream.outputs), dict(experiment.options)
+        if experiment.optimizer == "ridge":
+            self.learner = RidgeLearner(sizes[0], sizes[1][0], sizes[2], device, **options)
+        else:
+            model = MODELS[experiment.model](*sizes).to(device)
+            self.learner = GradientLearner(model, experiment.optimizer, options)
         self.order = torch.Generator().manual_seed(experiment.seed)
         self.buffer = None
         if experiment.replay_capacity:
@@ -195,7 +196,8 @@ class _Run:
         with files.bar(total=len(tests) * self.experiment.epochs, unit="epoch", progress=progress) as bar:
             for i, task in enumerate(self.stream.tasks):
                 self._train_task(i, *self._on_device(task.outputs, *task.train()), tests, bar)
-                accuracy[i] = [self._accuracy(test) for test in tests]
+                # Of the tasks still to come only the next one is tested, which forward transfer needs.
+                accuracy[i, : i + 2] = [self._accuracy(test) for test in tests[: i + 2]]
         return Result(
             experiment=self.experiment,
             accuracy=accuracy,
@@ -226,27 +228,20 @@ class _Run:
         if self.buffer is not None and len(self.buffer):
             old_x, old_y = self.buffer.sample(self.experiment.replay_batch)
             seen_x, seen_y = torch.cat([x, old_x]), torch.cat([y, old_y])
-        self.optimizer.zero_grad()
-        F.cross_entropy(self._logits(seen_x, seen_y), seen_y).backward()
-        self.optimizer.step()
+        self.learner.learn(seen_x, seen_y, self._allowed(seen_y))
         if self.buffer is not None:
             whole = self.experiment.replay_adds == "whole"
             self.buffer.add(*((seen_x, seen_y) if whole else (x, y)))
         self.steps += 1
 
-    def _logits(self, x: Tensor, y: Tensor) -> Tensor:
-        """All logits, or, in a task-incremental stream, those of the example's own task."""
-        logits = self.model(x)
-        if self.unit_task is None:
-            return logits
-        return logits.masked_fill(self.unit_task != self.unit_task[y, None], -torch.inf)
+    def _allowed(self, y: Tensor) -> Tensor | None:
+        """In a task-incremental stream, the units of each example's own task; (B, outputs)."""
+        return None if self.unit_task is None else self.unit_task == self.unit_task[y, None]
 
     @torch.no_grad()
     def _accuracy(self, test: tuple[Tensor, Tensor]) -> float:
-        self.model.eval()
-        correct = self._logits(*test).argmax(1) == test[1]
-        self.model.train()
-        return correct.float().mean().item()
+        x, y = test
+        return (masked(self.learner.logits(x), self._allowed(y)).argmax(1) == y).float().mean().item()
 
     def _on_device(self, outputs: tuple[int, ...] | None, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The data, with labels that name output units whichever the scenario."""

@@ -5,6 +5,7 @@ import string
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
@@ -21,6 +22,11 @@ COLOURS = {
     "SGD": "#999999",
     "Adam": "#E69F00",
     "Selective plasticity": "#0072B2",
+    "Consolidation": "#009E73",
+    "Coincidence": "#D55E00",
+    "Ridge": "#CC79A7",
+    "Decaying trace": "#0072B2",
+    "Accumulating trace": "#009E73",
 }
 
 STYLE = {
@@ -128,14 +134,22 @@ def accuracy_curves(curves: pd.DataFrame, arms: list[str], task: int) -> tuple[F
     return fig, shown
 
 
-def interval_plot(table: pd.DataFrame, panels: dict[str, str], label: str) -> Figure:
+def interval_plot(
+    table: pd.DataFrame,
+    panels: dict[str, str],
+    label: str,
+    limits: tuple[float, float] = (0, 1),
+    ticks: tuple[float, ...] = (0, 0.5, 1),
+) -> Figure:
     """Dots with intervals, a row for each arm and a panel for each metric; open dots with replay.
 
     Args:
         table: ``arm``, ``metric``, ``mean``, ``low``, ``high``; one row for an arm and metric.
         panels: metric -> title of its panel, in order.
         label: of the axis that the panels share.
+        limits, ticks: of that axis.
     """
+    margin = 0.03 * (limits[1] - limits[0])
     arms = list(dict.fromkeys(table.arm))
     fig, axes = figure("column", 0.6 + 0.17 * len(arms), ncols=len(panels), sharey=True, squeeze=False)
     for ax, (metric, title) in zip(axes[0], panels.items(), strict=True):
@@ -145,8 +159,150 @@ def interval_plot(table: pd.DataFrame, panels: dict[str, str], label: str) -> Fi
             face = "white" if "replay" in arm else colour(arm)
             ax.plot([row.low, row.high], [place, place], color=colour(arm), linewidth=1.4, solid_capstyle="butt")
             ax.plot(row["mean"], place, "o", color=colour(arm), markerfacecolor=face, markersize=4, clip_on=False)
-        ax.set(title=title, xlim=(-0.03, 1.03), xticks=(0, 0.5, 1), yticks=range(len(arms)), yticklabels=arms)
+        ax.set(title=title, xlim=(limits[0] - margin, limits[1] + margin), xticks=ticks)
+        ax.set(yticks=range(len(arms)), yticklabels=arms)
         ax.tick_params(axis="y", length=0)
     axes[0, 0].invert_yaxis()
     fig.supxlabel(label, size=STYLE["axes.labelsize"])
+    return fig
+
+
+def heat_maps(
+    panels: dict[str, np.ndarray], label: str, rows: str, columns: str, ncols: int = 2, colours: str = "cividis"
+) -> Figure:
+    """Square matrices side by side on one scale from 0 to 1, with their values where there are few.
+
+    Args:
+        panels: title -> matrix, (T, T), NaN where nothing was measured.
+        label: of the scale. rows, columns: of the axes, whose places are counted from 1.
+        ncols: panels side by side.
+        colours: a name of a matplotlib colour map.
+    """
+    nrows = -(-len(panels) // ncols)
+    shared = len({len(matrix) for matrix in panels.values()}) == 1
+    options = {"nrows": nrows, "ncols": ncols, "sharex": shared, "sharey": shared, "squeeze": False}
+    fig, axes = figure("column", 0.35 + 1.4 * nrows, **options)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_axis_off()
+    for ax, (title, matrix) in zip(axes.flat, panels.items(), strict=False):
+        size = len(matrix)
+        drawn = ax.imshow(matrix, vmin=0, vmax=1, cmap=colours, extent=(0.5, size + 0.5, size + 0.5, 0.5))
+        if size <= 5:
+            for (i, j), value in np.ndenumerate(matrix):
+                if not np.isnan(value):
+                    dark = np.dot(drawn.cmap(drawn.norm(value))[:3], (0.30, 0.59, 0.11)) < 0.5
+                    ink = "white" if dark else "black"
+                    text = f"{value:.2f}".removeprefix("0")
+                    ax.text(j + 1, i + 1, text, ha="center", va="center", fontsize=5.5, color=ink)
+        ticks = range(1, size + 1) if size <= 5 else sorted({1, *range(5, size + 1, 5), size})
+        ax.set(title=title, xticks=ticks, yticks=ticks)
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+    fig.supylabel(rows, size=STYLE["axes.labelsize"])
+    fig.supxlabel(columns, size=STYLE["axes.labelsize"])
+    fig.colorbar(drawn, ax=axes, label=label, ticks=(0, 0.5, 1), shrink=0.6, aspect=25)
+    return fig
+
+
+def line_panels(
+    table: pd.DataFrame,
+    x: str,
+    panels: dict[str, str],
+    labels: tuple[str, str],
+    hue: str = "arm",
+    limits: tuple[float, float] = (0, 1),
+    palette: dict[str, str] | None = None,
+    height: float = 2.1,
+) -> Figure:
+    """Lines with 95 % bootstrap intervals over what repeats (seeds), a panel for each column, one legend below.
+
+    Args:
+        table: tidy, with columns ``x``, ``hue`` and those of ``panels``.
+        x: column of the horizontal axis.
+        panels: column -> title of its panel.
+        labels: of the horizontal axis and of the vertical one.
+        hue: column that tells the lines apart; a method's variants differ in dashes.
+        limits: of the vertical axis.
+        palette: colour of each line; default: the methods' own.
+        height: in inches.
+    """
+    names = list(dict.fromkeys(table[hue]))
+    palette = palette or {name: colour(name) for name in names}
+    shades = {name: sum(palette[other] == palette[name] for other in names[:i]) for i, name in enumerate(names)}
+    dashes = {name: ["", (4, 1.5), (1, 1), (4, 1, 1, 1), (7, 2)][shade % 5] for name, shade in shades.items()}
+    fig, axes = figure("column", height, ncols=len(panels), sharey=True, squeeze=False)
+    for ax, (column, title) in zip(axes[0], panels.items(), strict=True):
+        options = {"hue": hue, "style": hue, "palette": palette, "dashes": dashes, "hue_order": names, "seed": 0}
+        sns.lineplot(table, x=x, y=column, style_order=names, ax=ax, **options)
+        ax.set(title=title, xlabel=labels[0], ylabel=labels[1], ylim=limits)
+        ax.get_legend().remove()
+    ncols = 2 if max(map(len, names)) < 30 else 1
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=ncols)
+    return fig
+
+
+def gate_bands(table: pd.DataFrame, ends: list[int]) -> Figure:
+    """The gate over training, a panel for each layer: median and the band between its outer quantiles.
+
+    Args:
+        table: ``step``, ``layer``, ``quantile``, ``gate``, as `sp.watch.gate_quantiles` gives it.
+        ends: last step of each task; the next begins there.
+    """
+    layers = list(dict.fromkeys(table.layer))
+    fig, axes = figure("column", 1.75, ncols=len(layers), sharey=True, squeeze=False)
+    for ax, layer in zip(axes[0], layers, strict=True):
+        wide = table[table.layer == layer].pivot_table("gate", "step", "quantile")
+        low, middle, high = wide.columns[0], wide.columns[len(wide.columns) // 2], wide.columns[-1]
+        ax.fill_between(wide.index, wide[low], wide[high], color=COLOURS["Consolidation"], alpha=0.25, linewidth=0)
+        ax.plot(wide.index, wide[middle], color=COLOURS["Consolidation"])
+        for end in ends[:-1]:
+            ax.axvline(end, color="0.6", linewidth=0.5, zorder=0)
+        ax.set(title=f"Layer {layer}", ylim=(0, 1.02))
+        ax.locator_params(axis="x", nbins=3)
+    axes[0, 0].set_ylabel("Gate (share of a step)")
+    fig.supxlabel("Training step", size=STYLE["axes.labelsize"])
+    return fig
+
+
+def spectra(tables: dict[str, pd.DataFrame]) -> Figure:
+    """Eigenvalues of a memory after each task, in units of its strength, a panel for each stream.
+
+    Args:
+        tables: title -> ``task``, ``direction``, ``weight``, as `sp.watch.spectrum` gives it.
+    """
+    fig, axes = figure("column", 2.2, ncols=len(tables), sharey=True, squeeze=False)
+    for ax, (title, table) in zip(axes[0], tables.items(), strict=True):
+        tasks = sorted(table.task.unique())
+        ax.axhline(1, color="0.4", linewidth=0.6, linestyle="--")
+        for task in tasks:
+            shade = sns.color_palette("cividis_r", as_cmap=True)(0.15 + 0.85 * (task - 1) / max(len(tasks) - 1, 1))
+            rows = table[table.task == task]
+            name = f"{task} task{'s' if task > 1 else ''}" if task in (1, tasks[len(tasks) // 2], tasks[-1]) else None
+            ax.plot(rows.direction, rows.weight.clip(lower=1e-6), color=shade, linewidth=0.9, label=name)
+        ax.set(title=title, yscale="log", ylim=(1e-2, None), xlabel="Direction")
+        ax.legend(loc="upper right", handlelength=1.2)
+    axes[0, 0].set_ylabel("Eigenvalue of A / a")
+    return fig
+
+
+def weight_images(rows: dict[str, torch.Tensor], shape: tuple[int, int], columns: int) -> Figure:
+    """Rows of a matrix as images of the input: a row of images for each matrix, on its own scale around zero.
+
+    Args:
+        rows: name -> (units, pixels). One with a single row, such as a mean image, is shown once, in grey.
+        shape: (height, width) of an image.
+        columns: how many units.
+    """
+    fig, axes = figure("column", 0.45 * len(rows) + 0.1, nrows=len(rows), ncols=columns, squeeze=False)
+    for line, (name, matrix) in zip(axes, rows.items(), strict=True):
+        largest = matrix.abs().max().item()
+        for ax in line:
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+        if len(matrix) == 1:
+            line[0].imshow(matrix[0].reshape(shape).numpy(), cmap="gray_r")
+        else:
+            for ax, image in zip(line, matrix, strict=False):
+                ax.imshow(image.reshape(shape).numpy(), cmap="PuOr", vmin=-largest, vmax=largest)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
     return fig

@@ -1,12 +1,17 @@
-"""The networks of the experiments, built by name. Any other module works with the optimizers as well."""
+"""The networks of the experiments, built by name. Any other module works with the optimizers as well.
+
+Each takes images as flat rows, (B, inputs), and gives logits, (B, outputs).
+"""
 
 from itertools import pairwise
+from math import isqrt
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def mlp(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequential:
-    """A multilayer perceptron with ReLU: (B, inputs) -> (B, outputs) logits."""
+    """A multilayer perceptron with ReLU and these hidden widths."""
     widths = (inputs, *hidden)
     layers: list[nn.Module] = []
     for width, following in pairwise(widths):
@@ -14,4 +19,74 @@ def mlp(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
 
 
-MODELS = {"mlp": mlp}
+def convolutional(inputs: int, hidden: tuple[int, int, int], outputs: int) -> nn.Sequential:
+    """Two 3x3 convolutions of stride 2 with ``hidden[0]`` and ``hidden[1]`` channels, then a layer of ``hidden[2]``."""
+    side = isqrt(inputs)
+    first, second, dense = hidden
+    positions = (-(-side // 4)) ** 2
+    return nn.Sequential(
+        nn.Unflatten(1, (1, side, side)),
+        nn.Conv2d(1, first, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(first, second, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(second * positions, dense),
+        nn.ReLU(),
+        nn.Linear(dense, outputs),
+    )
+
+
+class ResidualNetwork(nn.Module):
+    """A layer of width ``hidden[0]``, then ``len(hidden)`` blocks of two layers around a residual connection."""
+
+    def __init__(self, inputs: int, hidden: tuple[int, ...], outputs: int):
+        super().__init__()
+        width = hidden[0]
+        self.stem = nn.Linear(inputs, width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)) for _ in hidden
+        )
+        self.readout = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        for block in self.blocks:
+            x = torch.relu(x + block(x))
+        return self.readout(x)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention with one head, and a layer on each token, both around a residual connection: (B, T, d) -> same."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.before_attention, self.before_dense = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.mix = nn.Linear(width, width)
+        self.dense = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.before_attention(x)
+        attended = nn.functional.scaled_dot_product_attention(self.query(tokens), self.key(tokens), self.value(tokens))
+        x = x + self.mix(attended)
+        return x + self.dense(self.before_dense(x))
+
+
+class Transformer(nn.Module):
+    """An image's rows as tokens of width ``hidden[0]``, through ``len(hidden)`` attention blocks, then averaged."""
+
+    def __init__(self, inputs: int, hidden: tuple[int, ...], outputs: int):
+        super().__init__()
+        self.side, width = isqrt(inputs), hidden[0]
+        self.embed = nn.Linear(self.side, width)
+        self.place = nn.Parameter(torch.randn(self.side, width) * 0.1)
+        self.blocks = nn.Sequential(*(AttentionBlock(width) for _ in hidden))
+        self.readout = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x.reshape(len(x), self.side, self.side)) + self.place
+        return self.readout(self.blocks(tokens).mean(1))
+
+
+MODELS = {"attention": Transformer, "convolutional": convolutional, "mlp": mlp, "residual": ResidualNetwork}

@@ -132,6 +132,11 @@ def novelty(memory: Tensor, strength: float) -> Tensor:
     return _inverse_of_one_plus(memory / strength)
 
 
+def novelty_of_constant(steps: Tensor, strength: float) -> Tensor:
+    """`novelty` for an input that was 1 at each of ``steps`` steps: ``1 / (1 + t / a)``, in (0, 1]."""
+    return 1 / (1 + steps / strength)
+
+
 def equaliser(errors: Tensor, strength: float) -> Tensor:
     """Postsynaptic scaling (Turrigiano et al. 1998, as an analogy): damp the directions in which most errors come back.
 

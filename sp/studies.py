@@ -5,8 +5,9 @@ were held out, and writes them to ``sp/tuned.csv``. Reported runs use other seed
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -27,8 +28,28 @@ SETTINGS = {
 }
 SETTINGS["fashion_mnist"] = SETTINGS["mnist"]
 
+# The streams of the retention studies, on MNIST-like data and on digits, which has fewer images for each permutation.
+STREAMS = {
+    "split2_class": {"tasks": 2},
+    "split5_class": {"tasks": 5},
+    "split5_domain": {"tasks": 5, "scenario": "domain"},
+    "permuted10": {"stream": "permuted", "tasks": 10, "scenario": "domain"},
+    "permuted30": {"stream": "permuted", "tasks": 30, "scenario": "domain", "samples_per_task": 20_000},
+}
+
 # The same number of points for every optimizer.
 GRIDS = {
+    "coincidence": [
+        {},
+        {"lr": 0.05},
+        {"lr": 0.2},
+        {"memory_strength": 0.4},
+        {"memory_strength": 1.6},
+        {"lr": 0.2, "memory_strength": 0.4},
+        {"lr": 0.2, "memory_strength": 1.6},
+    ],
+    "consolidating": [{"lr": lr} for lr in (1e-2, 3e-2, 0.1, 0.2, 0.3, 0.5, 1.0)],
+    "ridge": [{"penalty": penalty} for penalty in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)],
     "adam": [{"lr": lr} for lr in (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)],
     "selective": [{"lr": lr} for lr in (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)],
     "sgd": [{"lr": lr} for lr in (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1e0)],
@@ -135,13 +156,74 @@ def forgetting_verdicts(rows: pd.DataFrame, replayed: pd.DataFrame) -> list[str]
     return lines
 
 
-STUDIES: dict[str, Callable[..., dict[str, Experiment]]] = {"forgetting": forgetting}
+def retention(stream: str, dataset: str, *, tuned: bool = True) -> dict[str, Experiment]:
+    """Arms of notebooks 02 and 03: what is left of a stream of tasks, without replay and without boundaries.
+
+    Args:
+        stream: a name in `STREAMS`.
+        dataset: a name in `SETTINGS`.
+        tuned: True: every arm with its tuned options, and the coincidence form with its defaults as well. False: only
+            the arms that are tuned, with default options.
+    """
+    chosen = settings(dataset)
+    base = Experiment(
+        dataset=dataset,
+        hidden=chosen["hidden"],
+        batch_size=chosen["batch_size"],
+        epochs=chosen["epochs"],
+        **{**STREAMS[stream], **({"samples_per_task": None} if dataset == "digits" else {})},
+    )
+    # As many random features as make the ridge's numbers those of the network, projection and readout together.
+    size = {"digits": (64, 17_610), "mnist": (784, 269_322), "fashion_mnist": (784, 269_322)}[dataset]
+    features = round(size[1] / (size[0] + 11))
+    arms = {
+        "SGD": replace(base, optimizer="sgd", options={"lr": 0.1}),
+        "Adam": replace(base, optimizer="adam"),
+        "Selective plasticity": replace(base, optimizer="selective", options={"warmup_steps": chosen["warmup_steps"]}),
+        "Consolidation": replace(base, optimizer="consolidating"),
+        "Coincidence, tuned": replace(base, optimizer="coincidence"),
+        "Ridge": replace(base, optimizer="ridge", hidden=(features,)),
+    }
+    if stream == "split5_class":
+        capacity = 200 if dataset != "digits" else 50
+        for arm in ("SGD", "Adam"):
+            arms[f"{arm} + replay"] = replace(arms[arm], replay_capacity=capacity)
+    if not tuned:
+        return arms
+    study = f"retention_{stream}"
+    arms = {
+        arm: replace(e, options={**dict(e.options), **tuned_options(study, dataset, arm)}) for arm, e in arms.items()
+    }
+    coincidence = replace(base, optimizer="coincidence")
+    arms["Coincidence"] = coincidence
+    arms["Coincidence, exact memory"] = replace(coincidence, options={"rank": None})
+    if stream == "split5_class":
+        arms["Coincidence + replay"] = replace(coincidence, replay_capacity=capacity)
+    return arms
 
 
-def tune(study: str, dataset: str, store: Store | None = None, workers: int | None = None) -> pd.DataFrame:
+STUDIES: dict[str, Callable[..., dict[str, Experiment]]] = {
+    "forgetting": forgetting,
+    **{f"retention_{stream}": partial(retention, stream) for stream in STREAMS},
+}
+
+
+def tuning_seeds(study: str) -> tuple[int, ...]:
+    """Seeds on which a study is tuned; the long permuted streams get one."""
+    return TUNING_SEEDS[:1] if "permuted" in study else TUNING_SEEDS
+
+
+def tune(
+    study: str,
+    dataset: str,
+    arms: Sequence[str] = (),
+    store: Store | None = None,
+    workers: int | None = None,
+) -> pd.DataFrame:
     """Try every point of each arm's grid on the tuning seeds and keep the best in the table of tuned values.
 
-    A point is judged by its mean average accuracy over all tasks, at the end, on held-out training images.
+    A point is judged by its mean average accuracy over all tasks, at the end, on held-out training images. ``arms`` are
+    those to tune, default all.
 
     Returns:
         One row a point: ``study, dataset, arm, options, accuracy`` and ``chosen``.
@@ -151,8 +233,9 @@ def tune(study: str, dataset: str, store: Store | None = None, workers: int | No
     trials = [
         (arm, point, replace(experiment, options={**dict(experiment.options), **point}, seed=seed, **_TUNING))
         for arm, experiment in STUDIES[study](dataset, tuned=False).items()
+        if not arms or arm in arms
         for point in GRIDS[experiment.optimizer]
-        for seed in TUNING_SEEDS
+        for seed in tuning_seeds(study)
     ]
     frame = results_frame(run_all([experiment for *_, experiment in trials], store, workers))
     frame = pd.DataFrame(
@@ -169,7 +252,8 @@ def tune(study: str, dataset: str, store: Store | None = None, workers: int | No
     best = points[points.chosen].drop(columns="chosen").round({"accuracy": 4})
     if TUNED.exists():
         old = pd.read_csv(TUNED)
-        best = pd.concat([old[(old.study != study) | (old.dataset != dataset)], best])
+        again = (old.study == study) & (old.dataset == dataset) & old.arm.isin(best.arm)
+        best = pd.concat([old[~again], best])
     write_atomically(TUNED, best.sort_values(["study", "dataset", "arm"]).to_csv(index=False))
     return points
 

@@ -32,7 +32,7 @@ def test_tuning_takes_held_out_images_and_seeds_that_are_not_reported(tmp_path, 
     monkeypatch.setattr(studies, "TUNED", tmp_path / "tuned.csv")
     monkeypatch.setattr(studies, "GRIDS", {"adam": [{"lr": 1e-5}, {"lr": 3e-3}]})
     monkeypatch.setitem(studies.STUDIES, "toy", lambda dataset, tuned: {"Adam": SMALL})
-    points = studies.tune("toy", "digits", Store(tmp_path / "store"), workers=1)
+    points = studies.tune("toy", "digits", store=Store(tmp_path / "store"), workers=1)
     assert points.chosen.tolist() == [False, True]
     assert studies.tuned_options("toy", "digits", "Adam") == {"lr": 3e-3}
     stored = [json.loads(json.loads(p.read_text())["result"])["experiment"] for p in tmp_path.rglob("*.json")]

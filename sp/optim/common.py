@@ -59,11 +59,11 @@ class PlasticityOptimizer(Optimizer):
     ``update(groups, finite)`` changes parameters and their state, given each group with those of its parameters that
     have a gradient, and leaves all as it is where the tensor ``finite`` is False.
 
-    Numbers in a parameter's state (tensors without dimensions), which must keep their precision when a state dict is
-    loaded into half-precision parameters, are named in ``scalar_state``.
+    What of a parameter's state has the parameter's shape and dtype is named in ``parameter_state``; everything else is
+    kept in float32 or wider, also when a state dict is loaded into a half-precision model.
     """
 
-    scalar_state: tuple[str, ...] = ("step",)
+    parameter_state: tuple[str, ...] = ()
 
     def __init__(self, params: Iterable, defaults: dict[str, Any]):
         params = list(params) if not isinstance(params, Tensor) else params
@@ -134,9 +134,8 @@ class PlasticityOptimizer(Optimizer):
         saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         own = [p for group in self.param_groups for p in group["params"]]
         for saved_id, p in zip(saved_ids, own, strict=True):
-            for name in self.scalar_state:
-                if name in state_dict["state"].get(saved_id, {}):
-                    value = state_dict["state"][saved_id][name]
+            for name, value in state_dict["state"].get(saved_id, {}).items():
+                if name not in self.parameter_state:
                     self.state[p][name] = value.to(p.device, scalar_dtype(p), copy=True)
 
     def _steps_taken(self) -> dict[str, int]:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from sp import rules
-from sp.biology import Activity, NMDACoincidence, Synapses
+from sp.biology import NMDACoincidence, Synapses
+from sp.optim.coincidence import REFERENCE_BATCH, SCALE_STEPS, WatchedLayer, horizon, memories
 from sp.optim.common import (
     PlasticityOptimizer,
     by_device_and_dtype,
@@ -15,14 +16,10 @@ from sp.optim.common import (
     check_flag,
     check_integer,
     check_number,
-    scalar_dtype,
 )
-from sp.optim.memory import SMALLEST, ExactMemory, SketchedMemory
+from sp.optim.memory import SMALLEST
 
-AVERAGE = 0.99  # share of the old value in running means: of the gradient's norm, and of the errors' directions
-SCALE_STEPS = 10  # steps over which the scales of gradients and inputs are measured
-READOUT_STRENGTH = 0.1  # memory strength of the layer whose error arrives first: a linear model, which one pass fits
-GAIN = 80  # so that one learning rate suits both forms of the rule
+Groups = list[tuple[dict[str, Any], list[Tensor]]]
 
 
 class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
@@ -41,21 +38,26 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         S <- mean of D'D          Q = (I + p S / tr S)^-1      postsynaptic scaling: a running mean, forgets
         [w, b] <- [w, b] - lr 80 / a  Q G P P
 
-    A synapse moves only along what is new in its input. The layer nearest the loss is linear in its weights: there one
-    factor P does, as in recursive least squares, and Q is left out.
+    A synapse moves only along what is new in its input. The layer next to the loss is linear in its weights: there one
+    factor P does, as in recursive least squares, and Q is left out. Parameters that are not watched follow the diagonal
+    form, and count besides as having a constant input: their step is multiplied by ``1 / (1 + t / a)``.
 
-    In both, the gradient's norm over all parameters is held to ``absorber`` times its own running mean, and multiplying
-    the loss or the inputs by a constant changes nothing.
+    In both forms the gradient's norm over all parameters is held to ``absorber`` times its own running mean, and
+    multiplying the loss by a constant changes nothing.
 
     Args:
         params: parameters, or dicts of parameters with options of their own.
         lr: learning rate, >= 0; 0.1 served every stream that was tried.
-        threshold_quantile: diagonal form: share of synapses that the warm-up leaves below half consolidated, in (0, 1).
+        threshold_quantile: diagonal form: share of synapses that the warm-up leaves less than half consolidated, in
+            (0, 1).
         warmup_steps: diagonal form: steps in which the threshold is measured, >= 1.
         memory_strength: coincidence form: a > 0; smaller keeps more of the old and leaves less room for the new.
+        rank: coincidence form: how many directions the memories keep, >= 1; None: all of them, exactly, which takes
+            more time and space.
+        refresh_every: coincidence form: steps between two looks at the memories, >= 1.
         equalisation: coincidence form: p >= 0; 0 leaves Q out.
-        absorber: largest gradient norm in units of its running mean, >= 1.
-        coincidence: a watcher of the model, or None. Parameters that it does not cover follow the diagonal form.
+        absorber: largest gradient norm in units of its running mean, >= 1. Of the first group, for all.
+        coincidence: a watcher of the model, or None.
         foreach: diagonal form: True: all tensors at once. False: the reference, one tensor at a time.
         on_nonfinite: as in `SelectivePlasticityOptimizer`.
 
@@ -63,7 +65,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         ValueError, TypeError: an argument is outside its range or of the wrong type; the message names it.
     """
 
-    scalar_state = ("input_power",)
+    parameter_state = ("consolidated",)
 
     def __init__(
         self,
@@ -72,12 +74,12 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         threshold_quantile: float = 0.85,
         warmup_steps: int = 100,
         *,
-        memory_strength: float = 0.4,
+        memory_strength: float = 0.8,
+        rank: int | None = 96,
+        refresh_every: int = 20,
         equalisation: float = 30.0,
         absorber: float = 1.25,
         coincidence: NMDACoincidence | None = None,
-        rank: int | None = None,
-        refresh_every: int = 20,
         foreach: bool = True,
         on_nonfinite: str = "skip",
     ):
@@ -88,19 +90,20 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         super().__init__(params, {name: value for name, value in locals().items() if name not in leave_out})
         device = self.param_groups[0]["params"][0].device
         self.param_groups[0]["shared"] = {
-            name: torch.zeros((), device=device) for name in ("steps", "threshold", "mean_norm", "scale")
+            name: torch.zeros((), device=device) for name in ("steps", "mean_norm", "scale")
         }
+        self.param_groups[0]["shared"]["threshold"] = torch.ones((), device=device)
 
     def check_options(self, options: dict[str, Any]) -> None:
         check_number("lr", options["lr"], 0)
         check_number("threshold_quantile", options["threshold_quantile"], 0, 1, low_open=True, high_open=True)
         check_integer("warmup_steps", options["warmup_steps"], 1)
         check_number("memory_strength", options["memory_strength"], 0, low_open=True)
-        check_number("equalisation", options["equalisation"], 0)
-        check_number("absorber", options["absorber"], 1)
         if options["rank"] is not None:
             check_integer("rank", options["rank"], 1)
         check_integer("refresh_every", options["refresh_every"], 1)
+        check_number("equalisation", options["equalisation"], 0)
+        check_number("absorber", options["absorber"], 1)
         check_flag("foreach", options["foreach"])
         check_choice("on_nonfinite", options["on_nonfinite"], ("skip", "raise"))
 
@@ -112,127 +115,160 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
 
     def initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
         if id(parameter) in self._covered():
-            return {}
+            return {}  # the layer's weight holds the memories, whose shapes its first step shows
         return {"consolidated": torch.zeros_like(parameter, memory_format=torch.preserve_format)}
 
     def _covered(self) -> dict[int, Synapses]:
-        """The watched layer of each covered parameter, by the parameter's id."""
+        """The watched layer of each parameter that the watcher covers, by the parameter's id."""
         if self.coincidence is None:
             return {}
-        return {id(p): synapses for synapses in self.coincidence.synapses for p in synapses.parameters}
+        return {
+            id(p): synapses
+            for synapses in self.coincidence.synapses
+            if synapses.weight.requires_grad
+            for p in synapses.parameters
+        }
 
-    def update(self, groups: list[tuple[dict[str, Any], list[Tensor]]], finite: Tensor) -> None:
+    def update(self, groups: Groups, finite: Tensor) -> None:
         covered = self._covered()
-        options = self.param_groups[0]
-        shared = {name: value.to(finite.device) for name, value in options["shared"].items()}
-        shared["steps"] += finite
-        layers = []
-        for group, parameters in groups:
-            names = dict.fromkeys(id(covered[id(p)]) for p in parameters if id(p) in covered)
-            by_id = {id(synapses): synapses for synapses in covered.values()}
-            layers += [_Layer(self, by_id[name], group, finite, shared["steps"]) for name in names]
-        rest = [(group, [p for p in parameters if id(p) not in covered]) for group, parameters in groups]
-
+        shared = {name: value.to(finite.device) for name, value in self.param_groups[0]["shared"].items()}
+        shared["steps"] = shared["steps"] + finite
+        layers = [
+            WatchedLayer(covered[id(p)], self.state[p], group, finite, shared["steps"])
+            for group, parameters in groups
+            for p in parameters
+            if id(p) in covered and covered[id(p)].weight is p
+        ]
+        rest = [
+            (group, members)
+            for group, parameters in groups
+            for members in by_device_and_dtype([p for p in parameters if id(p) not in covered])
+        ]
         squares = [layer.squared_norm() for layer in layers]
-        for _, parameters in rest:
-            for members in by_device_and_dtype(parameters):
-                norms = torch.stack(torch._foreach_norm([p.grad for p in members])).to(finite.device)
-                squares.append(norms.float().square().sum())
-        factor = _absorb(shared, torch.stack(squares).sum().sqrt(), finite, options["absorber"]) if squares else 1.0
+        for _, members in rest:
+            norms = torch.stack(torch._foreach_norm([p.grad for p in members]))
+            squares.append(norms.to(finite.device, torch.float32).square().sum())
+        if squares:
+            examples = max([layer.examples for layer in layers], default=REFERENCE_BATCH)
+            absorbed = self._absorb(shared, torch.stack(squares).sum().sqrt(), finite, horizon(examples))
+            for layer in layers:
+                layer.update(absorbed, shared["scale"])
+            self._diagonal(rest, shared, finite, absorbed)
+        self.param_groups[0]["shared"] = shared
 
-        for layer in layers:
-            layer.update(factor / (shared["scale"] + SMALLEST))
-        self._diagonal(rest, shared, factor, finite)
-        options["shared"] = shared
+    def _absorb(self, shared: dict[str, Tensor], norm: Tensor, finite: Tensor, keep: float) -> Tensor:
+        """Move the running mean of the gradient's norm, and return the factor that the absorber leaves of it."""
+        first = shared["steps"] <= 1
+        bound = rules.absorbed(norm, shared["mean_norm"], self.param_groups[0]["absorber"])
+        kept = torch.where(first, norm, bound)
+        moved = torch.where(first, kept, keep * shared["mean_norm"] + (1 - keep) * kept)
+        shared["mean_norm"] = torch.where(finite, moved, shared["mean_norm"])
+        measuring = finite & (shared["steps"] <= SCALE_STEPS)
+        shared["scale"] = torch.where(measuring, shared["mean_norm"], shared["scale"])
+        return torch.where(finite, kept / (norm + SMALLEST), 0)
 
-    def _diagonal(self, rest: list, shared: dict[str, Tensor], factor: Tensor, finite: Tensor) -> None:
-        count = self.param_groups[0]["step_count"]
-        lists = [(group, members) for group, parameters in rest for members in by_device_and_dtype(parameters)]
-        for group, members in lists:
-            gradients = [torch.where(finite, p.grad, 0) for p in members]
-            torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
-            consolidated = [self.state[p]["consolidated"] for p in members]
-            torch._foreach_addcmul_(consolidated, gradients, gradients)
-            if count <= group["warmup_steps"] and (count <= 10 or count % 10 == 0 or count == group["warmup_steps"]):
-                self._measure_threshold(shared, group, finite)
-            theta = shared["threshold"]
-            torch._foreach_mul_(gradients, (group["lr"] * theta.sqrt()).to(gradients[0].dtype))
-            scale = torch._foreach_add(consolidated, theta.to(gradients[0].dtype))
-            torch._foreach_addcdiv_(members, gradients, scale, value=-1)
+    def _diagonal(self, rest: Groups, shared: dict[str, Tensor], finite: Tensor, factor: Tensor) -> None:
+        gradients = []
+        for group, members in rest:
+            capture = _capture_multi_tensor if group["foreach"] else _capture_single_tensor
+            masked = [torch.where(finite.to(p.device, non_blocking=True), p.grad, 0) for p in members]
+            torch._foreach_mul_(masked, factor.to(members[0].device, members[0].dtype))
+            capture(masked, [self.state[p]["consolidated"] for p in members])
+            gradients.append(masked)
+        options = self.param_groups[0]
+        count, warmup = options["step_count"], options["warmup_steps"]
+        # A little longer than the warm-up, because some steps may have been skipped.
+        if rest and count <= warmup + 10 and (count <= 10 or count % 10 == 0 or count >= warmup):
+            self._measure_threshold(shared, finite)
+        for (group, members), masked in zip(rest, gradients, strict=True):
+            size = group["lr"]
+            if self.coincidence is not None:
+                size = size * rules.novelty_of_constant(shared["steps"], group["memory_strength"])
+            step = _step_multi_tensor if group["foreach"] else _step_single_tensor
+            threshold = shared["threshold"].to(members[0].device)
+            step(members, masked, [self.state[p]["consolidated"] for p in members], threshold, size)
 
-    def _measure_threshold(self, shared: dict[str, Tensor], group: dict[str, Any], finite: Tensor) -> None:
+    def _measure_threshold(self, shared: dict[str, Tensor], finite: Tensor) -> None:
         """The quantile over all parameters together, scaled to what it will be when the warm-up ends."""
-        values = [s["consolidated"] for s in self.state.values() if "consolidated" in s]
-        seen = rules.sampled_quantile(values, group["threshold_quantile"], seed=self.param_groups[0]["step_count"])
-        seen = seen * (group["warmup_steps"] / shared["steps"].clamp(min=1))
-        shared["threshold"] = torch.where(finite, seen.clamp(min=SMALLEST), shared["threshold"])
+        options = self.param_groups[0]
+        values = [state["consolidated"] for state in self.state.values() if "consolidated" in state]
+        seen = rules.sampled_quantile(values, options["threshold_quantile"], seed=options["step_count"])
+        seen = seen.to(finite.device) * (options["warmup_steps"] / shared["steps"].clamp(min=1))
+        measuring = finite & (shared["steps"] <= options["warmup_steps"])
+        shared["threshold"] = torch.where(measuring, seen.clamp(min=SMALLEST), shared["threshold"]).float()
+
+    def get_param_eligibility(self, param: Tensor) -> Tensor | None:
+        """How much each synapse has consolidated, shaped like the parameter; None where there is nothing yet.
+
+        Diagonal form: C, in squared units of the gradient. Coincidence form: the variance of the synapse's input that
+        the layer's memory holds, in units of the mean squared length of an input; equal for all synapses of one input.
+        """
+        synapses = self._covered().get(id(param))
+        state = self.state.get(param if synapses is None else synapses.weight)
+        if not state:
+            return None
+        if synapses is None:
+            return state["consolidated"]
+        _, inputs, _ = memories(synapses, self._group_of(synapses.weight))
+        variance = inputs.diagonal(state)
+        if param is synapses.weight:
+            return variance[: param[0].numel()].reshape(1, *param.shape[1:]).expand_as(param)
+        return variance[-1:].expand_as(param)
+
+    @torch.no_grad()
+    def get_diagnostics(self) -> dict[str, float]:
+        """How the optimizer is doing. Costs nothing in a step, a pass over the state when called.
+
+        Returns:
+            ``step_count``, ``skipped_steps``: as in `SelectivePlasticityOptimizer`. ``eligibility_mean``: mean of
+            `get_param_eligibility` over all parameters. ``gate_mean``: mean share of a gradient that the rule lets
+            through, in (0, 1]: the gate, or the mean over all directions of the memory's projector. When it comes near
+            zero, plasticity has run out.
+        """
+        eligibility_sum, gate_sum, count = 0.0, 0.0, 0
+        covered = self._covered()
+        for group in self.param_groups:
+            for p in group["params"]:
+                eligibility = self.get_param_eligibility(p)
+                if eligibility is None:
+                    continue
+                if id(p) in covered:
+                    synapses = covered[id(p)]
+                    gate = memories(synapses, group)[1].mean_share(self.state[synapses.weight]) * p.numel()
+                else:
+                    threshold = self.param_groups[0]["shared"]["threshold"].to(p.device)
+                    gate = rules.consolidation_gate(eligibility, threshold).sum(dtype=torch.float64)
+                eligibility_sum += float(eligibility.sum(dtype=torch.float64))
+                gate_sum += float(gate)
+                count += p.numel()
+        means = (eligibility_sum / count, gate_sum / count) if count else (0.0, 1.0)
+        return {**self._steps_taken(), "eligibility_mean": means[0], "gate_mean": means[1]}
+
+    def _group_of(self, param: Tensor) -> dict[str, Any]:
+        return next(group for group in self.param_groups if any(p is param for p in group["params"]))
 
 
-def _absorb(shared: dict[str, Tensor], norm: Tensor, finite: Tensor, absorber: float) -> Tensor:
-    """Move the running mean of the gradient's norm, and return the factor that the absorber leaves of the gradient."""
-    first = shared["steps"] <= 1
-    kept = torch.where(first, norm, rules.absorbed(norm, shared["mean_norm"], absorber))
-    moved = torch.where(first, kept, AVERAGE * shared["mean_norm"] + (1 - AVERAGE) * kept)
-    shared["mean_norm"] = torch.where(finite, moved, shared["mean_norm"])
-    measuring = finite & (shared["steps"] <= SCALE_STEPS)
-    shared["scale"] = torch.where(measuring, shared["mean_norm"], shared["scale"])
-    return torch.where(finite, kept / (norm + SMALLEST), 0)
+def _capture_single_tensor(gradients: list[Tensor], consolidated: list[Tensor]) -> None:
+    for g, captured in zip(gradients, consolidated, strict=True):
+        captured.copy_(rules.consolidated_eligibility(captured, g))
 
 
-class _Layer:
-    """One step of a watched layer."""
+def _capture_multi_tensor(gradients: list[Tensor], consolidated: list[Tensor]) -> None:
+    torch._foreach_addcmul_(consolidated, gradients, gradients)
 
-    def __init__(self, optimizer, synapses: Synapses, group: dict[str, Any], finite: Tensor, steps: Tensor):
-        self.synapses, self.group, self.steps = synapses, group, steps
-        weight = synapses.weight
-        self.state = optimizer.state[weight]
-        self.finite = finite.to(weight.device, non_blocking=True)
-        self.gradient = torch.where(self.finite, synapses.gradient(), 0).to(scalar_dtype(weight))
-        self.strength = READOUT_STRENGTH if synapses.readout else group["memory_strength"]
-        self.inputs = self._memory("inputs", self.strength, 1 if synapses.readout else 2)
-        self.errors = None
-        if group["equalisation"] and not synapses.readout:
-            self.errors = self._memory("errors", 1 / group["equalisation"], 1, decay=AVERAGE, relative=True)
-        if not self.state:
-            self._initialise()
-        activity = synapses.take()
-        if activity is not None:
-            self._remember(activity)
 
-    def _memory(self, name: str, strength: float, power: int, **options) -> ExactMemory | SketchedMemory:
-        every, rank = self.group["refresh_every"], self.group["rank"]
-        if rank is None:
-            return ExactMemory(name, strength, power, every, **options)
-        return SketchedMemory(name, strength, power, every, rank=rank if name == "inputs" else rank // 3, **options)
+def _step_single_tensor(
+    parameters: list[Tensor], gradients: list[Tensor], consolidated: list[Tensor], threshold: Tensor, size: Any
+) -> None:
+    """The reference: one tensor at a time, as in the equations."""
+    for w, g, captured in zip(parameters, gradients, consolidated, strict=True):
+        w -= size * (g / threshold.sqrt()) * rules.consolidation_gate(captured, threshold)
 
-    def _initialise(self) -> None:
-        out, inputs = self.gradient.shape
-        number = {"dtype": self.gradient.dtype, "device": self.gradient.device}
-        self.state["input_power"] = torch.zeros((), **number)
-        self.inputs.initialise(self.state, inputs, **number)
-        if self.errors is not None:
-            self.errors.initialise(self.state, out, **number)
 
-    def _remember(self, activity: Activity) -> None:
-        count, power = self.group["step_count"], self.state["input_power"]
-        x, errors = (side.to(self.gradient.dtype) for side in (activity.presynaptic, activity.postsynaptic))
-        if count <= 10 * SCALE_STEPS:  # some of which may have been skipped
-            moved = power + (x.square().sum(1).mean() - power) / self.steps.clamp(min=1)
-            power.copy_(torch.where(self.finite & (self.steps <= SCALE_STEPS), moved, power))
-        weight = 1 / (activity.examples * (power + SMALLEST))
-        self.inputs.remember(self.state, x, weight, self.finite, count)
-        if self.errors is not None:
-            weight = torch.full_like(power, activity.examples)
-            self.errors.remember(self.state, errors, weight, self.finite, count)
-
-    def squared_norm(self) -> Tensor:
-        """Of the gradient with respect to weights in units of the inputs."""
-        norm = torch.linalg.vector_norm(self.gradient)
-        return (norm**2 / (self.state["input_power"] + SMALLEST)).to(self.steps.device)
-
-    def update(self, factor: Tensor) -> None:
-        change = self.inputs.multiply(self.state, self.gradient)
-        if self.errors is not None:
-            change = self.errors.multiply(self.state, change.T).T
-        size = self.group["lr"] * GAIN / self.strength / (self.state["input_power"] + SMALLEST)
-        self.synapses.add_((change * (-size * factor.to(change.device))).to(self.synapses.weight.dtype))
+def _step_multi_tensor(
+    parameters: list[Tensor], gradients: list[Tensor], consolidated: list[Tensor], threshold: Tensor, size: Any
+) -> None:
+    """All tensors at once; ``theta / sqrt(theta)`` is taken together, and the gradients are used up."""
+    dtype = gradients[0].dtype
+    torch._foreach_mul_(gradients, (size * threshold.sqrt()).to(dtype))
+    torch._foreach_addcdiv_(parameters, gradients, torch._foreach_add(consolidated, threshold.to(dtype)), value=-1)

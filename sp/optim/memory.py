@@ -11,6 +11,7 @@ from torch import Tensor
 from sp import rules
 
 EARLY = 20  # in the first steps everything is new, and the memory is looked at every fourth
+ROWS = 5  # of each batch that a sketch takes in; fewer cost accuracy, more hardly help
 SMALLEST = 1e-30  # in place of zero in a denominator
 
 
@@ -58,6 +59,14 @@ class ExactMemory(Memory):
         """``matrix (I + A/a)^-power`` for a matrix of shape (n, d)."""
         return matrix @ state[f"{self.name}_inverse"]
 
+    def diagonal(self, state: dict[str, Tensor]) -> Tensor:
+        """How much of each input A holds, (d,)."""
+        return state[f"{self.name}_memory"].diagonal()
+
+    def mean_share(self, state: dict[str, Tensor]) -> Tensor:
+        """Mean eigenvalue of ``(I + A/a)^-power``, in (0, 1]."""
+        return state[f"{self.name}_inverse"].diagonal().mean()
+
 
 class SketchedMemory(Memory):
     """A as ``rank`` directions V with the excess e of their weight over that of all others, rho::
@@ -69,62 +78,76 @@ class SketchedMemory(Memory):
     directions (Ghashami et al. 2016). The mean of all rows is kept exactly; the sampled rows are the scatter around it.
     """
 
-    def __init__(self, *arguments, rank: int, rows: int = 5, **options):
+    def __init__(self, *arguments, rank: int, **options):
         super().__init__(*arguments, **options)
-        self.rank, self.rows = rank, rows
+        self.rank = rank
 
     def initialise(self, state: dict[str, Tensor], width: int, **number) -> None:
         rank = min(self.rank, width)
         state[f"{self.name}_directions"] = torch.zeros(rank, width, **number)
         state[f"{self.name}_excess"] = torch.zeros(rank, **number)
         state[f"{self.name}_remainder"] = torch.zeros((), **number)
-        # The last row is the mean, the last weight the sum of all that the mean stands for.
-        state[f"{self.name}_buffer"] = torch.zeros(self.rows * self.refresh_every + 1, width, **number)
-        state[f"{self.name}_mass"] = torch.zeros((), **number)
+        # The last row is the sum of all rows, sampled or not, since the last merge.
+        state[f"{self.name}_buffer"] = torch.zeros(ROWS * self.refresh_every + 1, width, **number)
+        state[f"{self.name}_weights"] = torch.zeros(ROWS * self.refresh_every, **number)
 
     def remember(self, state: dict[str, Tensor], x: Tensor, weight: Tensor, finite: Tensor, count: int) -> None:
         """Take in ``weight`` times the sum of ``x x'`` over the rows of x, (N, d), at the ``count``-th step."""
-        buffer, mass = state[f"{self.name}_buffer"], state[f"{self.name}_mass"]
-        slots = len(buffer) - 1
-        size = slots // 4 if count < EARLY else self.rows
+        buffer, weights = state[f"{self.name}_buffer"], state[f"{self.name}_weights"]
+        slots = len(weights)
+        size = slots // 4 if count < EARLY else ROWS
         place = ((count - 1) * size) % (slots - slots % size)
         keep = min(len(x), size)
         total = torch.where(finite, weight * len(x), 0)
-        mean = torch.where(finite, x.mean(0), 0)
         # Which rows are taken moves from step to step, since batches may be sorted.
         index = (torch.arange(keep, device=x.device) * (len(x) // keep) + count * 7919) % len(x)
-        rows = torch.where(finite, x[index], 0)
-        buffer[place : place + keep] = (rows - mean) * (total / keep).sqrt()
-        buffer[-1] += mean * total
-        mass += total
+        weights[place : place + keep] = (total / keep).sqrt()
+        buffer[place : place + keep] = torch.where(finite, x[index], 0) * (total / keep).sqrt()
+        buffer[-1] += torch.where(finite, x.mean(0), 0) * total
         if self.due(count):
             self._merge(state)
 
     def _merge(self, state: dict[str, Tensor]) -> None:
-        directions, excess, remainder, buffer, mass = (
-            state[f"{self.name}_{part}"] for part in ("directions", "excess", "remainder", "buffer", "mass")
+        directions, excess, remainder, buffer, weights = (
+            state[f"{self.name}_{part}"] for part in ("directions", "excess", "remainder", "buffer", "weights")
         )
         kept = self.decay**self.refresh_every
-        buffer[-1] /= (mass + SMALLEST).sqrt()
+        mass = weights.square().sum() + SMALLEST
+        buffer[:-1] -= weights[:, None] * (buffer[-1] / mass)
+        buffer[-1] /= mass.sqrt()
         # In double precision: the heaviest direction outweighs the lightest by more than float32 can tell apart.
         stacked = torch.cat([directions * (kept * excess).sqrt()[:, None], buffer]).double()
-        weights, rotation = torch.linalg.eigh(stacked @ stacked.T)
-        heavy, turn = weights[-len(excess) :].clamp(min=SMALLEST), rotation[:, -len(excess) :]
+        lengths, rotation = torch.linalg.eigh(stacked @ stacked.T)
+        heavy, turn = lengths[-len(excess) :].clamp(min=SMALLEST), rotation[:, -len(excess) :]
         directions.copy_(turn.T @ stacked / heavy.sqrt()[:, None])
         others = max(directions.shape[1] - len(excess), 1)
         cut = (stacked.square().sum() - heavy.sum()).clamp(min=0) / others
         excess.copy_((heavy - cut).clamp(min=0))
         remainder.mul_(kept).add_(cut)
         buffer.zero_()
-        mass.zero_()
+        weights.zero_()
 
     def multiply(self, state: dict[str, Tensor], matrix: Tensor) -> Tensor:
         """``matrix (I + A/a)^-power`` for a matrix of shape (n, d)."""
+        directions, rest, along = self._eigenvalues(state)
+        part = torch.mm(matrix, directions.T).mul_(along - rest)
+        return torch.mul(matrix, rest).addmm_(part, directions)
+
+    def _eigenvalues(self, state: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The directions, and the eigenvalues of ``(I + A/a)^-power`` off them (one number) and along them, (rank,)."""
         directions, excess, remainder = (state[f"{self.name}_{part}"] for part in ("directions", "excess", "remainder"))
         strength = self.strength
         if self.relative:
             strength = strength * (excess.sum() + remainder * directions.shape[1] + SMALLEST)
         rest = (1 + remainder / strength) ** -self.power
-        along = (1 + (remainder + excess) / strength) ** -self.power
-        part = torch.mm(matrix, directions.T).mul_(along - rest)
-        return torch.mul(matrix, rest).addmm_(part, directions)
+        return directions, rest, (1 + (remainder + excess) / strength) ** -self.power
+
+    def diagonal(self, state: dict[str, Tensor]) -> Tensor:
+        """How much of each input A holds, (d,)."""
+        directions, excess = state[f"{self.name}_directions"], state[f"{self.name}_excess"]
+        return (directions.square() * excess[:, None]).sum(0) + state[f"{self.name}_remainder"]
+
+    def mean_share(self, state: dict[str, Tensor]) -> Tensor:
+        """Mean eigenvalue of ``(I + A/a)^-power``, in (0, 1]."""
+        directions, rest, along = self._eigenvalues(state)
+        return rest + (along - rest).sum() / directions.shape[1]

@@ -67,7 +67,7 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         ValueError, TypeError: an argument is outside its range or of the wrong type; the message names it.
     """
 
-    scalar_state = ("step", "threshold")
+    parameter_state = ("eligibility", "momentum")
 
     def __init__(
         self,

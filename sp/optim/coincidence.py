@@ -1,0 +1,123 @@
+"""The coincidence form of consolidation: one step of one watched layer."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sp.biology import Activity, Synapses
+from sp.optim.common import scalar_dtype
+from sp.optim.memory import ROWS, SMALLEST, ExactMemory, Memory, SketchedMemory
+
+AVERAGE = 0.99  # share of the old value that a running mean keeps in a step of `REFERENCE_BATCH` examples
+REFERENCE_BATCH = 128  # batch size for which the constants are meant; others are scaled to it
+SCALE_STEPS = 10  # steps in which the scales of gradients and inputs are measured
+READOUT_STRENGTH = 0.1  # memory strength of the layer next to the loss
+GAIN = 80  # so that one learning rate suits both forms of the rule
+
+
+def horizon(examples: int) -> float:
+    """Share of the old value that a running mean keeps in a step of so many examples, so that it spans equal data."""
+    return AVERAGE ** (examples / REFERENCE_BATCH)
+
+
+def batch_factor(examples: int) -> float:
+    """What a batch counts for, in steps and in memory: more than a smaller one, but less than in proportion."""
+    return (examples / REFERENCE_BATCH) ** 0.5
+
+
+class WatchedLayer:
+    """A layer's gradient, activity and memories in one step; nothing changes where ``finite`` is False.
+
+    Args:
+        synapses: the layer's parameters and what was recorded of it.
+        state: the optimizer's state of the layer's weight.
+        group: options of its parameter group.
+        finite: whether all gradients of this step are finite.
+        steps: how many steps were finite, this one included.
+    """
+
+    def __init__(
+        self, synapses: Synapses, state: dict[str, Tensor], group: dict[str, Any], finite: Tensor, steps: Tensor
+    ):
+        self.synapses, self.state, self.group, self.steps = synapses, state, group, steps
+        self.finite = finite.to(synapses.weight.device, non_blocking=True)
+        dtype = scalar_dtype(synapses.weight)
+        self.gradient = torch.where(self.finite, synapses.gradient(), 0).to(dtype)
+        self.activity = synapses.take()
+        self.examples = REFERENCE_BATCH if self.activity is None else self.activity.examples
+        self.strength, self.inputs, self.errors = memories(synapses, group, self.examples)
+        if not state:
+            self._initialise()
+        if self.activity is not None:
+            self._measure_power(self.activity)
+
+    def _initialise(self) -> None:
+        out, inputs = self.gradient.shape
+        number = {"dtype": self.gradient.dtype, "device": self.gradient.device}
+        self.state["input_power"] = torch.zeros((), **number)
+        self.inputs.initialise(self.state, inputs, **number)
+        if self.errors is not None:
+            self.errors.initialise(self.state, out, **number)
+
+    def _measure_power(self, activity: Activity) -> None:
+        power = self.state["input_power"]
+        if self.group["step_count"] <= 10 * SCALE_STEPS:  # some of which may have been skipped
+            seen = activity.presynaptic.to(power.dtype).square().sum(1).mean()
+            moved = power + (seen - power) / self.steps.clamp(min=1)
+            power.copy_(torch.where(self.finite & (self.steps <= SCALE_STEPS), moved, power))
+
+    def _remember(self, activity: Activity, absorbed: Tensor) -> None:
+        count, dtype = self.group["step_count"], self.gradient.dtype
+        weight = batch_factor(self.examples) / (self.examples * (self.state["input_power"] + SMALLEST))
+        self.inputs.remember(self.state, activity.presynaptic.to(dtype), weight, self.finite, count)
+        if self.errors is not None:
+            weight = self.examples * absorbed.to(weight.device, dtype) ** 2
+            self.errors.remember(self.state, activity.postsynaptic.to(dtype), weight, self.finite, count)
+
+    def squared_norm(self) -> Tensor:
+        """Of the gradient with respect to weights in units of the inputs."""
+        norm = torch.linalg.vector_norm(self.gradient)
+        return (norm**2 / (self.state["input_power"] + SMALLEST)).to(self.steps.device)
+
+    def update(self, absorbed: Tensor, scale: Tensor) -> None:
+        """Remember the activity, and move the weights along what is new.
+
+        Args:
+            absorbed: factor that the shock absorber leaves of gradients and errors, in [0, 1].
+            scale: norm that the gradient had when the run began.
+        """
+        if self.activity is not None:
+            self._remember(self.activity, absorbed)
+        change = self.inputs.multiply(self.state, self.gradient)
+        if self.errors is not None:
+            change = self.errors.multiply(self.state, change.T).T
+        size = self.group["lr"] * GAIN / self.strength * batch_factor(self.examples)
+        factor = (absorbed / (scale + SMALLEST)).to(change.device) / (self.state["input_power"] + SMALLEST)
+        self.synapses.add_((change * (-size * factor)).to(self.synapses.weight.dtype))
+
+
+def memories(
+    synapses: Synapses, group: dict[str, Any], examples: int = REFERENCE_BATCH
+) -> tuple[float, Memory, Memory | None]:
+    """The strength a of a layer's presynaptic memory, that memory, and the one of its errors (None for the readout).
+
+    The readout, next to the loss, is linear in its weights: one factor P suffices there, as in recursive least squares.
+    """
+    every, rank = group["refresh_every"], group["rank"]
+
+    def memory(name: str, width: int, strength: float, power: int, share: int, **options) -> Memory:
+        # A sketch is merged through a matrix of rank + buffered rows: no gain where that is not smaller than the width.
+        if rank is None or width <= rank // share + ROWS * every:
+            return ExactMemory(name, strength, power, every, **options)
+        return SketchedMemory(name, strength, power, every, rank=max(rank // share, 1), **options)
+
+    strength = READOUT_STRENGTH if synapses.readout else group["memory_strength"]
+    width = synapses.weight[0].numel() + (synapses.bias is not None)
+    inputs = memory("inputs", width, strength, 1 if synapses.readout else 2, share=1)
+    if synapses.readout or not group["equalisation"]:
+        return strength, inputs, None
+    # Few directions carry more than 1 / equalisation of the errors, so a third of the rank is enough for them.
+    options = {"decay": horizon(examples), "relative": True}
+    errors = memory("errors", len(synapses.weight), 1 / group["equalisation"], 1, share=3, **options)
+    return strength, inputs, errors

@@ -1,0 +1,387 @@
+"""Looking inside a training: traces, gates and memories while a stream of tasks goes by.
+
+`follow` trains as `sp.experiment.run` does, and at chosen steps hands a `Moment` to a *look*: a function that measures
+something there and gives rows for a table. Looks change nothing: a followed network ends as an unwatched one does.
+"""
+
+import inspect
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from sp import metrics, rules, studies
+from sp.baselines import GradientLearner
+from sp.biology import Synapses
+from sp.data import Stream, load, make_stream
+from sp.experiment import Experiment, _isolated, _task_of_each_unit
+from sp.models import MODELS
+from sp.optim import ConsolidatingPlasticityOptimizer
+from sp.sweep import run_all
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a training is, right after a step.
+
+    Attributes:
+        step: optimizer steps so far. task: number of the task that is being learnt, from 1. last: whether this was the
+            task's last step, first: whether it was its first.
+        model, optimizer: as they are now; gradients are those of the step.
+        stream: the tasks.
+    """
+
+    step: int
+    task: int
+    first: bool
+    last: bool
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    stream: Stream
+
+
+Look = Callable[[Moment], list[dict]]
+
+
+def stream_of(experiment: Experiment) -> Stream:
+    """The tasks of an experiment."""
+    return make_stream(
+        load(experiment.dataset),
+        experiment.stream,
+        experiment.tasks,
+        experiment.scenario,
+        experiment.seed,
+        samples_per_task=experiment.samples_per_task,
+        evaluation=experiment.evaluation,
+        first_identity=experiment.first_identity,
+    )
+
+
+def follow(experiment: Experiment, look: Look, until: int | None = None) -> pd.DataFrame:
+    """Train on the stream of an experiment, without replay, and look after every step.
+
+    Args:
+        experiment: what to train; one with an optimizer of a network, and without replay.
+        look: what to measure; an empty list where there is nothing to tell.
+        until: number of the last task to learn, from 1; None: the stream's last.
+
+    Returns:
+        All rows of all looks, with ``step`` and ``task``.
+
+    Raises:
+        ValueError: the experiment has no network, or a replay buffer.
+    """
+    if experiment.optimizer == "ridge" or experiment.replay_capacity:
+        raise ValueError(
+            "experiment must train a network without replay, got "
+            f"optimizer={experiment.optimizer!r}, replay_capacity={experiment.replay_capacity}"
+        )
+    rows = []
+    with _isolated(experiment.seed, "cpu"):
+        stream = stream_of(experiment)
+        model = MODELS[experiment.model](stream.inputs, experiment.hidden, stream.outputs)
+        learner = GradientLearner(model, experiment.optimizer, dict(experiment.options))
+        order = torch.Generator().manual_seed(experiment.seed)
+        owner, step = _task_of_each_unit(stream, torch.device("cpu")), 0
+        for number, task in enumerate(stream.tasks[:until], 1):
+            x, y = task.train()
+            y = y if task.outputs is None else torch.tensor(task.outputs)[y]
+            batches = [
+                index
+                for _ in range(experiment.epochs)
+                for index in torch.randperm(len(x), generator=order).split(experiment.batch_size)
+            ]
+            for place, index in enumerate(batches):
+                allowed = None if owner is None else owner == owner[y[index], None]
+                learner.learn(x[index], y[index], allowed)
+                step += 1
+                moment = Moment(step, number, place == 0, place == len(batches) - 1, model, learner.optimizer, stream)
+                rows += [{"step": step, "task": number, **row} for row in look(moment)]
+    return pd.DataFrame(rows)
+
+
+class Traces:
+    """Look: how many of the synapses that mattered to task A two traces of the same gradients still point at.
+
+    A synapse matters to task A when its sum of ``|g|`` over task A is among the largest ``share`` of all. A trace
+    points at a synapse when it is among its own largest ``share`` now; the accumulating one also with the threshold
+    that this gave at the end of task A, which is how the consolidating rule uses it. A trace that knows nothing of task
+    A scores ``share``.
+
+    Args:
+        decay: of the decaying trace, the mean of recent ``|g|``.
+        share: of all synapses, in (0, 1).
+        every: steps between two rows.
+    """
+
+    def __init__(self, decay: float = 0.99, share: float = 0.25, every: int = 5):
+        self.decay, self.share, self.every = decay, share, every
+        self.eligibility: Tensor | float = 0.0
+        self.consolidated: Tensor | float = 0.0
+        self.used: Tensor | float = 0.0
+        self.mattered: Tensor | None = None
+        self.threshold: Tensor | float = 0.0
+
+    def __call__(self, moment: Moment) -> list[dict]:
+        gradient = torch.cat([p.grad.flatten() for p in moment.model.parameters()])
+        self.eligibility = self.decay * self.eligibility + (1 - self.decay) * gradient.abs()
+        self.consolidated = self.consolidated + gradient**2
+        if moment.task == 1:
+            self.used = self.used + gradient.abs()
+            if moment.last:
+                self.mattered = self._largest(self.used)
+                self.threshold = self.consolidated[self._largest(self.consolidated)].min()
+        if self.mattered is None or (moment.step % self.every and not moment.last):
+            return []
+        marked = {
+            "Decaying trace": self._largest(self.eligibility),
+            "Accumulating trace": self._largest(self.consolidated),
+            "Accumulating trace, fixed threshold": self.consolidated >= self.threshold,
+        }
+        return [{"trace": name, "share": mark[self.mattered].float().mean().item()} for name, mark in marked.items()]
+
+    def _largest(self, values: Tensor) -> Tensor:
+        largest = torch.zeros_like(values, dtype=torch.bool)
+        return largest.index_fill_(0, values.topk(round(self.share * len(values))).indices, True)
+
+
+def gate_quantiles(moment: Moment, quantiles: Sequence[float] = (0.1, 0.5, 0.9), every: int = 20) -> list[dict]:
+    """Look: quantiles of the gate ``theta / (theta + C)`` of the diagonal rule over the weights of each layer."""
+    if moment.step % every and not moment.last:
+        return []
+    theta = moment.optimizer.param_groups[0]["shared"]["threshold"]
+    weights = [p for p in moment.model.parameters() if p.dim() > 1]
+    return [
+        {"layer": number, "quantile": q, "gate": value}
+        for number, weight in enumerate(weights, 1)
+        for q, value in zip(
+            quantiles,
+            rules.consolidation_gate(moment.optimizer.state[weight]["consolidated"], theta)
+            .flatten()
+            .quantile(torch.tensor(quantiles))
+            .tolist(),
+            strict=True,
+        )
+    ]
+
+
+def default(option: str) -> Any:
+    """The default value of an argument of `ConsolidatingPlasticityOptimizer`."""
+    return inspect.signature(ConsolidatingPlasticityOptimizer).parameters[option].default
+
+
+def memory(optimizer: ConsolidatingPlasticityOptimizer, synapses: Synapses) -> Tensor:
+    """The presynaptic memory A of a watched layer as a matrix, (d, d), exact or from its sketch."""
+    state = optimizer.state[synapses.weight]
+    if "inputs_memory" in state:
+        return state["inputs_memory"]
+    directions, excess = state["inputs_directions"], state["inputs_excess"]
+    return directions.T @ (excess[:, None] * directions) + state["inputs_remainder"] * torch.eye(directions.shape[1])
+
+
+def memory_strength(optimizer: ConsolidatingPlasticityOptimizer, synapses: Synapses) -> float:
+    """The memory strength a of the parameter group that a watched hidden layer belongs to."""
+    for group in optimizer.param_groups:
+        if any(p is synapses.weight for p in group["params"]):
+            return group["memory_strength"]
+    raise ValueError(f"the optimizer does not hold the weight of layer {synapses.name!r}")
+
+
+def spectrum(moment: Moment, layer: int = 0) -> list[dict]:
+    """Look: after each task, the eigenvalues of a layer's memory in units of a, largest first."""
+    if not moment.last:
+        return []
+    synapses = moment.optimizer.coincidence.synapses[layer]
+    scaled = memory(moment.optimizer, synapses) / memory_strength(moment.optimizer, synapses)
+    values = torch.linalg.eigvalsh(scaled.double()).flip(0).clamp(min=0)
+    return [{"direction": number, "weight": value} for number, value in enumerate(values.tolist(), 1)]
+
+
+def input_novelty(moment: Moment) -> list[dict]:
+    """Look: after each task, how new the test images of every task are to the first layer: mean of ``x'Px / x'x``."""
+    if not moment.last:
+        return []
+    synapses = moment.optimizer.coincidence.synapses[0]
+    P = rules.novelty(memory(moment.optimizer, synapses), memory_strength(moment.optimizer, synapses))
+    rows = []
+    for on, task in enumerate(moment.stream.tasks, 1):
+        x = _with_one(task.test()[0], synapses)
+        new = ((x @ P) * x).sum(1) / x.square().sum(1)
+        rows.append({"on": on, "novelty": new.mean().item()})
+    return rows
+
+
+@dataclass(frozen=True)
+class FirstGradient:
+    """The first layer's gradient in the first step of a task, as it is and with what is known taken out.
+
+    Attributes:
+        raw: G, (units, pixels). projected: the same columns of G P P. Q is left out, since it mixes units.
+        mean_image: mean training image of the task, (pixels,).
+        effects: table of ``step`` ("raw", "projected"), ``inputs`` ("old tasks", "new task") and ``change``: root mean
+            square of what a step along it changes in the layer's response to them, in units of what the raw one changes
+            on the new task.
+    """
+
+    raw: Tensor
+    projected: Tensor
+    mean_image: Tensor
+    effects: pd.DataFrame
+
+
+def first_gradient(experiment: Experiment, task: int) -> FirstGradient:
+    """Train up to the first step of a task, and take the first layer's gradient there.
+
+    Args:
+        experiment: one with ``optimizer="coincidence"`` and a fully connected first layer.
+        task: its number, from 2.
+    """
+    found: dict[str, Tensor] = {}
+
+    def look(moment: Moment) -> list[dict]:
+        if moment.last and moment.task == task - 1:
+            found["A"] = memory(moment.optimizer, moment.optimizer.coincidence.synapses[0]).clone()
+        if not (moment.first and moment.task == task):
+            return []
+        synapses = moment.optimizer.coincidence.synapses[0]
+        P = rules.novelty(found["A"], memory_strength(moment.optimizer, synapses))
+        raw = synapses.gradient().clone()
+        projected = raw @ P @ P
+        images = [_with_one(one.train()[0], synapses) for one in moment.stream.tasks[:task]]
+        parts = {"old tasks": torch.cat(images[:-1]), "new task": images[-1]}
+        unit = (parts["new task"] @ raw.T).square().mean().sqrt()
+        rows = [
+            {"step_kind": kind, "inputs": name, "change": ((x @ G.T).square().mean().sqrt() / unit).item()}
+            for kind, G in (("raw", raw), ("projected", projected))
+            for name, x in parts.items()
+        ]
+        pixels = synapses.weight.shape[1]
+        found.update(raw=raw[:, :pixels], projected=projected[:, :pixels], mean=images[-1][:, :pixels].mean(0))
+        return rows
+
+    effects = follow(experiment, look, until=task).rename(columns={"step": "at", "step_kind": "step"})
+    return FirstGradient(found["raw"], found["projected"], found["mean"], effects[["step", "inputs", "change"]])
+
+
+def forgets(layers: str, look: Look) -> Look:
+    """A look that first wipes the presynaptic memories of ``"hidden"`` layers, of the ``"readout"`` or of ``"all"``.
+
+    Unlike other looks it changes the training: the layer steps as if it had met no input before this step's batch.
+    """
+    if layers not in ("hidden", "readout", "all"):
+        raise ValueError(f"layers must be 'hidden', 'readout' or 'all', got {layers!r}")
+
+    def wipe(moment: Moment) -> list[dict]:
+        for synapses in moment.optimizer.coincidence.synapses:
+            if layers == "all" or synapses.readout == (layers == "readout"):
+                state = moment.optimizer.state[synapses.weight]
+                for name in state:
+                    if name.startswith("inputs_") and name not in ("inputs_inverse", "inputs_directions"):
+                        state[name].zero_()
+                if "inputs_inverse" in state:
+                    state["inputs_inverse"].copy_(torch.eye(len(state["inputs_inverse"])))
+        return look(moment)
+
+    return wipe
+
+
+@torch.no_grad()
+def accuracies(moment: Moment) -> list[dict]:
+    """Look: after each task, the test accuracy on every task so far: ``after``, ``on``, ``accuracy``."""
+    if not moment.last:
+        return []
+    rows = []
+    moment.model.eval()
+    for on, task in enumerate(moment.stream.tasks[: moment.task], 1):
+        x, y = task.test()
+        logits = moment.model(x) if task.outputs is None else moment.model(x)[:, list(task.outputs)]
+        rows.append({"after": moment.task, "on": on, "accuracy": (logits.argmax(1) == y).float().mean().item()})
+    moment.model.train()
+    return rows
+
+
+def without_memory(arms: dict[str, tuple[Experiment, str]], seeds: Iterable[int]) -> pd.DataFrame:
+    """What is left when layers forget the inputs they have met.
+
+    Args:
+        arms: name -> (experiment with ``optimizer="coincidence"``, which layers forget, as in `forgets`).
+        seeds: of the runs, which are not stored.
+
+    Returns:
+        One row a run, as in `sp.experiment.results_frame`: ``arm``, ``seed``, ``average_accuracy``,
+        ``learning_accuracy`` and ``backward_transfer``.
+    """
+    named = [(arm, *choice, seed) for arm, choice in arms.items() for seed in seeds]
+    tables = joblib.Parallel(n_jobs=min(len(named), os.cpu_count() or 1))(
+        joblib.delayed(follow)(replace(experiment, seed=seed), forgets(layers, accuracies))
+        for _, experiment, layers, seed in named
+    )
+    rows = []
+    for (arm, _, _, seed), table in zip(named, tables, strict=True):
+        R = table.pivot_table("accuracy", "after", "on").to_numpy()
+        rows.append(
+            {
+                "arm": arm,
+                "seed": seed,
+                "average_accuracy": metrics.average_accuracy(R),
+                "learning_accuracy": metrics.learning_accuracy(R),
+                "backward_transfer": metrics.backward_transfer(R),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def accuracy_by_task(arms: dict[str, Experiment], seeds: Iterable[int]) -> pd.DataFrame:
+    """R[i, j] as a table: ``arm``, ``seed``, ``after`` (task i was learnt), ``on`` (test on task j), ``accuracy``.
+
+    Only tasks learnt so far, j <= i, are in it. Runs that are stored are not run again.
+    """
+    named = [(arm, replace(experiment, seed=seed)) for arm, experiment in arms.items() for seed in seeds]
+    results = run_all([experiment for _, experiment in named])
+    return pd.DataFrame(
+        [
+            {"arm": arm, "seed": experiment.seed, "after": i + 1, "on": j + 1, "accuracy": result.accuracy[i, j]}
+            for (arm, experiment), result in zip(named, results, strict=True)
+            for i in range(len(result.accuracy))
+            for j in range(i + 1)
+        ]
+    )
+
+
+def by_number_of_tasks(accuracies: pd.DataFrame) -> pd.DataFrame:
+    """From `accuracy_by_task`: for each arm, seed and number of ``tasks`` learnt, the accuracy on the ``newest`` task
+    and the ``average`` over all of them."""
+    keys = ["arm", "seed", "after"]
+    average = accuracies.groupby(keys, sort=False).accuracy.mean().rename("average")
+    newest = accuracies[accuracies.after == accuracies.on].set_index(keys).accuracy.rename("newest")
+    return pd.concat([newest, average], axis=1).reset_index().rename(columns={"after": "tasks"})
+
+
+def mean_matrices(accuracies: pd.DataFrame, value: str = "accuracy", by: str = "arm") -> dict[str, np.ndarray]:
+    """Mean over seeds as matrices: row: after which task, column: on which task; NaN where nothing was measured."""
+    return {
+        str(name): group.pivot_table(value, "after", "on").to_numpy()
+        for name, group in accuracies.groupby(by, sort=False)
+    }
+
+
+def retention_arms(stream: str, dataset: str, names: Sequence[str]) -> dict[str, Experiment]:
+    """The arms of `sp.studies.retention` with these names, each with its tuned options; only these need be tuned."""
+    plain = studies.retention(stream, dataset, tuned=False)
+    coincidence = replace(plain["Coincidence, tuned"], options={})
+    arms = {"Coincidence": coincidence, "Coincidence, exact memory": replace(coincidence, options={"rank": None})}
+    for name in names:
+        if name not in arms:
+            options = studies.tuned_options(f"retention_{stream}", dataset, name)
+            arms[name] = replace(plain[name], options={**dict(plain[name].options), **options})
+    return {name: arms[name] for name in names}
+
+
+def _with_one(x: Tensor, synapses: Synapses) -> Tensor:
+    return x if synapses.bias is None else torch.cat([x, x.new_ones(len(x), 1)], 1)

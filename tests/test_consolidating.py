@@ -1,0 +1,418 @@
+"""The consolidating optimizer: its formulas, its forms, its arguments and its state."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from sp import ConsolidatingPlasticityOptimizer, NMDACoincidence
+from sp.experiment import Experiment, run
+from sp.models import MODELS
+from sp.optim import memory as memories
+
+
+def numpy_diagonal(weights, gradients, *, lr, quantile, warmup, absorber):
+    """The diagonal form once more from its text, in NumPy and float64, for tensors of at most 8,192 elements in all."""
+    ws, cs = [w.astype(np.float64) for w in weights], [np.zeros(w.shape) for w in weights]
+    mean_norm, theta = None, None
+    for t, gs in enumerate(gradients, start=1):
+        norm = math.sqrt(sum((g**2).sum() for g in gs))
+        kept = norm if mean_norm is None else min(norm, absorber * mean_norm)
+        mean_norm = kept if mean_norm is None else 0.99 * mean_norm + 0.01 * kept
+        gs = [g * kept / (norm + 1e-30) for g in gs]
+        cs = [c + g**2 for c, g in zip(cs, gs, strict=True)]
+        if t <= warmup and (t <= 10 or t % 10 == 0 or t == warmup):
+            theta = max(np.quantile(np.concatenate([c.ravel() for c in cs]), quantile) * warmup / t, 1e-30)
+        ws = [w - lr * g / math.sqrt(theta) * theta / (theta + c) for w, g, c in zip(ws, gs, cs, strict=True)]
+    return ws
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(1, 6), max_size=4).map(tuple), min_size=1, max_size=4),
+    st.floats(0, 0.5),
+    st.floats(0.05, 0.95),
+    st.sampled_from([1, 3, 25, 100]),
+    st.sampled_from([1.0, 1.25, 100.0]),
+    st.integers(0, 10**6),
+)
+def test_diagonal_form_fast_reference_and_numpy_agree(shapes, lr, quantile, warmup, absorber, seed):
+    generator = torch.Generator().manual_seed(seed)
+    start = [torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes]
+    history = [
+        [torch.randn(shape, dtype=torch.float64, generator=generator) ** 3 for shape in shapes] for _ in range(60)
+    ]
+    results = []
+    for foreach in (True, False):
+        parameters = [nn.Parameter(w.clone()) for w in start]
+        optimizer = ConsolidatingPlasticityOptimizer(
+            parameters, lr, quantile, warmup, absorber=absorber, foreach=foreach
+        )
+        for gradients in history:
+            for p, g in zip(parameters, gradients, strict=True):
+                p.grad = g.clone()
+            optimizer.step()
+        results.append([p.detach().numpy() for p in parameters])
+    options = {"lr": lr, "quantile": quantile, "warmup": warmup, "absorber": absorber}
+    expected = numpy_diagonal([w.numpy() for w in start], [[g.numpy() for g in gs] for gs in history], **options)
+    for fast, reference, right in zip(*results, expected, strict=True):
+        # the threshold is one number for all tensors and kept in float32
+        np.testing.assert_allclose(fast, reference, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(reference, right, rtol=1e-4, atol=1e-5)
+
+
+class NumpyCoincidence:
+    """The coincidence form with exact memories once more from its text, for a perceptron with one hidden layer."""
+
+    def __init__(self, weights, lr, a, p, absorber, every):
+        self.weights, self.lr, self.p, self.absorber, self.every = weights, lr, p, absorber, every
+        self.strengths, self.powers = [a, 0.1], [2, 1]
+        self.A = [np.zeros((w.shape[1],) * 2) for w in weights]
+        self.P = [np.eye(w.shape[1]) for w in weights]
+        self.S, self.Q = np.zeros((len(weights[0]),) * 2), np.eye(len(weights[0]))
+        self.power, self.t, self.mean_norm = [0.0, 0.0], 0, None
+
+    def step(self, x, y):
+        self.t += 1
+        first, second = self.weights
+        size = len(x)
+        x = np.c_[x, np.ones(size)]
+        h = np.c_[np.maximum(x @ first.T, 0), np.ones(size)]
+        z = h @ second.T
+        e = np.exp(z - z.max(1, keepdims=True))
+        d2 = (e / e.sum(1, keepdims=True) - np.eye(z.shape[1])[y]) / size
+        d1 = (d2 @ second)[:, :-1] * (h[:, :-1] > 0)
+        inputs, errors = [x, h], [d1, d2]
+        if self.t <= 10:
+            self.power = [q + ((v**2).sum(1).mean() - q) / self.t for q, v in zip(self.power, inputs, strict=True)]
+        gradients = [d.T @ v for d, v in zip(errors, inputs, strict=True)]
+        norm = math.sqrt(sum((g**2).sum() / q for g, q in zip(gradients, self.power, strict=True)))
+        keep = 0.99 ** (size / 128)
+        kept = norm if self.t == 1 else min(norm, self.absorber * self.mean_norm)
+        self.mean_norm = kept if self.t == 1 else keep * self.mean_norm + (1 - keep) * kept
+        if self.t <= 10:
+            self.scale = self.mean_norm
+        self.S = keep * self.S + size * (kept / norm) ** 2 * d1.T @ d1
+        due = self.t % self.every == 0 or (self.t < 20 and self.t % 4 == 1)
+        if due:
+            self.Q = np.linalg.inv(np.eye(len(self.S)) + self.p * self.S / np.trace(self.S))
+        for i in range(2):
+            self.A[i] += math.sqrt(size / 128) * inputs[i].T @ inputs[i] / (size * self.power[i])
+            if due:
+                P = np.linalg.inv(np.eye(len(self.A[i])) + self.A[i] / self.strengths[i])
+                self.P[i] = np.linalg.matrix_power(P, self.powers[i])
+            step = gradients[i] @ self.P[i] * kept / norm / self.scale / self.power[i]
+            step = (self.Q @ step) if i == 0 else step
+            self.weights[i] = self.weights[i] - self.lr * 80 / self.strengths[i] * math.sqrt(size / 128) * step
+
+
+def digits_like(seed, steps, size=16, inputs=7, classes=4):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(steps, size, inputs, dtype=torch.float64, generator=generator)
+    return x, torch.randint(classes, (steps, size), generator=generator)
+
+
+@pytest.mark.parametrize("options", [{}, {"lr": 0.02, "memory_strength": 3.0, "equalisation": 5.0, "absorber": 1.0}])
+def test_coincidence_form_agrees_with_numpy(options):
+    torch.manual_seed(0)
+    model = MODELS["mlp"](7, (6,), 4).double()
+    weights = [torch.cat([m.weight, m.bias[:, None]], 1).detach().numpy() for m in (model[0], model[2])]
+    optimizer = ConsolidatingPlasticityOptimizer(
+        model.parameters(), coincidence=NMDACoincidence(model), refresh_every=7, **options
+    )
+    group = optimizer.param_groups[0]
+    names = ("lr", "memory_strength", "equalisation", "absorber", "refresh_every")
+    numpy = NumpyCoincidence(weights, *(group[name] for name in names))
+    for x, y in zip(*digits_like(1, 60), strict=True):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        numpy.step(x.numpy(), y.numpy())
+    for module, expected in zip((model[0], model[2]), numpy.weights, strict=True):
+        np.testing.assert_allclose(module.weight.detach().numpy(), expected[:, :-1], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(module.bias.detach().numpy(), expected[:, -1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("options", [{}, {"decay": 0.95, "relative": True}])
+def test_a_sketch_of_full_rank_is_the_exact_memory(power, options):
+    exact = memories.ExactMemory("m", 0.7, power, 10, **options)
+    sketch = memories.SketchedMemory("m", 0.7, power, 10, rank=9, **options)
+    number = {"dtype": torch.float64}
+    states = ({}, {})
+    for kind, state in zip((exact, sketch), states, strict=True):
+        kind.initialise(state, 9, **number)
+    generator = torch.Generator().manual_seed(0)
+    gradient = torch.randn(4, 9, generator=generator, **number)
+    for count in range(1, 61):
+        x = torch.randn(5, 9, generator=generator, **number) + 1
+        for kind, state in zip((exact, sketch), states, strict=True):
+            kind.remember(state, x, torch.tensor(0.3, **number), torch.tensor(True), count)
+        # between two looks the sketch counts a decaying row at its full weight, so only memories that keep all agree
+        if count % 10 == 0 and not options:
+            products = [k.multiply(s, gradient) for k, s in zip((exact, sketch), states, strict=True)]
+            torch.testing.assert_close(*products)
+            torch.testing.assert_close(exact.diagonal(states[0]), sketch.diagonal(states[1]))
+            torch.testing.assert_close(exact.mean_share(states[0]), sketch.mean_share(states[1]))
+    if options:
+        products = [k.multiply(s, gradient) for k, s in zip((exact, sketch), states, strict=True)]
+        torch.testing.assert_close(*products, rtol=0.2, atol=0.05)
+
+
+def test_a_sketch_keeps_the_heavy_directions_and_the_trace():
+    sketch = memories.SketchedMemory("m", 1.0, 1, 20, rank=8)
+    state = {}
+    sketch.initialise(state, 60, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(60, 60, generator=generator))[0]
+    scales = torch.cat([torch.full((5,), 3.0), torch.full((55,), 0.05)])
+    for count in range(1, 401):
+        x = torch.randn(64, 60, generator=generator) * scales @ basis.T
+        sketch.remember(state, x, torch.tensor(1 / 64), torch.tensor(True), count)
+    directions = state["m_directions"]
+    torch.testing.assert_close(directions @ directions.T, torch.eye(8), atol=1e-5, rtol=0)
+    heavy, light = basis[:, :5].T, basis[:, 20:25].T
+    share = lambda v: (sketch.multiply(state, v) * v).sum(1)  # noqa: E731
+    assert (share(heavy) < 2 / 3600).all() and (share(light) > 0.3).all()
+    assert 0.8 < sketch.diagonal(state).sum() / (400 * scales.square().sum()) < 1.2
+
+
+def two_tasks(model, optimizer, steps=40, scale=1.0, size=32):
+    generator = torch.Generator().manual_seed(0)
+    for step in range(steps):
+        x = torch.randn(size, 1, 8, 8, generator=generator).flatten(1)
+        y = torch.randint(5, (size,), generator=generator) + 5 * (step >= steps // 2)
+        optimizer.zero_grad()
+        (scale * F.cross_entropy(model(x), y)).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("optimizer", ["consolidating", "coincidence"])
+@pytest.mark.parametrize("scale", [0.01, 100.0])
+def test_the_scale_of_the_loss_does_not_matter(optimizer, scale, monkeypatch):
+    experiment = Experiment(tasks=2, optimizer=optimizer, epochs=5)
+    expected = run(experiment).accuracy[-1].mean()
+    monkeypatch.setattr("sp.baselines.F.cross_entropy", lambda z, y: scale * F.nll_loss(z.log_softmax(1), y))
+    assert abs(run(experiment).accuracy[-1].mean() - expected) < 0.005
+
+
+@pytest.mark.parametrize("stream", [{"tasks": 2}, {"tasks": 5}])
+def test_old_tasks_are_kept_without_replay_and_without_boundaries(stream):
+    kept = run(Experiment(optimizer="coincidence", epochs=5, **stream)).accuracy[-1]
+    assert kept.mean() > 0.9 and kept[0] > 0.85
+    assert run(Experiment(optimizer="adam", epochs=5, **stream)).accuracy[-1][0] < 0.1
+
+
+@pytest.mark.parametrize(("name", "hidden"), [("convolutional", (8, 16, 64)), ("residual", (100, 100))])
+def test_other_networks_keep_old_tasks(name, hidden):
+    kept = run(Experiment(optimizer="coincidence", epochs=5, tasks=5, model=name, hidden=hidden)).accuracy[-1]
+    assert kept.mean() > 0.8
+
+
+@pytest.mark.parametrize("rank", [96, None])
+def test_state_is_at_most_adam_s_with_a_sketch(rank):
+    model = MODELS["mlp"](784, (256, 256), 10)
+    optimizer = ConsolidatingPlasticityOptimizer(model.parameters(), coincidence=NMDACoincidence(model), rank=rank)
+    adam = torch.optim.Adam(model.parameters())
+    F.cross_entropy(model(torch.randn(8, 784)), torch.randint(10, (8,))).backward()
+    optimizer.step()
+    adam.step()
+    sizes = [sum(v.nbytes for s in o.state.values() for v in s.values()) for o in (optimizer, adam)]
+    assert (sizes[0] <= sizes[1]) == (rank is not None)
+
+
+def test_diagonal_state_is_one_tensor_a_parameter():
+    model = nn.Linear(5, 3)
+    optimizer = ConsolidatingPlasticityOptimizer(model.parameters())
+    model(torch.randn(2, 5)).sum().backward()
+    optimizer.step()
+    assert [[v.shape for v in optimizer.state[p].values()] for p in model.parameters()] == [[(3, 5)], [(3,)]]
+
+
+@pytest.mark.parametrize("rank", [4, None])
+@pytest.mark.parametrize("name", ["mlp", "convolutional", "attention"])
+def test_resume_from_a_state_dict_is_exact_with_the_memories(tmp_path, name, rank):
+    hidden = {"mlp": (12,), "convolutional": (3, 4, 12), "attention": (12,)}[name]
+
+    def build():
+        torch.manual_seed(0)
+        model = MODELS[name](64, hidden, 4)
+        watcher = NMDACoincidence(model)
+        return model, ConsolidatingPlasticityOptimizer(
+            model.parameters(), coincidence=watcher, rank=rank, refresh_every=5, warmup_steps=30
+        )
+
+    x, y = digits_like(3, 60, inputs=64)
+
+    def train(model, optimizer, steps):
+        for step in steps:
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[step].float()), y[step]).backward()
+            optimizer.step()
+
+    straight, optimizer = build()
+    train(straight, optimizer, range(60))
+    model, optimizer = build()
+    train(model, optimizer, range(23))
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "checkpoint.pt")
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    resumed, optimizer = build()
+    resumed.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    train(resumed, optimizer, range(23, 60))
+    for p, q in zip(straight.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("watched", [True, False])
+@pytest.mark.parametrize("when", [0, 5, 19, 30])
+def test_a_step_with_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(watched, when):
+    torch.manual_seed(0)
+    model = MODELS["mlp"](7, (150,), 4)
+    watcher = NMDACoincidence(model) if watched else None
+    optimizer = ConsolidatingPlasticityOptimizer(model.parameters(), coincidence=watcher, rank=4)
+    for step, (x, y) in enumerate(zip(*digits_like(2, 40), strict=True)):
+        optimizer.zero_grad()
+        x = x.float()
+        if step == when:
+            x[0] = math.inf
+        F.cross_entropy(model(x), y).backward()
+        before = copy.deepcopy(model.state_dict())
+        optimizer.step()
+        if step == when:
+            torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    diagnostics = optimizer.get_diagnostics()
+    assert (diagnostics["step_count"], diagnostics["skipped_steps"]) == (39, 1)
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert all(v.isfinite().all() for s in optimizer.state.values() for v in s.values())
+
+
+def test_a_gradient_that_is_not_finite_can_raise():
+    model = nn.Linear(3, 2)
+    optimizer = ConsolidatingPlasticityOptimizer(model.parameters(), on_nonfinite="raise")
+    model(torch.full((1, 3), math.nan)).sum().backward()
+    with pytest.raises(FloatingPointError, match=r"\(2, 3\)"):
+        optimizer.step()
+
+
+def test_accumulated_gradients_are_one_larger_batch():
+    x, y = digits_like(4, 30, size=16)
+    models = []
+    for parts in (1, 4):
+        torch.manual_seed(0)
+        model = MODELS["mlp"](7, (6,), 4).double()
+        optimizer = ConsolidatingPlasticityOptimizer(model.parameters(), coincidence=NMDACoincidence(model))
+        for batch, labels in zip(x, y, strict=True):
+            optimizer.zero_grad()
+            for part, part_labels in zip(batch.chunk(parts), labels.chunk(parts), strict=True):
+                (F.cross_entropy(model(part), part_labels) / parts).backward()
+            optimizer.step()
+        models.append(model)
+    for p, q in zip(*(m.parameters() for m in models), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
+def test_only_training_passes_move_the_memory():
+    model = MODELS["mlp"](7, (6,), 4)
+    watcher = NMDACoincidence(model)
+    optimizer = ConsolidatingPlasticityOptimizer(model.parameters(), coincidence=watcher)
+    x, y = digits_like(5, 2)
+    F.cross_entropy(model(x[0].float()), y[0]).backward()
+    optimizer.step()
+    memory = optimizer.state[model[0].weight]["inputs_memory"].clone()
+    model.eval()
+    F.cross_entropy(model(x[1].float()), y[1]).backward()
+    with torch.no_grad():
+        model(x[1].float())
+    optimizer.step()
+    assert torch.equal(optimizer.state[model[0].weight]["inputs_memory"], memory)
+    model.train()
+    F.cross_entropy(model(x[1].float()), y[1]).backward()
+    optimizer.zero_grad()  # a pass whose gradient was cleared is forgotten as well
+    assert all(synapses.take() is None for synapses in watcher.synapses)
+
+
+def test_frozen_layers_stay_and_thawed_ones_learn():
+    model = MODELS["mlp"](64, (20, 20), 10)
+    model[0].requires_grad_(False)
+    model[2].bias.requires_grad_(False)
+    optimizer = ConsolidatingPlasticityOptimizer(model.parameters(), coincidence=NMDACoincidence(model))
+    start = copy.deepcopy(model.state_dict())
+    two_tasks(model, optimizer)
+    moved = {name: not torch.equal(value, start[name]) for name, value in model.state_dict().items()}
+    assert moved == {
+        "0.weight": False,
+        "0.bias": False,
+        "2.weight": True,
+        "2.bias": False,
+        "4.weight": True,
+        "4.bias": True,
+    }
+    model[0].requires_grad_(True)
+    two_tasks(model, optimizer)
+    assert not torch.equal(model[0].weight, start["0.weight"])
+
+
+def test_groups_have_options_of_their_own():
+    model = MODELS["mlp"](64, (20,), 10)
+    groups = [{"params": model[0].parameters(), "lr": 0.0}, {"params": model[2].parameters()}]
+    optimizer = ConsolidatingPlasticityOptimizer(groups, coincidence=NMDACoincidence(model))
+    start = copy.deepcopy(model.state_dict())
+    two_tasks(model, optimizer)
+    assert torch.equal(model[0].weight, start["0.weight"]) and not torch.equal(model[2].weight, start["2.weight"])
+
+
+def test_what_is_not_watched_follows_the_diagonal_form():
+    model = nn.Sequential(nn.Linear(64, 20), nn.LayerNorm(20), nn.ReLU(), nn.Linear(20, 10))
+    optimizer = ConsolidatingPlasticityOptimizer(model.parameters(), coincidence=NMDACoincidence(model))
+    start = model[1].weight.detach().clone()
+    two_tasks(model, optimizer)
+    assert list(optimizer.state[model[1].weight]) == ["consolidated"]
+    assert not torch.equal(model[1].weight, start)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("lr", -0.1, ValueError),
+        ("lr", math.nan, ValueError),
+        ("threshold_quantile", 1.0, ValueError),
+        ("warmup_steps", 0, ValueError),
+        ("memory_strength", 0.0, ValueError),
+        ("rank", 0, ValueError),
+        ("rank", 2.5, TypeError),
+        ("refresh_every", 0, ValueError),
+        ("equalisation", -1, ValueError),
+        ("absorber", 0.5, ValueError),
+        ("foreach", None, TypeError),
+        ("on_nonfinite", "ignore", ValueError),
+        ("coincidence", "yes", TypeError),
+    ],
+)
+def test_wrong_arguments_are_named_with_their_value(name, value, error):
+    with pytest.raises(error, match=name) as caught:
+        ConsolidatingPlasticityOptimizer([nn.Parameter(torch.zeros(3))], **{name: value})
+    assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("rank", [4, None])
+def test_eligibility_has_the_parameter_s_shape_and_diagnostics_their_range(rank):
+    model = MODELS["convolutional"](64, (3, 4, 12), 10)
+    optimizer = ConsolidatingPlasticityOptimizer(model.parameters(), coincidence=NMDACoincidence(model), rank=rank)
+    assert optimizer.get_diagnostics()["gate_mean"] == 1.0
+    assert all(optimizer.get_param_eligibility(p) is None for p in model.parameters())
+    two_tasks(model, optimizer, steps=10)
+    early = optimizer.get_diagnostics()
+    two_tasks(model, optimizer, steps=60)
+    late = optimizer.get_diagnostics()
+    for p in model.parameters():
+        eligibility = optimizer.get_param_eligibility(p)
+        assert eligibility.shape == p.shape and (eligibility >= 0).all() and eligibility.sum() > 0
+    assert 0 < late["gate_mean"] < early["gate_mean"] < 1  # plasticity is used up
+    assert late["eligibility_mean"] > early["eligibility_mean"] and late["step_count"] == 70
