@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from sp import bench, notebooks, report, studies
+from sp import bench, metrics, notebooks, report, studies
 from sp.files import write_atomically
 
 
@@ -30,6 +30,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     tune.add_argument("--arms", nargs="*", default=[], help="which ones; default: all")
 
+    results = commands.add_parser("results", help="run the retention studies and keep their table in figures/")
+    results.add_argument("--dataset", default="digits", choices=sorted(studies.SETTINGS))
+    results.add_argument("--seeds", type=int, default=10)
+    results.add_argument("--streams", nargs="*", default=list(studies.STREAMS), choices=sorted(studies.STREAMS))
+
     chosen = parser.parse_args(arguments)
     if chosen.command == "figures":
         return notebooks.make_figures(chosen.dataset, chosen.notebooks)
@@ -42,6 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if chosen.command == "readme":
         write_atomically(Path("README.md"), report.fill_tables(Path("README.md").read_text()))
+        return 0
+    if chosen.command == "results":
+        print(metrics.readable(studies.retention_results(chosen.dataset, chosen.seeds, chosen.streams)).to_string())
         return 0
     print(studies.tune(chosen.study, chosen.dataset, chosen.arms).to_string(index=False))
     return 0

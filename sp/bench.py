@@ -9,21 +9,30 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim import Optimizer
 
+from sp.biology import NMDACoincidence
 from sp.files import bar
 from sp.models import mlp
-from sp.optim import SelectivePlasticityOptimizer
+from sp.optim import ConsolidatingPlasticityOptimizer, SelectivePlasticityOptimizer
 
 NETWORKS = {"784-256-256-10": (784, (256, 256)), "784-2000-2000-10": (784, (2000, 2000))}
 
 OPTIMIZERS = {
-    "Adam": torch.optim.Adam,
-    "Adam, fused": lambda parameters: torch.optim.Adam(parameters, fused=True),
-    "SGD": torch.optim.SGD,
-    "Selective plasticity": lambda parameters: SelectivePlasticityOptimizer(parameters, warmup_steps=5),
+    "Adam": lambda model: torch.optim.Adam(model.parameters()),
+    "Adam, fused": lambda model: torch.optim.Adam(model.parameters(), fused=True),
+    "SGD": lambda model: torch.optim.SGD(model.parameters()),
+    "Selective plasticity": lambda model: SelectivePlasticityOptimizer(model.parameters(), warmup_steps=5),
+    "Consolidation": lambda model: ConsolidatingPlasticityOptimizer(model.parameters()),
+    "Coincidence": lambda model: _coincidence(model, None),
+    "Coincidence, rank 96": lambda model: _coincidence(model, 96),
+    "Coincidence, rank 32": lambda model: _coincidence(model, 32),
 }
 
 
-def bench(rounds: int = 60, batch_size: int = 128) -> pd.DataFrame:
+def _coincidence(model: nn.Module, rank: int | None) -> Optimizer:
+    return ConsolidatingPlasticityOptimizer(model.parameters(), coincidence=NMDACoincidence(model), rank=rank)
+
+
+def bench(rounds: int = 110, batch_size: int = 128) -> pd.DataFrame:
     """Median time of a step, and what it keeps, for each optimizer and network.
 
     Each round gives every optimizer one step after the other, so that a busy machine slows all of them alike.
@@ -39,7 +48,7 @@ def bench(rounds: int = 60, batch_size: int = 128) -> pd.DataFrame:
     for network, (inputs, hidden) in NETWORKS.items():
         x, y = torch.randn(batch_size, inputs), torch.randint(10, (batch_size,))
         models = {name: mlp(inputs, hidden, 10) for name in OPTIMIZERS}
-        optimizers = {name: make(models[name].parameters()) for name, make in OPTIMIZERS.items()}
+        optimizers = {name: make(models[name]) for name, make in OPTIMIZERS.items()}
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in OPTIMIZERS}
         for _ in bar(range(rounds), desc=network, unit="round"):
             for name, optimizer in optimizers.items():

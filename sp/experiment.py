@@ -6,7 +6,7 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -142,7 +142,46 @@ class Result:
         return cls(**{**values, **arrays, "experiment": Experiment.from_dict(values["experiment"])})
 
 
-def run(experiment: Experiment, device: str | torch.device = "cpu", progress: bool = False) -> Result:
+@dataclass(frozen=True)
+class Moment:
+    """Where a run is, right after a step.
+
+    Attributes:
+        step: optimizer steps so far. task: number of the task that is being learnt, from 1. first, last: whether this
+            was the task's first or last step.
+        learner: as it is now; the gradients of its network are those of the step.
+        stream: the tasks.
+    """
+
+    step: int
+    task: int
+    first: bool
+    last: bool
+    learner: Any
+    stream: Stream
+
+
+def stream_of(experiment: Experiment) -> Stream:
+    """The tasks of an experiment."""
+    return make_stream(
+        load(experiment.dataset),
+        experiment.stream,
+        experiment.tasks,
+        experiment.scenario,
+        experiment.seed,
+        samples_per_task=experiment.samples_per_task,
+        evaluation=experiment.evaluation,
+        first_identity=experiment.first_identity,
+    )
+
+
+def run(
+    experiment: Experiment,
+    device: str | torch.device = "cpu",
+    progress: bool = False,
+    look: Callable[[Moment], None] | None = None,
+    until: int | None = None,
+) -> Result:
     """Train one network on the stream, task by task, and test it on every task after each.
 
     The run uses one thread and leaves the global random state and the number of threads as they were.
@@ -150,29 +189,20 @@ def run(experiment: Experiment, device: str | torch.device = "cpu", progress: bo
     Args:
         experiment: what to run.
         device: where to train; the CPU and a GPU differ in the last digits.
-        progress: show a bar over the optimizer's steps.
+        progress: show a bar over the epochs.
+        look: called after every step; what it does to the learner is done.
+        until: number of the last task to learn, from 1; None: the stream's last. Later rows of the accuracy are NaN.
     """
     with _isolated(experiment.seed, device):
         start = time.perf_counter()
-        dataset = load(experiment.dataset)
-        stream = make_stream(
-            dataset,
-            experiment.stream,
-            experiment.tasks,
-            experiment.scenario,
-            experiment.seed,
-            samples_per_task=experiment.samples_per_task,
-            evaluation=experiment.evaluation,
-            first_identity=experiment.first_identity,
-        )
-        return _Run(experiment, stream, torch.device(device)).train(progress, start)
+        return _Run(experiment, stream_of(experiment), torch.device(device), look).train(progress, start, until)
 
 
 class _Run:
     """A network, its optimizer and its buffer on their way through a stream."""
 
-    def __init__(self, experiment: Experiment, stream: Stream, device: torch.device):
-        self.experiment, self.stream, self.device = experiment, stream, device
+    def __init__(self, experiment: Experiment, stream: Stream, device: torch.device, look: Callable | None):
+        self.experiment, self.stream, self.device, self.look = experiment, stream, device, look
         sizes, options = (stream.inputs, experiment.hidden, stream.outputs), dict(experiment.options)
         if experiment.optimizer == "ridge":
             self.learner = RidgeLearner(sizes[0], sizes[1][0], sizes[2], device, **options)
@@ -189,12 +219,12 @@ class _Run:
         self.curve: list[dict[str, float]] = []
         self.steps = 0
 
-    def train(self, progress: bool, start: float) -> Result:
+    def train(self, progress: bool, start: float, until: int | None) -> Result:
         tests = [self._on_device(task.outputs, *task.test()) for task in self.stream.tasks]
         initial = np.array([self._accuracy(test) for test in tests])
         accuracy = np.full((len(tests), len(tests)), np.nan)
         with files.bar(total=len(tests) * self.experiment.epochs, unit="epoch", progress=progress) as bar:
-            for i, task in enumerate(self.stream.tasks):
+            for i, task in enumerate(self.stream.tasks[:until]):
                 self._train_task(i, *self._on_device(task.outputs, *task.train()), tests, bar)
                 # Of the tasks still to come only the next one is tested, which forward transfer needs.
                 accuracy[i, : i + 2] = [self._accuracy(test) for test in tests[: i + 2]]
@@ -217,6 +247,9 @@ class _Run:
             for index in torch.randperm(len(x), generator=self.order).to(self.device).split(size):
                 self._train_batch(x[index], y[index])
                 step += 1
+                if self.look is not None:
+                    place = {"first": step == 1, "last": step == total}
+                    self.look(Moment(self.steps, number + 1, **place, learner=self.learner, stream=self.stream))
                 if step in points:
                     for j, test in enumerate(tests):
                         measured = {"training": number, "task": j, "accuracy": self._accuracy(test)}

@@ -23,7 +23,9 @@ def folder(name: str) -> Path:
 
 def bar(iterable=None, *, progress: bool = True, **options) -> tqdm:
     """A progress bar; without ``progress``, or with ``TQDM_DISABLE=1`` in the environment, none is drawn."""
-    return tqdm(iterable, **options) if progress else tqdm(iterable, disable=True, **options)
+    # A notebook's bar does not look at the variable itself.
+    silent = not progress or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
+    return tqdm(iterable, disable=True, **options) if silent else tqdm(iterable, **options)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -14,60 +14,22 @@ import joblib
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sp import metrics, rules, studies
-from sp.baselines import GradientLearner
+from sp import rules
 from sp.biology import Synapses
-from sp.data import Stream, load, make_stream
-from sp.experiment import Experiment, _isolated, _task_of_each_unit
-from sp.models import MODELS
+from sp.experiment import Experiment, Moment, results_frame, run
 from sp.optim import ConsolidatingPlasticityOptimizer
 from sp.sweep import run_all
-
-
-@dataclass(frozen=True)
-class Moment:
-    """Where a training is, right after a step.
-
-    Attributes:
-        step: optimizer steps so far. task: number of the task that is being learnt, from 1. last: whether this was the
-            task's last step, first: whether it was its first.
-        model, optimizer: as they are now; gradients are those of the step.
-        stream: the tasks.
-    """
-
-    step: int
-    task: int
-    first: bool
-    last: bool
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    stream: Stream
-
 
 Look = Callable[[Moment], list[dict]]
 
 
-def stream_of(experiment: Experiment) -> Stream:
-    """The tasks of an experiment."""
-    return make_stream(
-        load(experiment.dataset),
-        experiment.stream,
-        experiment.tasks,
-        experiment.scenario,
-        experiment.seed,
-        samples_per_task=experiment.samples_per_task,
-        evaluation=experiment.evaluation,
-        first_identity=experiment.first_identity,
-    )
-
-
 def follow(experiment: Experiment, look: Look, until: int | None = None) -> pd.DataFrame:
-    """Train on the stream of an experiment, without replay, and look after every step.
+    """Run an experiment, which is not stored, and look after every step.
 
     Args:
-        experiment: what to train; one with an optimizer of a network, and without replay.
+        experiment: what to run; one with an optimizer of a network.
         look: what to measure; an empty list where there is nothing to tell.
         until: number of the last task to learn, from 1; None: the stream's last.
 
@@ -75,34 +37,16 @@ def follow(experiment: Experiment, look: Look, until: int | None = None) -> pd.D
         All rows of all looks, with ``step`` and ``task``.
 
     Raises:
-        ValueError: the experiment has no network, or a replay buffer.
+        ValueError: the experiment has no network.
     """
-    if experiment.optimizer == "ridge" or experiment.replay_capacity:
-        raise ValueError(
-            "experiment must train a network without replay, got "
-            f"optimizer={experiment.optimizer!r}, replay_capacity={experiment.replay_capacity}"
-        )
+    if experiment.optimizer == "ridge":
+        raise ValueError("experiment must train a network, got optimizer='ridge'")
     rows = []
-    with _isolated(experiment.seed, "cpu"):
-        stream = stream_of(experiment)
-        model = MODELS[experiment.model](stream.inputs, experiment.hidden, stream.outputs)
-        learner = GradientLearner(model, experiment.optimizer, dict(experiment.options))
-        order = torch.Generator().manual_seed(experiment.seed)
-        owner, step = _task_of_each_unit(stream, torch.device("cpu")), 0
-        for number, task in enumerate(stream.tasks[:until], 1):
-            x, y = task.train()
-            y = y if task.outputs is None else torch.tensor(task.outputs)[y]
-            batches = [
-                index
-                for _ in range(experiment.epochs)
-                for index in torch.randperm(len(x), generator=order).split(experiment.batch_size)
-            ]
-            for place, index in enumerate(batches):
-                allowed = None if owner is None else owner == owner[y[index], None]
-                learner.learn(x[index], y[index], allowed)
-                step += 1
-                moment = Moment(step, number, place == 0, place == len(batches) - 1, model, learner.optimizer, stream)
-                rows += [{"step": step, "task": number, **row} for row in look(moment)]
+
+    def record(moment: Moment) -> None:
+        rows.extend({"step": moment.step, "task": moment.task, **row} for row in look(moment))
+
+    run(experiment, look=record, until=until)
     return pd.DataFrame(rows)
 
 
@@ -129,7 +73,7 @@ class Traces:
         self.threshold: Tensor | float = 0.0
 
     def __call__(self, moment: Moment) -> list[dict]:
-        gradient = torch.cat([p.grad.flatten() for p in moment.model.parameters()])
+        gradient = torch.cat([p.grad.flatten() for p in moment.learner.model.parameters()])
         self.eligibility = self.decay * self.eligibility + (1 - self.decay) * gradient.abs()
         self.consolidated = self.consolidated + gradient**2
         if moment.task == 1:
@@ -155,14 +99,14 @@ def gate_quantiles(moment: Moment, quantiles: Sequence[float] = (0.1, 0.5, 0.9),
     """Look: quantiles of the gate ``theta / (theta + C)`` of the diagonal rule over the weights of each layer."""
     if moment.step % every and not moment.last:
         return []
-    theta = moment.optimizer.param_groups[0]["shared"]["threshold"]
-    weights = [p for p in moment.model.parameters() if p.dim() > 1]
+    theta = moment.learner.optimizer.param_groups[0]["shared"]["threshold"]
+    weights = [p for p in moment.learner.model.parameters() if p.dim() > 1]
     return [
         {"layer": number, "quantile": q, "gate": value}
         for number, weight in enumerate(weights, 1)
         for q, value in zip(
             quantiles,
-            rules.consolidation_gate(moment.optimizer.state[weight]["consolidated"], theta)
+            rules.consolidation_gate(moment.learner.optimizer.state[weight]["consolidated"], theta)
             .flatten()
             .quantile(torch.tensor(quantiles))
             .tolist(),
@@ -197,8 +141,8 @@ def spectrum(moment: Moment, layer: int = 0) -> list[dict]:
     """Look: after each task, the eigenvalues of a layer's memory in units of a, largest first."""
     if not moment.last:
         return []
-    synapses = moment.optimizer.coincidence.synapses[layer]
-    scaled = memory(moment.optimizer, synapses) / memory_strength(moment.optimizer, synapses)
+    synapses = moment.learner.optimizer.coincidence.synapses[layer]
+    scaled = memory(moment.learner.optimizer, synapses) / memory_strength(moment.learner.optimizer, synapses)
     values = torch.linalg.eigvalsh(scaled.double()).flip(0).clamp(min=0)
     return [{"direction": number, "weight": value} for number, value in enumerate(values.tolist(), 1)]
 
@@ -207,8 +151,8 @@ def input_novelty(moment: Moment) -> list[dict]:
     """Look: after each task, how new the test images of every task are to the first layer: mean of ``x'Px / x'x``."""
     if not moment.last:
         return []
-    synapses = moment.optimizer.coincidence.synapses[0]
-    P = rules.novelty(memory(moment.optimizer, synapses), memory_strength(moment.optimizer, synapses))
+    synapses = moment.learner.optimizer.coincidence.synapses[0]
+    P = rules.novelty(memory(moment.learner.optimizer, synapses), memory_strength(moment.learner.optimizer, synapses))
     rows = []
     for on, task in enumerate(moment.stream.tasks, 1):
         x = _with_one(task.test()[0], synapses)
@@ -246,11 +190,11 @@ def first_gradient(experiment: Experiment, task: int) -> FirstGradient:
 
     def look(moment: Moment) -> list[dict]:
         if moment.last and moment.task == task - 1:
-            found["A"] = memory(moment.optimizer, moment.optimizer.coincidence.synapses[0]).clone()
+            found["A"] = memory(moment.learner.optimizer, moment.learner.optimizer.coincidence.synapses[0]).clone()
         if not (moment.first and moment.task == task):
             return []
-        synapses = moment.optimizer.coincidence.synapses[0]
-        P = rules.novelty(found["A"], memory_strength(moment.optimizer, synapses))
+        synapses = moment.learner.optimizer.coincidence.synapses[0]
+        P = rules.novelty(found["A"], memory_strength(moment.learner.optimizer, synapses))
         raw = synapses.gradient().clone()
         projected = raw @ P @ P
         images = [_with_one(one.train()[0], synapses) for one in moment.stream.tasks[:task]]
@@ -269,41 +213,27 @@ def first_gradient(experiment: Experiment, task: int) -> FirstGradient:
     return FirstGradient(found["raw"], found["projected"], found["mean"], effects[["step", "inputs", "change"]])
 
 
-def forgets(layers: str, look: Look) -> Look:
-    """A look that first wipes the presynaptic memories of ``"hidden"`` layers, of the ``"readout"`` or of ``"all"``.
+def forgets(layers: str) -> Callable[[Moment], None]:
+    """Wipe the presynaptic memories of ``"hidden"`` layers, of the ``"readout"`` or of ``"all"`` after every step.
 
-    Unlike other looks it changes the training: the layer steps as if it had met no input before this step's batch.
+    Given to `sp.experiment.run` it changes the training: a layer steps as if it had met no input before the batch.
     """
     if layers not in ("hidden", "readout", "all"):
         raise ValueError(f"layers must be 'hidden', 'readout' or 'all', got {layers!r}")
 
-    def wipe(moment: Moment) -> list[dict]:
-        for synapses in moment.optimizer.coincidence.synapses:
+    def wipe(moment: Moment) -> None:
+        for synapses in moment.learner.optimizer.coincidence.synapses:
             if layers == "all" or synapses.readout == (layers == "readout"):
-                state = moment.optimizer.state[synapses.weight]
+                state = moment.learner.optimizer.state[synapses.weight]
                 for name in state:
-                    if name.startswith("inputs_") and name not in ("inputs_inverse", "inputs_directions"):
+                    if name.startswith("inputs_") and name not in ("inputs_inverse", "inputs_directions", "inputs_off"):
                         state[name].zero_()
+                if "inputs_off" in state:
+                    state["inputs_off"].fill_(1)
                 if "inputs_inverse" in state:
                     state["inputs_inverse"].copy_(torch.eye(len(state["inputs_inverse"])))
-        return look(moment)
 
     return wipe
-
-
-@torch.no_grad()
-def accuracies(moment: Moment) -> list[dict]:
-    """Look: after each task, the test accuracy on every task so far: ``after``, ``on``, ``accuracy``."""
-    if not moment.last:
-        return []
-    rows = []
-    moment.model.eval()
-    for on, task in enumerate(moment.stream.tasks[: moment.task], 1):
-        x, y = task.test()
-        logits = moment.model(x) if task.outputs is None else moment.model(x)[:, list(task.outputs)]
-        rows.append({"after": moment.task, "on": on, "accuracy": (logits.argmax(1) == y).float().mean().item()})
-    moment.model.train()
-    return rows
 
 
 def without_memory(arms: dict[str, tuple[Experiment, str]], seeds: Iterable[int]) -> pd.DataFrame:
@@ -314,27 +244,14 @@ def without_memory(arms: dict[str, tuple[Experiment, str]], seeds: Iterable[int]
         seeds: of the runs, which are not stored.
 
     Returns:
-        One row a run, as in `sp.experiment.results_frame`: ``arm``, ``seed``, ``average_accuracy``,
-        ``learning_accuracy`` and ``backward_transfer``.
+        One row a run, as in `sp.experiment.results_frame`, and ``arm``.
     """
     named = [(arm, *choice, seed) for arm, choice in arms.items() for seed in seeds]
-    tables = joblib.Parallel(n_jobs=min(len(named), os.cpu_count() or 1))(
-        joblib.delayed(follow)(replace(experiment, seed=seed), forgets(layers, accuracies))
+    results = joblib.Parallel(n_jobs=min(len(named), os.cpu_count() or 1))(
+        joblib.delayed(run)(replace(experiment, seed=seed), look=forgets(layers))
         for _, experiment, layers, seed in named
     )
-    rows = []
-    for (arm, _, _, seed), table in zip(named, tables, strict=True):
-        R = table.pivot_table("accuracy", "after", "on").to_numpy()
-        rows.append(
-            {
-                "arm": arm,
-                "seed": seed,
-                "average_accuracy": metrics.average_accuracy(R),
-                "learning_accuracy": metrics.learning_accuracy(R),
-                "backward_transfer": metrics.backward_transfer(R),
-            }
-        )
-    return pd.DataFrame(rows)
+    return results_frame(results).assign(arm=[arm for arm, *_ in named])
 
 
 def accuracy_by_task(arms: dict[str, Experiment], seeds: Iterable[int]) -> pd.DataFrame:
@@ -369,18 +286,6 @@ def mean_matrices(accuracies: pd.DataFrame, value: str = "accuracy", by: str = "
         str(name): group.pivot_table(value, "after", "on").to_numpy()
         for name, group in accuracies.groupby(by, sort=False)
     }
-
-
-def retention_arms(stream: str, dataset: str, names: Sequence[str]) -> dict[str, Experiment]:
-    """The arms of `sp.studies.retention` with these names, each with its tuned options; only these need be tuned."""
-    plain = studies.retention(stream, dataset, tuned=False)
-    coincidence = replace(plain["Coincidence, tuned"], options={})
-    arms = {"Coincidence": coincidence, "Coincidence, exact memory": replace(coincidence, options={"rank": None})}
-    for name in names:
-        if name not in arms:
-            options = studies.tuned_options(f"retention_{stream}", dataset, name)
-            arms[name] = replace(plain[name], options={**dict(plain[name].options), **options})
-    return {name: arms[name] for name in names}
 
 
 def _with_one(x: Tensor, synapses: Synapses) -> Tensor:

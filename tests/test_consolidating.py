@@ -20,11 +20,12 @@ from sp.optim import memory as memories
 def numpy_diagonal(weights, gradients, *, lr, quantile, warmup, absorber):
     """The diagonal form once more from its text, in NumPy and float64, for tensors of at most 8,192 elements in all."""
     ws, cs = [w.astype(np.float64) for w in weights], [np.zeros(w.shape) for w in weights]
-    mean_norm, theta = None, None
+    mean_norm, theta, scale = None, None, 0.0
     for t, gs in enumerate(gradients, start=1):
         norm = math.sqrt(sum((g**2).sum() for g in gs))
-        kept = norm if mean_norm is None else min(norm, absorber * mean_norm)
+        kept = norm if mean_norm is None else min(norm, absorber * max(mean_norm, 0.5 * scale))
         mean_norm = kept if mean_norm is None else 0.99 * mean_norm + 0.01 * kept
+        scale = mean_norm if t <= 10 else scale
         gs = [g * kept / (norm + 1e-30) for g in gs]
         cs = [c + g**2 for c, g in zip(cs, gs, strict=True)]
         if t <= warmup and (t <= 10 or t % 10 == 0 or t == warmup):
@@ -94,7 +95,7 @@ class NumpyCoincidence:
         gradients = [d.T @ v for d, v in zip(errors, inputs, strict=True)]
         norm = math.sqrt(sum((g**2).sum() / q for g, q in zip(gradients, self.power, strict=True)))
         keep = 0.99 ** (size / 128)
-        kept = norm if self.t == 1 else min(norm, self.absorber * self.mean_norm)
+        kept = norm if self.t == 1 else min(norm, self.absorber * max(self.mean_norm, 0.5 * self.scale))
         self.mean_norm = kept if self.t == 1 else keep * self.mean_norm + (1 - keep) * kept
         if self.t <= 10:
             self.scale = self.mean_norm

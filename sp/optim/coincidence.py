@@ -77,8 +77,8 @@ class WatchedLayer:
 
     def squared_norm(self) -> Tensor:
         """Of the gradient with respect to weights in units of the inputs."""
-        norm = torch.linalg.vector_norm(self.gradient)
-        return (norm**2 / (self.state["input_power"] + SMALLEST)).to(self.steps.device)
+        flat = self.gradient.flatten()
+        return (torch.dot(flat, flat) / (self.state["input_power"] + SMALLEST)).to(self.steps.device)
 
     def update(self, absorbed: Tensor, scale: Tensor) -> None:
         """Remember the activity, and move the weights along what is new.
@@ -107,8 +107,8 @@ def memories(
     every, rank = group["refresh_every"], group["rank"]
 
     def memory(name: str, width: int, strength: float, power: int, share: int, **options) -> Memory:
-        # A sketch is merged through a matrix of rank + buffered rows: no gain where that is not smaller than the width.
-        if rank is None or width <= rank // share + ROWS * every:
+        # Where the exact memory is no larger than the sketch and its buffer would be, it costs less time as well.
+        if rank is None or 2 * width <= rank // share + ROWS * every:
             return ExactMemory(name, strength, power, every, **options)
         return SketchedMemory(name, strength, power, every, rank=max(rank // share, 1), **options)
 

@@ -19,6 +19,8 @@ from sp.optim.common import (
 )
 from sp.optim.memory import SMALLEST
 
+FLOOR = 0.5  # of the norm at the beginning: a task learnt to the end must not leave the absorber shut for the next
+
 Groups = list[tuple[dict[str, Any], list[Tensor]]]
 
 
@@ -42,8 +44,8 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
     factor P does, as in recursive least squares, and Q is left out. Parameters that are not watched follow the diagonal
     form, and count besides as having a constant input: their step is multiplied by ``1 / (1 + t / a)``.
 
-    In both forms the gradient's norm over all parameters is held to ``absorber`` times its own running mean, and
-    multiplying the loss by a constant changes nothing.
+    In both forms the gradient's norm over all parameters is held to ``absorber`` times its own running mean (or half
+    the norm at the beginning, where that is more), and multiplying the loss by a constant changes nothing.
 
     Args:
         params: parameters, or dicts of parameters with options of their own.
@@ -74,8 +76,8 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         threshold_quantile: float = 0.85,
         warmup_steps: int = 100,
         *,
-        memory_strength: float = 0.8,
-        rank: int | None = 96,
+        memory_strength: float = 0.4,
+        rank: int | None = None,
         refresh_every: int = 20,
         equalisation: float = 30.0,
         absorber: float = 1.25,
@@ -159,7 +161,8 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
     def _absorb(self, shared: dict[str, Tensor], norm: Tensor, finite: Tensor, keep: float) -> Tensor:
         """Move the running mean of the gradient's norm, and return the factor that the absorber leaves of it."""
         first = shared["steps"] <= 1
-        bound = rules.absorbed(norm, shared["mean_norm"], self.param_groups[0]["absorber"])
+        mean = torch.maximum(shared["mean_norm"], FLOOR * shared["scale"])
+        bound = rules.absorbed(norm, mean, self.param_groups[0]["absorber"])
         kept = torch.where(first, norm, bound)
         moved = torch.where(first, kept, keep * shared["mean_norm"] + (1 - keep) * kept)
         shared["mean_norm"] = torch.where(finite, moved, shared["mean_norm"])

@@ -87,7 +87,10 @@ class SketchedMemory(Memory):
         state[f"{self.name}_directions"] = torch.zeros(rank, width, **number)
         state[f"{self.name}_excess"] = torch.zeros(rank, **number)
         state[f"{self.name}_remainder"] = torch.zeros((), **number)
-        # The last row is the sum of all rows, sampled or not, since the last merge.
+        # Eigenvalues of the inverse since the last look: off the directions, and along them less that.
+        state[f"{self.name}_off"] = torch.ones((), **number)
+        state[f"{self.name}_along"] = torch.zeros(rank, **number)
+        # The last row is the sum of all rows, sampled or not, since the last look.
         state[f"{self.name}_buffer"] = torch.zeros(ROWS * self.refresh_every + 1, width, **number)
         state[f"{self.name}_weights"] = torch.zeros(ROWS * self.refresh_every, **number)
 
@@ -98,12 +101,13 @@ class SketchedMemory(Memory):
         size = slots // 4 if count < EARLY else ROWS
         place = ((count - 1) * size) % (slots - slots % size)
         keep = min(len(x), size)
-        total = torch.where(finite, weight * len(x), 0)
+        stride = len(x) // keep
         # Which rows are taken moves from step to step, since batches may be sorted.
-        index = (torch.arange(keep, device=x.device) * (len(x) // keep) + count * 7919) % len(x)
-        weights[place : place + keep] = (total / keep).sqrt()
-        buffer[place : place + keep] = torch.where(finite, x[index], 0) * (total / keep).sqrt()
-        buffer[-1] += torch.where(finite, x.mean(0), 0) * total
+        rows = x[count * 7919 % stride :: stride][:keep]
+        row_weight = torch.where(finite, weight * (len(x) / keep), 0).sqrt()
+        weights[place : place + keep] = row_weight
+        buffer[place : place + keep] = torch.where(finite, rows, 0) * row_weight
+        buffer[-1] += torch.where(finite, x.sum(0) * weight, 0)
         if self.due(count):
             self._merge(state)
 
@@ -126,21 +130,18 @@ class SketchedMemory(Memory):
         remainder.mul_(kept).add_(cut)
         buffer.zero_()
         weights.zero_()
-
-    def multiply(self, state: dict[str, Tensor], matrix: Tensor) -> Tensor:
-        """``matrix (I + A/a)^-power`` for a matrix of shape (n, d)."""
-        directions, rest, along = self._eigenvalues(state)
-        part = torch.mm(matrix, directions.T).mul_(along - rest)
-        return torch.mul(matrix, rest).addmm_(part, directions)
-
-    def _eigenvalues(self, state: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """The directions, and the eigenvalues of ``(I + A/a)^-power`` off them (one number) and along them, (rank,)."""
-        directions, excess, remainder = (state[f"{self.name}_{part}"] for part in ("directions", "excess", "remainder"))
         strength = self.strength
         if self.relative:
             strength = strength * (excess.sum() + remainder * directions.shape[1] + SMALLEST)
-        rest = (1 + remainder / strength) ** -self.power
-        return directions, rest, (1 + (remainder + excess) / strength) ** -self.power
+        off = (1 + remainder / strength) ** -self.power
+        state[f"{self.name}_off"].copy_(off)
+        state[f"{self.name}_along"].copy_((1 + (remainder + excess) / strength) ** -self.power - off)
+
+    def multiply(self, state: dict[str, Tensor], matrix: Tensor) -> Tensor:
+        """``matrix (I + A/a)^-power`` for a matrix of shape (n, d)."""
+        directions = state[f"{self.name}_directions"]
+        part = torch.mm(matrix, directions.T).mul_(state[f"{self.name}_along"])
+        return torch.mul(matrix, state[f"{self.name}_off"]).addmm_(part, directions)
 
     def diagonal(self, state: dict[str, Tensor]) -> Tensor:
         """How much of each input A holds, (d,)."""
@@ -149,5 +150,5 @@ class SketchedMemory(Memory):
 
     def mean_share(self, state: dict[str, Tensor]) -> Tensor:
         """Mean eigenvalue of ``(I + A/a)^-power``, in (0, 1]."""
-        directions, rest, along = self._eigenvalues(state)
-        return rest + (along - rest).sum() / directions.shape[1]
+        width = state[f"{self.name}_directions"].shape[1]
+        return state[f"{self.name}_off"] + state[f"{self.name}_along"].sum() / width
