@@ -32,15 +32,16 @@ def _coincidence(model: nn.Module, rank: int | None) -> Optimizer:
     return ConsolidatingPlasticityOptimizer(model.parameters(), coincidence=NMDACoincidence(model), rank=rank)
 
 
-def bench(rounds: int = 110, batch_size: int = 128) -> pd.DataFrame:
+def bench(rounds: int = 12, batch_size: int = 128) -> pd.DataFrame:
     """Median time of a step, and what it keeps, for each optimizer and network.
 
-    Each round gives every optimizer one step after the other, so that a busy machine slows all of them alike.
+    Each round gives every optimizer twenty steps after another, so that a busy machine slows all of them alike and what
+    is done every twentieth step is in the mean of a round.
 
     Returns:
         One row an optimizer and network: ``network``, ``parameters``, ``optimizer``, ``step_us`` and ``training_us``
-        (medians, of ``step()`` alone and of a whole training step), ``step_ratio`` and ``training_ratio`` to Adam,
-        ``state_bytes_per_parameter``.
+        (medians over rounds, of ``step()`` alone and of a whole training step), ``step_ratio`` and ``training_ratio``
+        to Adam, ``state_bytes_per_parameter``.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -52,8 +53,9 @@ def bench(rounds: int = 110, batch_size: int = 128) -> pd.DataFrame:
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in OPTIMIZERS}
         for _ in bar(range(rounds), desc=network, unit="round"):
             for name, optimizer in optimizers.items():
-                times[name].append(_training_step(models[name], optimizer, x, y))
-        rows += [_row(network, name, models[name], optimizers[name], times[name][10:]) for name in OPTIMIZERS]
+                steps = [_training_step(models[name], optimizer, x, y) for _ in range(20)]
+                times[name].append(tuple(statistics.mean(column) for column in zip(*steps, strict=True)))
+        rows += [_row(network, name, models[name], optimizers[name], times[name][2:]) for name in OPTIMIZERS]
     torch.set_num_threads(threads)
     table = pd.DataFrame(rows)
     for column in ("step", "training"):

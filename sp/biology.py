@@ -91,7 +91,8 @@ class NMDACoincidence:
 
     A pass counts when it takes part in a step: a forward pass in training mode whose output receives a gradient. What
     runs under ``no_grad`` or in ``eval()`` leaves no trace, nor does a forward pass that is never differentiated.
-    Several backward passes before a step add up, as gradients do, and ``optimizer.zero_grad()`` clears both.
+    Several backward passes before a step add up, as gradients do, and ``optimizer.zero_grad()`` clears both. A model
+    that is compiled with ``torch.compile`` is watched all the same, whether it is compiled before or after.
 
     Not watched, and left to the diagonal rule: grouped convolutions, layers whose weight is not a parameter of their
     own (weight normalisation), the projections inside `nn.MultiheadAttention` (it never calls them), and frozen layers.
@@ -132,7 +133,7 @@ class NMDACoincidence:
     def covered(self) -> dict[str, nn.Parameter]:
         """The parameters that are watched, by name; frozen ones are not."""
         return {
-            f"{synapses.name}.{kind}".lstrip("."): parameter
+            f"{synapses.name}.{kind}".removeprefix("_orig_mod.").lstrip("."): parameter
             for synapses in self.synapses
             for kind, parameter in zip(("weight", "bias"), synapses.parameters, strict=False)
             if parameter.requires_grad

@@ -133,6 +133,23 @@ def test_checkpointed_layers_are_recorded_once():
         torch.testing.assert_close(activity.postsynaptic.T @ activity.presynaptic, synapses.gradient())
 
 
+@pytest.mark.parametrize("watch_first", [True, False])
+def test_a_compiled_model_is_watched(watch_first):
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    if watch_first:
+        watcher = NMDACoincidence(model)
+    compiled = torch.compile(model, backend="aot_eager")
+    if not watch_first:
+        watcher = NMDACoincidence(compiled)
+    assert list(watcher.covered()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    for _ in range(3):
+        model.zero_grad()
+        compiled(torch.randn(5, 4)).sum().backward()
+        for synapses in watcher.synapses:
+            activity = synapses.take()
+            torch.testing.assert_close(activity.postsynaptic.T @ activity.presynaptic, synapses.gradient())
+
+
 def test_removed_hooks_watch_no_more():
     model = nn.Linear(4, 3)
     with NMDACoincidence(model) as watcher:

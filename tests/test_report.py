@@ -16,9 +16,25 @@ def test_the_readme_s_tables_come_from_the_committed_files():
 
 
 def test_a_table_is_filled_from_its_file(tmp_path):
-    rows = [("one", "final_1", 0.5, 0.4, 0.6), ("one", "other", 1.0, 1.0, 1.0)]
-    pd.DataFrame(rows, columns=["arm", "metric", "mean", "low", "high"]).to_csv(tmp_path / "t.csv", index=False)
+    rows = [("one", "final_1", 0.5, 0.4, 0.6, 10), ("one", "other", 1.0, 1.0, 1.0, 5)]
+    pd.DataFrame(rows, columns=["arm", "metric", "mean", "low", "high", "n"]).to_csv(tmp_path / "t.csv", index=False)
     filled = fill_tables("before\n<!-- table: t.csv -->\nold\n<!-- end -->\nafter", tmp_path)
-    table = "| | task A | other |\n|---|---|---|\n| one | 0.500 [0.400, 0.600] | 1.000 [1.000, 1.000] |\n"
+    table = (
+        "| | task A (n = 10) | other (n = 5) |\n|---|---|---|\n| one | 0.500 [0.400, 0.600] | 1.000 [1.000, 1.000] |\n"
+    )
     assert filled == f"before\n<!-- table: t.csv -->\n{table}<!-- end -->\nafter"
     assert markdown(pd.read_csv(tmp_path / "t.csv")) == table
+
+
+def test_a_table_over_streams_has_a_gap_where_an_arm_was_not_run(tmp_path):
+    rows = [("a", "one", "x", 0.5, 0.5, 0.5, 10), ("b", "one", "x", 0.2, 0.2, 0.2, 10), ("b", "two", "x", 1, 1, 1, 10)]
+    columns = ["stream", "arm", "metric", "mean", "low", "high", "n"]
+    other = [("a", "one", "y", 0.9, 0.9, 0.9, 10)]
+    pd.DataFrame(rows + other, columns=columns).to_csv(tmp_path / "t.csv", index=False)
+    filled = fill_tables("<!-- table: t.csv x -->\n<!-- end -->", tmp_path).splitlines()
+    assert filled[1:-1] == [
+        "| | a (n = 10) | b (n = 10) |",
+        "|---|---|---|",
+        "| one | 0.500 [0.500, 0.500] | 0.200 [0.200, 0.200] |",
+        "| two |  | 1.000 [1.000, 1.000] |",
+    ]
