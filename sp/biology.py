@@ -62,11 +62,11 @@ class Synapses:
         bias = torch.zeros_like(self.bias) if self.bias.grad is None else self.bias.grad
         return torch.cat([matrix, bias[:, None]], 1)
 
-    def add_(self, change: Tensor) -> None:
-        """Add a change of the shape of `gradient` to the weight, and to the bias where it learns."""
+    def add_(self, change: Tensor, bias: bool = True) -> None:
+        """Add a change of the shape of `gradient` to the weight, and with ``bias`` to a bias that has a gradient."""
         columns = self.weight[0].numel()
         self.weight.add_(change[:, :columns].reshape(self.weight.shape))
-        if self.bias is not None and self.bias.grad is not None:
+        if bias and self.bias is not None and self.bias.grad is not None:
             self.bias.add_(change[:, columns])
 
     def take(self) -> Activity | None:

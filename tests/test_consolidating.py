@@ -369,6 +369,37 @@ def test_groups_have_options_of_their_own():
     assert torch.equal(model[0].weight, start["0.weight"]) and not torch.equal(model[2].weight, start["2.weight"])
 
 
+def test_only_the_optimizer_s_own_parameters_are_changed():
+    for own in ("weight", "bias"):
+        model = MODELS["mlp"](64, (20,), 10)
+        start = copy.deepcopy(model.state_dict())
+        parameters = [getattr(model[0], own), *model[2].parameters()]
+        two_tasks(model, ConsolidatingPlasticityOptimizer(parameters, coincidence=NMDACoincidence(model)))
+        moved = {name: not torch.equal(value, start[f"0.{name}"]) for name, value in model[0].state_dict().items()}
+        assert moved == {"weight": own == "weight", "bias": own == "bias"}
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_steps_without_gradients_or_with_zero_gradients_do_not_stop_the_next_ones(watched):
+    torch.manual_seed(0)
+    model = MODELS["mlp"](7, (6,), 4)
+    optimizer = ConsolidatingPlasticityOptimizer(
+        model.parameters(), coincidence=NMDACoincidence(model) if watched else None
+    )
+    optimizer.step()
+    for x, y in zip(*digits_like(6, 15), strict=True):
+        optimizer.zero_grad()
+        (0 * F.cross_entropy(model(x.float()), y)).backward()
+        optimizer.step()
+    before = copy.deepcopy(model.state_dict())
+    for x, y in zip(*digits_like(7, 15), strict=True):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x.float()), y).backward()
+        optimizer.step()
+    moved = [(p - before[name]).abs().max().item() for name, p in model.state_dict().items()]
+    assert all(1e-5 < distance < 5 for distance in moved)
+
+
 def test_what_is_not_watched_follows_the_diagonal_form():
     model = nn.Sequential(nn.Linear(64, 20), nn.LayerNorm(20), nn.ReLU(), nn.Linear(20, 10))
     optimizer = ConsolidatingPlasticityOptimizer(model.parameters(), coincidence=NMDACoincidence(model))

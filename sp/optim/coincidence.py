@@ -80,12 +80,13 @@ class WatchedLayer:
         flat = self.gradient.flatten()
         return (torch.dot(flat, flat) / (self.state["input_power"] + SMALLEST)).to(self.steps.device)
 
-    def update(self, absorbed: Tensor, scale: Tensor) -> None:
+    def update(self, absorbed: Tensor, scale: Tensor, learns: list[bool]) -> None:
         """Remember the activity, and move the weights along what is new.
 
         Args:
             absorbed: factor that the shock absorber leaves of gradients and errors, in [0, 1].
             scale: norm that the gradient had when the run began.
+            learns: for the weight, and the bias where there is one, whether it is the optimizer's to change.
         """
         if self.activity is not None:
             self._remember(self.activity, absorbed)
@@ -94,7 +95,7 @@ class WatchedLayer:
             change = self.errors.multiply(self.state, change.T).T
         size = self.group["lr"] * GAIN / self.strength * batch_factor(self.examples)
         factor = (absorbed / (scale + SMALLEST)).to(change.device) / (self.state["input_power"] + SMALLEST)
-        self.synapses.add_((change * (-size * factor)).to(self.synapses.weight.dtype))
+        self.synapses.add_((change * (-size * factor)).to(self.synapses.weight.dtype), bias=all(learns))
 
 
 def memories(

@@ -48,7 +48,8 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
     the norm at the beginning, where that is more), and multiplying the loss by a constant changes nothing.
 
     Args:
-        params: parameters, or dicts of parameters with options of their own.
+        params: parameters, or dicts of parameters with options of their own; a watched layer's bias follows the options
+            of its weight.
         lr: learning rate, >= 0; 0.1 served every stream that was tried.
         threshold_quantile: diagonal form: share of synapses that the warm-up leaves less than half consolidated, in
             (0, 1).
@@ -124,14 +125,18 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         """The watched layer of each parameter that the watcher covers, by the parameter's id."""
         if self.coincidence is None:
             return {}
+        own = {id(p) for group in self.param_groups for p in group["params"]}
         return {
             id(p): synapses
             for synapses in self.coincidence.synapses
-            if synapses.weight.requires_grad
+            if synapses.weight.requires_grad and id(synapses.weight) in own
             for p in synapses.parameters
+            if id(p) in own
         }
 
     def update(self, groups: Groups, finite: Tensor) -> None:
+        if not any(parameters for _, parameters in groups):
+            return
         covered = self._covered()
         shared = {name: value.to(finite.device) for name, value in self.param_groups[0]["shared"].items()}
         shared["steps"] = shared["steps"] + finite
@@ -150,23 +155,22 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         for _, members in rest:
             norms = torch.stack(torch._foreach_norm([p.grad for p in members]))
             squares.append(norms.to(finite.device, torch.float32).square().sum())
-        if squares:
-            examples = max([layer.examples for layer in layers], default=REFERENCE_BATCH)
-            absorbed = self._absorb(shared, torch.stack(squares).sum().sqrt(), finite, horizon(examples))
-            for layer in layers:
-                layer.update(absorbed, shared["scale"])
-            self._diagonal(rest, shared, finite, absorbed)
+        examples = max([layer.examples for layer in layers], default=REFERENCE_BATCH)
+        absorbed = self._absorb(shared, torch.stack(squares).sum().sqrt(), finite, horizon(examples))
+        for layer in layers:
+            layer.update(absorbed, shared["scale"], [id(p) in covered for p in layer.synapses.parameters])
+        self._diagonal(rest, shared, finite, absorbed)
         self.param_groups[0]["shared"] = shared
 
     def _absorb(self, shared: dict[str, Tensor], norm: Tensor, finite: Tensor, keep: float) -> Tensor:
         """Move the running mean of the gradient's norm, and return the factor that the absorber leaves of it."""
-        first = shared["steps"] <= 1
+        first = shared["mean_norm"] <= 0
         mean = torch.maximum(shared["mean_norm"], FLOOR * shared["scale"])
         bound = rules.absorbed(norm, mean, self.param_groups[0]["absorber"])
         kept = torch.where(first, norm, bound)
         moved = torch.where(first, kept, keep * shared["mean_norm"] + (1 - keep) * kept)
         shared["mean_norm"] = torch.where(finite, moved, shared["mean_norm"])
-        measuring = finite & (shared["steps"] <= SCALE_STEPS)
+        measuring = finite & ((shared["steps"] <= SCALE_STEPS) | (shared["scale"] <= 0))
         shared["scale"] = torch.where(measuring, shared["mean_norm"], shared["scale"])
         return torch.where(finite, kept / (norm + SMALLEST), 0)
 
