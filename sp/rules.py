@@ -106,22 +106,10 @@ def consolidation_gate(consolidated: Tensor, threshold: Tensor | float) -> Tenso
     return threshold / (threshold + consolidated)
 
 
-def presynaptic_memory(memory: Tensor, presynaptic: Tensor, examples: int) -> Tensor:
-    """Which presynaptic patterns a layer has learnt from: a sum that never decays and knows no task.
-
-    ``A <- A + X'X / B``
-
-    Args:
-        memory: A, (d, d), symmetric, positive semi-definite.
-        presynaptic: X, (N, d), the layer's inputs in units of their root mean squared length.
-        examples: B, how many examples the N rows come from.
-    """
-    return memory.addmm(presynaptic.T, presynaptic, alpha=1 / examples)
-
-
-def novelty(memory: Tensor, strength: float) -> Tensor:
+def novelty(memory: Tensor, strength: float | Tensor) -> Tensor:
     """What of a presynaptic pattern is new: ``P = (I + A / a)^-1``, (d, d), eigenvalues in (0, 1].
 
+    A is the sum of ``X'X / B`` over all steps, X a layer's inputs: it never decays and knows no task.
     ``x'Px / x'x`` is near 1 for a pattern never seen and near 0 for one seen ``n >> a`` times. It is the covariance of
     recursive least squares, and the projector of OWM (Zeng et al. 2019) without its boundaries.
 
@@ -137,13 +125,13 @@ def novelty_of_constant(steps: Tensor, strength: float) -> Tensor:
     return 1 / (1 + steps / strength)
 
 
-def equaliser(errors: Tensor, strength: float) -> Tensor:
+def equaliser(errors: Tensor, share: float) -> Tensor:
     """Postsynaptic scaling (Turrigiano et al. 1998, as an analogy): damp the directions in which most errors come back.
 
-    ``Q = (I + p S / tr S)^-1``, (out, out), eigenvalues in (0, 1]; S the running mean of the errors' outer products, as
-    in K-FAC (Martens & Grosse 2015) but without a memory: it forgets.
+    ``Q = (I + S / (share tr S))^-1``, (out, out), eigenvalues in (0, 1]; S the running mean of the errors' products, as in
+    K-FAC (Martens & Grosse 2015), but it forgets. A direction that carries ``share`` of all errors is halved.
     """
-    return _inverse_of_one_plus(errors * (strength / errors.trace().clamp(min=torch.finfo(errors.dtype).tiny)))
+    return novelty(errors, share * (errors.trace() + 1e-30))
 
 
 def absorbed(norm: Tensor, mean_norm: Tensor, absorber: float) -> Tensor:

@@ -218,19 +218,23 @@ STUDIES: dict[str, Callable[..., dict[str, Experiment]]] = {
 
 
 def retention_results(
-    dataset: str, seeds: int = 10, streams: Sequence[str] = tuple(STREAMS), store: Store | None = None
+    dataset: str,
+    seeds: int = 10,
+    long_seeds: int = 5,
+    streams: Sequence[str] = tuple(STREAMS),
+    store: Store | None = None,
 ) -> pd.DataFrame:
     """Run every arm of the retention studies and keep the table in ``figures/retention_DATASET.csv``.
 
-    Thirty permutations get half the seeds. The table is written after each stream, so that a run that is stopped leaves
-    what it has, and the next goes on.
+    Permuted streams, which take long, get ``long_seeds``. The table is written after each stream, so that a run that is
+    stopped leaves what it has, and the next goes on.
 
     Returns:
         One row a stream, arm and metric: ``stream, arm, mean, low, high, n, metric``.
     """
     tables = []
     for stream in streams:
-        count = seeds if stream != "permuted30" else -(-seeds // 2)
+        count = long_seeds if "permuted" in stream else seeds
         rows, _ = compare(retention(stream, dataset), range(count), store)
         values = ["average_accuracy", "backward_transfer", "learning_accuracy", "final_1"]
         tables.append(metrics.interval_table(rows.assign(stream=stream), ["stream", "arm"], values))

@@ -51,8 +51,7 @@ class ExactMemory(Memory):
             memory.mul_(torch.where(finite, self.decay, 1.0))
         memory.addmm_(rows.T, rows)
         if self.due(count):
-            strength = self.strength * (memory.trace() + SMALLEST) if self.relative else self.strength
-            inverse = rules.novelty(memory, strength)
+            inverse = (rules.equaliser if self.relative else rules.novelty)(memory, self.strength)
             state[f"{self.name}_inverse"].copy_(torch.linalg.matrix_power(inverse, self.power))
 
     def multiply(self, state: dict[str, Tensor], matrix: Tensor) -> Tensor:
