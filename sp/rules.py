@@ -128,7 +128,7 @@ def novelty_of_constant(steps: Tensor, strength: float) -> Tensor:
 def equaliser(errors: Tensor, share: float) -> Tensor:
     """Postsynaptic scaling (Turrigiano et al. 1998, as an analogy): damp the directions in which most errors come back.
 
-    ``Q = (I + S / (share tr S))^-1``, (out, out), eigenvalues in (0, 1]; S the running mean of products of errors, as in
+    ``Q = (I + S / (share tr S))^-1``, (out, out), eigenvalues in (0, 1]; S a running mean of products of errors, as in
     K-FAC (Martens & Grosse 2015), but it forgets. A direction that carries ``share`` of all errors is halved.
     """
     return novelty(errors, share * (errors.trace() + 1e-30))
