@@ -55,7 +55,7 @@ class PlasticityOptimizer(Optimizer):
     """Base of the optimizers. A subclass defines three methods:
 
     ``check_options(options)`` raises a ValueError or TypeError that names the first wrong option of a parameter group;
-    ``initial_state(parameter)`` gives the state of a parameter before its first step;
+    ``initialise(parameters)`` makes the state of parameters before their first step;
     ``update(groups, finite)`` changes parameters and their state, given each group with those of its parameters that
     have a gradient, and leaves all as it is where the tensor ``finite`` is False.
 
@@ -101,9 +101,7 @@ class PlasticityOptimizer(Optimizer):
         for group, parameters in zip(self.param_groups, with_gradient, strict=True):
             group["step_count"] += 1
             group["skipped_steps"] = group["skipped_steps"] + (~finite).to(torch.int64)
-            for p in parameters:
-                if not self.state[p]:
-                    self.state[p].update(self.initial_state(p))
+            self.initialise([p for p in parameters if not self.state[p]])
         self.update(list(zip(self.param_groups, with_gradient, strict=True)), finite)
         return loss
 

@@ -116,10 +116,11 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         if self.coincidence is not None:
             self.coincidence.clear()
 
-    def initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        if id(parameter) in self._covered():
-            return {}  # the layer's weight holds the memories, whose shapes its first step shows
-        return {"consolidated": torch.zeros_like(parameter, memory_format=torch.preserve_format)}
+    def initialise(self, parameters: list[Tensor]) -> None:
+        covered = self._covered()  # whose memories lie with the layer's weight, and whose shapes its first step shows
+        for p in parameters:
+            if id(p) not in covered:
+                self.state[p]["consolidated"] = torch.zeros_like(p, memory_format=torch.preserve_format)
 
     def _covered(self) -> dict[int, Synapses]:
         """The watched layer of each parameter that the watcher covers, by the parameter's id."""

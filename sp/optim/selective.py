@@ -105,15 +105,16 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         check_flag("foreach", options["foreach"])
         check_choice("on_nonfinite", options["on_nonfinite"], ("skip", "raise"))
 
-    def initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        number = {"dtype": scalar_dtype(parameter), "device": parameter.device}
-        return {
-            "step": torch.zeros((), **number),
-            # An infinite threshold protects nothing, which is right until the distribution has been looked at.
-            "threshold": torch.full((), math.inf, **number),
-            "eligibility": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-            "momentum": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-        }
+    def initialise(self, parameters: list[Tensor]) -> None:
+        for p in parameters:
+            number = {"dtype": scalar_dtype(p), "device": p.device}
+            self.state[p].update(
+                step=torch.zeros((), **number),
+                # An infinite threshold protects nothing, which is right until the distribution has been looked at.
+                threshold=torch.full((), math.inf, **number),
+                eligibility=torch.zeros_like(p, memory_format=torch.preserve_format),
+                momentum=torch.zeros_like(p, memory_format=torch.preserve_format),
+            )
 
     def update(self, groups: list[tuple[dict[str, Any], list[Tensor]]], finite: Tensor) -> None:
         for group, with_gradient in groups:
@@ -137,9 +138,7 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         """
         for group in self.param_groups:
             group["calibration_start"] = group["step_count"]
-            for p in group["params"]:
-                if p in self.state:
-                    self.state[p].update(self.initial_state(p))
+            self.initialise([p for p in group["params"] if p in self.state])
 
     def get_param_eligibility(self, param: Tensor) -> Tensor | None:
         """The bias-corrected eligibility of one parameter, shaped like it, in units of its gradient (P4).
