@@ -23,7 +23,7 @@ OPTIMIZERS = {
     "Selective plasticity": lambda model: SelectivePlasticityOptimizer(model.parameters(), warmup_steps=5),
     "Consolidation": lambda model: ConsolidatingPlasticityOptimizer(model.parameters()),
     "Coincidence": lambda model: _coincidence(model, None),
-    "Coincidence, rank 96": lambda model: _coincidence(model, 96),
+    "Coincidence, rank 128": lambda model: _coincidence(model, 128),
     "Coincidence, rank 32": lambda model: _coincidence(model, 32),
 }
 

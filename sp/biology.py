@@ -54,20 +54,31 @@ class Synapses:
     def parameters(self) -> tuple[nn.Parameter, ...]:
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
-    def gradient(self) -> Tensor:
-        """Gradient of the weight as a matrix with that of the bias as its last column, (out, d) or (out, d + 1)."""
-        matrix = self.weight.grad.flatten(1)
-        if self.bias is None:
-            return matrix
-        bias = torch.zeros_like(self.bias) if self.bias.grad is None else self.bias.grad
-        return torch.cat([matrix, bias[:, None]], 1)
+    def gradient(self, finite: Tensor | None = None) -> Tensor:
+        """Gradient of the weight as a matrix with that of the bias as its last column, (out, d) or (out, d + 1).
 
-    def add_(self, change: Tensor, bias: bool = True) -> None:
-        """Add a change of the shape of `gradient` to the weight, and with ``bias`` to a bias that has a gradient."""
+        Always a new tensor. Where ``finite``, a tensor without dimensions, is given and False, all of it is zero.
+        """
+        columns = [self.weight.grad.flatten(1)]
+        if self.bias is not None:
+            bias = torch.zeros_like(self.bias) if self.bias.grad is None else self.bias.grad
+            columns.append(bias[:, None])
+        matrix = columns[0].new_empty(len(columns[0]), sum(part.shape[1] for part in columns))
+        for part, place in zip(columns, matrix.split([part.shape[1] for part in columns], 1), strict=True):
+            if finite is None:
+                place.copy_(part)
+            else:
+                torch.where(finite, part, part.new_zeros(()), out=place)
+        return matrix
+
+    def subtract_(self, change: Tensor, size: Tensor, bias: bool = True) -> None:
+        """Subtract ``size``, a number, times a change of the shape of `gradient` from the weight, and with ``bias``
+        from a bias that has a gradient."""
+        change, size = change.to(self.weight.dtype), size.to(self.weight.dtype)
         columns = self.weight[0].numel()
-        self.weight.add_(change[:, :columns].reshape(self.weight.shape))
+        self.weight.addcmul_(change[:, :columns].reshape(self.weight.shape), size, value=-1)
         if bias and self.bias is not None and self.bias.grad is not None:
-            self.bias.add_(change[:, columns])
+            self.bias.addcmul_(change[:, columns], size, value=-1)
 
     def take(self) -> Activity | None:
         """The activity recorded since the last call, which is thereby forgotten; None where there was none."""

@@ -24,7 +24,7 @@ from sp.data import Stream, load, make_stream
 from sp.models import MODELS
 from sp.replay import ReplayBuffer
 
-RULES_VERSION = 1  # raised whenever a change of the code changes results, so that stored ones are not taken for new
+RULES_VERSION = 2  # raised whenever a change of the code changes results, so that stored ones are not taken for new
 
 METHODS = (*OPTIMIZERS, "ridge")
 

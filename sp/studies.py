@@ -37,6 +37,9 @@ STREAMS = {
     "permuted30": {"stream": "permuted", "tasks": 30, "scenario": "domain", "samples_per_task": 20_000},
 }
 
+DEFAULTS = ("Coincidence", "Coincidence, rank 128")  # arms of the retention studies that run with no tuned option
+WIDE = (1000, 1000)  # the wider network of the retention studies
+
 # The same number of points for every optimizer.
 GRIDS = {
     "coincidence": [
@@ -159,6 +162,16 @@ def forgetting_verdicts(rows: pd.DataFrame, replayed: pd.DataFrame) -> list[str]
     return lines
 
 
+def equal_features(inputs: int, hidden: tuple[int, int], outputs: int = 10) -> int:
+    """How many random features give a ridge regression as many numbers as a perceptron with two hidden layers has.
+
+    Counted are the projection, its offsets and the readout, as the perceptron's weights and biases are.
+    """
+    first, second = hidden
+    network = (inputs + 1) * first + (first + 1) * second + (second + 1) * outputs
+    return round(network / (inputs + 1 + outputs))
+
+
 def retention(
     stream: str, dataset: str, *, tuned: bool = True, names: Sequence[str] | None = None
 ) -> dict[str, Experiment]:
@@ -179,17 +192,18 @@ def retention(
         epochs=chosen["epochs"],
         **{**STREAMS[stream], **({"samples_per_task": None} if dataset == "digits" else {})},
     )
-    # As many random features as make the ridge's numbers those of the network, projection and readout together.
-    size = {"digits": (64, 17_610), "mnist": (784, 269_322), "fashion_mnist": (784, 269_322)}[dataset]
-    features = round(size[1] / (size[0] + 11))
+    inputs = 64 if dataset == "digits" else 784
     arms = {
         "SGD": replace(base, optimizer="sgd", options={"lr": 0.1}),
         "Adam": replace(base, optimizer="adam"),
         "Selective plasticity": replace(base, optimizer="selective", options={"warmup_steps": chosen["warmup_steps"]}),
         "Consolidation": replace(base, optimizer="consolidating"),
         "Coincidence, tuned": replace(base, optimizer="coincidence"),
-        "Ridge": replace(base, optimizer="ridge", hidden=(features,)),
+        "Ridge": replace(base, optimizer="ridge", hidden=(equal_features(inputs, base.hidden),)),
     }
+    if "split" in stream:
+        features = equal_features(inputs, WIDE)
+        arms["Ridge, 1,000 units"] = replace(base, optimizer="ridge", hidden=(features,))
     if stream == "split5_class":
         capacity = 200 if dataset != "digits" else 50
         for arm in ("SGD", "Adam"):
@@ -197,7 +211,9 @@ def retention(
     if not tuned:
         return arms
     coincidence = replace(base, optimizer="coincidence")
-    defaults = {"Coincidence": coincidence, "Coincidence, rank 96": replace(coincidence, options={"rank": 96})}
+    defaults = {"Coincidence": coincidence, "Coincidence, rank 128": replace(coincidence, options={"rank": 128})}
+    if "split" in stream:
+        defaults["Coincidence, 1,000 units"] = replace(coincidence, hidden=WIDE)
     if stream == "split5_class":
         defaults["Coincidence + replay"] = replace(coincidence, replay_capacity=capacity)
     # Thirty tasks take long to tune; they take what ten were tuned to.
@@ -226,7 +242,8 @@ def retention_results(
 ) -> pd.DataFrame:
     """Run every arm of the retention studies and keep the table in ``figures/retention_DATASET.csv``.
 
-    Permuted streams, which take long, get ``long_seeds``. The table is written after each stream, so that a run that is
+    Permuted streams take long: there the rivals get ``long_seeds``, and the arms that run with their defaults ``seeds``
+    on ten tasks. The table is written after each stream, so that a run that is
     stopped leaves what it has, and the next goes on.
 
     Returns:
@@ -234,17 +251,23 @@ def retention_results(
     """
     tables = []
     for stream in streams:
-        count = long_seeds if "permuted" in stream else seeds
-        rows, _ = compare(retention(stream, dataset), range(count), store)
+        arms = retention(stream, dataset)
+        often = [arm for arm in arms if stream != "permuted30" and ("permuted" not in stream or arm in DEFAULTS)]
+        counts = {arm: seeds if arm in often else long_seeds for arm in arms}
+        rows = pd.concat(
+            compare({arm: e for arm, e in arms.items() if counts[arm] == count}, range(count), store)[0]
+            for count in sorted(set(counts.values()), reverse=True)
+        )
+        rows = rows.sort_values("arm", key=lambda column: column.map(list(arms).index), kind="stable")
         values = ["average_accuracy", "backward_transfer", "learning_accuracy", "final_1"]
         tables.append(metrics.interval_table(rows.assign(stream=stream), ["stream", "arm"], values))
         figures.save_table(pd.concat(tables, ignore_index=True), f"retention_{dataset}")
     return pd.concat(tables, ignore_index=True)
 
 
-def tuning_seeds(study: str) -> tuple[int, ...]:
-    """Seeds on which a study is tuned; the long permuted streams get one."""
-    return TUNING_SEEDS[:1] if "permuted" in study else TUNING_SEEDS
+def tuning_seeds(study: str, arm: str) -> tuple[int, ...]:
+    """Seeds on which an arm of a study is tuned; the long permuted streams and the wide arms get one."""
+    return TUNING_SEEDS[:1] if "permuted" in study or "1,000" in arm else TUNING_SEEDS
 
 
 def tune(
@@ -269,7 +292,7 @@ def tune(
         for arm, experiment in STUDIES[study](dataset, tuned=False).items()
         if not arms or arm in arms
         for point in GRIDS[experiment.optimizer]
-        for seed in tuning_seeds(study)
+        for seed in tuning_seeds(study, arm)
     ]
     frame = results_frame(run_all([experiment for *_, experiment in trials], store, workers))
     frame = pd.DataFrame(

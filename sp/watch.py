@@ -20,6 +20,7 @@ from sp import rules
 from sp.biology import Synapses
 from sp.experiment import Experiment, Moment, results_frame, run
 from sp.optim import ConsolidatingPlasticityOptimizer
+from sp.optim.coincidence import memories
 from sp.sweep import run_all
 
 Look = Callable[[Moment], list[dict]]
@@ -122,18 +123,19 @@ def default(option: str) -> Any:
 
 def memory(optimizer: ConsolidatingPlasticityOptimizer, synapses: Synapses) -> Tensor:
     """The presynaptic memory A of a watched layer as a matrix, (d, d), exact or from its sketch."""
-    state = optimizer.state[synapses.weight]
-    if "inputs_memory" in state:
-        return state["inputs_memory"]
-    directions, excess = state["inputs_directions"], state["inputs_excess"]
-    return directions.T @ (excess[:, None] * directions) + state["inputs_remainder"] * torch.eye(directions.shape[1])
+    _, inputs, _ = memories(synapses, _group_of(optimizer, synapses))
+    return inputs.matrix(optimizer.state[synapses.weight])
 
 
 def memory_strength(optimizer: ConsolidatingPlasticityOptimizer, synapses: Synapses) -> float:
     """The memory strength a of the parameter group that a watched hidden layer belongs to."""
+    return _group_of(optimizer, synapses)["memory_strength"]
+
+
+def _group_of(optimizer: ConsolidatingPlasticityOptimizer, synapses: Synapses) -> dict[str, Any]:
     for group in optimizer.param_groups:
         if any(p is synapses.weight for p in group["params"]):
-            return group["memory_strength"]
+            return group
     raise ValueError(f"the optimizer does not hold the weight of layer {synapses.name!r}")
 
 
@@ -222,16 +224,13 @@ def forgets(layers: str) -> Callable[[Moment], None]:
         raise ValueError(f"layers must be 'hidden', 'readout' or 'all', got {layers!r}")
 
     def wipe(moment: Moment) -> None:
-        for synapses in moment.learner.optimizer.coincidence.synapses:
+        optimizer = moment.learner.optimizer
+        for synapses in optimizer.coincidence.synapses:
             if layers == "all" or synapses.readout == (layers == "readout"):
-                state = moment.learner.optimizer.state[synapses.weight]
-                for name in state:
-                    if name.startswith("inputs_") and name not in ("inputs_inverse", "inputs_directions", "inputs_off"):
-                        state[name].zero_()
-                if "inputs_off" in state:
-                    state["inputs_off"].fill_(1)
-                if "inputs_inverse" in state:
-                    state["inputs_inverse"].copy_(torch.eye(len(state["inputs_inverse"])))
+                state, weight = optimizer.state[synapses.weight], synapses.weight
+                width = weight[0].numel() + (synapses.bias is not None)
+                _, inputs, _ = memories(synapses, _group_of(optimizer, synapses))
+                inputs.initialise(state, width, dtype=state["input_power"].dtype, device=weight.device)
 
     return wipe
 

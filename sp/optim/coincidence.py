@@ -7,12 +7,13 @@ from torch import Tensor
 
 from sp.biology import Activity, Synapses
 from sp.optim.common import scalar_dtype
-from sp.optim.memory import ROWS, SMALLEST, ExactMemory, Memory, SketchedMemory
+from sp.optim.memory import SMALLEST, ExactMemory, Memory, SketchedMemory
 
 AVERAGE = 0.99  # share of the old value that a running mean keeps in a step of `REFERENCE_BATCH` examples
 REFERENCE_BATCH = 128  # batch size for which the constants are meant; others are scaled to it
 SCALE_STEPS = 10  # steps in which the scales of gradients and inputs are measured
 READOUT_STRENGTH = 0.1  # memory strength of the layer next to the loss
+READOUT_LOOKS = 4  # times as often as at a hidden layer's memory, because the readout steps far on what is new
 GAIN = 80  # so that one learning rate suits both forms of the rule
 
 
@@ -43,7 +44,7 @@ class WatchedLayer:
         self.synapses, self.state, self.group, self.steps = synapses, state, group, steps
         self.finite = finite.to(synapses.weight.device, non_blocking=True)
         dtype = scalar_dtype(synapses.weight)
-        self.gradient = torch.where(self.finite, synapses.gradient(), 0).to(dtype)
+        self.gradient = synapses.gradient(self.finite).to(dtype)
         self.activity = synapses.take()
         self.examples = REFERENCE_BATCH if self.activity is None else self.activity.examples
         self.strength, self.inputs, self.errors = memories(synapses, group, self.examples)
@@ -51,6 +52,7 @@ class WatchedLayer:
             self._initialise()
         if self.activity is not None:
             self._measure_power(self.activity)
+        self.per_power = 1 / (self.state["input_power"] + SMALLEST)
 
     def _initialise(self) -> None:
         out, inputs = self.gradient.shape
@@ -69,7 +71,7 @@ class WatchedLayer:
 
     def _remember(self, activity: Activity, absorbed: Tensor) -> None:
         count, dtype = self.group["step_count"], self.gradient.dtype
-        weight = batch_factor(self.examples) / (self.examples * (self.state["input_power"] + SMALLEST))
+        weight = self.per_power * (batch_factor(self.examples) / self.examples)
         self.inputs.remember(self.state, activity.presynaptic.to(dtype), weight, self.finite, count)
         if self.errors is not None:
             weight = self.examples * absorbed.to(weight.device, dtype) ** 2
@@ -78,24 +80,24 @@ class WatchedLayer:
     def squared_norm(self) -> Tensor:
         """Of the gradient with respect to weights in units of the inputs."""
         flat = self.gradient.flatten()
-        return (torch.dot(flat, flat) / (self.state["input_power"] + SMALLEST)).to(self.steps.device)
+        return (torch.dot(flat, flat) * self.per_power).to(self.steps.device)
 
-    def update(self, absorbed: Tensor, scale: Tensor, learns: list[bool]) -> None:
+    def update(self, absorbed: Tensor, unit: Tensor, learns: list[bool]) -> None:
         """Remember the activity, and move the weights along what is new.
 
         Args:
             absorbed: factor that the shock absorber leaves of gradients and errors, in [0, 1].
-            scale: norm that the gradient had when the run began.
+            unit: the same, in units of the norm that the gradient had when the run began.
             learns: for the weight, and the bias where there is one, whether it is the optimizer's to change.
         """
         if self.activity is not None:
             self._remember(self.activity, absorbed)
-        change = self.inputs.multiply(self.state, self.gradient)
+        change, factor = self.inputs.multiply(self.state, self.gradient)
         if self.errors is not None:
-            change = self.errors.multiply(self.state, change.T).T
+            turned, by_errors = self.errors.multiply(self.state, change.T)
+            change, factor = turned.T, factor * by_errors
         size = self.group["lr"] * GAIN / self.strength * batch_factor(self.examples)
-        factor = (absorbed / (scale + SMALLEST)).to(change.device) / (self.state["input_power"] + SMALLEST)
-        self.synapses.add_((change * (-size * factor)).to(self.synapses.weight.dtype), bias=all(learns))
+        self.synapses.subtract_(change, size * unit.to(change.device) * self.per_power * factor, bias=all(learns))
 
 
 def memories(
@@ -106,10 +108,12 @@ def memories(
     The readout, next to the loss, is linear in its weights: one factor P suffices there, as in recursive least squares.
     """
     every, rank = group["refresh_every"], group["rank"]
+    if synapses.readout:
+        every = max(every // READOUT_LOOKS, 1)
 
     def memory(name: str, width: int, strength: float, power: int, share: int, **options) -> Memory:
-        # Where the exact memory is no larger than the sketch and its buffer would be, it costs less time as well.
-        if rank is None or 2 * width <= rank // share + ROWS * every:
+        # Up to twice the rank the exact memory takes little more space than the sketch, and less time.
+        if rank is None or width - 1 <= 2 * (rank // share):
             return ExactMemory(name, strength, power, every, **options)
         return SketchedMemory(name, strength, power, every, rank=max(rank // share, 1), **options)
 

@@ -135,7 +135,8 @@ class PlasticityOptimizer(Optimizer):
         for saved_id, p in zip(saved_ids, own, strict=True):
             for name, value in state_dict["state"].get(saved_id, {}).items():
                 if name not in self.parameter_state:
-                    self.state[p][name] = value.to(p.device, scalar_dtype(p), copy=True)
+                    dtype = scalar_dtype(p) if value.is_floating_point() else value.dtype
+                    self.state[p][name] = value.to(p.device, dtype, copy=True)
 
     def _steps_taken(self) -> dict[str, int]:
         """Counts for the diagnostics: steps that were taken, and steps skipped for a gradient that was not finite."""

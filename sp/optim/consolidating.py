@@ -55,9 +55,10 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
             (0, 1).
         warmup_steps: diagonal form: steps in which the threshold is measured, >= 1.
         memory_strength: coincidence form: a > 0; smaller keeps more of the old and leaves less room for the new.
-        rank: coincidence form: how many directions the memories keep, >= 1; None: all of them, exactly, which takes
-            more time and space.
-        refresh_every: coincidence form: steps between two looks at the memories, >= 1.
+        rank: coincidence form: how many combinations of its inputs a layer's memory keeps, >= 1; a layer of at most
+            twice as many inputs, and with None every layer, remembers exactly, which takes more time and space.
+        refresh_every: coincidence form: steps between two looks at the memories, >= 1; the readout's is looked at four
+            times as often.
         equalisation: coincidence form: p >= 0; 0 leaves Q out.
         absorber: largest gradient norm in units of its running mean, >= 1. Of the first group, for all.
         coincidence: a watcher of the model, or None.
@@ -158,8 +159,9 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
             squares.append(norms.to(finite.device, torch.float32).square().sum())
         examples = max([layer.examples for layer in layers], default=REFERENCE_BATCH)
         absorbed = self._absorb(shared, torch.stack(squares).sum().sqrt(), finite, horizon(examples))
+        unit = absorbed / (shared["scale"] + SMALLEST)
         for layer in layers:
-            layer.update(absorbed, shared["scale"], [id(p) in covered for p in layer.synapses.parameters])
+            layer.update(absorbed, unit, [id(p) in covered for p in layer.synapses.parameters])
         self._diagonal(rest, shared, finite, absorbed)
         self.param_groups[0]["shared"] = shared
 

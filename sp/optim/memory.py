@@ -1,8 +1,8 @@
 """Memories of the directions in which a layer's inputs lie, or the errors that come back to it.
 
 Each keeps a weighted sum A of ``x x'`` over rows x, in tensors of a dict (a parameter's state), and multiplies a matrix
-by ``(I + A / a)^-power``. There are two: the exact one, and a sketch of the heaviest directions, which costs less time
-and space. Neither waits for the device: what is done when follows a count of steps in Python.
+by ``(I + A / a)^-power``. There are two: the exact one, and a sketch, which costs less time and space. Neither waits
+for the device: what is done when follows a count of steps in Python.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from sp import rules
 
 EARLY = 20  # in the first steps everything is new, and the memory is looked at every fourth
-ROWS = 5  # of each batch that a sketch takes in; fewer cost accuracy, more hardly help
+ROWS = 64  # of each batch that a sketch takes in; more hardly help
 SMALLEST = 1e-30  # in place of zero in a denominator
 
 
@@ -46,17 +46,21 @@ class ExactMemory(Memory):
     def remember(self, state: dict[str, Tensor], x: Tensor, weight: Tensor, finite: Tensor, count: int) -> None:
         """Take in ``weight`` times the sum of ``x x'`` over the rows of x, (N, d), at the ``count``-th step."""
         memory = state[f"{self.name}_memory"]
-        rows = torch.where(finite, x, 0) * torch.where(finite, weight, 0).sqrt()
+        rows = torch.where(finite, x, 0)
         if self.decay < 1:
             memory.mul_(torch.where(finite, self.decay, 1.0))
-        memory.addmm_(rows.T, rows)
+        memory.addmm_(rows.T, rows * weight)
         if self.due(count):
             inverse = (rules.equaliser if self.relative else rules.novelty)(memory, self.strength)
             state[f"{self.name}_inverse"].copy_(torch.linalg.matrix_power(inverse, self.power))
 
-    def multiply(self, state: dict[str, Tensor], matrix: Tensor) -> Tensor:
-        """``matrix (I + A/a)^-power`` for a matrix of shape (n, d)."""
-        return matrix @ state[f"{self.name}_inverse"]
+    def multiply(self, state: dict[str, Tensor], matrix: Tensor) -> tuple[Tensor, Tensor | float]:
+        """``matrix (I + A/a)^-power`` for a matrix of shape (n, d), as a matrix and a number to multiply it by."""
+        return matrix @ state[f"{self.name}_inverse"], 1.0
+
+    def matrix(self, state: dict[str, Tensor]) -> Tensor:
+        """A, (d, d)."""
+        return state[f"{self.name}_memory"]
 
     def diagonal(self, state: dict[str, Tensor]) -> Tensor:
         """How much of each input A holds, (d,)."""
@@ -68,13 +72,16 @@ class ExactMemory(Memory):
 
 
 class SketchedMemory(Memory):
-    """A as ``rank`` directions V with the excess e of their weight over that of all others, rho::
+    """A through ``rank`` combinations of its columns: the Nystroem sketch of Tropp et al. 2017, updated as rows arrive.
 
-        A = V' diag(e) V + rho I,   V V' = I      =>      (I + A/a)^-n = b I - V' diag(b - (1 + (rho + e)/a)^-n) V
+    With a fixed test matrix T, (d, rank), the sketch is ``Y = A T``, and with ``b = 1 + rho / a``::
 
-    with ``b = (1 + rho/a)^-n``. A few rows of each batch are buffered, and merged at each look: of the old directions
-    and the buffered rows together the ``rank`` heaviest stay, and the weight of the others goes to rho, as in frequent
-    directions (Ghashami et al. 2016). The mean of all rows is kept exactly; the sampled rows are the scatter around it.
+        A = Y C^-1 Y' + rho I,  C = T'Y    =>    (I + A/a)^-n = b^-n (I - V'V)
+        V = L'F^-1 Y',  F F' = a b C + Y'Y,  L L' = sum of (I - R)^j for j < n,  R = F^-1 Y'Y F^-T
+
+    with triangular F and L. rho spreads over all directions what the trace of A has more than ``Y C^-1 Y'``. T adds
+    each input, with a random sign, to one of ``rank`` sums, so that it needs no space. Y is linear in A: it grows and
+    decays as A does, and nothing is ever decomposed but (rank, rank) matrices.
     """
 
     def __init__(self, *arguments, rank: int, **options):
@@ -82,72 +89,86 @@ class SketchedMemory(Memory):
         self.rank = rank
 
     def initialise(self, state: dict[str, Tensor], width: int, **number) -> None:
-        rank = min(self.rank, width)
-        state[f"{self.name}_directions"] = torch.zeros(rank, width, **number)
-        state[f"{self.name}_excess"] = torch.zeros(rank, **number)
-        state[f"{self.name}_remainder"] = torch.zeros((), **number)
-        # Eigenvalues of the inverse since the last look: off the directions, and along them less that.
+        rank, device = min(self.rank, width), number.get("device")
+        # Equal networks get equal signs: the global generator is left alone.
+        generator = torch.Generator().manual_seed(width)
+        signs = torch.randint(2, (width,), generator=generator) * 2 - 1
+        state[f"{self.name}_signs"] = signs.to(**number)
+        state[f"{self.name}_sums"] = (torch.randperm(width, generator=generator) % rank).to(device)
+        state[f"{self.name}_sketch"] = torch.zeros(width, rank, **number)
+        state[f"{self.name}_trace"] = torch.zeros((), **number)
+        # What the last look made: V, and the power of b.
+        state[f"{self.name}_known"] = torch.zeros(rank, width, **number)
         state[f"{self.name}_off"] = torch.ones((), **number)
-        state[f"{self.name}_along"] = torch.zeros(rank, **number)
-        # The last row is the sum of all rows, sampled or not, since the last look.
-        state[f"{self.name}_buffer"] = torch.zeros(ROWS * self.refresh_every + 1, width, **number)
-        state[f"{self.name}_weights"] = torch.zeros(ROWS * self.refresh_every, **number)
 
     def remember(self, state: dict[str, Tensor], x: Tensor, weight: Tensor, finite: Tensor, count: int) -> None:
         """Take in ``weight`` times the sum of ``x x'`` over the rows of x, (N, d), at the ``count``-th step."""
-        buffer, weights = state[f"{self.name}_buffer"], state[f"{self.name}_weights"]
-        slots = len(weights)
-        size = slots // 4 if count < EARLY else ROWS
-        place = ((count - 1) * size) % (slots - slots % size)
-        keep = min(len(x), size)
-        stride = len(x) // keep
+        sketch, trace = state[f"{self.name}_sketch"], state[f"{self.name}_trace"]
+        stride = max(len(x) // ROWS, 1)
         # Which rows are taken moves from step to step, since batches may be sorted.
-        rows = x[count * 7919 % stride :: stride][:keep]
-        row_weight = torch.where(finite, weight * (len(x) / keep), 0).sqrt()
-        weights[place : place + keep] = row_weight
-        buffer[place : place + keep] = torch.where(finite, rows, 0) * row_weight
-        buffer[-1] += torch.where(finite, x.sum(0) * weight, 0)
+        rows = torch.where(finite, x[count * 7919 % stride :: stride], 0)
+        weighted = rows * (weight * (len(x) / len(rows)))
+        if self.decay < 1:
+            kept = torch.where(finite, self.decay, 1.0)
+            sketch.mul_(kept)
+            trace.mul_(kept)
+        sketch.addmm_(weighted.T, self._tested(state, rows))
+        trace.add_(torch.dot(weighted.flatten(), rows.flatten()))
         if self.due(count):
-            self._merge(state)
+            self._look(state)
 
-    def _merge(self, state: dict[str, Tensor]) -> None:
-        directions, excess, remainder, buffer, weights = (
-            state[f"{self.name}_{part}"] for part in ("directions", "excess", "remainder", "buffer", "weights")
-        )
-        kept = self.decay**self.refresh_every
-        mass = weights.square().sum() + SMALLEST
-        buffer[:-1] -= weights[:, None] * (buffer[-1] / mass)
-        buffer[-1] /= mass.sqrt()
-        # In double precision: the heaviest direction outweighs the lightest by more than float32 can tell apart.
-        stacked = torch.cat([directions * (kept * excess).sqrt()[:, None], buffer]).double()
-        lengths, rotation = torch.linalg.eigh(stacked @ stacked.T)
-        heavy, turn = lengths[-len(excess) :].clamp(min=SMALLEST), rotation[:, -len(excess) :]
-        directions.copy_(turn.T @ stacked / heavy.sqrt()[:, None])
-        others = max(directions.shape[1] - len(excess), 1)
-        cut = (stacked.square().sum() - heavy.sum()).clamp(min=0) / others
-        excess.copy_((heavy - cut).clamp(min=0))
-        remainder.mul_(kept).add_(cut)
-        buffer.zero_()
-        weights.zero_()
+    def _tested(self, state: dict[str, Tensor], rows: Tensor) -> Tensor:
+        """``rows T`` for rows of shape (N, d)."""
+        sums = rows.new_zeros(len(rows), state[f"{self.name}_known"].shape[0])
+        return sums.index_add_(1, state[f"{self.name}_sums"], rows * state[f"{self.name}_signs"])
+
+    def _shifted(self, state: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Y and C of A with a little more than float32 can resolve added to its diagonal, a root of ``Y C^-1 Y'``, rho.
+
+        They are in double precision, in which the heaviest direction and the lightest can be told apart.
+        """
+        sketch, sums = state[f"{self.name}_sketch"], state[f"{self.name}_sums"]
+        width, rank = sketch.shape
+        shift = 4 * torch.finfo(sketch.dtype).eps * sketch.norm() + SMALLEST
+        shifted = sketch.scatter_add(1, sums[:, None], (shift * state[f"{self.name}_signs"])[:, None])
+        core, shifted = self._tested(state, shifted.T).double(), shifted.double()
+        factor, _ = torch.linalg.cholesky_ex(core)
+        root = torch.linalg.solve_triangular(factor, shifted.T, upper=False)
+        rest = (state[f"{self.name}_trace"] - root.square().sum()).clamp(min=0) / max(width - rank, 1)
+        return shifted, core, root, rest if width > rank else torch.zeros_like(rest)
+
+    def _look(self, state: dict[str, Tensor]) -> None:
+        shifted, core, _, rest = self._shifted(state)
         strength = self.strength
         if self.relative:
-            strength = strength * (excess.sum() + remainder * directions.shape[1] + SMALLEST)
-        off = (1 + remainder / strength) ** -self.power
-        state[f"{self.name}_off"].copy_(off)
-        state[f"{self.name}_along"].copy_((1 + (remainder + excess) / strength) ** -self.power - off)
+            strength = strength * (state[f"{self.name}_trace"].double() + SMALLEST)
+        factor, _ = torch.linalg.cholesky_ex(core * (strength + rest) + shifted.T @ shifted)
+        known = torch.linalg.solve_triangular(factor, shifted.T, upper=False)
+        identity = torch.eye(len(known), dtype=known.dtype, device=known.device)
+        left, powers = identity - known @ known.T, identity
+        for _ in range(self.power - 1):
+            powers = identity + left @ powers
+        factor, _ = torch.linalg.cholesky_ex(powers)
+        state[f"{self.name}_known"].copy_(factor.T @ known)
+        state[f"{self.name}_off"].copy_((1 + rest / strength) ** -self.power)
 
-    def multiply(self, state: dict[str, Tensor], matrix: Tensor) -> Tensor:
-        """``matrix (I + A/a)^-power`` for a matrix of shape (n, d)."""
-        directions = state[f"{self.name}_directions"]
-        part = torch.mm(matrix, directions.T).mul_(state[f"{self.name}_along"])
-        return torch.mul(matrix, state[f"{self.name}_off"]).addmm_(part, directions)
+    def multiply(self, state: dict[str, Tensor], matrix: Tensor) -> tuple[Tensor, Tensor | float]:
+        """``matrix (I + A/a)^-power`` as in `ExactMemory`; it is made in the place of ``matrix``."""
+        known = state[f"{self.name}_known"]
+        # The number is left out of the matrix, because a pass over a matrix costs more than all that is done here.
+        return matrix.addmm_(torch.mm(matrix, known.T), known, alpha=-1), state[f"{self.name}_off"]
+
+    def matrix(self, state: dict[str, Tensor]) -> Tensor:
+        """A as the sketch has it, (d, d)."""
+        _, _, root, rest = self._shifted(state)
+        identity = torch.eye(root.shape[1], dtype=root.dtype, device=root.device)
+        return (root.T @ root + rest * identity).to(state[f"{self.name}_sketch"].dtype)
 
     def diagonal(self, state: dict[str, Tensor]) -> Tensor:
         """How much of each input A holds, (d,)."""
-        directions, excess = state[f"{self.name}_directions"], state[f"{self.name}_excess"]
-        return (directions.square() * excess[:, None]).sum(0) + state[f"{self.name}_remainder"]
+        return self.matrix(state).diagonal()
 
     def mean_share(self, state: dict[str, Tensor]) -> Tensor:
         """Mean eigenvalue of ``(I + A/a)^-power``, in (0, 1]."""
-        width = state[f"{self.name}_directions"].shape[1]
-        return state[f"{self.name}_off"] + state[f"{self.name}_along"].sum() / width
+        known = state[f"{self.name}_known"]
+        return state[f"{self.name}_off"] * (1 - known.square().sum() / known.shape[1])
