@@ -54,22 +54,13 @@ class Synapses:
     def parameters(self) -> tuple[nn.Parameter, ...]:
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
-    def gradient(self, finite: Tensor | None = None) -> Tensor:
-        """Gradient of the weight as a matrix with that of the bias as its last column, (out, d) or (out, d + 1).
-
-        Always a new tensor. Where ``finite``, a tensor without dimensions, is given and False, all of it is zero.
-        """
-        columns = [self.weight.grad.flatten(1)]
-        if self.bias is not None:
-            bias = torch.zeros_like(self.bias) if self.bias.grad is None else self.bias.grad
-            columns.append(bias[:, None])
-        matrix = columns[0].new_empty(len(columns[0]), sum(part.shape[1] for part in columns))
-        for part, place in zip(columns, matrix.split([part.shape[1] for part in columns], 1), strict=True):
-            if finite is None:
-                place.copy_(part)
-            else:
-                torch.where(finite, part, part.new_zeros(()), out=place)
-        return matrix
+    def gradient(self) -> Tensor:
+        """Gradient of the weight as a matrix with that of the bias as its last column, (out, d) or (out, d + 1)."""
+        matrix = self.weight.grad.flatten(1)
+        if self.bias is None:
+            return matrix
+        bias = torch.zeros_like(self.bias) if self.bias.grad is None else self.bias.grad
+        return torch.cat([matrix, bias[:, None]], 1)
 
     def subtract_(self, change: Tensor, size: Tensor, bias: bool = True) -> None:
         """Subtract ``size``, a number, times a change of the shape of `gradient` from the weight, and with ``bias``

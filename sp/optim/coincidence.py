@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 from sp.biology import Activity, Synapses
-from sp.optim.common import scalar_dtype
-from sp.optim.memory import SMALLEST, ExactMemory, Memory, SketchedMemory
+from sp.optim.common import scalar_dtype, zero_unless
+from sp.optim.memory import ROWS, SMALLEST, ExactMemory, Memory, SketchedMemory
 
 AVERAGE = 0.99  # share of the old value that a running mean keeps in a step of `REFERENCE_BATCH` examples
 REFERENCE_BATCH = 128  # batch size for which the constants are meant; others are scaled to it
 SCALE_STEPS = 10  # steps in which the scales of gradients and inputs are measured
 READOUT_STRENGTH = 0.1  # memory strength of the layer next to the loss
 READOUT_LOOKS = 4  # times as often as at a hidden layer's memory, because the readout steps far on what is new
+EXACT_UP_TO = 3  # times the rank: the widest layer that remembers exactly all the same
 GAIN = 80  # so that one learning rate suits both forms of the rule
 
 
@@ -44,7 +45,7 @@ class WatchedLayer:
         self.synapses, self.state, self.group, self.steps = synapses, state, group, steps
         self.finite = finite.to(synapses.weight.device, non_blocking=True)
         dtype = scalar_dtype(synapses.weight)
-        self.gradient = synapses.gradient(self.finite).to(dtype)
+        self.gradient = zero_unless(self.finite, synapses.gradient()).to(dtype)
         self.activity = synapses.take()
         self.examples = REFERENCE_BATCH if self.activity is None else self.activity.examples
         self.strength, self.inputs, self.errors = memories(synapses, group, self.examples)
@@ -112,9 +113,9 @@ def memories(
         every = max(every // READOUT_LOOKS, 1)
 
     def memory(name: str, width: int, strength: float, power: int, share: int, **options) -> Memory:
-        # Up to twice the rank the exact memory takes little more space than the sketch, and less time.
-        if rank is None or width - 1 <= 2 * (rank // share):
-            return ExactMemory(name, strength, power, every, **options)
+        # A narrow layer's exact memory takes little more space than a sketch, and less time.
+        if rank is None or width <= EXACT_UP_TO * (rank // share):
+            return ExactMemory(name, strength, power, every, rows=None if rank is None else ROWS, **options)
         return SketchedMemory(name, strength, power, every, rank=max(rank // share, 1), **options)
 
     strength = READOUT_STRENGTH if synapses.readout else group["memory_strength"]

@@ -51,6 +51,15 @@ def scalar_dtype(parameter: Tensor) -> torch.dtype:
     return torch.promote_types(parameter.dtype, torch.float32)
 
 
+def zero_unless(finite: Tensor, values: Tensor) -> Tensor:
+    """``values`` where the tensor ``finite`` is True, else zeros, in which no NaN is left.
+
+    It masks the bits, since ``torch.where`` with one condition for all takes five times as long on a CPU.
+    """
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
+    return torch.bitwise_and(values.view(integer), -finite.to(integer)).view(values.dtype)
+
+
 class PlasticityOptimizer(Optimizer):
     """Base of the optimizers. A subclass defines three methods:
 

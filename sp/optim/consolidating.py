@@ -56,7 +56,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         warmup_steps: diagonal form: steps in which the threshold is measured, >= 1.
         memory_strength: coincidence form: a > 0; smaller keeps more of the old and leaves less room for the new.
         rank: coincidence form: how many combinations of its inputs a layer's memory keeps, >= 1; a layer of at most
-            twice as many inputs, and with None every layer, remembers exactly, which takes more time and space.
+            three times as many, and with None every layer, remembers exactly, which takes more time and space.
         refresh_every: coincidence form: steps between two looks at the memories, >= 1; the readout's is looked at four
             times as often.
         equalisation: coincidence form: p >= 0; 0 leaves Q out.

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from sp import rules
+from sp.optim.common import zero_unless
 
 EARLY = 20  # in the first steps everything is new, and the memory is looked at every fourth
-ROWS = 64  # of each batch that a sketch takes in; more hardly help
+ROWS = 64  # of each batch that are taken in where space and time count; more hardly help
 SMALLEST = 1e-30  # in place of zero in a denominator
 
 
@@ -24,13 +25,30 @@ class Memory:
         power: how often the inverse is applied, a whole number >= 1.
         refresh_every: steps between two looks at what was taken in.
         decay: share of A that is kept from one step to the next; 1 forgets nothing.
+        rows: how many rows of a batch are taken in, in place of all; None: all.
     """
 
     def __init__(
-        self, name: str, strength: float, power: int, refresh_every: int, decay: float = 1.0, relative: bool = False
+        self,
+        name: str,
+        strength: float,
+        power: int,
+        refresh_every: int,
+        decay: float = 1.0,
+        relative: bool = False,
+        rows: int | None = None,
     ):
         self.name, self.strength, self.power, self.relative = name, strength, power, relative
-        self.refresh_every, self.decay = refresh_every, decay
+        self.refresh_every, self.decay, self.rows = refresh_every, decay, rows
+
+    def sample(self, x: Tensor, weight: Tensor, finite: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The rows of x that are taken in at the ``count``-th step, and the same times the weight that they then have.
+
+        Which ones are taken moves from step to step, since batches may be sorted.
+        """
+        stride = 1 if self.rows is None else max(len(x) // self.rows, 1)
+        rows = zero_unless(finite, x[count * 7919 % stride :: stride])
+        return rows, rows * (weight * (len(x) / len(rows)))
 
     def due(self, count: int) -> bool:
         return count % self.refresh_every == 0 or (count < EARLY and count % 4 == 1)
@@ -46,10 +64,10 @@ class ExactMemory(Memory):
     def remember(self, state: dict[str, Tensor], x: Tensor, weight: Tensor, finite: Tensor, count: int) -> None:
         """Take in ``weight`` times the sum of ``x x'`` over the rows of x, (N, d), at the ``count``-th step."""
         memory = state[f"{self.name}_memory"]
-        rows = torch.where(finite, x, 0)
+        rows, weighted = self.sample(x, weight, finite, count)
         if self.decay < 1:
             memory.mul_(torch.where(finite, self.decay, 1.0))
-        memory.addmm_(rows.T, rows * weight)
+        memory.addmm_(rows.T, weighted)
         if self.due(count):
             inverse = (rules.equaliser if self.relative else rules.novelty)(memory, self.strength)
             state[f"{self.name}_inverse"].copy_(torch.linalg.matrix_power(inverse, self.power))
@@ -85,7 +103,7 @@ class SketchedMemory(Memory):
     """
 
     def __init__(self, *arguments, rank: int, **options):
-        super().__init__(*arguments, **options)
+        super().__init__(*arguments, rows=ROWS, **options)
         self.rank = rank
 
     def initialise(self, state: dict[str, Tensor], width: int, **number) -> None:
@@ -104,10 +122,7 @@ class SketchedMemory(Memory):
     def remember(self, state: dict[str, Tensor], x: Tensor, weight: Tensor, finite: Tensor, count: int) -> None:
         """Take in ``weight`` times the sum of ``x x'`` over the rows of x, (N, d), at the ``count``-th step."""
         sketch, trace = state[f"{self.name}_sketch"], state[f"{self.name}_trace"]
-        stride = max(len(x) // ROWS, 1)
-        # Which rows are taken moves from step to step, since batches may be sorted.
-        rows = torch.where(finite, x[count * 7919 % stride :: stride], 0)
-        weighted = rows * (weight * (len(x) / len(rows)))
+        rows, weighted = self.sample(x, weight, finite, count)
         if self.decay < 1:
             kept = torch.where(finite, self.decay, 1.0)
             sketch.mul_(kept)
