@@ -208,6 +208,8 @@ def retention(
         capacity = 200 if dataset != "digits" else 50
         for arm in ("SGD", "Adam"):
             arms[f"{arm} + replay"] = replace(arms[arm], replay_capacity=capacity)
+        convolutional = {"model": "convolutional", "hidden": (8, 16, 64) if dataset == "digits" else (16, 32, 128)}
+        arms["Adam, convolutional"] = replace(arms["Adam"], **convolutional)
     if not tuned:
         return arms
     coincidence = replace(base, optimizer="coincidence")
@@ -216,6 +218,7 @@ def retention(
         defaults["Coincidence, 1,000 units"] = replace(coincidence, hidden=WIDE)
     if stream == "split5_class":
         defaults["Coincidence + replay"] = replace(coincidence, replay_capacity=capacity)
+        defaults["Coincidence, convolutional"] = replace(coincidence, **convolutional)
     # Thirty tasks take long to tune; they take what ten were tuned to.
     study = f"retention_{stream}" if stream != "permuted30" else "retention_permuted10"
 
