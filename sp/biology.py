@@ -62,6 +62,12 @@ class Synapses:
         bias = torch.zeros_like(self.bias) if self.bias.grad is None else self.bias.grad
         return torch.cat([matrix, bias[:, None]], 1)
 
+    def by_input(self, values: Tensor, parameter: Tensor) -> Tensor:
+        """One value for each input, (d,) or (d + 1,), as a view of the shape of the weight or of the bias."""
+        if parameter is self.weight:
+            return values[: parameter[0].numel()].reshape(1, *parameter.shape[1:]).expand_as(parameter)
+        return values[-1:].expand_as(parameter)
+
     def add_(self, change: Tensor, bias: bool = True) -> None:
         """Add a change of the shape of `gradient` to the weight, and with ``bias`` to a bias that has a gradient."""
         columns = self.weight[0].numel()

@@ -62,9 +62,9 @@ class ExactMemory(Memory):
         """How much of each input A holds, (d,)."""
         return state[f"{self.name}_memory"].diagonal()
 
-    def mean_share(self, state: dict[str, Tensor]) -> Tensor:
-        """Mean eigenvalue of ``(I + A/a)^-power``, in (0, 1]."""
-        return state[f"{self.name}_inverse"].diagonal().mean()
+    def shares(self, state: dict[str, Tensor]) -> Tensor:
+        """Diagonal of ``(I + A/a)^-power``: what passes of a change along one input alone, (d,), in (0, 1]."""
+        return state[f"{self.name}_inverse"].diagonal()
 
 
 class SketchedMemory(Memory):
@@ -147,7 +147,7 @@ class SketchedMemory(Memory):
         directions, excess = state[f"{self.name}_directions"], state[f"{self.name}_excess"]
         return (directions.square() * excess[:, None]).sum(0) + state[f"{self.name}_remainder"]
 
-    def mean_share(self, state: dict[str, Tensor]) -> Tensor:
-        """Mean eigenvalue of ``(I + A/a)^-power``, in (0, 1]."""
-        width = state[f"{self.name}_directions"].shape[1]
-        return state[f"{self.name}_off"] + state[f"{self.name}_along"].sum() / width
+    def shares(self, state: dict[str, Tensor]) -> Tensor:
+        """Diagonal of ``(I + A/a)^-power``: what passes of a change along one input alone, (d,), in (0, 1]."""
+        directions, along = state[f"{self.name}_directions"], state[f"{self.name}_along"]
+        return (directions.square() * along[:, None]).sum(0) + state[f"{self.name}_off"]
