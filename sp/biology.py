@@ -198,7 +198,7 @@ class PlasticityCounter:
     that here the analogy ends. In the coincidence form of consolidation, a projection, the gate is what its
     ``get_param_gate`` says: the share of a change at the one synapse that passes.
 
-    Every tenth step is looked at, so that it may be left on: the events of all steps are about ``every`` times as many.
+    Every twentieth step is looked at, so that it may be left on: the events of all steps are about ``every`` times as many.
     It keeps three int32 for each synapse, and the weights as they were before a step for as long as it lasts. Nothing
     else keeps the counter alive; while it lives it does not keep the optimizer alive.
 
@@ -215,7 +215,7 @@ class PlasticityCounter:
         TypeError: ``optimizer_or_model`` is neither. ValueError: a number outside its range.
     """
 
-    def __init__(self, optimizer_or_model: Optimizer | nn.Module, every: int = 10, open_at: float = 0.5):
+    def __init__(self, optimizer_or_model: Optimizer | nn.Module, every: int = 20, open_at: float = 0.5):
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"every must be a whole number of steps >= 1, got {every!r}")
         if not 0 < open_at <= 1:

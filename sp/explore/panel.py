@@ -1,0 +1,262 @@
+"""What the panels share: controls beside a figure, drawn in the background for the newest choice only."""
+
+import hashlib
+import html
+import io
+import json
+import platform
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ipywidgets as widgets
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+
+import sp
+from sp import figures
+
+STYLE = """<style>
+.sp-panel { container-type: inline-size; }
+.sp-panel h3 { margin: 0 0 2px 0; line-height: 1.3; }
+.sp-panel p, .sp-readout { margin: 0; line-height: 1.4; overflow-wrap: break-word; }
+.sp-panel img { width: 100%; max-width: 900px; height: auto; background: white; transition: opacity 0.1s; }
+.sp-stale { opacity: 0.35; }
+.sp-code pre { margin: 0; padding: 6px 8px; white-space: pre-wrap; line-height: 1.35; user-select: text;
+  background: var(--jp-layout-color2, #eee); color: var(--jp-ui-font-color1, #000); }
+.sp-error { white-space: pre-wrap; padding: 6px 8px; border-left: 3px solid #c62828; color: #c62828; }
+</style>"""
+
+_DRAWING = threading.RLock()  # matplotlib draws for one thread at a time
+
+
+@dataclass
+class Answer:
+    """What a panel shows for one choice.
+
+    Attributes:
+        figure: the picture. data: what it was drawn from. text: the numbers in words.
+        png: draws the figure for the screen, where there is a faster way than to draw all of it.
+    """
+
+    figure: Figure
+    data: pd.DataFrame
+    text: str
+    png: Callable[[], bytes] | None = None
+
+
+class Latest:
+    """Runs a function in a thread, one request at a time, and always the newest: older ones that wait are dropped.
+
+    Args:
+        function: called with a request; what it raises is its own to handle.
+    """
+
+    def __init__(self, function: Callable[[Any], None]):
+        self._function = function
+        self._lock = threading.Lock()
+        self._waiting: list = []
+        self._thread: threading.Thread | None = None
+
+    def submit(self, request: Any) -> None:
+        """Run the function on this request as soon as the one that is running has ended, unless a newer one comes."""
+        with self._lock:
+            self._waiting = [request]
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, daemon=True)
+                self._thread.start()
+
+    def superseded(self) -> bool:
+        """Whether a newer request waits."""
+        return bool(self._waiting)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until nothing is left to run; False where the time was not enough."""
+        thread = self._thread
+        if thread is not None:
+            thread.join(timeout)
+        return self._thread is None
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._thread = None
+                    return
+                request = self._waiting.pop()
+            self._function(request)
+
+
+class Panel(widgets.VBox):
+    """Controls, a figure that follows them, and what can be done with it.
+
+    A move of a control shows a busy sign and greys the last figure at once; the new one is made in a thread, so that
+    the kernel stays free, and only for the last position. An exception is shown as a message.
+
+    Args:
+        name: of the panel, in file names.
+        title: heading. look_for: a sentence that says what to look for.
+        controls: name -> widget with a ``value``; their values are the choices.
+        make: choices -> `Answer`; runs in a thread.
+        code: choices -> Python code that does the same outside the panel.
+        adjust: called with the name of a control that moved, before the choices are read: for controls that depend on
+            others; None for none.
+
+    Attributes:
+        controls: as given. answer: what is shown, None before the first.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        title: str,
+        look_for: str,
+        controls: dict[str, widgets.Widget],
+        make: Callable[[dict], Answer],
+        code: Callable[[dict], str],
+        adjust: Callable[[str], None] | None = None,
+    ):
+        self.name, self.controls, self.answer = name, controls, None
+        self._make, self._code, self._adjust = make, code, adjust
+        self._defaults = self.choices()
+        self._shown_choices: dict = {}
+        self._quiet = False
+        self._latest = Latest(self._answer)
+        self._status = widgets.HTML()
+        self._image = widgets.Image(format="png")
+        self._readout = widgets.HTML().add_class("sp-readout")
+        self._code_text = widgets.HTML().add_class("sp-code")
+        self._error = widgets.HTML()
+        reset = widgets.Button(description="Reset", icon="undo", tooltip="Back to where the panel began")
+        save = widgets.Button(
+            description="Save figure", icon="save", tooltip="Write PDF, PNG and CSV, with what was chosen, to figures/"
+        )
+        reset.on_click(lambda _: self.reset())
+        save.on_click(lambda _: self.save())
+        for control_name, control in controls.items():
+            control.style.description_width = "130px"
+            control.layout.width = "340px"
+            control.observe(lambda change, moved=control_name: self._moved(moved), "value")
+        heading = f"<h3>{html.escape(title)}</h3><p>{html.escape(look_for)}</p>"
+        left = widgets.VBox([*controls.values(), widgets.HBox([reset, save]), self._status])
+        left.layout = widgets.Layout(flex="0 0 360px", min_width="0", overflow="hidden")
+        right = widgets.VBox([self._image, self._readout, self._error])
+        right.layout = widgets.Layout(flex="1 1 460px", min_width="0", max_width="920px", overflow="hidden")
+        columns = widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap", grid_gap="4px 16px"))
+        caption = widgets.HTML("<p>Code for this:</p>")
+        super().__init__([widgets.HTML(STYLE + heading), columns, caption, self._code_text])
+        self.add_class("sp-panel")
+        self.refresh()
+
+    def choices(self) -> dict[str, Any]:
+        """What is chosen now."""
+        return {name: control.value for name, control in self.controls.items()}
+
+    def refresh(self) -> None:
+        """Show the answer to what is chosen now, as soon as it is there."""
+        self._status.value = "<b>&#9203; working &hellip;</b>"
+        self._image.add_class("sp-stale")
+        self._latest.submit(self.choices())
+
+    def reset(self) -> None:
+        """Set every control back to where it was when the panel was made."""
+        self._quiet = True
+        try:
+            for _ in range(2):  # a control may be bounded by another
+                for name, value in self._defaults.items():
+                    self.controls[name].value = value
+        finally:
+            self._quiet = False
+        self._moved("")
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the figure shows what is chosen; False where the time was not enough."""
+        return self._latest.wait(timeout)
+
+    def save(self) -> None:
+        """Write the figure that is shown as PDF, PNG and CSV, each with what was chosen and the versions."""
+        if self.answer is None:
+            self._status.value = "There is no figure to save yet."
+            return
+        try:
+            with _DRAWING:
+                digest = hashlib.sha256(json.dumps(self._shown_choices, sort_keys=True).encode()).hexdigest()[:8]
+                path = figures.save(
+                    self.answer.figure,
+                    f"explore_{self.name}_{digest}",
+                    self.answer.data,
+                    {"panel": self.name, "choices": self._shown_choices, "versions": versions()},
+                )
+        except OSError as error:
+            self._show_error(error)
+            return
+        self._status.value = f"Saved {html.escape(str(path.with_suffix('')))}.pdf, .png and .csv"
+
+    def _moved(self, name: str) -> None:
+        if self._quiet:
+            return
+        if self._adjust is not None:
+            self._quiet = True
+            try:
+                self._adjust(name)
+            finally:
+                self._quiet = False
+        self.refresh()
+
+    def _answer(self, choices: dict) -> None:
+        try:
+            with _DRAWING:
+                code = self._code(choices)
+                answer = self._make(choices)
+                picture = answer.png() if answer.png else _drawn(answer.figure)
+        except Exception as error:
+            if not self._latest.superseded():
+                self._show_error(error)
+            return
+        self.answer, self._shown_choices = answer, choices
+        self._error.value = ""
+        self._image.value = picture
+        self._readout.value = html.escape(answer.text).replace("\n", "<br>")
+        self._code_text.value = f"<pre>{html.escape(code)}</pre>"
+        if not self._latest.superseded():
+            self._image.remove_class("sp-stale")
+            self._status.value = "&#10003; up to date"
+
+    def _show_error(self, error: Exception) -> None:
+        self._error.value = f'<div class="sp-error">{html.escape(f"{type(error).__name__}: {error}")}</div>'
+        self._status.value = "&#9888; not done: see the message beside"
+
+
+def call(function: str, arguments: dict[str, Any], first: str = "model.parameters()") -> str:
+    """Python code of a call, one argument a line."""
+    lines = [f"    {name}={value!r}," for name, value in arguments.items()]
+    return "\n".join([f"{function}(", f"    {first},", *lines, ")"])
+
+
+def versions() -> dict[str, str]:
+    """Of the software that makes a figure."""
+    return {
+        "sp": sp.__version__,
+        "torch": str(torch.__version__),
+        "matplotlib": matplotlib.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def encoded(canvas: FigureCanvasAgg) -> bytes:
+    """What is drawn on a canvas as PNG, made fast rather than small."""
+    buffer = io.BytesIO()
+    imsave(buffer, np.asarray(canvas.buffer_rgba()), format="png", pil_kwargs={"compress_level": 1})
+    return buffer.getvalue()
+
+
+def _drawn(figure: Figure) -> bytes:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return encoded(canvas)
