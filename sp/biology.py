@@ -198,9 +198,9 @@ class PlasticityCounter:
     that here the analogy ends. In the coincidence form of consolidation, a projection, the gate is what its
     ``get_param_gate`` says: the share of a change at the one synapse that passes.
 
-    Every twentieth step is looked at, so that it may be left on: the events of all steps are about ``every`` times as many.
-    It keeps three int32 for each synapse, and the weights as they were before a step for as long as it lasts. Nothing
-    else keeps the counter alive; while it lives it does not keep the optimizer alive.
+    Every twentieth step is looked at, so that it may be left on: the events of all steps are about ``every`` times as
+    many. It keeps three int32 for each synapse, and for as long as such a step lasts the weights from before it. It
+    does not keep the optimizer alive, nor does the optimizer keep the counter.
 
     Args:
         optimizer_or_model: an optimizer; or a model, which gives the parameters their names, for whichever optimizers

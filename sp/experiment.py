@@ -310,9 +310,9 @@ def _isolated(seed: int, device: str | torch.device) -> Iterator[None]:
 class Store:
     """Finished runs in a folder, a JSON file each, named by the experiment's hash.
 
-    Beside a result, tables of what was seen in the run may be kept. Writes are atomic, so a run that is killed leaves no
-    half file and several processes may share a store. Files hold data only: reading one cannot run code. A damaged file
-    is recomputed, with a warning.
+    Beside a result, tables of what was seen in the run may be kept. Writes are atomic, so a run that is killed leaves
+    no half file and several processes may share a store. Files hold data only: reading one cannot run code. A damaged
+    file is recomputed, with a warning.
 
     Args:
         folder: where; default is `sp.files.folder("store")`.

@@ -121,9 +121,9 @@ class Plasticity:
 
     Attributes:
         events: rows of `PlasticityCounter.frame`, with ``task``.
-        gates: rows of ``task``, ``parameter``, ``row``, ``column`` and ``gate``: the mean over the looks in the task and
-            over a block of synapses, of which a weight has at most ``blocks`` in each direction; none for an optimizer
-            without a gate.
+        gates: rows of ``task``, ``parameter``, ``row``, ``column`` and ``gate``: the mean over the looks in the task
+            and over a block of synapses, of which a weight has at most ``blocks`` in each direction; none for an
+            optimizer without a gate.
 
     Args:
         every: steps between two looks. blocks: as above.

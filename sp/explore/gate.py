@@ -10,7 +10,8 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from sp import figures, rules, studies, watch
-from sp.explore.panel import Answer, Panel, call, encoded
+from sp.explore.code import optimizer_code
+from sp.explore.panel import Answer, Panel, encoded
 
 SYNAPSES = 1500  # of the network's weights, drawn at random
 STEPS_OF_B = 100  # recorded after the switch to task B
@@ -102,9 +103,7 @@ def gate_answer(**choices: Any) -> Answer:
 
 def _code(choices: dict) -> str:
     names = [name for name in DEFAULTS if name != "steps_into_b"]
-    return "from sp import SelectivePlasticityOptimizer\n\noptimizer = " + call(
-        "SelectivePlasticityOptimizer", {name: choices[name] for name in names}
-    )
+    return optimizer_code("selective", {name: choices[name] for name in names})
 
 
 @cache
@@ -173,7 +172,7 @@ def _answer(
         f"Threshold of the eligibility {used.item():.2g} (units of the gradient)."
     )
     data = pd.DataFrame({"eligibility": eligibility, "gradient": gradient, "gate": gates})
-    return Answer(picture.figure, data, text, picture.png)
+    return Answer(picture.figure, data, text, png=picture.png)
 
 
 class _Picture:

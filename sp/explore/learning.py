@@ -1,5 +1,7 @@
-"""The learning panel: task A, then task B, with one optimizer beside Adam; what is left of A, and what the gates did."""
+"""The learning panel: task A, then task B, with one optimizer beside Adam."""
 
+import threading
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +13,8 @@ from matplotlib.figure import Figure
 
 from sp import figures, studies, watch
 from sp.experiment import Experiment, Store, curves_frame
-from sp.explore.panel import Answer, Panel, call
+from sp.explore.code import optimizer_code
+from sp.explore.panel import Answer, Panel
 
 METHODS = {
     "Selective plasticity": "selective",
@@ -59,6 +62,9 @@ def learning_panel(store: Store | None = None) -> Panel:
             controls[name].disabled = name not in OPTIONS[method]
 
     adjust("")
+    _seen(store, DEFAULTS)  # so that the panel has something to show at once
+    warm_up = [joblib.delayed(watch.default)("lr") for _ in range(2)]
+    threading.Thread(target=_in_processes, args=(warm_up,), daemon=True).start()
     return Panel(
         "learning",
         "Learning B after A: what is left of A?",
@@ -74,14 +80,7 @@ def learning_panel(store: Store | None = None) -> Panel:
 def learning_answer(store: Store | None = None, **choices: Any) -> Answer:
     """What the learning panel shows for these choices; see `DEFAULTS` for their names."""
     store, chosen = store or Store(), {**DEFAULTS, **choices}
-    arms = experiments(**chosen)
-    seen = {arm: watch.observed(experiment, store) for arm, experiment in arms.items()}
-    missing = [arm for arm, found in seen.items() if found is None]
-    if missing:
-        # In processes of their own: a run sets the random state of its whole process.
-        with joblib.parallel_config("loky", n_jobs=2, idle_worker_timeout=IDLE):
-            trained = joblib.Parallel()(joblib.delayed(watch.observe)(arms[arm], store) for arm in missing)
-        seen.update(zip(missing, trained, strict=True))
+    seen = _seen(store, chosen)
     figure, data = _draw(seen)
     method = chosen["optimizer"]
     lines = [
@@ -99,6 +98,27 @@ def learning_answer(store: Store | None = None, **choices: Any) -> Answer:
     return Answer(figure, data, "\n".join(lines))
 
 
+def _seen(store: Store, choices: dict) -> dict[str, watch.Observed]:
+    arms = experiments(**choices)
+    seen = {arm: watch.observed(experiment, store) for arm, experiment in arms.items()}
+    missing = [arm for arm, found in seen.items() if found is None]
+    if missing:
+        seen.update(zip(missing, _train([arms[arm] for arm in missing], store), strict=True))
+    return seen
+
+
+def _train(experiments: list[Experiment], store: Store) -> list[watch.Observed]:
+    # A run sets the random state of its process, which belongs to the main thread; others train in other processes.
+    if threading.current_thread() is threading.main_thread():
+        return [watch.observe(experiment, store) for experiment in experiments]
+    return _in_processes(joblib.delayed(watch.observe)(experiment, store) for experiment in experiments)
+
+
+def _in_processes(calls: Iterable) -> list:
+    with joblib.parallel_config("loky", n_jobs=2, idle_worker_timeout=IDLE):
+        return joblib.Parallel()(calls)
+
+
 def experiments(optimizer: str, lr: float, replay_capacity: int, seed: int, **options: Any) -> dict[str, Experiment]:
     """The two runs that the panel compares: the chosen optimizer, and Adam at its tuned rate."""
     base = studies.forgetting("digits", tuned=True)["Adam" if not replay_capacity else "Adam + replay"]
@@ -109,19 +129,8 @@ def experiments(optimizer: str, lr: float, replay_capacity: int, seed: int, **op
 
 def _code(choices: dict) -> str:
     method = choices["optimizer"]
-    arguments = {"lr": choices["lr"], **{name: choices[name] for name in OPTIONS[method]}}
-    if method == "SGD":
-        return "import torch\n\noptimizer = " + call("torch.optim.SGD", arguments)
-    name = "SelectivePlasticityOptimizer" if method == "Selective plasticity" else "ConsolidatingPlasticityOptimizer"
-    imports = [name]
-    made = call(name, arguments)
-    if method == "Coincidence":
-        imports.append("NMDACoincidence")
-        made = made.removesuffix(")") + "    coincidence=NMDACoincidence(model),\n)"
-    if choices["replay_capacity"]:
-        imports.append("ReplayBuffer")
-        made += f"\nbuffer = ReplayBuffer(capacity={choices['replay_capacity']}, seed={choices['seed']})"
-    return f"from sp import {', '.join(imports)}\n\noptimizer = {made}"
+    options = {"lr": choices["lr"], **{name: choices[name] for name in OPTIONS[method]}}
+    return optimizer_code(METHODS[method], options, choices["replay_capacity"], choices["seed"])
 
 
 def _draw(seen: dict[str, watch.Observed]) -> tuple[Figure, pd.DataFrame]:
@@ -168,13 +177,13 @@ def _draw_curves(axes: np.ndarray, seen: dict[str, watch.Observed]) -> pd.DataFr
         ax.axvline(curves[curves.training == 1].step.max(), color="0.6", linewidth=0.6, zorder=0)
         ax.set(title=f"Task {figures.LETTERS[task - 1]}", ylim=(0, 1.02), xlabel="Training step", yticks=(0, 0.5, 1))
     axes[0].set_ylabel("Test accuracy")
-    axes[0].legend(loc="lower left")
+    axes[0].legend(loc="lower left", frameon=True, framealpha=1, edgecolor="none", borderaxespad=0.1)
     _draw_events(axes[2], seen)
     return curves
 
 
 def _draw_events(ax, seen: dict[str, watch.Observed]) -> None:
-    """Bars to the right: LTP, to the left: LTD; a share of the synapses in a step, for each layer's weights and task."""
+    """Bars to the right: LTP, to the left: LTD; share of a layer's synapses in a step, task by task."""
     labels = []
     for arm, found in seen.items():
         weights = found.events[found.events.parameter.str.endswith("weight")]
@@ -263,8 +272,8 @@ def _controls() -> dict[str, widgets.Widget]:
             200,
             10,
             "warm-up (steps)",
-            "Selective plasticity: steps before the gate begins to work. Consolidation: steps in which its threshold is "
-            "measured. A task has 110 steps.",
+            "Selective plasticity: steps before the gate begins to work. Consolidation: steps in which θ is measured. "
+            "A task has 110 steps.",
         ),
         "threshold_quantile": slider(
             real,

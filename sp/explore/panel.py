@@ -42,12 +42,14 @@ class Answer:
 
     Attributes:
         figure: the picture. data: what it was drawn from. text: the numbers in words.
+        table: shown below the figure, None for none.
         png: draws the figure for the screen, where there is a faster way than to draw all of it.
     """
 
     figure: Figure
     data: pd.DataFrame
     text: str
+    table: pd.DataFrame | None = None
     png: Callable[[], bytes] | None = None
 
 
@@ -222,7 +224,8 @@ class Panel(widgets.VBox):
         self.answer, self._shown_choices = answer, choices
         self._error.value = ""
         self._image.value = picture
-        self._readout.value = html.escape(answer.text).replace("\n", "<br>")
+        table = "" if answer.table is None else answer.table.to_html(border=0)
+        self._readout.value = html.escape(answer.text).replace("\n", "<br>") + table
         self._code_text.value = f"<pre>{html.escape(code)}</pre>"
         if not self._latest.superseded():
             self._image.remove_class("sp-stale")
@@ -231,12 +234,6 @@ class Panel(widgets.VBox):
     def _show_error(self, error: Exception) -> None:
         self._error.value = f'<div class="sp-error">{html.escape(f"{type(error).__name__}: {error}")}</div>'
         self._status.value = "&#9888; not done: see the message beside"
-
-
-def call(function: str, arguments: dict[str, Any], first: str = "model.parameters()") -> str:
-    """Python code of a call, one argument a line."""
-    lines = [f"    {name}={value!r}," for name, value in arguments.items()]
-    return "\n".join([f"{function}(", f"    {first},", *lines, ")"])
 
 
 def versions() -> dict[str, str]:
