@@ -199,7 +199,7 @@ class _Picture:
             for level, colour, style in zip(LEVELS, colours, ("-", "--", ":"), strict=True)
         ]
         slices.set(xlim=limits, ylim=(-0.03, 1.03), title="Slices", ylabel="Gate (share of a step)")
-        slices.legend(title="Eligibility: percentile", loc="lower right", title_fontsize=6.5)
+        slices.legend(title="Eligibility at", loc="lower right", title_fontsize=6.5)
         for ax, along in ((surface, "xy"), (slices, "x")):
             ticks = range(round(self.low), round(self.high) + 1)
             ax.set(xticks=ticks, xticklabels=[f"$10^{{{t}}}$" for t in ticks], xlabel="Gradient now, |g|")

@@ -1,14 +1,15 @@
 """The learning panel: task A, then task B, with one optimizer beside Adam."""
 
 import threading
-from collections.abc import Iterable
+from concurrent.futures import BrokenExecutor
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import ipywidgets as widgets
-import joblib
 import numpy as np
 import pandas as pd
+from joblib.externals.loky import ProcessPoolExecutor
 from matplotlib.figure import Figure
 
 from sp import figures, studies, watch
@@ -42,7 +43,7 @@ DEFAULTS = {
     "replay_capacity": 0,
     "seed": 0,
 }
-IDLE = 3600  # seconds after which the processes that train are ended
+IDLE = 1800  # seconds after which processes that had nothing to train end
 
 
 def learning_panel(store: Store | None = None) -> Panel:
@@ -63,8 +64,8 @@ def learning_panel(store: Store | None = None) -> Panel:
 
     adjust("")
     _seen(store, DEFAULTS)  # so that the panel has something to show at once
-    warm_up = [joblib.delayed(watch.default)("lr") for _ in range(2)]
-    threading.Thread(target=_in_processes, args=(warm_up,), daemon=True).start()
+    for _ in range(2):
+        _processes().submit(watch.default, "lr")  # so that the processes have imported everything when they are needed
     return Panel(
         "learning",
         "Learning B after A: what is left of A?",
@@ -111,12 +112,16 @@ def _train(experiments: list[Experiment], store: Store) -> list[watch.Observed]:
     # A run sets the random state of its process, which belongs to the main thread; others train in other processes.
     if threading.current_thread() is threading.main_thread():
         return [watch.observe(experiment, store) for experiment in experiments]
-    return _in_processes(joblib.delayed(watch.observe)(experiment, store) for experiment in experiments)
+    try:
+        return list(_processes().map(watch.observe, experiments, [store] * len(experiments)))
+    except BrokenExecutor:
+        _processes.cache_clear()  # the next move starts new ones
+        raise
 
 
-def _in_processes(calls: Iterable) -> list:
-    with joblib.parallel_config("loky", n_jobs=2, idle_worker_timeout=IDLE):
-        return joblib.Parallel()(calls)
+@cache
+def _processes() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(max_workers=2, timeout=IDLE)
 
 
 def experiments(optimizer: str, lr: float, replay_capacity: int, seed: int, **options: Any) -> dict[str, Experiment]:
@@ -177,7 +182,7 @@ def _draw_curves(axes: np.ndarray, seen: dict[str, watch.Observed]) -> pd.DataFr
         ax.axvline(curves[curves.training == 1].step.max(), color="0.6", linewidth=0.6, zorder=0)
         ax.set(title=f"Task {figures.LETTERS[task - 1]}", ylim=(0, 1.02), xlabel="Training step", yticks=(0, 0.5, 1))
     axes[0].set_ylabel("Test accuracy")
-    axes[0].legend(loc="lower left", frameon=True, framealpha=1, edgecolor="none", borderaxespad=0.1)
+    axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
     _draw_events(axes[2], seen)
     return curves
 

@@ -25,11 +25,19 @@ from sp import figures
 STYLE = """<style>
 .sp-panel { container-type: inline-size; }
 .sp-panel h3 { margin: 0 0 2px 0; line-height: 1.3; }
-.sp-panel p, .sp-readout { margin: 0; line-height: 1.4; overflow-wrap: break-word; }
-.sp-panel img { width: 100%; max-width: 900px; height: auto; background: white; transition: opacity 0.1s; }
+.sp-panel p { margin: 0; }
+.sp-panel .widget-html-content { line-height: 1.4; overflow-wrap: break-word; }
+.sp-columns { flex-flow: row wrap; gap: 4px 16px; }
+.sp-left { flex: 0 0 350px; overflow: hidden; }
+.sp-left .widget-inline-hbox { width: 340px; }
+.sp-right { flex: 1 1 460px; min-width: 0; max-width: 920px; overflow: hidden; }
+.sp-right img { width: 100%; height: auto; background: white; transition: opacity 0.1s; }
+@container (max-width: 860px) { .sp-left { flex: 1 1 100%; flex-flow: row wrap; align-content: start; } }
 .sp-stale { opacity: 0.35; }
 .sp-code pre { margin: 0; padding: 6px 8px; white-space: pre-wrap; line-height: 1.35; user-select: text;
-  background: var(--jp-layout-color2, #eee); color: var(--jp-ui-font-color1, #000); }
+  max-height: 240px; overflow: auto; background: var(--jp-layout-color2, #eee); color: var(--jp-ui-font-color1, #000); }
+.sp-right table { margin-top: 6px; border-collapse: collapse; }
+.sp-right th, .sp-right td { padding: 1px 10px 1px 0; text-align: left; font-weight: normal; }
 .sp-error { white-space: pre-wrap; padding: 6px 8px; border-left: 3px solid #c62828; color: #c62828; }
 </style>"""
 
@@ -143,18 +151,18 @@ class Panel(widgets.VBox):
         save.on_click(lambda _: self.save())
         for control_name, control in controls.items():
             control.style.description_width = "130px"
-            control.layout.width = "340px"
             control.observe(lambda change, moved=control_name: self._moved(moved), "value")
         heading = f"<h3>{html.escape(title)}</h3><p>{html.escape(look_for)}</p>"
-        left = widgets.VBox([*controls.values(), widgets.HBox([reset, save]), self._status])
-        left.layout = widgets.Layout(flex="0 0 360px", min_width="0", overflow="hidden")
-        right = widgets.VBox([self._image, self._readout, self._error])
-        right.layout = widgets.Layout(flex="1 1 460px", min_width="0", max_width="920px", overflow="hidden")
-        columns = widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap", grid_gap="4px 16px"))
+        left = widgets.VBox([*controls.values(), widgets.HBox([reset, save]), self._status]).add_class("sp-left")
+        right = widgets.VBox([self._image, self._readout, self._error]).add_class("sp-right")
+        columns = widgets.HBox([left, right]).add_class("sp-columns")
         caption = widgets.HTML("<p>Code for this:</p>")
         super().__init__([widgets.HTML(STYLE + heading), columns, caption, self._code_text])
         self.add_class("sp-panel")
         self.refresh()
+
+    def __repr__(self) -> str:
+        return f"{self.name} panel (sliders need a running kernel)"
 
     def choices(self) -> dict[str, Any]:
         """What is chosen now."""

@@ -67,9 +67,8 @@ def results_panel(store: Store | None = None) -> Panel:
         if moved in ("", "stream"):
             controls["axis"].options = [ARMS, *_varied(of_stream)]
         if moved in ("", "stream", "axis"):
-            names = list(dict.fromkeys(_labelled(of_stream, controls["axis"].value).arm))
-            controls["arms"].options = names
-            controls["arms"].value = tuple(names[:8])
+            controls["arms"].options = labels(of_stream, controls["axis"].value)
+            controls["arms"].value = controls["arms"].options[:8]
 
     adjust("")
     return Panel(
@@ -102,6 +101,11 @@ def finished_runs(store: Store) -> pd.DataFrame:
     return rows.sort_values(["stream_name", "optimizer", "replay_capacity", "seed"], kind="stable")
 
 
+def labels(rows: pd.DataFrame, axis: str = ARMS) -> tuple[str, ...]:
+    """Names of the arms that rows of one stream have on an axis, for `results_answer`."""
+    return tuple(dict.fromkeys(_labelled(rows, axis).arm))
+
+
 def results_answer(rows: pd.DataFrame, stream: str, metric: str, axis: str, arms: tuple[str, ...]) -> Answer:
     """What the results panel shows.
 
@@ -120,20 +124,23 @@ def results_answer(rows: pd.DataFrame, stream: str, metric: str, axis: str, arms
         )
     by = ["arm"] if axis == ARMS else ["arm", axis]
     shown = shown.drop_duplicates([*by, "seed"])
+    shown["arm"] = pd.Categorical(shown.arm, arms)
+    shown = shown.sort_values(by).astype({"arm": str})
     table = metrics.interval_table(shown, by, [metric])
     title = metric.replace("_", " ").capitalize()
     if axis == ARMS:
         low, high = METRICS[metric]
-        figure = figures.interval_plot(table, {metric: stream}, title, (low, high), (low, (low + high) / 2, high))
+        figure = figures.interval_plot(table, {metric: ""}, title, (low, high), (low, (low + high) / 2, high))
     else:
         labels = (_readable(axis).capitalize(), title)
-        figure = figures.line_panels(shown, axis, {metric: stream}, labels, limits=METRICS[metric], height=2.6)
+        figure = figures.line_panels(shown, axis, {metric: ""}, labels, limits=METRICS[metric], height=2.6)
         values = shown[axis]
         if values.min() > 0 and values.max() > 20 * values.min():
             figure.axes[0].set_xscale("log")
         for ax in figure.axes:
             for line in ax.get_lines():
                 line.set(marker="o", markersize=2.5)
+    figure.set_figwidth(figures.WIDTHS["page"])
     text = f"{len(shown)} runs of {stream}."
     counted = metrics.readable(table).join(table.set_index(by).n)
     return Answer(figure, table, text, counted.rename(columns={metric: f"{title}: mean [95 % interval]", "n": "seeds"}))
