@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sp import rules
-from sp.biology import PlasticityCounter, Synapses
+from sp.biology import Events, PlasticityCounter, Synapses
 from sp.experiment import Experiment, Moment, Result, Store, results_frame, run
 from sp.optim import ConsolidatingPlasticityOptimizer
 from sp.sweep import run_all
@@ -116,6 +116,14 @@ def gate_quantiles(moment: Moment, quantiles: Sequence[float] = (0.1, 0.5, 0.9),
     ]
 
 
+def thresholds(moment: Moment) -> list[dict]:
+    """Look: the published rule's threshold of each layer's weights, in units of the gradient; none before it is set."""
+    state = moment.learner.optimizer.state
+    weights = [p for p in moment.learner.model.parameters() if p.dim() > 1]
+    values = [state[weight]["threshold"].item() for weight in weights]
+    return [{"layer": f"Layer {n}", "threshold": value} for n, value in enumerate(values, 1) if np.isfinite(value)]
+
+
 class Plasticity:
     """Look: LTP and LTD events and the mean gate of each layer, task by task.
 
@@ -124,6 +132,7 @@ class Plasticity:
         gates: rows of ``task``, ``parameter``, ``row``, ``column`` and ``gate``: the mean over the looks in the task
             and over a block of synapses, of which a weight has at most ``blocks`` in each direction; none for an
             optimizer without a gate.
+        last_events: `PlasticityCounter.events` of the last task that ended, synapse by synapse.
 
     Args:
         every: steps between two looks. blocks: as above.
@@ -133,6 +142,7 @@ class Plasticity:
         self.every, self.blocks = every, blocks
         self.events: list[dict] = []
         self.gates: list[dict] = []
+        self.last_events: dict[str, Events] = {}
         self._counter: PlasticityCounter | None = None
         self._sums: dict[str, Tensor] = {}
         self._looks = 0
@@ -150,6 +160,7 @@ class Plasticity:
                     seen = F.adaptive_avg_pool2d(gate[None], size)[0]
                     self._sums[name] = self._sums.get(name, 0) + seen
         if moment.last:
+            self.last_events = self._counter.events
             frame = self._counter.frame().assign(task=moment.task)
             self.events += frame.to_dict("records")
             self._counter.reset()

@@ -7,6 +7,7 @@ NAMES = {
     "adam": "torch.optim.Adam",
     "coincidence": "ConsolidatingPlasticityOptimizer",
     "consolidating": "ConsolidatingPlasticityOptimizer",
+    "selective_coincidence": "SelectivePlasticityOptimizer",
     "selective": "SelectivePlasticityOptimizer",
     "sgd": "torch.optim.SGD",
 }
@@ -20,7 +21,7 @@ def optimizer_code(optimizer: str, options: dict[str, Any], replay_capacity: int
         replay_capacity: of the buffer; 0 for none. seed: of the buffer.
     """
     name = NAMES[optimizer]
-    watched = optimizer == "coincidence"
+    watched = "coincidence" in optimizer
     imports = [*([] if "." in name else [name]), *(["NMDACoincidence"] if watched else [])]
     lines = ["    model.parameters(),", *(f"    {option}={value!r}," for option, value in options.items())]
     lines += ["    coincidence=NMDACoincidence(model),"] if watched else []

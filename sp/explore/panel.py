@@ -31,7 +31,7 @@ STYLE = """<style>
 .sp-left { flex: 0 0 350px; overflow: hidden; }
 .sp-left .widget-inline-hbox { width: 340px; }
 .sp-right { flex: 1 1 460px; min-width: 0; max-width: 920px; overflow: hidden; }
-.sp-right img { width: 100%; height: auto; background: white; transition: opacity 0.1s; }
+.sp-right img { width: calc(100% - 4px); height: auto; background: white; transition: opacity 0.1s; }
 @container (max-width: 860px) { .sp-left { flex: 1 1 100%; flex-flow: row wrap; align-content: start; } }
 .sp-stale { opacity: 0.35; }
 .sp-code pre { margin: 0; padding: 6px 8px; white-space: pre-wrap; line-height: 1.35; user-select: text;

@@ -17,6 +17,7 @@ LABELS = {
     "consolidating": "Consolidation",
     "ridge": "Ridge",
     "selective": "Selective plasticity",
+    "selective_coincidence": "Selective plasticity, NMDA",
     "sgd": "SGD",
 }
 METRICS = {  # name -> range of the axis
