@@ -226,7 +226,7 @@ def line_panels(
     labels: tuple[str, str],
     hue: str = "arm",
     limits: tuple[float, float] = (0, 1),
-    palette: dict[str, str] | None = None,
+    palette: dict[str, str] | str | None = None,
     height: float = 2.1,
 ) -> Figure:
     """Lines with 95 % bootstrap intervals over what repeats (seeds), a panel for each column, one legend below.
@@ -238,10 +238,12 @@ def line_panels(
         labels: of the horizontal axis and of the vertical one.
         hue: column that tells the lines apart; a method's variants differ in dashes.
         limits: of the vertical axis.
-        palette: colour of each line; default: the methods' own.
+        palette: colour of each line, or the name of a seaborn palette; default: the methods' own colours.
         height: in inches.
     """
     names = list(dict.fromkeys(table[hue]))
+    if isinstance(palette, str):
+        palette = dict(zip(names, sns.color_palette(palette, len(names)), strict=True))
     palette = palette or {name: colour(name) for name in names}
     shades = {name: sum(palette[other] == palette[name] for other in names[:i]) for i, name in enumerate(names)}
     dashes = {name: ["", (4, 1.5), (1, 1), (4, 1, 1, 1), (7, 2)][shade % 5] for name, shade in shades.items()}
