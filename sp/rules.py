@@ -10,9 +10,11 @@ from torch import Tensor
 
 
 def eligibility_trace(eligibility: Tensor, gradient: Tensor, decay: float) -> Tensor:
-    """Synaptic tag: a decaying record of how much each synapse was used (P6).
+    """Synaptic tag: a decaying record of how much each synapse was used (P6, P12).
 
-    ``e <- decay * e + (1 - decay) * |g|``
+    ``e <- decay * e + (1 - decay) * |g|``. As a record of use that fades it is what Frey & Morris (1997) found; that a
+    gradient marks it, and that it protects, is only an analogy. Unlike the trace of three-factor rules (Gerstner et al.
+    2018) it waits for no reward.
 
     Args:
         eligibility: trace so far, any shape, >= 0, in units of the gradient.
@@ -36,7 +38,8 @@ def bias_corrected(trace: Tensor, decay: float, steps: Tensor | float) -> Tensor
 def saturating_ratio(magnitude: Tensor, threshold: Tensor | float) -> Tensor:
     """Synaptic scaling (P14): a magnitude >= 0 in units of a threshold > 0, saturating at one.
 
-    ``min(magnitude / threshold, 1)``, in [0, 1] and without a unit. An infinite threshold gives zero everywhere.
+    ``min(magnitude / threshold, 1)``, in [0, 1] and without a unit. An infinite threshold gives zero everywhere. Only
+    an analogy to Turrigiano et al. (1998), see `synaptic_scaling`: a record of use is scaled, not the weights.
     """
     return (magnitude / threshold).clamp(max=1)
 
@@ -52,7 +55,9 @@ def protection(eligibility_norm: Tensor, gradient_norm: Tensor) -> Tensor:
 def plasticity_gate(eligibility_norm: Tensor, gradient_norm: Tensor, plasticity_k: float, gate_min: float) -> Tensor:
     """The published gate (P7): the share of an update that a synapse lets through.
 
-    ``clamp(1 - k * e_norm * (1 - g_norm), gate_min, 1)``, in [gate_min, 1]; 1 for a synapse without protection.
+    ``clamp(1 - k * e_norm * (1 - g_norm), gate_min, 1)``, in [gate_min, 1]; 1 for a synapse without protection. The
+    published text compares it to the NMDA receptor; a trace of gradients alone is an analogue of metaplasticity
+    (Abraham & Bear 1996), and it is `coincidence` that has the receptor's form.
 
     Args:
         eligibility_norm: normalised eligibility in [0, 1].

@@ -274,7 +274,7 @@ def _controls() -> dict[str, widgets.Widget]:
             whole,
             "warmup_steps",
             10,
-            200,
+            500,
             10,
             "warm-up (steps)",
             "Selective plasticity: steps before the gate begins to work. Consolidation: steps in which θ is measured. "

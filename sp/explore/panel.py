@@ -30,9 +30,11 @@ STYLE = """<style>
 .sp-columns { flex-flow: row wrap; gap: 4px 16px; }
 .sp-left { flex: 0 0 350px; overflow: hidden; }
 .sp-left .widget-inline-hbox { width: 340px; }
-.sp-right { flex: 1 1 460px; min-width: 0; max-width: 920px; overflow: hidden; }
-.sp-right img { width: calc(100% - 4px); height: auto; background: white; transition: opacity 0.1s; }
-@container (max-width: 860px) { .sp-left { flex: 1 1 100%; flex-flow: row wrap; align-content: start; } }
+.sp-left.sp-wide { flex-basis: 440px; }
+.sp-wide .widget-inline-hbox { width: 430px; }
+.sp-right { flex: 1 1 600px; min-width: 0; max-width: 920px; overflow: auto hidden; }
+.sp-right img { width: calc(100% - 4px); min-width: 600px; height: auto; background: white; transition: opacity 0.1s; }
+@container (max-width: 980px) { .sp-left { flex: 1 1 100%; flex-flow: row wrap; align-content: start; } }
 .sp-stale { opacity: 0.35; }
 .sp-code pre { margin: 0; padding: 6px 8px; white-space: pre-wrap; line-height: 1.35; user-select: text;
   max-height: 240px; overflow: auto; background: var(--jp-layout-color2, #eee); color: var(--jp-ui-font-color1, #000); }
@@ -117,6 +119,7 @@ class Panel(widgets.VBox):
         code: choices -> Python code that does the same outside the panel.
         adjust: called with the name of a control that moved, before the choices are read: for controls that depend on
             others; None for none.
+        wide: whether the controls hold long names rather than numbers.
 
     Attributes:
         controls: as given. answer: what is shown, None before the first.
@@ -131,6 +134,7 @@ class Panel(widgets.VBox):
         make: Callable[[dict], Answer],
         code: Callable[[dict], str],
         adjust: Callable[[str], None] | None = None,
+        wide: bool = False,
     ):
         self.name, self.controls, self.answer = name, controls, None
         self._make, self._code, self._adjust = make, code, adjust
@@ -150,10 +154,12 @@ class Panel(widgets.VBox):
         reset.on_click(lambda _: self.reset())
         save.on_click(lambda _: self.save())
         for control_name, control in controls.items():
-            control.style.description_width = "130px"
+            control.style.description_width = "60px" if wide else "130px"
             control.observe(lambda change, moved=control_name: self._moved(moved), "value")
         heading = f"<h3>{html.escape(title)}</h3><p>{html.escape(look_for)}</p>"
         left = widgets.VBox([*controls.values(), widgets.HBox([reset, save]), self._status]).add_class("sp-left")
+        if wide:
+            left.add_class("sp-wide")
         right = widgets.VBox([self._image, self._readout, self._error]).add_class("sp-right")
         columns = widgets.HBox([left, right]).add_class("sp-columns")
         caption = widgets.HTML("<p>Code for this:</p>")

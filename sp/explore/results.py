@@ -53,7 +53,9 @@ def results_panel(store: Store | None = None) -> Panel:
             tooltip="Data set, stream and scenario; a stream tested on held-out training images says so.",
         ),
         "metric": widgets.Dropdown(
-            options=list(METRICS), description="metric", tooltip="As defined in sp.metrics; shares, without unit."
+            options=[(_readable(name), name) for name in METRICS],
+            description="metric",
+            tooltip="As defined in sp.metrics; shares, without unit.",
         ),
         "axis": widgets.Dropdown(
             options=[ARMS], description="axis", tooltip="Arms side by side, or a choice that was varied along the axis."
@@ -66,7 +68,7 @@ def results_panel(store: Store | None = None) -> Panel:
     def adjust(moved: str) -> None:
         of_stream = rows[rows.stream_name == controls["stream"].value]
         if moved in ("", "stream"):
-            controls["axis"].options = [ARMS, *_varied(of_stream)]
+            controls["axis"].options = [ARMS, *((_readable(name), name) for name in _varied(of_stream))]
         if moved in ("", "stream", "axis"):
             controls["arms"].options = labels(of_stream, controls["axis"].value)
             controls["arms"].value = controls["arms"].options[:8]
@@ -81,6 +83,7 @@ def results_panel(store: Store | None = None) -> Panel:
         lambda choices: results_answer(rows, **choices),
         lambda choices: _code(rows, choices),
         adjust,
+        wide=True,
     )
 
 
@@ -144,6 +147,8 @@ def results_answer(rows: pd.DataFrame, stream: str, metric: str, axis: str, arms
     figure.set_figwidth(figures.WIDTHS["page"])
     text = f"{len(shown)} runs of {stream}."
     counted = metrics.readable(table).join(table.set_index(by).n)
+    counted[metric] = counted[metric].str.replace(" [nan, nan]", "")  # one seed has no interval
+    counted.index.names = [_readable(name) for name in by]
     return Answer(figure, table, text, counted.rename(columns={metric: f"{title}: mean [95 % interval]", "n": "seeds"}))
 
 

@@ -154,7 +154,7 @@ def test_results_show_what_is_wrong_and_recover(page, lab):
     panel = PanelOnPage(page, "results")
     begin, arms = panel.picture(), panel.control("arms").locator("select")
     assert panel.box.locator(".sp-right table").count() == 1
-    panel.control("axis").locator("select").select_option("option_plasticity_k")
+    panel.control("axis").locator("select").select_option("plasticity k")
     panel.changed_from(begin)
     over_k = panel.picture()
     arms.select_option([])
@@ -169,6 +169,8 @@ def test_results_show_what_is_wrong_and_recover(page, lab):
 @pytest.mark.parametrize("width", [1300, 900])
 def test_nothing_is_cut_off(page, width):
     page.set_viewport_size({"width": width, "height": 1400})
+    if page.locator(".jp-DirListing").is_visible():
+        page.keyboard.press("Control+b")  # the list of files, to read at full width
     page.wait_for_timeout(500)
     pictures = ROOT / "build/browser"
     pictures.mkdir(parents=True, exist_ok=True)
