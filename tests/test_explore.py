@@ -140,7 +140,7 @@ def test_learning_answers_for_two_arms_with_one_seed_and_is_stored(tmp_path, mon
     assert {e.seed for e in arms.values()} == {3} and {e.replay_capacity for e in arms.values()} == {50}
 
 
-def test_the_learning_panel_greys_what_does_not_apply_and_gives_code_that_runs(tmp_path):
+def test_the_learning_panel_greys_what_does_not_apply_and_trains_in_processes_of_its_own(tmp_path):
     store = Store(tmp_path)
     panel = explore.learning_panel(store)
     assert panel.wait(120)
@@ -181,3 +181,21 @@ def test_results_are_grouped_by_what_differs_and_by_an_axis(tmp_path):
     assert panel.wait(30) and panel._error.value == "" and "<table" in panel._readout.value
     panel.controls["axis"].value = "option_lr"
     assert panel.wait(30) and panel._error.value == "" and panel.controls["arms"].value == ("SGD",)
+    panel.reset()
+    assert panel.wait(30) and panel._error.value == "" and len(panel.controls["arms"].value) == 3
+
+
+def test_a_control_that_cannot_be_adjusted_is_a_message_and_saving_waits_for_the_figure(tmp_path, monkeypatch):
+    monkeypatch.setenv("SP_FIGURES", str(tmp_path))
+    panel = make_panel(lambda choices: time.sleep(0.2) or draw(choices))
+
+    def adjust(name):
+        raise LookupError(f"{name} has no place")
+
+    panel.controls["height"].value = 2
+    panel.save()
+    (csv,) = tmp_path.glob("*.csv")
+    assert pd.read_csv(csv, comment="#").height.tolist() == [2]
+    panel._adjust = adjust
+    panel.controls["height"].value = 3
+    assert "LookupError" in panel._error.value and "height has no place" in panel._error.value

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from sp import figures, rules, studies, watch
 from sp.explore.code import optimizer_code
-from sp.explore.panel import Answer, Panel, encoded
+from sp.explore.panel import DRAWING, Answer, Panel, encoded
 
 SYNAPSES = 1500  # of the network's weights, drawn at random
 STEPS_OF_B = 100  # recorded after the switch to task B
@@ -81,9 +81,11 @@ def gate_panel() -> Panel:
     }
     _gradients()  # trains, which is for the main thread
 
-    @cache
-    def picture() -> _Picture:  # in the thread that draws
-        return _Picture()
+    picture = cache(_Picture)  # made in the thread that draws
+
+    def make(choices: dict) -> Answer:
+        with DRAWING:
+            return _answer(picture(), **choices)
 
     return Panel(
         "gate",
@@ -91,7 +93,7 @@ def gate_panel() -> Panel:
         "Look for the dark corner: synapses that were used (high eligibility) and are silent now (low gradient) are "
         "held. Each dot is a synapse of a trained network. Move 'steps into task B' and watch the dots leave it.",
         controls,
-        lambda choices: _answer(picture(), **choices),
+        make,
         _code,
     )
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from sp import figures, studies, watch
 from sp.experiment import Experiment, Store, curves_frame
 from sp.explore.code import optimizer_code
-from sp.explore.panel import Answer, Panel
+from sp.explore.panel import DRAWING, Answer, Panel
 
 METHODS = {
     "Selective plasticity": "selective",
@@ -82,7 +82,8 @@ def learning_answer(store: Store | None = None, **choices: Any) -> Answer:
     """What the learning panel shows for these choices; see `DEFAULTS` for their names."""
     store, chosen = store or Store(), {**DEFAULTS, **choices}
     seen = _seen(store, chosen)
-    figure, data = _draw(seen)
+    with DRAWING:
+        figure, data = _draw(seen)
     method = chosen["optimizer"]
     lines = [
         f"{arm}: accuracy on A {R[0, 0]:.2f} after A, {R[1, 0]:.2f} after B; on B {R[1, 1]:.2f}."

@@ -43,7 +43,7 @@ STYLE = """<style>
 .sp-error { white-space: pre-wrap; padding: 6px 8px; border-left: 3px solid #c62828; color: #c62828; }
 </style>"""
 
-_DRAWING = threading.RLock()  # matplotlib draws for one thread at a time
+DRAWING = threading.RLock()  # held by whoever draws: matplotlib does it for one thread at a time
 
 
 @dataclass
@@ -115,7 +115,7 @@ class Panel(widgets.VBox):
         name: of the panel, in file names.
         title: heading. look_for: a sentence that says what to look for.
         controls: name -> widget with a ``value``; their values are the choices.
-        make: choices -> `Answer`; runs in a thread.
+        make: choices -> `Answer`; runs in a thread, and holds `DRAWING` while it draws.
         code: choices -> Python code that does the same outside the panel.
         adjust: called with the name of a control that moved, before the choices are read: for controls that depend on
             others; None for none.
@@ -142,6 +142,7 @@ class Panel(widgets.VBox):
         self._shown_choices: dict = {}
         self._quiet = False
         self._latest = Latest(self._answer)
+        self._telling = threading.Lock()  # so that the sign says what is, whichever thread sets it
         self._status = widgets.HTML()
         self._image = widgets.Image(format="png")
         self._readout = widgets.HTML().add_class("sp-readout")
@@ -176,32 +177,37 @@ class Panel(widgets.VBox):
 
     def refresh(self) -> None:
         """Show the answer to what is chosen now, as soon as it is there."""
-        self._status.value = "<b>&#9203; working &hellip;</b>"
-        self._image.add_class("sp-stale")
-        self._latest.submit(self.choices())
+        with self._telling:
+            self._status.value = "<b>&#9203; working &hellip;</b>"
+            self._image.add_class("sp-stale")
+            self._latest.submit(self.choices())
 
     def reset(self) -> None:
         """Set every control back to where it was when the panel was made."""
         self._quiet = True
         try:
-            for _ in range(2):  # a control may be bounded by another
-                for name, value in self._defaults.items():
-                    self.controls[name].value = value
+            for name, value in self._defaults.items():
+                self.controls[name].value = value
+                if self._adjust is not None:
+                    self._adjust(name)
+        except Exception as error:
+            self._show_error(error)
         finally:
             self._quiet = False
-        self._moved("")
+        self.refresh()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the figure shows what is chosen; False where the time was not enough."""
         return self._latest.wait(timeout)
 
     def save(self) -> None:
-        """Write the figure that is shown as PDF, PNG and CSV, each with what was chosen and the versions."""
+        """Write the figure of what is chosen as PDF, PNG and CSV, each with what was chosen and the versions."""
+        self.wait()
         if self.answer is None:
-            self._status.value = "There is no figure to save yet."
+            self._status.value = "There is no figure to save."
             return
         try:
-            with _DRAWING:
+            with DRAWING:
                 digest = hashlib.sha256(json.dumps(self._shown_choices, sort_keys=True).encode()).hexdigest()[:8]
                 path = figures.save(
                     self.answer.figure,
@@ -217,23 +223,27 @@ class Panel(widgets.VBox):
     def _moved(self, name: str) -> None:
         if self._quiet:
             return
-        if self._adjust is not None:
-            self._quiet = True
-            try:
+        self._quiet = True
+        try:
+            if self._adjust is not None:
                 self._adjust(name)
-            finally:
-                self._quiet = False
+        except Exception as error:
+            self._show_error(error)
+            return
+        finally:
+            self._quiet = False
         self.refresh()
 
     def _answer(self, choices: dict) -> None:
         try:
-            with _DRAWING:
-                code = self._code(choices)
-                answer = self._make(choices)
+            code = self._code(choices)
+            answer = self._make(choices)
+            with DRAWING:
                 picture = answer.png() if answer.png else _drawn(answer.figure)
         except Exception as error:
-            if not self._latest.superseded():
-                self._show_error(error)
+            with self._telling:
+                if not self._latest.superseded():
+                    self._show_error(error)
             return
         self.answer, self._shown_choices = answer, choices
         self._error.value = ""
@@ -241,9 +251,10 @@ class Panel(widgets.VBox):
         table = "" if answer.table is None else answer.table.to_html(border=0)
         self._readout.value = html.escape(answer.text).replace("\n", "<br>") + table
         self._code_text.value = f"<pre>{html.escape(code)}</pre>"
-        if not self._latest.superseded():
-            self._image.remove_class("sp-stale")
-            self._status.value = "&#10003; up to date"
+        with self._telling:
+            if not self._latest.superseded():
+                self._image.remove_class("sp-stale")
+                self._status.value = "&#10003; up to date"
 
     def _show_error(self, error: Exception) -> None:
         self._error.value = f'<div class="sp-error">{html.escape(f"{type(error).__name__}: {error}")}</div>'

@@ -8,7 +8,7 @@ import pandas as pd
 from sp import figures, metrics
 from sp.experiment import Store, results_frame
 from sp.explore.code import NAMES, optimizer_code
-from sp.explore.panel import Answer, Panel
+from sp.explore.panel import DRAWING, Answer, Panel
 
 LABELS = {
     "adagrad": "Adagrad",
@@ -36,7 +36,7 @@ ARMS = "arms"  # the axis on which arms stand side by side
 def results_panel(store: Store | None = None) -> Panel:
     """Choose a stream, a metric, arms and an axis, and see table and figure of the runs that the store holds.
 
-    Reset reads the store again.
+    Runs that are finished later are seen by a new panel.
 
     Args:
         store: default `sp.experiment.Store()`.
@@ -68,10 +68,14 @@ def results_panel(store: Store | None = None) -> Panel:
     def adjust(moved: str) -> None:
         of_stream = rows[rows.stream_name == controls["stream"].value]
         if moved in ("", "stream"):
-            controls["axis"].options = [ARMS, *((_readable(name), name) for name in _varied(of_stream))]
+            controls["axis"].options = [(ARMS, ARMS), *((_readable(name), name) for name in _varied(of_stream))]
         if moved in ("", "stream", "axis"):
             controls["arms"].options = labels(of_stream, controls["axis"].value)
             controls["arms"].value = controls["arms"].options[:8]
+
+    def make(choices: dict) -> Answer:
+        with DRAWING:
+            return results_answer(rows, **choices)
 
     adjust("")
     return Panel(
@@ -80,7 +84,7 @@ def results_panel(store: Store | None = None) -> Panel:
         "Look for intervals that do not overlap: dots are means over seeds, lines 95 % bootstrap intervals. Arms of "
         "one method differ in what stands in brackets.",
         controls,
-        lambda choices: results_answer(rows, **choices),
+        make,
         lambda choices: _code(rows, choices),
         adjust,
         wide=True,
