@@ -1,7 +1,6 @@
 """One run: an `Experiment` says everything that was chosen, `run` makes its `Result`, a `Store` remembers it."""
 
 import hashlib
-import io
 import json
 import os
 import platform
@@ -342,11 +341,11 @@ class Store:
 
     def get_table(self, experiment: Experiment, name: str) -> pd.DataFrame | None:
         """The table kept under this name beside the result, or None as in `get`."""
-        return _read(self._table_path(experiment, name), lambda body: pd.read_json(io.StringIO(body), orient="split"))
+        return _read(self._table_path(experiment, name), lambda body: pd.DataFrame(json.loads(body)))
 
     def put_table(self, experiment: Experiment, name: str, table: pd.DataFrame) -> None:
         """Keep a table of plain numbers and names beside the result; errors as in `put`."""
-        body = table.to_json(orient="split", index=False, double_precision=15)
+        body = json.dumps(table.to_dict(orient="list"))
         files.write_atomically(self._table_path(experiment, name), _sealed(body))
 
     def _table_path(self, experiment: Experiment, name: str) -> Path:

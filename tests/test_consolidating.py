@@ -448,3 +448,28 @@ def test_eligibility_has_the_parameter_s_shape_and_diagnostics_their_range(rank)
         assert eligibility.shape == p.shape and (eligibility >= 0).all() and eligibility.sum() > 0
     assert 0 < late["gate_mean"] < early["gate_mean"] < 1  # plasticity is used up
     assert late["eligibility_mean"] > early["eligibility_mean"] and late["step_count"] == 70
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_the_gate_of_known_inputs_falls_and_that_of_new_ones_stays(rank):
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 2))
+    optimizer = ConsolidatingPlasticityOptimizer(
+        model.parameters(), coincidence=NMDACoincidence(model), rank=rank, refresh_every=1
+    )
+    assert optimizer.get_param_gate(model[0].weight) is None
+    for _ in range(60):
+        optimizer.zero_grad()
+        F.cross_entropy(model(torch.rand(16, 1) * torch.tensor([1.0, 0, 0])), torch.randint(2, (16,))).backward()
+        optimizer.step()
+    gate = optimizer.get_param_gate(model[0].weight)
+    assert gate.shape == (4, 3) and (gate[:, 0] < 0.1).all()
+    torch.testing.assert_close(gate[:, 1:], torch.ones(4, 2), atol=1e-3, rtol=0)
+    assert optimizer.get_param_gate(model[2].bias).shape == (2,)
+
+
+def test_the_gate_of_the_diagonal_form_is_one_half_at_the_threshold():
+    parameter = nn.Parameter(torch.zeros(3))
+    optimizer = ConsolidatingPlasticityOptimizer([parameter], threshold_quantile=0.5, warmup_steps=1)
+    parameter.grad = torch.tensor([1.0, 2.0, 4.0])
+    optimizer.step()  # C = (1, 4, 16), theta = 4
+    torch.testing.assert_close(optimizer.get_param_gate(parameter), torch.tensor([4 / 5, 1 / 2, 1 / 5]))
