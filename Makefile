@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help figures test lab bench notebooks readme clean
+.PHONY: help figures test test-browser lab html bench notebooks readme clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -30,8 +30,14 @@ test: $(READY) ## lint, unit tests, and the notebooks compared with their stored
 	@$(BIN)/python -m pytest tests
 	@$(BIN)/python -m sp check-notebooks
 
+test-browser: $(READY) ## the panels of notebook 05 in a real JupyterLab and Chromium
+	@$(BIN)/python -m pytest tests/browser
+
 lab: $(READY) ## JupyterLab in the environment
 	@$(BIN)/jupyter lab notebooks
+
+html: $(READY) ## every notebook as a page that needs no kernel, in build/html
+	@$(BIN)/python -m sp html
 
 bench: $(READY) ## time and memory of a step beside Adam
 	@$(BIN)/python -m sp bench

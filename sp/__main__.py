@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("refresh", help="run every notebook afresh in place, with the outputs that the tests compare")
     commands.add_parser("check-notebooks", help="run every notebook and compare with its stored outputs")
 
+    commands.add_parser("html", help="write every notebook as a static page into build/html")
     commands.add_parser("bench", help="time and memory of a step beside Adam")
     commands.add_parser("readme", help="write the README's tables from the committed figures")
 
@@ -43,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
         return notebooks.refresh()
     if chosen.command == "check-notebooks":
         return notebooks.check()
+    if chosen.command == "html":
+        return notebooks.make_pages()
     if chosen.command == "bench":
         print(bench.bench().round(2).to_string(index=False))
         return 0

@@ -18,6 +18,10 @@ def _coincidence(model: nn.Module, **options: Any) -> ConsolidatingPlasticityOpt
     return ConsolidatingPlasticityOptimizer(model.parameters(), coincidence=NMDACoincidence(model), **options)
 
 
+def _selective_coincidence(model: nn.Module, **options: Any) -> SelectivePlasticityOptimizer:
+    return SelectivePlasticityOptimizer(model.parameters(), coincidence=NMDACoincidence(model), **options)
+
+
 def _of_parameters(optimizer: type[torch.optim.Optimizer]):
     return lambda model, **options: optimizer(model.parameters(), **options)
 
@@ -28,6 +32,7 @@ OPTIMIZERS = {
     "coincidence": _coincidence,
     "consolidating": _of_parameters(ConsolidatingPlasticityOptimizer),
     "selective": _of_parameters(SelectivePlasticityOptimizer),
+    "selective_coincidence": _selective_coincidence,
     "sgd": _of_parameters(torch.optim.SGD),
 }
 

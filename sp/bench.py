@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim import Optimizer
 
-from sp.biology import NMDACoincidence
+from sp.biology import NMDACoincidence, PlasticityCounter
 from sp.files import bar
 from sp.models import mlp
 from sp.optim import ConsolidatingPlasticityOptimizer, SelectivePlasticityOptimizer
@@ -21,7 +21,9 @@ OPTIMIZERS = {
     "Adam, fused": lambda model: torch.optim.Adam(model.parameters(), fused=True),
     "SGD": lambda model: torch.optim.SGD(model.parameters()),
     "Selective plasticity": lambda model: SelectivePlasticityOptimizer(model.parameters(), warmup_steps=5),
+    "Selective plasticity, counted": lambda model: _counted("Selective plasticity", model),
     "Consolidation": lambda model: ConsolidatingPlasticityOptimizer(model.parameters()),
+    "Consolidation, counted": lambda model: _counted("Consolidation", model),
     "Coincidence": lambda model: _coincidence(model, None),
     "Coincidence, rank 128": lambda model: _coincidence(model, 128),
     "Coincidence, rank 32": lambda model: _coincidence(model, 32),
@@ -30,6 +32,12 @@ OPTIMIZERS = {
 
 def _coincidence(model: nn.Module, rank: int | None) -> Optimizer:
     return ConsolidatingPlasticityOptimizer(model.parameters(), coincidence=NMDACoincidence(model), rank=rank)
+
+
+def _counted(name: str, model: nn.Module) -> Optimizer:
+    optimizer = OPTIMIZERS[name](model)
+    optimizer.counter = PlasticityCounter(optimizer)  # nothing else keeps it
+    return optimizer
 
 
 def bench(rounds: int = 12, batch_size: int = 128) -> pd.DataFrame:

@@ -309,8 +309,9 @@ def _isolated(seed: int, device: str | torch.device) -> Iterator[None]:
 class Store:
     """Finished runs in a folder, a JSON file each, named by the experiment's hash.
 
-    Writes are atomic, so a run that is killed leaves no half file and several processes may share a store. Files hold
-    data only: reading one cannot run code. A damaged file is recomputed, with a warning.
+    Beside a result, tables of what was seen in the run may be kept. Writes are atomic, so a run that is killed leaves
+    no half file and several processes may share a store. Files hold data only: reading one cannot run code. A damaged
+    file is recomputed, with a warning.
 
     Args:
         folder: where; default is `sp.files.folder("store")`.
@@ -327,19 +328,28 @@ class Store:
     def get(self, experiment: Experiment) -> Result | None:
         """The stored result, or None where there is none that can be trusted."""
         path = self.path(experiment)
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        try:
-            result = _from_text(content.decode())
-        except (ValueError, KeyError, TypeError) as damage:
-            warnings.warn(f"{path} is damaged ({damage}) and is computed again", stacklevel=2)
-            return None
-        if result.experiment != experiment:
+        result = _read(path, _result)
+        if result is not None and result.experiment != experiment:
             warnings.warn(f"{path} holds another experiment and is computed again", stacklevel=2)
             return None
         return result
+
+    def all(self) -> list[Result]:
+        """Every stored result that can be trusted and that the present rules made, in the order of their names."""
+        read = ((path, _read(path, _result)) for path in sorted(self.folder.glob("??/*.json")) if "-" not in path.name)
+        return [result for path, result in read if result is not None and self.path(result.experiment) == path]
+
+    def get_table(self, experiment: Experiment, name: str) -> pd.DataFrame | None:
+        """The table kept under this name beside the result, or None as in `get`."""
+        return _read(self._table_path(experiment, name), lambda body: pd.DataFrame(json.loads(body)))
+
+    def put_table(self, experiment: Experiment, name: str, table: pd.DataFrame) -> None:
+        """Keep a table of plain numbers and names beside the result; errors as in `put`."""
+        body = json.dumps(table.to_dict(orient="list"))
+        files.write_atomically(self._table_path(experiment, name), _sealed(body))
+
+    def _table_path(self, experiment: Experiment, name: str) -> Path:
+        return self.path(experiment).with_name(f"{experiment.key()}-{name}.json")
 
     def put(self, result: Result) -> None:
         """Keep a result.
@@ -347,7 +357,8 @@ class Store:
         Raises:
             OSError: the folder cannot be written; the message names it. What was stored before is untouched.
         """
-        files.write_atomically(self.path(result.experiment), _to_text(result))
+        body = json.dumps(result.as_dict(), sort_keys=True)
+        files.write_atomically(self.path(result.experiment), _sealed(body))
 
     def run(self, experiment: Experiment, progress: bool = False) -> Result:
         """The stored result, else a new one, stored."""
@@ -358,16 +369,28 @@ class Store:
         return result
 
 
-def _to_text(result: Result) -> str:
-    body = json.dumps(result.as_dict(), sort_keys=True)
+def _sealed(body: str) -> str:
     return json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest(), "result": body})
 
 
-def _from_text(text: str) -> Result:
-    envelope = json.loads(text)
-    if hashlib.sha256(envelope["result"].encode()).hexdigest() != envelope["sha256"]:
-        raise ValueError("its checksum is wrong")
-    return Result.from_dict(json.loads(envelope["result"]))
+def _read(path: Path, parse: Callable[[str], Any]) -> Any:
+    """What a sealed file holds, or None where it is missing, or damaged, which is warned of."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        envelope = json.loads(content.decode())
+        if hashlib.sha256(envelope["result"].encode()).hexdigest() != envelope["sha256"]:
+            raise ValueError("its checksum is wrong")
+        return parse(envelope["result"])
+    except (ValueError, KeyError, TypeError) as damage:
+        warnings.warn(f"{path} is damaged ({damage}) and is computed again", stacklevel=3)
+        return None
+
+
+def _result(body: str) -> Result:
+    return Result.from_dict(json.loads(body))
 
 
 def results_frame(results: list[Result]) -> pd.DataFrame:

@@ -1,7 +1,9 @@
 """How every figure looks, and how it leaves the notebook: PDF and PNG beside the CSV it was drawn from."""
 
 import io
+import json
 import string
+import threading
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -65,7 +67,11 @@ def figure(width: str = "column", height: float = 2.1, **subplots) -> tuple[Figu
     if width not in WIDTHS:
         raise ValueError(f"width must be one of {', '.join(map(repr, WIDTHS))}, got {width!r}")
     sns.set_theme(style="ticks", rc=STYLE)
-    return plt.subplots(figsize=(WIDTHS[width], height), **subplots)
+    size = (WIDTHS[width], height)
+    if threading.current_thread() is threading.main_thread():
+        return plt.subplots(figsize=size, **subplots)
+    fig = Figure(figsize=size)  # pyplot, and what a notebook shows at the end of a cell, belong to the main thread
+    return fig, fig.subplots(**subplots)
 
 
 def colour(arm: str) -> str:
@@ -73,25 +79,34 @@ def colour(arm: str) -> str:
     return next(value for name, value in sorted(COLOURS.items(), key=lambda i: -len(i[0])) if arm.startswith(name))
 
 
-def save(fig: Figure, name: str, data: pd.DataFrame) -> Path:
+def save(fig: Figure, name: str, data: pd.DataFrame, provenance: dict | None = None) -> Path:
     """Write ``name.pdf``, ``name.png`` (300 dpi) and ``name.csv`` into the folder for figures; equal data, equal bytes.
+
+    Args:
+        fig: the figure. name: of the files, without a suffix. data: what the figure was drawn from.
+        provenance: JSON values that say how it was made, kept in each file: in the PDF's subject, the PNG's
+            description, and as a first line of the CSV that begins with ``#`` (``pandas.read_csv(..., comment="#")``).
 
     Returns:
         Path of the PNG file.
     """
     folder = files.folder("figures")
-    for suffix, metadata in (("pdf", {"CreationDate": None, "Producer": None}), ("png", {"Software": None})):
+    text = None if provenance is None else json.dumps(provenance, sort_keys=True)
+    fields = {"pdf": {"CreationDate": None, "Producer": None}, "png": {"Software": None}}
+    if text is not None:
+        fields["pdf"]["Subject"] = fields["png"]["Description"] = text
+    for suffix, metadata in fields.items():
         buffer = io.BytesIO()
         fig.savefig(buffer, format=suffix, dpi=300, metadata=metadata)
         files.write_atomically(folder / f"{name}.{suffix}", buffer.getvalue())
-    save_table(data, name)
+    save_table(data, name, "" if text is None else f"# {text}\n")
     return folder / f"{name}.png"
 
 
-def save_table(table: pd.DataFrame, name: str) -> Path:
-    """Write ``name.csv`` into the folder for figures, and return its path."""
+def save_table(table: pd.DataFrame, name: str, head: str = "") -> Path:
+    """Write ``name.csv`` into the folder for figures, after a ``head``, and return its path."""
     path = files.folder("figures") / f"{name}.csv"
-    files.write_atomically(path, table.to_csv(index=False, float_format="%.6g"))
+    files.write_atomically(path, head + table.to_csv(index=False, float_format="%.6g"))
     return path
 
 
@@ -211,7 +226,7 @@ def line_panels(
     labels: tuple[str, str],
     hue: str = "arm",
     limits: tuple[float, float] = (0, 1),
-    palette: dict[str, str] | None = None,
+    palette: dict[str, str] | str | None = None,
     height: float = 2.1,
 ) -> Figure:
     """Lines with 95 % bootstrap intervals over what repeats (seeds), a panel for each column, one legend below.
@@ -223,10 +238,12 @@ def line_panels(
         labels: of the horizontal axis and of the vertical one.
         hue: column that tells the lines apart; a method's variants differ in dashes.
         limits: of the vertical axis.
-        palette: colour of each line; default: the methods' own.
+        palette: colour of each line, or the name of a seaborn palette; default: the methods' own colours.
         height: in inches.
     """
     names = list(dict.fromkeys(table[hue]))
+    if isinstance(palette, str):
+        palette = dict(zip(names, sns.color_palette(palette, len(names)), strict=True))
     palette = palette or {name: colour(name) for name in names}
     shades = {name: sum(palette[other] == palette[name] for other in names[:i]) for i, name in enumerate(names)}
     dashes = {name: ["", (4, 1.5), (1, 1), (4, 1, 1, 1), (7, 2)][shade % 5] for name, shade in shades.items()}

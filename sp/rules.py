@@ -10,9 +10,11 @@ from torch import Tensor
 
 
 def eligibility_trace(eligibility: Tensor, gradient: Tensor, decay: float) -> Tensor:
-    """Synaptic tag: a decaying record of how much each synapse was used (P6).
+    """Synaptic tag: a decaying record of how much each synapse was used (P6, P12).
 
-    ``e <- decay * e + (1 - decay) * |g|``
+    ``e <- decay * e + (1 - decay) * |g|``. As a record of use that fades it is what Frey & Morris (1997) found; that a
+    gradient marks it, and that it protects, is only an analogy. Unlike the trace of three-factor rules (Gerstner et al.
+    2018) it waits for no reward.
 
     Args:
         eligibility: trace so far, any shape, >= 0, in units of the gradient.
@@ -36,7 +38,8 @@ def bias_corrected(trace: Tensor, decay: float, steps: Tensor | float) -> Tensor
 def saturating_ratio(magnitude: Tensor, threshold: Tensor | float) -> Tensor:
     """Synaptic scaling (P14): a magnitude >= 0 in units of a threshold > 0, saturating at one.
 
-    ``min(magnitude / threshold, 1)``, in [0, 1] and without a unit. An infinite threshold gives zero everywhere.
+    ``min(magnitude / threshold, 1)``, in [0, 1] and without a unit. An infinite threshold gives zero everywhere. Only
+    an analogy to Turrigiano et al. (1998), see `synaptic_scaling`: a record of use is scaled, not the weights.
     """
     return (magnitude / threshold).clamp(max=1)
 
@@ -52,7 +55,9 @@ def protection(eligibility_norm: Tensor, gradient_norm: Tensor) -> Tensor:
 def plasticity_gate(eligibility_norm: Tensor, gradient_norm: Tensor, plasticity_k: float, gate_min: float) -> Tensor:
     """The published gate (P7): the share of an update that a synapse lets through.
 
-    ``clamp(1 - k * e_norm * (1 - g_norm), gate_min, 1)``, in [gate_min, 1]; 1 for a synapse without protection.
+    ``clamp(1 - k * e_norm * (1 - g_norm), gate_min, 1)``, in [gate_min, 1]; 1 for a synapse without protection. The
+    published text compares it to the NMDA receptor; a trace of gradients alone is an analogue of metaplasticity
+    (Abraham & Bear 1996), and it is `coincidence` that has the receptor's form.
 
     Args:
         eligibility_norm: normalised eligibility in [0, 1].
@@ -61,6 +66,109 @@ def plasticity_gate(eligibility_norm: Tensor, gradient_norm: Tensor, plasticity_
         gate_min: floor of the gate in [0, 1], on which the published text is silent.
     """
     return (1 - plasticity_k * protection(eligibility_norm, gradient_norm)).clamp(gate_min, 1)
+
+
+def activation_norm(presynaptic: Tensor) -> Tensor:
+    """Glutamate (P8): how active each input of a layer was in a batch, in units of the layer's own activity.
+
+    ``min(a / rms(a), 1)``, with ``a_j = sqrt(mean over rows of x_j^2)``; in [0, 1], zero for an input that was silent.
+
+    Args:
+        presynaptic: inputs X of a layer, (N, d); a convolution gives one row for each patch.
+
+    Returns:
+        One value for each input, (d,).
+    """
+    power = presynaptic.square().mean(0)
+    return saturating_ratio(power.sqrt(), power.mean().sqrt()).nan_to_num(0)
+
+
+def coincidence(activation_norm: Tensor, gradient_norm: Tensor) -> Tensor:
+    """NMDA receptor (P8, P9): open where the presynaptic and the postsynaptic side are active together.
+
+    ``a_norm * g_norm``, both arguments and the result in [0, 1]: zero where either is absent. It has the form of
+    `nmda_conductance`, with activation in the place of glutamate. The gradient in the place of the voltage is only an
+    analogy: it is itself a product of activity and error, and so is zero wherever either of them is in every example.
+    """
+    return activation_norm * gradient_norm
+
+
+def magnesium_block(voltage: Tensor, magnesium: float = 1.0) -> Tensor:
+    """Share of NMDA receptors that magnesium leaves unblocked (Jahr & Stevens 1990; effect: Nowak et al. 1984).
+
+    ``B(V) = 1 / (1 + [Mg] exp(-0.062 V) / 3.57)``, in (0, 1), rising with the voltage.
+
+    Args:
+        voltage: membrane potential V, in mV.
+        magnesium: concentration outside the cell, >= 0, in mM; about 1 in the brain.
+    """
+    return 1 / (1 + magnesium * torch.exp(-0.062 * voltage) / 3.57)
+
+
+def nmda_conductance(glutamate: Tensor, voltage: Tensor, magnesium: float = 1.0, largest: float = 1.0) -> Tensor:
+    """Conductance of a synapse's NMDA receptors: both glutamate and depolarisation are needed (Jahr & Stevens 1990).
+
+    ``g = g_max * s * B(V)``, with B of `magnesium_block`.
+
+    Args:
+        glutamate: share s of receptors that hold glutamate, in [0, 1].
+        voltage: membrane potential V, in mV, same shape or one that broadcasts.
+        magnesium: concentration outside the cell, >= 0, in mM.
+        largest: g_max >= 0, whose unit the result has (nS); 1 gives it as a share.
+    """
+    return largest * glutamate * magnesium_block(voltage, magnesium)
+
+
+def bcm_change(presynaptic: Tensor, postsynaptic: Tensor, threshold: Tensor | float) -> Tensor:
+    """Change of a synapse after Bienenstock, Cooper & Munro (1982): ``x y (y - theta)``, per unit of learning rate.
+
+    LTD where the postsynaptic rate lies between zero and the threshold, LTP above it, nothing without presynaptic rate.
+
+    Args:
+        presynaptic: rate x >= 0. postsynaptic: rate y >= 0, in the same unit (Hz).
+        threshold: theta > 0, in the unit of y.
+    """
+    return presynaptic * postsynaptic * (postsynaptic - threshold)
+
+
+def bcm_threshold(threshold: Tensor, postsynaptic: Tensor, decay: float, target: float = 1.0) -> Tensor:
+    """The sliding threshold between LTD and LTP (Intrator & Cooper 1992): it follows the mean squared rate.
+
+    ``theta <- decay * theta + (1 - decay) * y^2 / target``, so that a steady rate equal to ``target`` is its own
+    threshold. A busy neuron comes to need more for LTP, a quiet one less.
+
+    Args:
+        threshold: theta so far, >= 0, in the unit of y. postsynaptic: rate y >= 0 (Hz).
+        decay: share of the old threshold that is kept, in [0, 1).
+        target: rate > 0 at which theta comes to rest at y.
+    """
+    return decay * threshold + (1 - decay) * postsynaptic**2 / target
+
+
+def captured(late: Tensor, tag: Tensor, proteins: Tensor | float) -> Tensor:
+    """Synaptic tagging and capture (Frey & Morris 1997): a tagged synapse turns proteins into a lasting change.
+
+    ``late <- late + proteins * tag``. A weak stimulus leaves a tag that fades (`eligibility_trace`); if a strong one
+    elsewhere on the neuron brings proteins before that, the change lasts. The simplest form of models such as Clopath
+    et al. (2008); `consolidated_eligibility` is the same with the proteins always there.
+
+    Args:
+        late: lasting change of each synapse. tag: its fading one, same shape and unit.
+        proteins: share of a tag that is captured in this step, in [0, 1].
+    """
+    return late + proteins * tag
+
+
+def synaptic_scaling(weights: Tensor, rate: Tensor | float, target: float) -> Tensor:
+    """Synaptic scaling (Turrigiano et al. 1998): all synapses of a neuron by one factor that restores its rate.
+
+    ``w * target / rate``: ratios between synapses are kept. For a neuron whose rate is proportional to its weights.
+
+    Args:
+        weights: incoming weights of one neuron, any shape.
+        rate: its mean rate > 0 (Hz). target: the rate it returns to, > 0, same unit.
+    """
+    return weights * (target / rate)
 
 
 def sampled_quantile(tensors: Sequence[Tensor], fraction: float, seed: int, sample: int = 8192) -> Tensor:

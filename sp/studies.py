@@ -58,6 +58,7 @@ GRIDS = {
     "ridge": [{"penalty": penalty} for penalty in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)],
     "adam": [{"lr": lr} for lr in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)],
     "selective": [{"lr": lr} for lr in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)],
+    "selective_coincidence": [{"lr": lr} for lr in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)],
     "sgd": [{"lr": lr} for lr in (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)],
 }
 
@@ -125,6 +126,21 @@ def forgetting(
             rate = {"lr": lr} if lr is not None else tuned_options("forgetting", dataset, arm) if tuned else {}
             arms[arm] = replace(base, optimizer=optimizer, options={**options, **rate}, replay_capacity=capacity)
     return arms
+
+
+def nmda_gate(dataset: str, *, tuned: bool = True) -> dict[str, Experiment]:
+    """Arms of notebook 04: the published rule on two tasks, with and without NMDA coincidence (P8)."""
+    plain = forgetting(dataset, tuned=False)["Selective plasticity"]
+    arms = {
+        "Selective plasticity": plain,
+        "Selective plasticity, NMDA": replace(plain, optimizer="selective_coincidence"),
+    }
+    if not tuned:
+        return arms
+    return {
+        arm: replace(arms[arm], options={**dict(arms[arm].options), **tuned_options("nmda_gate", dataset, arm)})
+        for arm in arms
+    }
 
 
 # P19 as published: final accuracy on task A and on task B of Split MNIST.
@@ -232,6 +248,7 @@ def retention(
 
 STUDIES: dict[str, Callable[..., dict[str, Experiment]]] = {
     "forgetting": forgetting,
+    "nmda_gate": nmda_gate,
     **{f"retention_{stream}": partial(retention, stream) for stream in STREAMS if stream != "permuted30"},
 }
 

@@ -14,11 +14,12 @@ import joblib
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sp import rules
-from sp.biology import Synapses
-from sp.experiment import Experiment, Moment, results_frame, run
+from sp.biology import Events, PlasticityCounter, Synapses
+from sp.experiment import Experiment, Moment, Result, Store, results_frame, run
 from sp.optim import ConsolidatingPlasticityOptimizer
 from sp.optim.coincidence import memories
 from sp.sweep import run_all
@@ -114,6 +115,92 @@ def gate_quantiles(moment: Moment, quantiles: Sequence[float] = (0.1, 0.5, 0.9),
             strict=True,
         )
     ]
+
+
+def thresholds(moment: Moment) -> list[dict]:
+    """Look: the published rule's threshold of each layer's weights, in units of the gradient; none before it is set."""
+    state = moment.learner.optimizer.state
+    weights = [p for p in moment.learner.model.parameters() if p.dim() > 1]
+    values = [state[weight]["threshold"].item() for weight in weights]
+    return [{"layer": f"Layer {n}", "threshold": value} for n, value in enumerate(values, 1) if np.isfinite(value)]
+
+
+class Plasticity:
+    """Look: LTP and LTD events and the mean gate of each layer, task by task.
+
+    Attributes:
+        events: rows of `PlasticityCounter.frame`, with ``task``.
+        gates: rows of ``task``, ``parameter``, ``row``, ``column`` and ``gate``: the mean over the looks in the task
+            and over a block of synapses, of which a weight has at most ``blocks`` in each direction; none for an
+            optimizer without a gate.
+        last_events: `PlasticityCounter.events` of the last task that ended, synapse by synapse.
+
+    Args:
+        every: steps between two looks. blocks: as above.
+    """
+
+    def __init__(self, every: int = 5, blocks: int = 25):
+        self.every, self.blocks = every, blocks
+        self.events: list[dict] = []
+        self.gates: list[dict] = []
+        self.last_events: dict[str, Events] = {}
+        self._counter: PlasticityCounter | None = None
+        self._sums: dict[str, Tensor] = {}
+        self._looks = 0
+
+    def __call__(self, moment: Moment) -> list[dict]:
+        model, optimizer = moment.learner.model, moment.learner.optimizer
+        if self._counter is None:
+            self._counter = PlasticityCounter(model, self.every)
+        if hasattr(optimizer, "get_param_gate") and (moment.step % self.every == 0 or moment.last):
+            self._looks += 1
+            for name, p in model.named_parameters():
+                if p.dim() > 1:
+                    gate = optimizer.get_param_gate(p).flatten(1)
+                    size = [min(length, self.blocks) for length in gate.shape]
+                    seen = F.adaptive_avg_pool2d(gate[None], size)[0]
+                    self._sums[name] = self._sums.get(name, 0) + seen
+        if moment.last:
+            self.last_events = self._counter.events
+            frame = self._counter.frame().assign(task=moment.task)
+            self.events += frame.to_dict("records")
+            self._counter.reset()
+            for name, total in self._sums.items():
+                means = (total / self._looks).tolist()
+                for row, values in enumerate(means):
+                    for column, value in enumerate(values):
+                        place = {"task": moment.task, "parameter": name, "row": row, "column": column}
+                        self.gates.append({**place, "gate": round(value, 4)})
+            self._sums, self._looks = {}, 0
+        return []
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A run and what was seen in it: `sp.experiment.Result`, and the tables of `Plasticity`."""
+
+    result: Result
+    events: pd.DataFrame
+    gates: pd.DataFrame
+
+
+def observed(experiment: Experiment, store: Store) -> Observed | None:
+    """What was stored of an observed run, or None."""
+    tables = [store.get_table(experiment, name) for name in ("events", "gates")]
+    result = store.get(experiment)
+    return None if result is None or any(table is None for table in tables) else Observed(result, *tables)
+
+
+def observe(experiment: Experiment, store: Store) -> Observed:
+    """Run an experiment, look at its plasticity, and store both."""
+    look = Plasticity()
+    seen = run(experiment, look=look)
+    gates = pd.DataFrame(look.gates, columns=["task", "parameter", "row", "column", "gate"])
+    seen = Observed(seen, pd.DataFrame(look.events), gates)
+    store.put(seen.result)
+    store.put_table(experiment, "events", seen.events)
+    store.put_table(experiment, "gates", seen.gates)
+    return seen
 
 
 def default(option: str) -> Any:

@@ -8,6 +8,7 @@ import warnings
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -175,3 +176,26 @@ def test_frames_are_tidy(result):
     assert row.option_lr == 1e-2 and row.hidden == "32" and row.final_1 == result.accuracy[1, 0]
     curve = curves_frame([result])
     assert len(curve) == 2 * 2 * 2 and set(curve.task) == {1, 2}
+
+
+def test_tables_are_kept_beside_a_result_and_a_damaged_one_is_never_read(result, tmp_path):
+    store = Store(tmp_path)
+    table = pd.DataFrame({"name": ["a", "b"], "value": [0.1, 1 / 3], "count": [1, 2]})
+    assert store.get_table(SMALL, "events") is None and store.all() == []
+    store.put_table(SMALL, "events", table)
+    assert store.all() == []  # a table alone is not a run
+    store.put(result)
+    pd.testing.assert_frame_equal(store.get_table(SMALL, "events"), table, check_exact=True)
+    assert [same(one, result) for one in store.all()] == [True]
+    (path,) = tmp_path.rglob("*-events.json")
+    path.write_text(path.read_text().replace("0.1", "0.2"))
+    with pytest.warns(UserWarning, match="checksum is wrong"):
+        assert store.get_table(SMALL, "events") is None
+
+
+def test_runs_of_other_rules_are_not_among_all(result, tmp_path):
+    store = Store(tmp_path)
+    store.put(result)
+    old = store.path(SMALL)
+    old.rename(old.with_name(f"{'0' * 24}.json"))  # as under a hash of an older version
+    assert store.all() == []

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-CONDA_NAMES = {"pytorch": "torch"}
+CONDA_NAMES = {"pytorch": "torch", "playwright-python": "playwright"}
 
 
 @pytest.fixture
@@ -47,7 +47,13 @@ def test_lock_pins_every_dependency_within_its_range(project):
 
 
 def test_every_import_of_the_package_is_a_declared_dependency(project):
-    modules = {"sklearn": "scikit-learn", "IPython": "jupyterlab", "nbclient": "papermill", "nbformat": "papermill"}
+    modules = {
+        "sklearn": "scikit-learn",
+        "IPython": "jupyterlab",
+        "nbclient": "papermill",
+        "nbformat": "papermill",
+        "nbconvert": "jupyterlab",
+    }
     known = set(required(project)) | {"sp", "selective-plasticity"}
     for path in [*ROOT.glob("sp/**/*.py"), *ROOT.glob("selective_plasticity/*.py")]:
         for module in re.findall(r"^(?:from|import) (\w+)", path.read_text(), re.MULTILINE):
@@ -68,9 +74,9 @@ def test_the_gate_and_the_workflow_call_the_readme_s_commands():
     readme = (ROOT / "README.md").read_text()
     workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
     runs = [step["run"] for step in workflow["jobs"]["test"]["steps"] if "run" in step]
-    assert runs == ["make figures", "make test"]
+    assert runs == ["make figures", "make test", "make test-browser"]
     assert all(f"\n{command}" in readme for command in runs)
-    assert (ROOT / ".ci/run").read_text().rstrip().endswith("\nmake test")
+    assert (ROOT / ".ci/run").read_text().rstrip().endswith("\nmake test\nmake test-browser")
 
 
 def test_every_make_target_of_the_readme_exists():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sp import SelectivePlasticityOptimizer
+from sp import NMDACoincidence, SelectivePlasticityOptimizer
 
 
 def numpy_rule(
@@ -319,3 +319,110 @@ def test_diagnostics_give_the_gate_of_the_last_step():
     diagnostics = optimizer.get_diagnostics()
     assert diagnostics["eligibility_mean"] == pytest.approx(7 / 4)
     assert diagnostics["gate_mean"] == pytest.approx((1 + 13 / 16 + 3 / 4 + 1) / 4)
+
+
+def coincident(model, **options):
+    options = {"plasticity_k": 0, "warmup_steps": 0, "threshold_percentile": 100, "base": "sgd", **options}
+    return SelectivePlasticityOptimizer(model.parameters(), coincidence=NMDACoincidence(model), **options)
+
+
+def learn(model, optimizer, x, loss=lambda y: y.sum()):
+    optimizer.zero_grad()
+    loss(model(x)).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("foreach", [True, False])
+def test_coincidence_is_the_product_of_activation_and_gradient(foreach):
+    model = nn.Linear(2, 1).double()
+    optimizer = coincident(model, lr=0.1, momentum=0, foreach=foreach)
+    weight, bias = model.weight.detach().clone(), model.bias.detach().clone()
+    learn(model, optimizer, torch.tensor([[3.0, 4.0]]).double())
+    # g = (3, 4), theta = max |g| = 4, rms(a) = sqrt((9 + 16) / 2): c = (3 / 4 * 3 / 3.5355, 1)
+    gate = torch.tensor([[0.75 * 3 / 12.5**0.5, 1.0]]).double()
+    torch.testing.assert_close(model.weight.detach(), weight - 0.1 * gate * torch.tensor([[3.0, 4.0]]))
+    torch.testing.assert_close(model.bias.detach(), bias - 0.1)  # a bias has its constant input and its own theta
+    torch.testing.assert_close(optimizer.get_param_gate(model.weight), gate)
+    assert optimizer.get_diagnostics()["gate_mean"] == pytest.approx((gate.sum().item() + 1) / 3)
+
+
+@pytest.mark.parametrize("foreach", [True, False])
+@pytest.mark.parametrize("layer", ["linear", "convolution"])
+def test_the_weights_of_an_input_that_dies_stop_at_once(layer, foreach):
+    def moved_by_the_dead_input(with_coincidence):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2) if layer == "linear" else nn.Conv2d(3, 2, 3, padding=1)
+        x = torch.randn((8, 3) if layer == "linear" else (8, 3, 5, 5))
+        optimizer = coincident(model, foreach=foreach, momentum=0.9, lr=0.01)
+        if not with_coincidence:
+            optimizer.coincidence = None
+        for _ in range(5):
+            learn(model, optimizer, x)
+        before = model.weight.detach().clone()
+        x[:, 1] = 0
+        learn(model, optimizer, x)
+        moved = (model.weight.detach() - before).abs()
+        assert (moved[:, [0, 2]] > 0).any()
+        return moved[:, 1]
+
+    assert (moved_by_the_dead_input(True) == 0).all()
+    assert (moved_by_the_dead_input(False) > 0).all()  # the momentum of earlier steps carries them on
+
+
+def test_the_weights_of_a_unit_without_an_error_stop_at_once():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    optimizer = coincident(model, momentum=0.9, lr=0.01)
+    x = torch.randn(8, 3)
+    for _ in range(5):
+        learn(model, optimizer, x)
+    before = model.weight.detach().clone()
+    learn(model, optimizer, x, loss=lambda y: y[:, 0].sum())
+    moved = (model.weight.detach() - before).abs()
+    assert (moved[1] == 0).all() and (moved[0] > 0).any()
+
+
+def test_a_convolution_of_one_pixel_steps_as_the_linear_layer_that_it_is():
+    torch.manual_seed(0)
+    linear, convolution = nn.Linear(4, 3), nn.Conv2d(4, 3, 1)
+    convolution.weight.data.copy_(linear.weight.data[:, :, None, None])
+    convolution.bias.data.copy_(linear.bias.data)
+    options = {"plasticity_k": 5, "threshold_percentile": 75, "base": "adam"}
+    optimizers = coincident(linear, **options), coincident(convolution, **options)
+    for _ in range(60):
+        x = torch.randn(8, 4) * torch.tensor([0.1, 1, 2, 0])
+        learn(linear, optimizers[0], x, lambda y: y.square().sum())
+        learn(convolution, optimizers[1], x[:, :, None, None], lambda y: y.square().sum())
+    torch.testing.assert_close(convolution.weight.flatten(1), linear.weight)
+    torch.testing.assert_close(convolution.bias, linear.bias)
+
+
+@pytest.mark.parametrize("base", ["adam", "sgd"])
+@pytest.mark.parametrize("normalisation", ["percentile", "max"])
+def test_with_coincidence_the_fast_form_is_the_reference(base, normalisation):
+    models = []
+    for foreach in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.LayerNorm(27), nn.ReLU(), nn.Linear(27, 4)).double()
+        options = {"plasticity_k": 5, "threshold_percentile": 75, "warmup_steps": 3, "gate_min": 0.01, "lr": 0.01}
+        optimizer = coincident(model, foreach=foreach, base=base, normalisation=normalisation, **options)
+        for step in range(60):
+            x = torch.randn(5, 1, 5, 5).double()
+            if step == 30:
+                x[0] = math.nan  # is skipped
+            learn(model, optimizer, x, lambda y: y.square().mean())
+        assert optimizer.get_diagnostics()["skipped_steps"] == 1
+        models.append(model)
+    for p, q in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_coincidence_must_be_a_watcher_and_what_it_did_not_see_is_gated_without_it():
+    model = nn.Linear(2, 1)
+    with pytest.raises(TypeError, match=r"coincidence must be None or NMDACoincidence\(model\), got 'on'"):
+        SelectivePlasticityOptimizer(model.parameters(), coincidence="on")
+    optimizer = coincident(model)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert (optimizer.get_param_gate(model.weight) == 1).all()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sp import rules, watch
-from sp.experiment import Experiment, run
+from sp.experiment import Experiment, Store, run
 
 SMALL = Experiment(stream="permuted", tasks=3, scenario="domain", hidden=(16,), samples_per_task=200, seed=1)
 COINCIDENCE = replace(SMALL, optimizer="coincidence")
@@ -123,3 +123,24 @@ def _novelty_by_hand(moment):
     x = torch.cat([x, torch.ones(len(x), 1)], 1)
     by_hand = torch.stack([row @ P @ row / (row @ row) for row in x]).mean().item()
     return [{"novelty": rows.novelty[0], "by_hand": by_hand}]
+
+
+def test_plasticity_is_seen_task_by_task_and_stored_with_the_run(tmp_path):
+    store = Store(tmp_path)
+    experiment = replace(SMALL, tasks=2, optimizer="selective", options={"warmup_steps": 1})
+    assert watch.observed(experiment, store) is None
+    seen = watch.observe(experiment, store)
+    again = watch.observed(experiment, store)
+    pd.testing.assert_frame_equal(again.events, seen.events)
+    pd.testing.assert_frame_equal(again.gates, seen.gates)
+    np.testing.assert_array_equal(again.result.accuracy, run(experiment).accuracy)
+    assert set(seen.events.task) == {1, 2} and (seen.events.looks == seen.events.looks.iloc[0]).all()
+    assert (seen.events.ltp + seen.events.ltd + seen.events.shut <= seen.events.synapses * seen.events.looks).all()
+    shapes = seen.gates[seen.gates.task == 2].groupby("parameter")[["row", "column"]].max() + 1
+    assert shapes.to_numpy().tolist() == [[16, 25], [10, 16]] and seen.gates.gate.between(0, 1).all()
+    assert watch.observe(replace(experiment, optimizer="sgd", options={}), store).gates.empty
+
+
+def test_the_published_threshold_is_seen_once_it_is_set():
+    table = watch.follow(replace(SMALL, tasks=1, optimizer="selective", options={"warmup_steps": 3}), watch.thresholds)
+    assert table.step.min() == 3 and set(table.layer) == {"Layer 1", "Layer 2"} and (table.threshold > 0).all()

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sp.biology import NMDACoincidence, Synapses
+
 
 def check_number(
     name: str, value: Any, low: float, high: float = math.inf, *, low_open: bool = False, high_open: bool = False
@@ -70,11 +72,19 @@ class PlasticityOptimizer(Optimizer):
 
     What of a parameter's state has the parameter's shape and dtype is named in ``parameter_state``; everything else is
     kept in float32 or wider, also when a state dict is loaded into a half-precision model.
+
+    Args:
+        params: parameters, or dicts of parameters with options of their own.
+        defaults: the options.
+        coincidence: a watcher of the model, or None.
     """
 
     parameter_state: tuple[str, ...] = ()
 
-    def __init__(self, params: Iterable, defaults: dict[str, Any]):
+    def __init__(self, params: Iterable, defaults: dict[str, Any], coincidence: NMDACoincidence | None):
+        if coincidence is not None and not isinstance(coincidence, NMDACoincidence):
+            raise TypeError(f"coincidence must be None or NMDACoincidence(model), got {coincidence!r}")
+        self.coincidence = coincidence
         params = list(params) if not isinstance(params, Tensor) else params
         if isinstance(params, list) and not params:
             raise ValueError("params must hold at least one parameter, got an empty list: pass model.parameters()")
@@ -84,6 +94,29 @@ class PlasticityOptimizer(Optimizer):
         """Add parameters with options of their own; wrong options raise before anything is added."""
         self.check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients, and what the watcher recorded beside them."""
+        super().zero_grad(set_to_none)
+        if self.coincidence is not None:
+            self.coincidence.clear()
+
+    def covered(self) -> dict[int, Synapses]:
+        """The watched layer of each parameter that the watcher covers, by the parameter's id."""
+        if self.coincidence is None:
+            return {}
+        own = {id(p) for group in self.param_groups for p in group["params"]}
+        return {
+            id(p): synapses
+            for synapses in self.coincidence.synapses
+            if synapses.weight.requires_grad and id(synapses.weight) in own
+            for p in synapses.parameters
+            if id(p) in own
+        }
+
+    def group_of(self, param: Tensor) -> dict[str, Any]:
+        """The parameter group that holds a parameter."""
+        return next(group for group in self.param_groups if any(p is param for p in group["params"]))
 
     @torch.no_grad()
     def step(self, closure=None):

@@ -17,7 +17,7 @@ from sp.optim.common import (
     check_integer,
     check_number,
 )
-from sp.optim.memory import SMALLEST
+from sp.optim.memory import SMALLEST, Memory
 
 FLOOR = 0.5  # of the norm at the beginning: a task learnt to the end must not leave the absorber shut for the next
 
@@ -87,11 +87,9 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         foreach: bool = True,
         on_nonfinite: str = "skip",
     ):
-        if coincidence is not None and not isinstance(coincidence, NMDACoincidence):
-            raise TypeError(f"coincidence must be None or NMDACoincidence(model), got {coincidence!r}")
-        self.coincidence = coincidence
         leave_out = ("self", "params", "coincidence", "__class__")
-        super().__init__(params, {name: value for name, value in locals().items() if name not in leave_out})
+        options = {name: value for name, value in locals().items() if name not in leave_out}
+        super().__init__(params, options, coincidence)
         device = self.param_groups[0]["params"][0].device
         self.param_groups[0]["shared"] = {
             name: torch.zeros((), device=device) for name in ("steps", "mean_norm", "scale")
@@ -111,35 +109,16 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         check_flag("foreach", options["foreach"])
         check_choice("on_nonfinite", options["on_nonfinite"], ("skip", "raise"))
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients, and what the watcher recorded beside them."""
-        super().zero_grad(set_to_none)
-        if self.coincidence is not None:
-            self.coincidence.clear()
-
     def initialise(self, parameters: list[Tensor]) -> None:
-        covered = self._covered()  # whose memories lie with the layer's weight, and whose shapes its first step shows
+        covered = self.covered()  # whose memories lie with the layer's weight, and whose shapes its first step shows
         for p in parameters:
             if id(p) not in covered:
                 self.state[p]["consolidated"] = torch.zeros_like(p, memory_format=torch.preserve_format)
 
-    def _covered(self) -> dict[int, Synapses]:
-        """The watched layer of each parameter that the watcher covers, by the parameter's id."""
-        if self.coincidence is None:
-            return {}
-        own = {id(p) for group in self.param_groups for p in group["params"]}
-        return {
-            id(p): synapses
-            for synapses in self.coincidence.synapses
-            if synapses.weight.requires_grad and id(synapses.weight) in own
-            for p in synapses.parameters
-            if id(p) in own
-        }
-
     def update(self, groups: Groups, finite: Tensor) -> None:
         if not any(parameters for _, parameters in groups):
             return
-        covered = self._covered()
+        covered = self.covered()
         shared = {name: value.to(finite.device) for name, value in self.param_groups[0]["shared"].items()}
         shared["steps"] = shared["steps"] + finite
         layers = [
@@ -213,49 +192,54 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         Diagonal form: C, in squared units of the gradient. Coincidence form: the variance of the synapse's input that
         the layer's memory holds, in units of the mean squared length of an input; equal for all synapses of one input.
         """
-        synapses = self._covered().get(id(param))
-        state = self.state.get(param if synapses is None else synapses.weight)
+        state, synapses, inputs = self._kept_for(param)
         if not state:
             return None
+        return state["consolidated"] if synapses is None else synapses.by_input(inputs.diagonal(state), param)
+
+    @torch.no_grad()
+    def get_param_gate(self, param: Tensor) -> Tensor | None:
+        """The gate of each synapse now, in (0, 1], shaped like the parameter; None where there is no state yet.
+
+        Diagonal form: ``theta / (theta + C)``. The coincidence form is a projection and has no gate of single synapses;
+        what comes nearest is the share that passes of a change at this synapse alone: the diagonal of P P (of P in the
+        readout), equal for all synapses of one input. Synapses that change together may pass more or less than that.
+        """
+        state, synapses, inputs = self._kept_for(param)
+        if not state:
+            return None
+        if synapses is not None:
+            return synapses.by_input(inputs.shares(state), param)
+        threshold = self.param_groups[0]["shared"]["threshold"].to(param.device)
+        return rules.consolidation_gate(state["consolidated"], threshold)
+
+    def _kept_for(self, param: Tensor) -> tuple[dict[str, Tensor], Synapses | None, Memory | None]:
+        """The state that a parameter's step reads; for a watched one its layer and the memory of its inputs as well."""
+        synapses = self.covered().get(id(param))
         if synapses is None:
-            return state["consolidated"]
-        _, inputs, _ = memories(synapses, self._group_of(synapses.weight))
-        variance = inputs.diagonal(state)
-        if param is synapses.weight:
-            return variance[: param[0].numel()].reshape(1, *param.shape[1:]).expand_as(param)
-        return variance[-1:].expand_as(param)
+            return self.state.get(param, {}), None, None
+        _, inputs, _ = memories(synapses, self.group_of(synapses.weight))
+        return self.state.get(synapses.weight, {}), synapses, inputs
 
     @torch.no_grad()
     def get_diagnostics(self) -> dict[str, float]:
         """How the optimizer is doing. Costs nothing in a step, a pass over the state when called.
 
         Returns:
-            ``step_count``, ``skipped_steps``: as in `SelectivePlasticityOptimizer`. ``eligibility_mean``: mean of
-            `get_param_eligibility` over all parameters. ``gate_mean``: mean share of a gradient that the rule lets
-            through, in (0, 1]: the gate, or the mean over all directions of the memory's projector. When it comes near
-            zero, plasticity has run out.
+            ``step_count``, ``skipped_steps``: as in `SelectivePlasticityOptimizer`. ``eligibility_mean`` and
+            ``gate_mean``: means of `get_param_eligibility` and of `get_param_gate` over all parameters. When the gate
+            comes near zero, plasticity has run out.
         """
         eligibility_sum, gate_sum, count = 0.0, 0.0, 0
-        covered = self._covered()
-        for group in self.param_groups:
-            for p in group["params"]:
-                eligibility = self.get_param_eligibility(p)
-                if eligibility is None:
-                    continue
-                if id(p) in covered:
-                    synapses = covered[id(p)]
-                    gate = memories(synapses, group)[1].mean_share(self.state[synapses.weight]) * p.numel()
-                else:
-                    threshold = self.param_groups[0]["shared"]["threshold"].to(p.device)
-                    gate = rules.consolidation_gate(eligibility, threshold).sum(dtype=torch.float64)
-                eligibility_sum += float(eligibility.sum(dtype=torch.float64))
-                gate_sum += float(gate)
-                count += p.numel()
+        for p in (p for group in self.param_groups for p in group["params"]):
+            eligibility = self.get_param_eligibility(p)
+            if eligibility is None:
+                continue
+            eligibility_sum += float(eligibility.sum(dtype=torch.float64))
+            gate_sum += float(self.get_param_gate(p).sum(dtype=torch.float64))
+            count += p.numel()
         means = (eligibility_sum / count, gate_sum / count) if count else (0.0, 1.0)
         return {**self._steps_taken(), "eligibility_mean": means[0], "gate_mean": means[1]}
-
-    def _group_of(self, param: Tensor) -> dict[str, Any]:
-        return next(group for group in self.param_groups if any(p is param for p in group["params"]))
 
 
 def _capture_single_tensor(gradients: list[Tensor], consolidated: list[Tensor]) -> None:

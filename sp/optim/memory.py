@@ -84,9 +84,9 @@ class ExactMemory(Memory):
         """How much of each input A holds, (d,)."""
         return state[f"{self.name}_memory"].diagonal()
 
-    def mean_share(self, state: dict[str, Tensor]) -> Tensor:
-        """Mean eigenvalue of ``(I + A/a)^-power``, in (0, 1]."""
-        return state[f"{self.name}_inverse"].diagonal().mean()
+    def shares(self, state: dict[str, Tensor]) -> Tensor:
+        """Diagonal of ``(I + A/a)^-power``: what passes of a change along one input alone, (d,), in (0, 1]."""
+        return state[f"{self.name}_inverse"].diagonal()
 
 
 class SketchedMemory(Memory):
@@ -183,7 +183,6 @@ class SketchedMemory(Memory):
         """How much of each input A holds, (d,)."""
         return self.matrix(state).diagonal()
 
-    def mean_share(self, state: dict[str, Tensor]) -> Tensor:
-        """Mean eigenvalue of ``(I + A/a)^-power``, in (0, 1]."""
-        known = state[f"{self.name}_known"]
-        return state[f"{self.name}_off"] * (1 - known.square().sum() / known.shape[1])
+    def shares(self, state: dict[str, Tensor]) -> Tensor:
+        """Diagonal of ``(I + A/a)^-power``: what passes of a change along one input alone, (d,), in (0, 1]."""
+        return state[f"{self.name}_off"] * (1 - state[f"{self.name}_known"].square().sum(0))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sp import rules
+from sp.biology import NMDACoincidence
 from sp.optim.common import (
     PlasticityOptimizer,
     by_device_and_dtype,
@@ -35,6 +36,7 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         gate    = clamp(1 - k e_norm (1 - g_norm), gate_min, 1)                (P7); 1 while t <= warmup_steps
         w <- w - lr gate m_hat / (e_hat + eps)
 
+    With ``coincidence`` the gate also asks for presynaptic activity (P8, see below).
     The trace is also the scale of the step, so the state is Adam's two tensors a parameter and no more (P15).
     A trace forgets within about ``1 / (1 - trace_decay)`` steps, and with it the protection: on its own this rule does
     not keep an old task, which the notebooks measure.
@@ -57,6 +59,10 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
             threshold are then not used.
         base: ``"adam"``: the step above. ``"sgd"``: ``w <- w - lr gate m_hat``.
         gate_min: floor of the gate, in [0, 1]; above 0 no synapse is ever frozen.
+        coincidence: None, or ``NMDACoincidence(model)`` for P8: after the warm-up the gate of a watched synapse is
+            multiplied by ``a_norm g_norm``, where ``a_norm = min(a / rms(a), 1)`` and a is the root mean square of the
+            synapse's input in this batch. So it is low where either the gradient or the activation is absent. A bias
+            has a constant input, a_norm = 1. What the watcher did not see in a step is gated as without it.
         foreach: True: all tensors at once through ``torch._foreach_*`` functions. False: the reference, one tensor at
             a time, which reads like the equations.
         on_nonfinite: a step with NaN or infinity in a gradient changes no weight and no state. ``"skip"`` counts it
@@ -84,11 +90,14 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         normalisation: str = "percentile",
         base: str = "adam",
         gate_min: float = 0.0,
+        coincidence: NMDACoincidence | None = None,
         foreach: bool = True,
         on_nonfinite: str = "skip",
     ):
-        options = {name: value for name, value in locals().items() if name not in ("self", "params", "__class__")}
-        super().__init__(params, {**options, "calibration_start": 0})
+        leave_out = ("self", "params", "coincidence", "__class__")
+        options = {name: value for name, value in locals().items() if name not in leave_out}
+        super().__init__(params, {**options, "calibration_start": 0}, coincidence)
+        self._activations: dict[int, Tensor] = {}  # of the last step, by the parameter's id
 
     def check_options(self, options: dict[str, Any]) -> None:
         check_number("lr", options["lr"], 0)
@@ -117,6 +126,7 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
             )
 
     def update(self, groups: list[tuple[dict[str, Any], list[Tensor]]], finite: Tensor) -> None:
+        self._activations = self._normalised_activations(finite)
         for group, with_gradient in groups:
             age = group["step_count"] - group["calibration_start"]
             function = _multi_tensor if group["foreach"] else _single_tensor
@@ -125,11 +135,28 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
                     parameters,
                     [p.grad for p in parameters],
                     [self.state[p] for p in parameters],
+                    [self._activations.get(id(p)) for p in parameters],
                     finite.to(parameters[0].device, non_blocking=True),
                     look=age % REFRESH_EVERY == 0 or age == max(group["warmup_steps"], 1),
                     seed=group["step_count"],
                     **{name: group[name] for name in _RULE_OPTIONS},
                 )
+
+    def _normalised_activations(self, finite: Tensor) -> dict[int, Tensor]:
+        """What the presynaptic side gives to each watched parameter, in [0, 1]; nothing where no pass was recorded."""
+        activations = {}
+        for synapses in {id(synapses): synapses for synapses in self.covered().values()}.values():
+            activity = synapses.take()
+            if activity is None:
+                continue
+            inputs = activity.presynaptic[:, : synapses.weight[0].numel()].to(scalar_dtype(synapses.weight))
+            seen = rules.activation_norm(inputs).to(synapses.weight.dtype)
+            # A step that is not finite must come through as one that changes nothing.
+            seen = torch.where(finite.to(seen.device, non_blocking=True), seen, 1)
+            activations[id(synapses.weight)] = synapses.by_input(seen, synapses.weight)
+            if synapses.bias is not None:
+                activations[id(synapses.bias)] = torch.ones_like(synapses.bias)
+        return activations
 
     def reset_eligibility(self) -> None:
         """Forget what was used, before a very different task (P3): every parameter's state as before its first step.
@@ -148,8 +175,20 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         state = self.state.get(param)
         if not state:
             return None
-        group = next(group for group in self.param_groups if any(p is param for p in group["params"]))
-        return rules.bias_corrected(state["eligibility"], group["trace_decay"], state["step"].clamp(min=1))
+        decay = self.group_of(param)["trace_decay"]
+        return rules.bias_corrected(state["eligibility"], decay, state["step"].clamp(min=1))
+
+    @torch.no_grad()
+    def get_param_gate(self, param: Tensor) -> Tensor | None:
+        """The gate of each synapse in the last step, in [0, 1], shaped like the parameter; None before its first step.
+
+        Where the gradient was cleared since, it is as if the parameter were silent (g = 0).
+        """
+        eligibility = self.get_param_eligibility(param)
+        if eligibility is None:
+            return None
+        magnitude = torch.zeros_like(param) if param.grad is None else param.grad.abs()
+        return _gate(eligibility, magnitude, self._activations.get(id(param)), self.state[param], self.group_of(param))
 
     @torch.no_grad()
     def get_diagnostics(self) -> dict[str, float]:
@@ -157,21 +196,18 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
 
         Returns:
             ``step_count``: steps taken. ``skipped_steps``: steps skipped for a gradient that was not finite.
-            ``eligibility_mean``: mean bias-corrected eligibility, in units of the gradient. ``gate_mean``: mean gate of
-            the last step, in [0, 1]; a parameter whose gradient was cleared since counts as if it were silent (g = 0).
+            ``eligibility_mean``: mean bias-corrected eligibility, in units of the gradient. ``gate_mean``: mean of
+            `get_param_gate`, in [0, 1].
             Before the first step the means are 0 and 1: nothing is tagged, everything is plastic.
         """
         eligibility_sum, gate_sum, count = 0.0, 0.0, 0
-        for group in self.param_groups:
-            for p in group["params"]:
-                state = self.state.get(p)
-                if not state:
-                    continue
-                gradient = torch.zeros_like(p) if p.grad is None else p.grad
-                eligibility = self.get_param_eligibility(p)
-                eligibility_sum += float(eligibility.sum(dtype=torch.float64))
-                gate_sum += float(_gate(eligibility, gradient.abs(), state, group).sum(dtype=torch.float64))
-                count += p.numel()
+        for p in (p for group in self.param_groups for p in group["params"]):
+            eligibility = self.get_param_eligibility(p)
+            if eligibility is None:
+                continue
+            eligibility_sum += float(eligibility.sum(dtype=torch.float64))
+            gate_sum += float(self.get_param_gate(p).sum(dtype=torch.float64))
+            count += p.numel()
         means = (eligibility_sum / count, gate_sum / count) if count else (0.0, 1.0)
         return {**self._steps_taken(), "eligibility_mean": means[0], "gate_mean": means[1]}
 
@@ -191,19 +227,26 @@ _RULE_OPTIONS = (
 )
 
 
-def _gate(eligibility: Tensor, magnitude: Tensor, state: dict[str, Tensor], options: dict[str, Any]) -> Tensor:
-    """The gate of one tensor from its bias-corrected eligibility and the magnitude of its gradient."""
+def _gate(
+    eligibility: Tensor,
+    magnitude: Tensor,
+    activation: Tensor | None,
+    state: dict[str, Tensor],
+    options: dict[str, Any],
+) -> Tensor:
+    """The gate of one tensor: from its bias-corrected eligibility, the magnitude of its gradient and, with P8, what its
+    inputs were."""
     if options["normalisation"] == "max":
         dtype = state["threshold"].dtype
         thresholds = tuple(x.max().to(dtype).clamp(min=SMALLEST_THRESHOLD) for x in (eligibility, magnitude))
     else:
         thresholds = (state["threshold"], state["threshold"])
+    gradient_norm = rules.saturating_ratio(magnitude, thresholds[1])
     gate = rules.plasticity_gate(
-        rules.saturating_ratio(eligibility, thresholds[0]),
-        rules.saturating_ratio(magnitude, thresholds[1]),
-        options["plasticity_k"],
-        options["gate_min"],
+        rules.saturating_ratio(eligibility, thresholds[0]), gradient_norm, options["plasticity_k"], options["gate_min"]
     )
+    if activation is not None:
+        gate = (gate * rules.coincidence(activation, gradient_norm)).clamp(min=options["gate_min"])
     return torch.where(state["step"] > options["warmup_steps"], gate, 1.0)
 
 
@@ -229,6 +272,7 @@ def _single_tensor(
     parameters: list[Tensor],
     gradients: list[Tensor],
     states: list[dict[str, Tensor]],
+    activations: list[Tensor | None],
     finite: Tensor,
     *,
     look: bool,
@@ -238,7 +282,7 @@ def _single_tensor(
     """The reference: one tensor at a time, as in the equations."""
     if not finite:
         return
-    for w, g, state in zip(parameters, gradients, states, strict=True):
+    for w, g, state, activation in zip(parameters, gradients, states, activations, strict=True):
         state["step"] += 1
         state["eligibility"].copy_(rules.eligibility_trace(state["eligibility"], g, options["trace_decay"]))
         state["momentum"].lerp_(g, 1 - options["momentum"])
@@ -246,7 +290,7 @@ def _single_tensor(
         mean_gradient = rules.bias_corrected(state["momentum"], options["momentum"], state["step"])
         if look:
             _look(eligibility, state, finite, seed, options)
-        gate = _gate(eligibility, g.abs(), state, options)
+        gate = _gate(eligibility, g.abs(), activation, state, options)
         scale = eligibility + _eps(options, w) if options["base"] == "adam" else 1
         w -= options["lr"] * gate * mean_gradient / scale
 
@@ -255,6 +299,7 @@ def _multi_tensor(
     parameters: list[Tensor],
     gradients: list[Tensor],
     states: list[dict[str, Tensor]],
+    activations: list[Tensor | None],
     finite: Tensor,
     *,
     look: bool,
@@ -307,6 +352,9 @@ def _multi_tensor(
     torch._foreach_mul_(gates, unused)
     torch._foreach_mul_(gates, list(strength.unbind()))
     torch._foreach_add_(gates, list(size.unbind()))
+    for gate, silent, activation, late in zip(gates, unused, activations, step > options["warmup_steps"], strict=True):
+        if activation is not None:
+            gate.mul_(torch.where(late, rules.coincidence(activation, 1 - silent), 1))
     torch._foreach_maximum_(gates, list((size * options["gate_min"]).unbind()))
 
     torch._foreach_mul_(gates, momenta)

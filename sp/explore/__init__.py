@@ -1,0 +1,12 @@
+"""Panels with sliders for notebooks: each is one call, and shows at once what a choice does.
+
+`gate_panel` shows the published gate over a real network, `learning_panel` trains two tasks, `results_panel` looks at
+what was computed before.
+"""
+
+from sp.explore.gate import gate_panel
+from sp.explore.learning import learning_panel
+from sp.explore.panel import Answer, Panel
+from sp.explore.results import results_panel
+
+__all__ = ["Answer", "Panel", "gate_panel", "learning_panel", "results_panel"]

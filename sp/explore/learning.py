@@ -1,0 +1,312 @@
+"""The learning panel: task A, then task B, with one optimizer beside Adam."""
+
+import threading
+from concurrent.futures import BrokenExecutor
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+import pandas as pd
+from joblib.externals.loky import ProcessPoolExecutor
+from matplotlib.figure import Figure
+
+from sp import figures, studies, watch
+from sp.experiment import Experiment, Store, curves_frame
+from sp.explore.code import optimizer_code
+from sp.explore.panel import DRAWING, Answer, Panel
+
+METHODS = {
+    "Selective plasticity": "selective",
+    "Consolidation": "consolidating",
+    "Coincidence": "coincidence",
+    "SGD": "sgd",
+}
+RATES = {"Selective plasticity": 1e-3, "Consolidation": 0.1, "Coincidence": 0.1, "SGD": 0.1}  # lr of each at first
+# Which of the controls are options of which optimizer; the others are greyed.
+OPTIONS = {
+    "Selective plasticity": ("plasticity_k", "trace_decay", "threshold_percentile", "warmup_steps"),
+    "Consolidation": ("warmup_steps", "threshold_quantile"),
+    "Coincidence": ("memory_strength",),
+    "SGD": (),
+}
+DEFAULTS = {
+    "optimizer": "Selective plasticity",
+    "lr": 1e-3,
+    "plasticity_k": 5.0,
+    "trace_decay": 0.99,
+    "threshold_percentile": 75,
+    "warmup_steps": 50,
+    "threshold_quantile": 0.85,
+    "memory_strength": 0.4,
+    "replay_capacity": 0,
+    "seed": 0,
+}
+IDLE = 1800  # seconds after which processes that had nothing to train end
+
+
+def learning_panel(store: Store | None = None) -> Panel:
+    """Sliders for an optimizer that learns two tasks of digits one after the other, beside Adam with the same seed.
+
+    Args:
+        store: where finished runs are kept; default `sp.experiment.Store()`.
+    """
+    store = store or Store()
+    controls = _controls()
+
+    def adjust(moved: str) -> None:
+        method = controls["optimizer"].value
+        if moved == "optimizer":
+            controls["lr"].value = RATES[method]
+        for name in sorted({name for names in OPTIONS.values() for name in names}):
+            controls[name].disabled = name not in OPTIONS[method]
+
+    adjust("")
+    _seen(store, DEFAULTS)  # so that the panel has something to show at once
+    for _ in range(2):
+        _processes().submit(watch.default, "lr")  # so that the processes have imported everything when they are needed
+    return Panel(
+        "learning",
+        "Learning B after A: what is left of A?",
+        "Look for the curve of task A (digits 0-4) after the vertical line, where task B (5-9) begins: without replay "
+        "it falls to zero unless the rule protects what A used. Adam, at its tuned rate, has the same seed and buffer.",
+        controls,
+        lambda choices: learning_answer(store, **choices),
+        _code,
+        adjust,
+    )
+
+
+def learning_answer(store: Store | None = None, **choices: Any) -> Answer:
+    """What the learning panel shows for these choices; see `DEFAULTS` for their names."""
+    store, chosen = store or Store(), {**DEFAULTS, **choices}
+    seen = _seen(store, chosen)
+    with DRAWING:
+        figure, data = _draw(seen)
+    method = chosen["optimizer"]
+    lines = [
+        f"{arm}: accuracy on A {R[0, 0]:.2f} after A, {R[1, 0]:.2f} after B; on B {R[1, 1]:.2f}."
+        for arm, R in ((arm, found.result.accuracy) for arm, found in seen.items())
+    ]
+    events = seen[method].events.groupby("task")[["ltp", "ltd"]].sum()
+    lines.append(
+        "; ".join(
+            f"Task {figures.LETTERS[task - 1]}: {row.ltp:,} LTP and {row.ltd:,} LTD events"
+            for task, row in events.iterrows()
+        )
+        + f" with {method}, in every fifth step."
+    )
+    return Answer(figure, data, "\n".join(lines))
+
+
+def _seen(store: Store, choices: dict) -> dict[str, watch.Observed]:
+    arms = experiments(**choices)
+    seen = {arm: watch.observed(experiment, store) for arm, experiment in arms.items()}
+    missing = [arm for arm, found in seen.items() if found is None]
+    if missing:
+        seen.update(zip(missing, _train([arms[arm] for arm in missing], store), strict=True))
+    return seen
+
+
+def _train(experiments: list[Experiment], store: Store) -> list[watch.Observed]:
+    # A run sets the random state of its process, which belongs to the main thread; others train in other processes.
+    if threading.current_thread() is threading.main_thread():
+        return [watch.observe(experiment, store) for experiment in experiments]
+    try:
+        return list(_processes().map(watch.observe, experiments, [store] * len(experiments)))
+    except BrokenExecutor:
+        _processes.cache_clear()  # the next move starts new ones
+        raise
+
+
+@cache
+def _processes() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(max_workers=2, timeout=IDLE)
+
+
+def experiments(optimizer: str, lr: float, replay_capacity: int, seed: int, **options: Any) -> dict[str, Experiment]:
+    """The two runs that the panel compares: the chosen optimizer, and Adam at its tuned rate."""
+    base = studies.forgetting("digits", tuned=True)["Adam" if not replay_capacity else "Adam + replay"]
+    base = replace(base, seed=seed, replay_capacity=replay_capacity)
+    own = {name: options[name] for name in OPTIONS[optimizer]}
+    return {optimizer: replace(base, optimizer=METHODS[optimizer], options={"lr": lr, **own}), "Adam": base}
+
+
+def _code(choices: dict) -> str:
+    method = choices["optimizer"]
+    options = {"lr": choices["lr"], **{name: choices[name] for name in OPTIONS[method]}}
+    return optimizer_code(METHODS[method], options, choices["replay_capacity"], choices["seed"])
+
+
+def _draw(seen: dict[str, watch.Observed]) -> tuple[Figure, pd.DataFrame]:
+    """Curves of both tasks, LTP and LTD of each layer, and below the gates of each layer, task by task."""
+    gates = next(iter(seen.values())).gates
+    layers = list(dict.fromkeys(gates.parameter))
+    fig, ax = figures.figure("page", 4.2 if layers else 2.2)
+    ax.remove()
+    top, bottom = fig.subfigures(2, height_ratios=(1.15, 1)) if layers else (fig.subfigures(), None)
+    curves = _draw_curves(top.subplots(1, 3, width_ratios=(1, 1, 1.15)), seen)
+    if layers:
+        _draw_gates(bottom, gates, layers)
+    tables = [
+        curves.assign(quantity="accuracy", value=curves.accuracy),
+        *(
+            found.events.melt(["task", "parameter", "synapses", "looks"], ["ltp", "ltd", "shut"], "quantity").assign(
+                arm=arm
+            )
+            for arm, found in seen.items()
+        ),
+        gates.assign(quantity="gate", value=gates.gate, arm=next(iter(seen))),
+    ]
+    columns = [
+        "arm",
+        "quantity",
+        "training",
+        "task",
+        "step",
+        "parameter",
+        "row",
+        "column",
+        "synapses",
+        "looks",
+        "value",
+    ]
+    return fig, pd.concat(tables, ignore_index=True).reindex(columns=columns)
+
+
+def _draw_curves(axes: np.ndarray, seen: dict[str, watch.Observed]) -> pd.DataFrame:
+    curves = pd.concat([curves_frame([found.result]).assign(arm=arm) for arm, found in seen.items()])
+    for task, ax in zip((1, 2), axes, strict=False):
+        for arm, rows in curves[curves.task == task].groupby("arm", sort=False):
+            ax.plot(rows.step, rows.accuracy, color=figures.colour(arm), label=arm, clip_on=False)
+        ax.axvline(curves[curves.training == 1].step.max(), color="0.6", linewidth=0.6, zorder=0)
+        ax.set(title=f"Task {figures.LETTERS[task - 1]}", ylim=(0, 1.02), xlabel="Training step", yticks=(0, 0.5, 1))
+    axes[0].set_ylabel("Test accuracy")
+    axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    _draw_events(axes[2], seen)
+    return curves
+
+
+def _draw_events(ax, seen: dict[str, watch.Observed]) -> None:
+    """Bars to the right: LTP, to the left: LTD; share of a layer's synapses in a step, task by task."""
+    labels = []
+    for arm, found in seen.items():
+        weights = found.events[found.events.parameter.str.endswith("weight")]
+        for task, rows in weights.groupby("task"):
+            for layer, row in enumerate(rows.itertuples(), 1):
+                place = -len(labels)
+                for count, sign in ((row.ltp, 1), (row.ltd, -1)):
+                    share = sign * count / (row.synapses * max(row.looks, 1))
+                    ax.barh(place, share, color=figures.colour(arm), alpha=1 if sign > 0 else 0.5, height=0.75)
+                labels.append(f"{figures.LETTERS[task - 1]}, layer {layer}")
+    ax.axvline(0, color="0.2", linewidth=0.6)
+    ax.set(xlim=(-1, 1), xticks=(-1, 0, 1), xticklabels=("1", "0", "1"), title="LTD (left), LTP (right)")
+    ax.set(yticks=range(0, -len(labels), -1), yticklabels=labels, xlabel="Share of synapses in a step")
+    ax.tick_params(axis="y", length=0)
+
+
+def _draw_gates(fig, gates: pd.DataFrame, layers: list[str]) -> None:
+    tasks = sorted(gates.task.unique())
+    axes = fig.subplots(1, len(tasks) * len(layers), squeeze=False)[0]
+    places = [(task, number, layer) for number, layer in enumerate(layers, 1) for task in tasks]
+    for ax, (task, number, layer) in zip(axes, places, strict=True):
+        rows = gates[(gates.parameter == layer) & (gates.task == task)]
+        drawn = ax.imshow(
+            rows.pivot(index="row", columns="column", values="gate"), vmin=0, vmax=1, cmap="cividis", aspect="auto"
+        )
+        ax.set(title=f"Layer {number}, task {figures.LETTERS[task - 1]}", xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    axes[0].set_ylabel("Units (blocks)")
+    fig.supxlabel("Inputs of the layer (blocks)", size=figures.STYLE["axes.labelsize"])
+    fig.colorbar(drawn, ax=list(axes), label="Mean gate", ticks=(0, 0.5, 1), aspect=20, shrink=0.9)
+
+
+def _controls() -> dict[str, widgets.Widget]:
+    def slider(kind, name, low, high, step, description, tooltip, **more):
+        return kind(DEFAULTS[name], min=low, max=high, step=step, description=description, tooltip=tooltip, **more)
+
+    whole, real = widgets.IntSlider, widgets.FloatSlider
+    return {
+        "optimizer": widgets.Dropdown(
+            value=DEFAULTS["optimizer"],
+            options=list(METHODS),
+            description="optimizer",
+            tooltip="What is compared with Adam. Choosing one sets the learning rate it starts from.",
+        ),
+        "lr": widgets.FloatLogSlider(
+            DEFAULTS["lr"],
+            min=-5,
+            max=0,
+            step=0.25,
+            readout_format=".1e",
+            description="learning rate",
+            tooltip="Step size. Published advice: Adam's, or 1.5 to 3 times it.",
+        ),
+        "plasticity_k": slider(
+            real,
+            "plasticity_k",
+            0,
+            10,
+            0.5,
+            "k (sharpness)",
+            "Protection strength, without unit. Published: 1-3 lenient, 3-7 balanced, 7-10 strict.",
+        ),
+        "trace_decay": slider(
+            real,
+            "trace_decay",
+            0.95,
+            0.999,
+            0.001,
+            "β (per step)",
+            "Decay of the eligibility trace: it remembers about 1 / (1 - β) steps.",
+            readout_format=".3f",
+        ),
+        "threshold_percentile": slider(
+            whole,
+            "threshold_percentile",
+            5,
+            100,
+            5,
+            "percentile (%)",
+            "Percentile of the eligibility that counts as fully used.",
+        ),
+        "warmup_steps": slider(
+            whole,
+            "warmup_steps",
+            10,
+            500,
+            10,
+            "warm-up (steps)",
+            "Selective plasticity: steps before the gate begins to work. Consolidation: steps in which θ is measured. "
+            "A task has 110 steps.",
+        ),
+        "threshold_quantile": slider(
+            real,
+            "threshold_quantile",
+            0.05,
+            0.95,
+            0.05,
+            "θ quantile",
+            "Consolidation strength: share of synapses that the warm-up leaves plastic; smaller protects more.",
+        ),
+        "memory_strength": widgets.FloatLogSlider(
+            DEFAULTS["memory_strength"],
+            min=-2,
+            max=1,
+            step=0.1,
+            readout_format=".2f",
+            description="memory strength a",
+            tooltip="Coincidence: how much input counts as known; smaller keeps more and leaves less room for the new.",
+        ),
+        "replay_capacity": slider(
+            whole,
+            "replay_capacity",
+            0,
+            500,
+            50,
+            "replay (images)",
+            "Size of the replay buffer of both optimizers, a reservoir; 0: no replay.",
+        ),
+        "seed": slider(whole, "seed", 0, 9, 1, "seed", "Of the weights and of the order of the images, for both."),
+    }

@@ -1,0 +1,231 @@
+"""The results panel: every finished run in the store, by stream, metric, arm and whatever was varied."""
+
+from typing import Any
+
+import ipywidgets as widgets
+import pandas as pd
+
+from sp import figures, metrics
+from sp.experiment import Store, results_frame
+from sp.explore.code import NAMES, optimizer_code
+from sp.explore.panel import DRAWING, Answer, Panel
+
+LABELS = {
+    "adagrad": "Adagrad",
+    "adam": "Adam",
+    "coincidence": "Coincidence",
+    "consolidating": "Consolidation",
+    "ridge": "Ridge",
+    "selective": "Selective plasticity",
+    "selective_coincidence": "Selective plasticity, NMDA",
+    "sgd": "SGD",
+}
+METRICS = {  # name -> range of the axis
+    "average_accuracy": (0, 1),
+    "learning_accuracy": (0, 1),
+    "anytime_accuracy": (0, 1),
+    "backward_transfer": (-1, 0.2),
+    "forgetting": (-0.2, 1),
+    "forward_transfer": (-0.5, 0.5),
+}
+STREAM = ("dataset", "stream", "tasks", "scenario", "samples_per_task", "first_identity", "evaluation")
+NEVER_VARIED = ("seed", "curve_points", "optimizer")
+ARMS = "arms"  # the axis on which arms stand side by side
+
+
+def results_panel(store: Store | None = None) -> Panel:
+    """Choose a stream, a metric, arms and an axis, and see table and figure of the runs that the store holds.
+
+    Runs that are finished later are seen by a new panel.
+
+    Args:
+        store: default `sp.experiment.Store()`.
+
+    Raises:
+        LookupError: the store holds no run.
+    """
+    store = store or Store()
+    rows = finished_runs(store)
+    controls = {
+        "stream": widgets.Dropdown(
+            options=list(dict.fromkeys(rows.stream_name)),
+            description="stream",
+            tooltip="Data set, stream and scenario; a stream tested on held-out training images says so.",
+        ),
+        "metric": widgets.Dropdown(
+            options=[(_readable(name), name) for name in METRICS],
+            description="metric",
+            tooltip="As defined in sp.metrics; shares, without unit.",
+        ),
+        "axis": widgets.Dropdown(
+            options=[ARMS], description="axis", tooltip="Arms side by side, or a choice that was varied along the axis."
+        ),
+        "arms": widgets.SelectMultiple(
+            options=[""], rows=9, description="arms", tooltip="Which methods; hold Ctrl or Shift to choose several."
+        ),
+    }
+
+    def adjust(moved: str) -> None:
+        of_stream = rows[rows.stream_name == controls["stream"].value]
+        if moved in ("", "stream"):
+            controls["axis"].options = [(ARMS, ARMS), *((_readable(name), name) for name in _varied(of_stream))]
+        if moved in ("", "stream", "axis"):
+            controls["arms"].options = labels(of_stream, controls["axis"].value)
+            controls["arms"].value = controls["arms"].options[:8]
+
+    def make(choices: dict) -> Answer:
+        with DRAWING:
+            return results_answer(rows, **choices)
+
+    adjust("")
+    return Panel(
+        "results",
+        "Finished runs: table and figure",
+        "Look for intervals that do not overlap: dots are means over seeds, lines 95 % bootstrap intervals. Arms of "
+        "one method differ in what stands in brackets.",
+        controls,
+        make,
+        lambda choices: _code(rows, choices),
+        adjust,
+        wide=True,
+    )
+
+
+def finished_runs(store: Store) -> pd.DataFrame:
+    """`sp.experiment.results_frame` of all that a store holds, with ``stream_name`` and ``experiment``.
+
+    Raises:
+        LookupError: it holds nothing.
+    """
+    results = store.all()
+    if not results:
+        raise LookupError(
+            f"{store.folder} holds no finished runs: run a notebook or make figures first, or name another store with "
+            "SP_STORE"
+        )
+    rows = results_frame(results)
+    rows["experiment"] = [result.experiment for result in results]
+    rows["stream_name"] = [_stream_name(row) for row in rows[list(STREAM)].to_dict("records")]
+    return rows.sort_values(["stream_name", "optimizer", "replay_capacity", "seed"], kind="stable")
+
+
+def labels(rows: pd.DataFrame, axis: str = ARMS) -> tuple[str, ...]:
+    """Names of the arms that rows of one stream have on an axis, for `results_answer`."""
+    return tuple(dict.fromkeys(_labelled(rows, axis).arm))
+
+
+def results_answer(rows: pd.DataFrame, stream: str, metric: str, axis: str, arms: tuple[str, ...]) -> Answer:
+    """What the results panel shows.
+
+    Args:
+        rows: as `finished_runs` gives them. stream: one of their ``stream_name``. metric: one of `METRICS`.
+        axis: ``"arms"``, or a column that was varied. arms: labels of methods, in the order in which they are shown.
+
+    Raises:
+        ValueError: nothing is chosen, or nothing of it was run.
+    """
+    shown = _labelled(rows[rows.stream_name == stream], axis)
+    shown = shown[shown.arm.isin(arms)].dropna(subset=[metric])
+    if shown.empty:
+        raise ValueError(
+            f"no finished run of {stream!r} has {metric} for the arms {list(arms)}: choose at least one arm"
+        )
+    by = ["arm"] if axis == ARMS else ["arm", axis]
+    shown = shown.drop_duplicates([*by, "seed"])
+    shown["arm"] = pd.Categorical(shown.arm, arms)
+    shown = shown.sort_values(by).astype({"arm": str})
+    table = metrics.interval_table(shown, by, [metric])
+    title = metric.replace("_", " ").capitalize()
+    if axis == ARMS:
+        low, high = METRICS[metric]
+        figure = figures.interval_plot(table, {metric: ""}, title, (low, high), (low, (low + high) / 2, high))
+    else:
+        labels = (_readable(axis).capitalize(), title)
+        figure = figures.line_panels(shown, axis, {metric: ""}, labels, limits=METRICS[metric], height=2.6)
+        values = shown[axis]
+        if values.min() > 0 and values.max() > 20 * values.min():
+            figure.axes[0].set_xscale("log")
+        for ax in figure.axes:
+            for line in ax.get_lines():
+                line.set(marker="o", markersize=2.5)
+    figure.set_figwidth(figures.WIDTHS["page"])
+    text = f"{len(shown)} runs of {stream}."
+    counted = metrics.readable(table).join(table.set_index(by).n)
+    counted[metric] = counted[metric].str.replace(" [nan, nan]", "")  # one seed has no interval
+    counted.index.names = [_readable(name) for name in by]
+    return Answer(figure, table, text, counted.rename(columns={metric: f"{title}: mean [95 % interval]", "n": "seeds"}))
+
+
+def _code(rows: pd.DataFrame, choices: dict) -> str:
+    of_stream = _labelled(rows[rows.stream_name == choices["stream"]], choices["axis"])
+    chosen = of_stream[of_stream.arm.isin(choices["arms"])]
+    lines = [
+        "from sp.experiment import Store",
+        "from sp.explore import results",
+        "",
+        "rows = results.finished_runs(Store())",
+        "answer = results.results_answer(",
+        "    rows,",
+        *(f"    {name}={value!r}," for name, value in choices.items()),
+        ")",
+    ]
+    for arm, runs in chosen.groupby("arm", sort=False):
+        first = runs.experiment.iloc[0]
+        if first.optimizer in NAMES:
+            made = optimizer_code(first.optimizer, dict(first.options), first.replay_capacity, first.seed)
+            lines += ["", f"# {arm}", made]
+    return "\n".join(lines)
+
+
+def _stream_name(row: dict[str, Any]) -> str:
+    parts = [row["dataset"], row["stream"], f"{row['tasks']} tasks", f"{row['scenario']}-incremental"]
+    if not pd.isna(row["samples_per_task"]):
+        parts.append(f"{row['samples_per_task']:.0f} images a task")
+    if not row["first_identity"]:
+        parts.append("every task changed")
+    if row["evaluation"] != "test":
+        parts.append("held-out training images")
+    return ", ".join(parts)
+
+
+def _choices(rows: pd.DataFrame) -> list[str]:
+    first_result = list(rows.columns).index("average_accuracy")
+    return [name for name in rows.columns[:first_result] if name not in (*STREAM, *NEVER_VARIED)]
+
+
+def _varied(rows: pd.DataFrame) -> list[str]:
+    """Choices that are numbers and differ between runs of one method."""
+    methods = [group for _, group in rows.groupby("optimizer")]
+    return [
+        name
+        for name in _choices(rows)
+        if pd.api.types.is_numeric_dtype(rows[name])
+        and not pd.api.types.is_bool_dtype(rows[name])
+        and any(group[name].nunique() > 1 for group in methods)
+    ]
+
+
+def _labelled(rows: pd.DataFrame, axis: str) -> pd.DataFrame:
+    """The runs that have a place on an axis, with ``arm``: the method, and what else tells it from its like."""
+    rows = rows if axis == ARMS else rows.dropna(subset=[axis])
+    labels = pd.Series("", rows.index)
+    for method, group in rows.groupby("optimizer"):
+        replay = group.replay_capacity.gt(0).map({True: " + replay", False: ""})
+        differ = [name for name in _choices(rows) if name != axis and group[name].nunique(dropna=False) > 1]
+        # With and without replay is said already.
+        if "replay_capacity" in differ and group.replay_capacity.nunique() == 2 and (group.replay_capacity == 0).any():
+            differ.remove("replay_capacity")
+        for index, row in group.iterrows():
+            known = [f"{_readable(name)} {row[name]:g}" for name in differ if _is_number(row[name])]
+            known += [str(row[name]) for name in differ if isinstance(row[name], str)]
+            brackets = f" ({', '.join(known)})" if known else ""
+            labels[index] = LABELS[method] + ("" if axis == "replay_capacity" else replay[index]) + brackets
+    return rows.assign(arm=labels)
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, str) and not pd.isna(value)
+
+
+def _readable(name: str) -> str:
+    return name.removeprefix("option_").replace("_", " ")

@@ -1,0 +1,186 @@
+"""The panels of notebook 05 in a real JupyterLab: sliders, buttons, and what the page shows afterwards."""
+
+import json
+import time
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+PANELS = {"gate": 0, "learning": 1, "results": 2}
+LONG = 120_000  # milliseconds; a machine that does other things as well is slow
+ERRORS = "[data-mime-type='application/vnd.jupyter.error'], [data-mime-type='application/vnd.jupyter.stderr']"
+
+
+@pytest.fixture(scope="module")
+def page(browser, lab):
+    address, folder = lab
+    path = folder / "notebooks/05_explore.ipynb"
+    notebook = json.loads(path.read_text())
+    parameters = next(cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", []))
+    parameters["source"] = "seeds = 1\nsharpness = [0.0, 5.0]"
+    path.write_text(json.dumps(notebook))
+    page = browser.new_page(viewport={"width": 1300, "height": 1000})
+    page.set_default_timeout(LONG)
+    page.goto(f"{address}/lab/tree/notebooks/05_explore.ipynb?reset")
+    page.wait_for_selector(".jp-Notebook .jp-Cell")
+    page.wait_for_selector("text=Python 3 (ipykernel) | Idle")
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_text("Run All Cells", exact=True).click()
+    for number in PANELS.values():
+        page.wait_for_function(
+            "n => document.querySelectorAll('.sp-panel')[n]?.innerText.includes('up to date')", arg=number
+        )
+    page.wait_for_selector("text=Python 3 (ipykernel) | Idle")
+    yield page
+    page.close()
+
+
+class PanelOnPage:
+    """One panel, its controls by their description, and what it shows."""
+
+    def __init__(self, page, name):
+        self.page, self.box = page, page.locator(".sp-panel").nth(PANELS[name])
+        self.image = self.box.locator(".sp-right img")
+
+    def control(self, description):
+        return self.box.locator(".widget-inline-hbox", has=self.page.locator(f".widget-label:text-is('{description}')"))
+
+    def handle(self, description):
+        return self.control(description).locator(".noUi-handle")
+
+    def readout(self, description):
+        return self.control(description).locator(".widget-readout").inner_text()
+
+    def picture(self):
+        return self.image.evaluate(
+            "async image => { const data = await (await fetch(image.src)).arrayBuffer();"
+            "return Array.from(new Uint8Array(await crypto.subtle.digest('SHA-1', data))).join() }"
+        )
+
+    def status(self):
+        return self.box.locator(".sp-left > .widget-html").inner_text()
+
+    def code(self):
+        return self.box.locator(".sp-code").inner_text()
+
+    def settle(self, status="up to date"):
+        deadline = time.monotonic() + LONG / 1000
+        while status not in self.status():
+            assert time.monotonic() < deadline, f"{self.status()}: {self.box.inner_text()}"
+            self.page.wait_for_timeout(20)
+
+    def changed_from(self, picture):
+        deadline = time.monotonic() + LONG / 1000
+        while self.picture() == picture:
+            assert time.monotonic() < deadline, "the figure did not change"
+            self.page.wait_for_timeout(10)
+        self.settle()
+
+    def press(self, button):
+        self.box.get_by_role("button", name=button).click()
+
+
+def saved_files(panel, lab, name):
+    panel.press("Save figure")
+    panel.settle("Saved")
+    (csv,) = (lab[1] / "figures").glob(f"explore_{name}_*.csv")
+    assert csv.with_suffix(".pdf").read_bytes().startswith(b"%PDF") and csv.with_suffix(".png").exists()
+    first = csv.read_text().splitlines()[0]
+    assert not pd.read_csv(csv, comment="#").empty
+    return json.loads(first.removeprefix("# "))
+
+
+def test_the_whole_notebook_ran_without_an_error(page):
+    assert page.locator(".sp-panel").count() == 3
+    assert page.locator(ERRORS).count() == 0
+    assert page.locator(".jp-CodeCell", has_text="results.finished_runs").locator(".jp-OutputArea-output img").count()
+
+
+def test_the_gate_follows_keyboard_and_mouse_and_comes_back_on_reset(page, lab):
+    panel = PanelOnPage(page, "gate")
+    begin, text = panel.picture(), panel.box.inner_text()
+    panel.handle("k (sharpness)").press("ArrowRight")
+    panel.changed_from(begin)
+    assert panel.readout("k (sharpness)") == "5.25" and "plasticity_k=5.25," in panel.code()
+    assert saved_files(panel, lab, "gate")["choices"]["plasticity_k"] == 5.25
+
+    after_keyboard = panel.picture()
+    box = panel.handle("steps into task B").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    for step in range(1, 11):
+        page.mouse.move(box["x"] + 6 * step, box["y"] + box["height"] / 2)
+    page.mouse.up()
+    panel.changed_from(after_keyboard)
+    assert int(panel.readout("steps into task B")) > 20
+
+    moved = panel.picture()
+    panel.press("Reset")
+    panel.changed_from(moved)
+    assert (panel.picture(), panel.box.inner_text()) == (begin, text)
+
+
+def test_learning_is_busy_at_once_trains_the_last_position_only_and_shows_it(page, lab):
+    panel = PanelOnPage(page, "learning")
+    begin = panel.picture()
+    runs = set((lab[1] / "store").glob("*/*-events.json"))
+    handle = panel.handle("replay (images)")
+    handle.press("ArrowRight")
+    panel.settle("working")
+    assert "sp-stale" in panel.image.get_attribute("class")
+    for _ in range(7):
+        handle.press("ArrowRight")
+    panel.changed_from(begin)
+    assert panel.readout("replay (images)") == "400" and "ReplayBuffer(capacity=400, seed=0)" in panel.code()
+    assert "sp-stale" not in panel.image.get_attribute("class")
+    trained = set((lab[1] / "store").glob("*/*-events.json")) - runs
+    assert 2 <= len(trained) < 16  # eight positions of two optimizers, had they queued up
+    assert saved_files(panel, lab, "learning")["choices"]["replay_capacity"] == 400
+
+    with_replay = panel.picture()
+    panel.control("optimizer").locator("select").select_option("Coincidence")
+    panel.changed_from(with_replay)
+    assert panel.readout("learning rate") == "1.0e-1" and "NMDACoincidence(model)" in panel.code()
+    assert panel.control("k (sharpness)").locator("[disabled]").count()
+
+    moved = panel.picture()
+    panel.press("Reset")
+    panel.changed_from(moved)
+    assert panel.picture() == begin
+
+
+def test_results_show_what_is_wrong_and_recover(page, lab):
+    panel = PanelOnPage(page, "results")
+    begin, arms = panel.picture(), panel.control("arms").locator("select")
+    assert panel.box.locator(".sp-right table").count() == 1
+    panel.control("axis").locator("select").select_option("plasticity k")
+    panel.changed_from(begin)
+    over_k = panel.picture()
+    arms.select_option([])
+    panel.settle("not done")
+    assert "choose at least one arm" in panel.box.locator(".sp-error").inner_text()
+    arms.select_option(index=0)
+    panel.changed_from(over_k)
+    assert panel.box.locator(".sp-error").count() == 0
+    assert saved_files(panel, lab, "results")["choices"]["axis"] == "option_plasticity_k"
+
+
+@pytest.mark.parametrize("width", [1300, 900])
+def test_nothing_is_cut_off(page, width):
+    page.set_viewport_size({"width": width, "height": 1400})
+    if page.locator(".jp-DirListing").is_visible():
+        page.keyboard.press("Control+b")  # the list of files, to read at full width
+    page.wait_for_timeout(500)
+    pictures = ROOT / "build/browser"
+    pictures.mkdir(parents=True, exist_ok=True)
+    for name in PANELS:
+        panel = PanelOnPage(page, name)
+        panel.box.scroll_into_view_if_needed()
+        page.screenshot(path=pictures / f"{name}_{width}.png")
+        outer = panel.box.bounding_box()
+        assert panel.box.evaluate("box => box.scrollWidth <= box.clientWidth")
+        for part in [panel.image, *panel.box.locator(".sp-left > *").all()]:
+            inner = part.bounding_box()
+            assert inner["x"] >= outer["x"] and inner["x"] + inner["width"] <= outer["x"] + outer["width"] + 1
+    assert page.locator(ERRORS).count() == 0

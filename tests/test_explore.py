@@ -1,0 +1,201 @@
+"""The panels, without a browser: what they answer, for which position, and what they do with errors."""
+
+import json
+import threading
+import time
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+import torch
+
+from sp import explore, figures, watch
+from sp.experiment import Experiment, Store, run
+from sp.explore import code, gate, learning, results
+from sp.explore.panel import Answer, Latest, Panel
+
+FAST = {"epochs": 1, "samples_per_task": 100, "hidden": (8,), "curve_points": 2}
+
+
+def test_only_the_newest_request_that_waits_is_run():
+    seen, go = [], threading.Event()
+
+    def slowly(request):
+        go.wait(10)
+        seen.append(request)
+
+    latest = Latest(slowly)
+    latest.submit(0)
+    while latest.superseded():  # until the first one has begun
+        time.sleep(0.001)
+    for number in range(1, 10):
+        latest.submit(number)
+    assert latest.superseded()
+    go.set()
+    assert latest.wait(10) and seen == [0, 9] and not latest.superseded()
+    latest.submit(10)
+    assert latest.wait(10) and seen == [0, 9, 10]
+
+
+def make_panel(make, controls=None):
+    import ipywidgets as widgets
+
+    controls = controls or {"height": widgets.IntSlider(1, min=0, max=5, description="height")}
+    return Panel("test", "Title <b>", "Look here", controls, make, lambda choices: f"draw({choices['height']})")
+
+
+def draw(choices):
+    if choices["height"] == 4:
+        raise ValueError("height must not be 4 <script>")
+    fig, ax = figures.figure("column", 1.0)
+    ax.plot([0, choices["height"]])
+    return Answer(fig, pd.DataFrame({"height": [choices["height"]]}), f"height {choices['height']}")
+
+
+def test_a_panel_shows_recovers_resets_and_saves(tmp_path, monkeypatch):
+    monkeypatch.setenv("SP_FIGURES", str(tmp_path))
+    panel = make_panel(draw)
+    assert panel.wait(30)
+    first = bytes(panel._image.value)
+    assert first.startswith(b"\x89PNG") and "up to date" in panel._status.value
+    panel.controls["height"].value = 4
+    assert panel.wait(30)
+    assert "ValueError: height must not be 4 &lt;script&gt;" in panel._error.value
+    assert "sp-stale" in panel._image._dom_classes and panel._image.value == first
+    panel.controls["height"].value = 3
+    assert panel.wait(30)
+    assert panel._error.value == "" and panel._readout.value == "height 3" and "draw(3)" in panel._code_text.value
+    assert "sp-stale" not in panel._image._dom_classes
+    panel.save()
+    (csv,) = tmp_path.glob("*.csv")
+    provenance = json.loads(csv.read_text().splitlines()[0].removeprefix("# "))
+    assert provenance["choices"] == {"height": 3} and provenance["versions"]["torch"] == torch.__version__
+    assert pd.read_csv(csv, comment="#").height.tolist() == [3]
+    assert b"height" in csv.with_suffix(".png").read_bytes() and csv.with_suffix(".pdf").exists()
+    panel.reset()
+    assert panel.wait(30)
+    assert panel.controls["height"].value == 1 and panel._image.value == first
+    assert not plt.get_fignums()  # nothing is left for the next cell to show
+
+
+def test_a_folder_that_cannot_be_written_is_a_message(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SP_FIGURES", str(tmp_path / "file"))
+    panel = make_panel(draw)
+    panel.wait(30)
+    panel.save()
+    assert "cannot write" in panel._error.value and "SP_FIGURES" in panel._error.value
+
+
+def test_the_gate_closes_with_k_and_opens_at_the_switch():
+    mean = {
+        name: gate.gate_answer(**choices).data.gate.mean()
+        for name, choices in {
+            "off": {"plasticity_k": 0.0},
+            "lenient": {"plasticity_k": 1.0},
+            "strict": {"plasticity_k": 10.0},
+            "floor": {"plasticity_k": 10.0, "gate_min": 0.5},
+            "max": {"plasticity_k": 5.0, "normalisation": "max"},
+            "switch": {"steps_into_b": 1},
+        }.items()
+    }
+    plt.close("all")
+    assert mean["off"] == 1 > mean["lenient"] > mean["strict"] and mean["floor"] >= 0.5
+    assert mean["max"] > 0.6 > mean["strict"] and mean["switch"] > 0.8
+
+
+def test_the_gate_panel_redraws_fast_and_as_if_drawn_anew():
+    panel = explore.gate_panel()
+    assert panel.wait(60)
+    begin = bytes(panel._image.value)
+    panel.controls["plasticity_k"].value = 9.0
+    panel.wait(60)
+    assert panel._image.value != begin and "plasticity_k=9.0" in panel._code_text.value
+    used = time.thread_time()
+    panel._answer(panel.choices())
+    assert time.thread_time() - used < 0.2
+    panel.reset()
+    panel.wait(60)
+    assert panel._image.value == begin
+
+
+def test_learning_answers_for_two_arms_with_one_seed_and_is_stored(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    answer = learning.learning_answer(store, optimizer="Coincidence", lr=0.1)
+    plt.close("all")
+    assert set(answer.data.quantity) == {"accuracy", "ltp", "ltd", "shut", "gate"}
+    assert set(answer.data.arm) == {"Coincidence", "Adam"}
+    ends = answer.data[(answer.data.quantity == "accuracy") & (answer.data.step == answer.data.step.max())]
+    of_a = ends[ends.task == 1].set_index("arm").value
+    assert of_a["Coincidence"] > 0.7 > 0.2 > of_a["Adam"]
+
+    def fail(*_):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(watch, "observe", fail)
+    again = learning.learning_answer(store, optimizer="Coincidence", lr=0.1)
+    plt.close("all")
+    pd.testing.assert_frame_equal(again.data, answer.data, check_dtype=False)
+    arms = learning.experiments(**{**learning.DEFAULTS, "seed": 3, "replay_capacity": 50})
+    assert {e.seed for e in arms.values()} == {3} and {e.replay_capacity for e in arms.values()} == {50}
+
+
+def test_the_learning_panel_greys_what_does_not_apply_and_trains_in_processes_of_its_own(tmp_path):
+    store = Store(tmp_path)
+    panel = explore.learning_panel(store)
+    assert panel.wait(120)
+    assert panel.controls["memory_strength"].disabled and not panel.controls["plasticity_k"].disabled
+    panel.controls["optimizer"].value = "Coincidence"
+    assert panel.controls["lr"].value == pytest.approx(0.1) and panel.controls["plasticity_k"].disabled
+    assert panel.wait(120) and panel._error.value == ""
+    assert "Coincidence: accuracy on A" in panel._readout.value
+
+
+@pytest.mark.parametrize("optimizer", code.NAMES)
+def test_the_code_of_every_optimizer_runs(optimizer):
+    text = code.optimizer_code(optimizer, {"lr": 0.01}, replay_capacity=50, seed=1)
+    names = {"model": torch.nn.Linear(2, 2)}
+    exec(text, names)
+    assert names["optimizer"].param_groups[0]["lr"] == 0.01 and names["buffer"].capacity == 50
+
+
+def test_results_are_grouped_by_what_differs_and_by_an_axis(tmp_path):
+    store = Store(tmp_path)
+    with pytest.raises(LookupError, match="holds no finished runs"):
+        results.finished_runs(store)
+    for seed in (0, 1):
+        for optimizer, options in (("sgd", {"lr": 0.1}), ("sgd", {"lr": 0.01}), ("adam", {})):
+            store.put(run(Experiment(optimizer=optimizer, options=options, seed=seed, **FAST)))
+    rows = results.finished_runs(store)
+    (stream,) = rows.stream_name.unique()
+    assert stream == "digits, split, 2 tasks, class-incremental, 100 images a task"
+    assert set(results.labels(rows)) == {"Adam", "SGD (lr 0.1)", "SGD (lr 0.01)"}
+    answer = results.results_answer(rows, stream, "average_accuracy", "arms", ("SGD (lr 0.1)", "Adam"))
+    assert answer.data.arm.tolist() == ["SGD (lr 0.1)", "Adam"] and (answer.data.n == 2).all()
+    over_lr = results.results_answer(rows, stream, "forgetting", "option_lr", results.labels(rows, "option_lr"))
+    assert over_lr.data.option_lr.tolist() == [0.01, 0.1] and over_lr.data.arm.unique().tolist() == ["SGD"]
+    plt.close("all")
+    with pytest.raises(ValueError, match="choose at least one arm"):
+        results.results_answer(rows, stream, "forgetting", "arms", ())
+    panel = explore.results_panel(store)
+    assert panel.wait(30) and panel._error.value == "" and "<table" in panel._readout.value
+    panel.controls["axis"].value = "option_lr"
+    assert panel.wait(30) and panel._error.value == "" and panel.controls["arms"].value == ("SGD",)
+    panel.reset()
+    assert panel.wait(30) and panel._error.value == "" and len(panel.controls["arms"].value) == 3
+
+
+def test_a_control_that_cannot_be_adjusted_is_a_message_and_saving_waits_for_the_figure(tmp_path, monkeypatch):
+    monkeypatch.setenv("SP_FIGURES", str(tmp_path))
+    panel = make_panel(lambda choices: time.sleep(0.2) or draw(choices))
+
+    def adjust(name):
+        raise LookupError(f"{name} has no place")
+
+    panel.controls["height"].value = 2
+    panel.save()
+    (csv,) = tmp_path.glob("*.csv")
+    assert pd.read_csv(csv, comment="#").height.tolist() == [2]
+    panel._adjust = adjust
+    panel.controls["height"].value = 3
+    assert "LookupError" in panel._error.value and "height has no place" in panel._error.value
