@@ -1,13 +1,16 @@
 """What the optimizers share: checked arguments, gradients that are looked at before anything changes, skipped steps."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+
+from sp.optim.fast import Compiled, local, summed_over_shards
 
 
 def check_number(
@@ -54,22 +57,44 @@ def scalar_dtype(parameter: Tensor) -> torch.dtype:
 class PlasticityOptimizer(Optimizer):
     """Base of the optimizers. A subclass defines three methods:
 
-    ``check_options(options)`` raises a ValueError or TypeError that names the first wrong option of a parameter group;
+    ``check_options(options)`` raises a ValueError or TypeError that names the first wrong option of a parameter group,
+    after those that are checked here for all optimizers;
     ``initialise(parameters)`` makes the state of parameters before their first step;
     ``update(groups, finite)`` changes parameters and their state, given each group with those of its parameters that
     have a gradient, and leaves all as it is where the tensor ``finite`` is False.
 
-    What of a parameter's state has the parameter's shape and dtype is named in ``parameter_state``; everything else is
-    kept in float32 or wider, also when a state dict is loaded into a half-precision model.
+    What of a parameter's state has the parameter's shape is named in ``parameter_state``. It has the parameter's dtype
+    as well, unless ``wide_state`` names it, too: that and everything else is kept in float32 or wider, also when a
+    state dict is loaded into a half-precision model.
     """
 
     parameter_state: tuple[str, ...] = ()
+    wide_state: tuple[str, ...] = ()
 
     def __init__(self, params: Iterable, defaults: dict[str, Any]):
         params = list(params) if not isinstance(params, Tensor) else params
         if isinstance(params, list) and not params:
             raise ValueError("params must hold at least one parameter, got an empty list: pass model.parameters()")
         super().__init__(params, {**defaults, "step_count": 0, "skipped_steps": 0})
+
+    def check_options(self, options: dict[str, Any]) -> None:
+        """Raise for the first wrong option; here for those that all optimizers have."""
+        check_number("lr", options["lr"], 0)
+        check_number("weight_decay", options["weight_decay"], 0)
+        for name in ("maximize", "foreach", "compile", "differentiable"):
+            check_flag(name, options[name])
+        if options["differentiable"]:
+            raise ValueError(
+                "differentiable must be False, got True: the step works in place and cannot be differentiated through; "
+                "for meta-learning take gradients of the inner updates with torch.func instead"
+            )
+        if options["compile"] and not options["foreach"]:
+            raise ValueError("foreach must be True with compile=True, got False: leave one of the two out")
+        check_choice("on_nonfinite", options["on_nonfinite"], ("skip", "raise"))
+
+    def compiled(self, function: Callable) -> Compiled:
+        """This optimizer's compiled form of a function; compiled when it is first called."""
+        return self.__dict__.setdefault("_compiled", {}).setdefault(function, Compiled(function))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with options of their own; wrong options raise before anything is added."""
@@ -100,8 +125,10 @@ class PlasticityOptimizer(Optimizer):
         finite = self._finite([p for parameters in with_gradient for p in parameters])
         for group, parameters in zip(self.param_groups, with_gradient, strict=True):
             group["step_count"] += 1
-            group["skipped_steps"] = group["skipped_steps"] + (~finite).to(torch.int64)
+            group["skipped_steps"] = group["skipped_steps"] + ~finite
             self.initialise([p for p in parameters if not self.state[p]])
+            if group["weight_decay"]:
+                _decay(parameters, group["lr"] * group["weight_decay"], finite)
         self.update(list(zip(self.param_groups, with_gradient, strict=True)), finite)
         return loss
 
@@ -114,11 +141,16 @@ class PlasticityOptimizer(Optimizer):
                     f"{p.grad.dtype} for the parameter of shape {tuple(p.shape)}; nothing was changed. Build an "
                     "Embedding with sparse=False, or give that parameter to another optimizer."
                 )
-        finite = torch.tensor(True)
+        # A sum is finite where its terms are, and is the cheapest way to look at all of them.
+        totals = [
+            torch.stack([local(p.grad).sum(dtype=scalar_dtype(p)) for p in members]).sum()
+            for members in by_device_and_dtype(parameters)
+        ]
+        finite = totals[0].isfinite() if totals else torch.tensor(True)
+        for total in totals[1:]:
+            finite = finite & total.isfinite().to(finite.device, non_blocking=True)
         for members in by_device_and_dtype(parameters):
-            # A sum is finite where its terms are, and is the cheapest way to look at all of them.
-            sums = torch.stack([p.grad.sum(dtype=scalar_dtype(p)) for p in members])
-            finite = finite.to(sums.device, non_blocking=True) & sums.isfinite().all()
+            finite = summed_over_shards((~finite).float(), members[0]) == 0
         if any(group["on_nonfinite"] == "raise" for group in self.param_groups) and not finite:
             wrong = [tuple(p.shape) for p in parameters if not p.grad.isfinite().all()]
             raise FloatingPointError(
@@ -128,13 +160,47 @@ class PlasticityOptimizer(Optimizer):
         return finite
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on exactly where ``state_dict()`` was taken; numbers keep their precision in half-precision models."""
-        super().load_state_dict(state_dict)
-        saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        """Go on exactly where ``state_dict()`` was taken; numbers keep their precision in half-precision models.
+
+        Raises:
+            ValueError: groups or shapes are those of other parameters; nothing was changed.
+        """
+        seen = []
+        # The hooks of a caller may give another dict, so it is looked at last before it is loaded.
+        handles = [
+            self.register_load_state_dict_pre_hook(lambda _, final: seen.append(self._checked(final))),
+            self.register_load_state_dict_post_hook(lambda _: self._restore_precision(*seen), prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _pairs(self, state_dict: dict[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
+        """Each parameter with what a state dict has for it; the order of the parameters tells which is whose."""
+        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         own = [p for group in self.param_groups for p in group["params"]]
-        for saved_id, p in zip(saved_ids, own, strict=True):
-            for name, value in state_dict["state"].get(saved_id, {}).items():
-                if name not in self.parameter_state:
+        return [(p, state_dict["state"].get(i, {})) for i, p in zip(ids, own, strict=False)]
+
+    def _checked(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        for p, state in self._pairs(state_dict):
+            for name in self.parameter_state:
+                if name in state and state[name].shape != p.shape:
+                    raise ValueError(
+                        f"state_dict has {name!r} of shape {tuple(state[name].shape)} for a parameter of shape "
+                        f"{tuple(p.shape)}; nothing was changed. Give the optimizer the parameters of the same model "
+                        "in the same order."
+                    )
+        return state_dict
+
+    def _restore_precision(self, state_dict: dict[str, Any]) -> None:
+        for group in self.param_groups:  # options that the saved optimizer did not have yet
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+        for p, state in self._pairs(state_dict):
+            for name, value in state.items():
+                if name not in self.parameter_state or name in self.wide_state:
                     self.state[p][name] = value.to(p.device, scalar_dtype(p), copy=True)
 
     def _steps_taken(self) -> dict[str, int]:
@@ -144,9 +210,17 @@ class PlasticityOptimizer(Optimizer):
         return {"step_count": calls - skipped, "skipped_steps": skipped}
 
 
+def _decay(parameters: list[Tensor], share: float | Tensor, finite: Tensor) -> None:
+    """Multiply weights by ``1 - share``, where the step is finite."""
+    for members in by_device_and_dtype(parameters):
+        kept = torch.where(finite.to(members[0].device, non_blocking=True), 1 - share, 1.0)
+        torch._foreach_mul_([local(p) for p in members], kept.to(members[0].dtype))
+
+
 def by_device_and_dtype(parameters: list[Tensor]) -> list[list[Tensor]]:
-    """Parameters in lists that the foreach functions can take at once."""
+    """Parameters in lists that the foreach functions can take at once; those that are sharded alike stay together."""
     lists: dict[Any, list[Tensor]] = {}
     for p in parameters:
-        lists.setdefault((p.device, p.dtype), []).append(p)
+        sharding = (p.device_mesh, p.placements) if isinstance(p, DTensor) else None
+        lists.setdefault((p.device, p.dtype, sharding), []).append(p)
     return list(lists.values())

@@ -1,7 +1,8 @@
 """The published rule: an Adam-like step whose size a plasticity gate decides, synapse by synapse."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from sp.optim.common import (
     check_number,
     scalar_dtype,
 )
+from sp.optim.fast import blocks, local, whole
 
 REFRESH_EVERY = 50  # steps between two looks at the distribution of the eligibility
 SMALLEST_THRESHOLD = 1e-30  # where most of a tensor was never used; its reciprocal is still finite
@@ -57,8 +59,14 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
             threshold are then not used.
         base: ``"adam"``: the step above. ``"sgd"``: ``w <- w - lr gate m_hat``.
         gate_min: floor of the gate, in [0, 1]; above 0 no synapse is ever frozen.
+        weight_decay: decoupled, >= 0: every weight that has a gradient is multiplied by ``1 - lr weight_decay`` before
+            the step, as in AdamW; the gate does not hold this back.
+        maximize: climb the objective instead of descending.
         foreach: True: all tensors at once through ``torch._foreach_*`` functions. False: the reference, one tensor at
             a time, which reads like the equations.
+        compile: run the step under ``torch.compile(fullgraph=True)``: the fastest form, after some 20 s of compiling at
+            the first step. Where there is no compiler it says so in a warning, and the step runs as without.
+        differentiable: always False; a step cannot be differentiated through.
         on_nonfinite: a step with NaN or infinity in a gradient changes no weight and no state. ``"skip"`` counts it
             in ``get_diagnostics()["skipped_steps"]`` without waiting for the device, ``"raise"`` raises
             FloatingPointError.
@@ -84,14 +92,18 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         normalisation: str = "percentile",
         base: str = "adam",
         gate_min: float = 0.0,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
         foreach: bool = True,
+        compile: bool = False,
+        differentiable: bool = False,
         on_nonfinite: str = "skip",
     ):
         options = {name: value for name, value in locals().items() if name not in ("self", "params", "__class__")}
         super().__init__(params, {**options, "calibration_start": 0})
 
     def check_options(self, options: dict[str, Any]) -> None:
-        check_number("lr", options["lr"], 0)
+        super().check_options(options)
         check_number("trace_decay", options["trace_decay"], 0, 1, high_open=True)
         check_number("plasticity_k", options["plasticity_k"], 0)
         check_number("threshold_percentile", options["threshold_percentile"], 0, 100)
@@ -102,8 +114,6 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         check_choice("normalisation", options["normalisation"], ("percentile", "max"))
         check_choice("base", options["base"], ("adam", "sgd"))
         check_number("gate_min", options["gate_min"], 0, 1)
-        check_flag("foreach", options["foreach"])
-        check_choice("on_nonfinite", options["on_nonfinite"], ("skip", "raise"))
 
     def initialise(self, parameters: list[Tensor]) -> None:
         for p in parameters:
@@ -120,6 +130,8 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         for group, with_gradient in groups:
             age = group["step_count"] - group["calibration_start"]
             function = _multi_tensor if group["foreach"] else _single_tensor
+            if group["compile"]:
+                function = partial(_multi_tensor, compiled=self.compiled(_move_tensors))
             for parameters in by_device_and_dtype(with_gradient):
                 function(
                     parameters,
@@ -167,8 +179,8 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
                 state = self.state.get(p)
                 if not state:
                     continue
-                gradient = torch.zeros_like(p) if p.grad is None else p.grad
-                eligibility = self.get_param_eligibility(p)
+                gradient = whole(torch.zeros_like(p) if p.grad is None else p.grad)
+                eligibility = whole(self.get_param_eligibility(p))
                 eligibility_sum += float(eligibility.sum(dtype=torch.float64))
                 gate_sum += float(_gate(eligibility, gradient.abs(), state, group).sum(dtype=torch.float64))
                 count += p.numel()
@@ -188,19 +200,24 @@ _RULE_OPTIONS = (
     "normalisation",
     "base",
     "gate_min",
+    "maximize",
 )
+
+
+def _largest(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return whole(tensor).abs().max().to(dtype).clamp(min=SMALLEST_THRESHOLD)
 
 
 def _gate(eligibility: Tensor, magnitude: Tensor, state: dict[str, Tensor], options: dict[str, Any]) -> Tensor:
     """The gate of one tensor from its bias-corrected eligibility and the magnitude of its gradient."""
+    threshold = state["threshold"]
     if options["normalisation"] == "max":
-        dtype = state["threshold"].dtype
-        thresholds = tuple(x.max().to(dtype).clamp(min=SMALLEST_THRESHOLD) for x in (eligibility, magnitude))
+        thresholds = _largest(eligibility, threshold.dtype), _largest(magnitude, threshold.dtype)
     else:
-        thresholds = (state["threshold"], state["threshold"])
+        thresholds = threshold, threshold
     gate = rules.plasticity_gate(
-        rules.saturating_ratio(eligibility, thresholds[0]),
-        rules.saturating_ratio(magnitude, thresholds[1]),
+        rules.saturating_ratio(local(eligibility), thresholds[0]),
+        rules.saturating_ratio(local(magnitude), thresholds[1]),
         options["plasticity_k"],
         options["gate_min"],
     )
@@ -212,16 +229,17 @@ def _eps(options: dict[str, Any], parameter: Tensor) -> float:
     return max(options["eps"], torch.finfo(parameter.dtype).tiny)
 
 
-def _look(eligibility: Tensor, state: dict[str, Tensor], finite: Tensor, seed: int, options: dict[str, Any]) -> None:
+def _look(state: dict[str, Tensor], finite: Tensor, seed: int, options: dict[str, Any]) -> None:
     """Metaplasticity (P13): move the threshold towards the percentile of the bias-corrected eligibility."""
-    threshold = state["threshold"]
+    threshold, step = state["threshold"], state["step"]
+    eligibility = rules.bias_corrected(whole(state["eligibility"]), options["trace_decay"], step.clamp(min=1))
     seen = rules.sampled_quantile([eligibility], options["threshold_percentile"] / 100, seed)
     seen = seen.clamp(min=SMALLEST_THRESHOLD)
     unset = threshold.isinf()
     if options["adaptive_threshold"]:
         moved = torch.where(unset, seen, THRESHOLD_MOMENTUM * threshold + (1 - THRESHOLD_MOMENTUM) * seen)
     else:
-        moved = torch.where(unset & (state["step"] >= options["warmup_steps"]), seen, threshold)
+        moved = torch.where(unset & (step >= options["warmup_steps"]), seen, threshold)
     threshold.copy_(torch.where(finite, moved, threshold))
 
 
@@ -240,15 +258,17 @@ def _single_tensor(
         return
     for w, g, state in zip(parameters, gradients, states, strict=True):
         state["step"] += 1
-        state["eligibility"].copy_(rules.eligibility_trace(state["eligibility"], g, options["trace_decay"]))
-        state["momentum"].lerp_(g, 1 - options["momentum"])
+        trace, momentum = local(state["eligibility"]), local(state["momentum"])
+        trace.copy_(rules.eligibility_trace(trace, local(g), options["trace_decay"]))
+        momentum.lerp_(local(g), 1 - options["momentum"])
         eligibility = rules.bias_corrected(state["eligibility"], options["trace_decay"], state["step"])
-        mean_gradient = rules.bias_corrected(state["momentum"], options["momentum"], state["step"])
+        mean_gradient = rules.bias_corrected(momentum, options["momentum"], state["step"])
         if look:
-            _look(eligibility, state, finite, seed, options)
+            _look(state, finite, seed, options)
         gate = _gate(eligibility, g.abs(), state, options)
-        scale = eligibility + _eps(options, w) if options["base"] == "adam" else 1
-        w -= options["lr"] * gate * mean_gradient / scale
+        scale = local(eligibility) + _eps(options, w) if options["base"] == "adam" else 1
+        update = options["lr"] * gate * mean_gradient / scale
+        local(w).sub_(-update if options["maximize"] else update)
 
 
 def _multi_tensor(
@@ -259,61 +279,159 @@ def _multi_tensor(
     *,
     look: bool,
     seed: int,
+    compiled: Callable | None = None,
     **options: Any,
 ) -> None:
-    """All tensors at once, in place, and without waiting for the device.
+    """All tensors at once and in place: block by block on a CPU, else through one function that can be compiled.
 
-    Whatever differs from tensor to tensor is computed for all of them in one small vector. A step that is not finite
-    runs through with the gradient taken as zero and every factor that would change something as 0 or 1.
+    An accelerator is never waited for. A CPU's numbers are there when they are asked for, so it works with plain ones,
+    and leaves out a step that is not finite instead of masking it.
     """
+    on_cpu = parameters[0].device.type == "cpu"
+    if on_cpu and not finite:
+        return
+    names = ("eligibility", "momentum")
+    distributed = [parameters, gradients, *([state[name] for state in states] for name in names)]
+    tensors = [[local(t) for t in members] for members in distributed]
     steps = [state["step"] for state in states]
-    eligibilities = [state["eligibility"] for state in states]
-    momenta = [state["momentum"] for state in states]
-    finite_number = finite.to(steps[0].dtype)
-    trace_decay, momentum = options["trace_decay"], options["momentum"]
-
-    gradients = [torch.where(finite, g, 0) for g in gradients]
-    magnitudes = torch._foreach_abs(gradients)
-    torch._foreach_add_(steps, finite_number)
-    torch._foreach_mul_(eligibilities, 1 - (1 - trace_decay) * finite_number)
-    torch._foreach_add_(eligibilities, magnitudes, alpha=1 - trace_decay)
-    torch._foreach_mul_(momenta, 1 - (1 - momentum) * finite_number)
-    torch._foreach_add_(momenta, gradients, alpha=1 - momentum)
-
-    step = torch.stack(steps)
-    trace_correction = 1 / (1 - trace_decay ** step.clamp(min=1))
+    torch._foreach_add_(steps, 1 if on_cpu else finite.to(steps[0].dtype))
+    rates = {"trace_decay": options["trace_decay"], "momentum": options["momentum"]}
+    # Where a threshold is to be taken from the new traces, these are moved beforehand.
+    traced = look or options["normalisation"] == "max"
+    if traced:
+        for _, (_, *block) in blocks(tensors):
+            _move_traces(*block, None if on_cpu else finite, **rates)
     if look:
-        corrected = torch._foreach_mul(eligibilities, list(trace_correction.unbind()))
-        for eligibility, state in zip(corrected, states, strict=True):
-            _look(eligibility, state, finite, seed, options)
-
+        for state in states:
+            _look(state, finite, seed, options)
     if options["normalisation"] == "max":
-        per_eligibility, per_magnitude = (
-            1 / torch.stack(torch._foreach_max(tensors)).to(step.dtype).clamp(min=SMALLEST_THRESHOLD)
-            for tensors in (eligibilities, magnitudes)
-        )
+        thresholds = [[_largest(t, steps[0].dtype) for t in members] for members in (distributed[2], gradients)]
     else:
-        per_magnitude = 1 / torch.stack([state["threshold"] for state in states])
-        per_eligibility = per_magnitude * trace_correction
-
-    # With s the step size, s * clamp(1 - k e_norm (1 - g_norm), gate_min, 1) in two buffers.
-    size = options["lr"] * finite_number / (1 - momentum ** step.clamp(min=1))
-    strength = -options["plasticity_k"] * size * (step > options["warmup_steps"])
-    unused = torch._foreach_mul(magnitudes, list((-per_magnitude).unbind()))
-    torch._foreach_clamp_min_(unused, -1)
-    torch._foreach_add_(unused, 1)
-    gates = torch._foreach_mul(eligibilities, list(per_eligibility.unbind()))
-    torch._foreach_clamp_max_(gates, 1)
-    torch._foreach_mul_(gates, unused)
-    torch._foreach_mul_(gates, list(strength.unbind()))
-    torch._foreach_add_(gates, list(size.unbind()))
-    torch._foreach_maximum_(gates, list((size * options["gate_min"]).unbind()))
-
-    torch._foreach_mul_(gates, momenta)
-    if options["base"] == "adam":
-        torch._foreach_copy_(unused, eligibilities)
-        torch._foreach_mul_(unused, list(trace_correction.unbind()))
-        torch._foreach_add_(unused, _eps(options, parameters[0]))
-        torch._foreach_addcdiv_(parameters, gates, unused, value=-1)
+        thresholds = [[state["threshold"] for state in states]] * 2
+    numbers = torch.stack([torch.stack(members) for members in (steps, *thresholds)])
+    small = torch.finfo(parameters[0].dtype)
+    limits = {"eps": _eps(options, parameters[0]), "smallest": small.smallest_normal * small.eps}
+    if on_cpu:
+        options["lr"] = float(options["lr"])
+        factors = [_factors(*column, **{**options, **limits}) for column in zip(*numbers.tolist(), strict=True)]
     else:
-        torch._foreach_sub_(parameters, gates)
+        step, *units = numbers
+        factors = _factors(step.clamp(min=1), *units, **{**options, **limits, "lr": options["lr"] * finite})
+    rest = {"traced": traced, **rates, "adam": options["base"] == "adam", "gate_min": options["gate_min"]}
+    # The thresholds of sparse gradients are zero in float16.
+    if on_cpu and compiled is None and parameters[0].dtype != torch.float16:
+        for places, block in blocks(tensors):
+            _move_block(*block, [factors[place] for place in places], **rest)
+    else:
+        factors = torch.tensor(factors, dtype=steps[0].dtype) if on_cpu else torch.stack(factors, 1)
+        function = _move_tensors if compiled is None or traced else compiled
+        function(*tensors, factors, None if on_cpu else finite, **rest)
+
+
+def _factors(
+    step: Any,
+    eligibility_unit: Any,
+    magnitude_unit: Any,
+    *,
+    lr: Any,
+    trace_decay: float,
+    plasticity_k: float,
+    warmup_steps: int,
+    eps: float,
+    smallest: float,
+    momentum: float,
+    normalisation: str,
+    base: str,
+    maximize: bool,
+    **_: Any,
+) -> tuple[Any, ...]:
+    """The numbers of a step that differ from tensor to tensor, each a number or a vector with one for each tensor.
+
+    With them the traces need no correction of their own: size of the step, strength of the gate (0 in the warm-up),
+    units of the trace and of the gradient, and what is added to the scale.
+    """
+    corrected = 1 - trace_decay**step
+    size = lr / (1 - momentum**step) * (corrected if base == "adam" else 1)
+    strength = plasticity_k * (step > warmup_steps)
+    unit = eligibility_unit * (corrected if normalisation == "percentile" else 1)
+    return -size if maximize else size, strength, unit, magnitude_unit, eps * corrected + smallest
+
+
+def _move_traces(
+    gradients: list[Tensor],
+    eligibilities: list[Tensor],
+    momenta: list[Tensor],
+    finite: Tensor | None,
+    *,
+    trace_decay: float,
+    momentum: float,
+) -> list[Tensor]:
+    """Both traces, in place; returns the magnitudes of the gradients. ``finite`` None: they are known to be finite."""
+    magnitudes = torch._foreach_abs(gradients)
+    if finite is not None:  # a mean moves nowhere when it is fed with itself
+        magnitudes = [torch.where(finite, x, e) for x, e in zip(magnitudes, eligibilities, strict=True)]
+        gradients = [torch.where(finite, g, m) for g, m in zip(gradients, momenta, strict=True)]
+    torch._foreach_lerp_(eligibilities, magnitudes, 1 - trace_decay)
+    torch._foreach_lerp_(momenta, gradients, 1 - momentum)
+    return magnitudes
+
+
+def _move_block(
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    eligibilities: list[Tensor],
+    momenta: list[Tensor],
+    factors: list[tuple[float, ...]],
+    *,
+    traced: bool,
+    trace_decay: float,
+    momentum: float,
+    adam: bool,
+    gate_min: float,
+) -> None:
+    """A step of a block in as few passes as there can be; the gate's constants wait for the last one that scales."""
+    sizes, strengths, units, magnitude_units, eps = zip(*factors, strict=True)
+    if traced:
+        magnitudes = torch._foreach_abs(gradients)
+    else:
+        magnitudes = _move_traces(gradients, eligibilities, momenta, None, trace_decay=trace_decay, momentum=momentum)
+    updates = momenta
+    if any(strengths):
+        # protected = unit e_norm (1 - g_norm), cut where the gate reaches its floor, so that the update is
+        # m gate = m - m protected strength / unit
+        protected = torch._foreach_clamp_max(eligibilities, units)
+        torch._foreach_clamp_max_(magnitudes, magnitude_units)
+        torch._foreach_addcmul_(protected, protected, magnitudes, [-1 / unit for unit in magnitude_units])
+        scales = [strength / unit for strength, unit in zip(strengths, units, strict=True)]
+        torch._foreach_clamp_max_(protected, [(1 - gate_min) / scale if scale else math.inf for scale in scales])
+        updates = torch._foreach_addcmul(momenta, protected, momenta, [-scale for scale in scales])
+    if adam:
+        torch._foreach_addcdiv_(parameters, updates, torch._foreach_add(eligibilities, eps), [-size for size in sizes])
+    else:
+        torch._foreach_sub_(parameters, torch._foreach_mul(updates, sizes))
+
+
+def _move_tensors(
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    eligibilities: list[Tensor],
+    momenta: list[Tensor],
+    factors: Tensor,
+    finite: Tensor | None,
+    *,
+    traced: bool,
+    trace_decay: float,
+    momentum: float,
+    adam: bool,
+    gate_min: float,
+) -> None:
+    """The same, with nothing but tensors, for an accelerator and for the compiler; ``factors``: (n, 5)."""
+    if traced:
+        magnitudes = torch._foreach_abs(gradients)
+    else:
+        magnitudes = _move_traces(gradients, eligibilities, momenta, finite, trace_decay=trace_decay, momentum=momentum)
+    for i, (w, magnitude, e, m) in enumerate(zip(parameters, magnitudes, eligibilities, momenta, strict=True)):
+        size, strength, unit, magnitude_unit, eps = factors[i].unbind()
+        used = torch.minimum(e * (strength / unit), strength)
+        gate = (1 - used * (1 - (magnitude * (1 / magnitude_unit)).clamp(max=1))).clamp(min=gate_min)
+        w.sub_(size * gate * m / (e + eps) if adam else size * gate * m)
