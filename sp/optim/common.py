@@ -94,7 +94,10 @@ class PlasticityOptimizer(Optimizer):
 
     def compiled(self, function: Callable) -> Compiled:
         """This optimizer's compiled form of a function; compiled when it is first called."""
-        return self.__dict__.setdefault("_compiled", {}).setdefault(function, Compiled(function))
+        known = self.__dict__.setdefault("_compiled", {})
+        if function not in known:
+            known[function] = Compiled(function)
+        return known[function]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with options of their own; wrong options raise before anything is added."""
@@ -119,17 +122,20 @@ class PlasticityOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with_gradient = [
-            [p for p in group["params"] if p.grad is not None and p.numel() > 0] for group in self.param_groups
+        groups = [
+            (group, [p for p in group["params"] if p.grad is not None and p.numel() > 0]) for group in self.param_groups
         ]
-        finite = self._finite([p for parameters in with_gradient for p in parameters])
-        for group, parameters in zip(self.param_groups, with_gradient, strict=True):
+        finite = self._finite([p for _, parameters in groups for p in parameters])
+        not_finite = ~finite
+        for group, parameters in groups:
             group["step_count"] += 1
-            group["skipped_steps"] = group["skipped_steps"] + ~finite
-            self.initialise([p for p in parameters if not self.state[p]])
+            group["skipped_steps"] = group["skipped_steps"] + not_finite
+            new = [p for p in parameters if not self.state[p]]
+            if new:
+                self.initialise(new)
             if group["weight_decay"]:
                 _decay(parameters, group["lr"] * group["weight_decay"], finite)
-        self.update(list(zip(self.param_groups, with_gradient, strict=True)), finite)
+        self.update(groups, finite)
         return loss
 
     def _finite(self, parameters: list[Tensor]) -> Tensor:
@@ -141,16 +147,12 @@ class PlasticityOptimizer(Optimizer):
                     f"{p.grad.dtype} for the parameter of shape {tuple(p.shape)}; nothing was changed. Build an "
                     "Embedding with sparse=False, or give that parameter to another optimizer."
                 )
-        # A sum is finite where its terms are, and is the cheapest way to look at all of them.
-        totals = [
-            torch.stack([local(p.grad).sum(dtype=scalar_dtype(p)) for p in members]).sum()
-            for members in by_device_and_dtype(parameters)
-        ]
-        finite = totals[0].isfinite() if totals else torch.tensor(True)
-        for total in totals[1:]:
-            finite = finite & total.isfinite().to(finite.device, non_blocking=True)
+        finite = None
         for members in by_device_and_dtype(parameters):
-            finite = summed_over_shards((~finite).float(), members[0]) == 0
+            seen = self.total(members).isfinite()
+            finite = seen if finite is None else finite & seen.to(finite.device, non_blocking=True)
+        if finite is None:
+            return torch.tensor(True)
         if any(group["on_nonfinite"] == "raise" for group in self.param_groups) and not finite:
             wrong = [tuple(p.shape) for p in parameters if not p.grad.isfinite().all()]
             raise FloatingPointError(
@@ -158,6 +160,12 @@ class PlasticityOptimizer(Optimizer):
                 'nothing was changed. Lower lr or clip the gradient, or skip such steps with on_nonfinite="skip".'
             )
         return finite
+
+    def total(self, members: list[Tensor]) -> Tensor:
+        """A number that is finite where all gradients of parameters of one device and dtype are."""
+        # A sum is, and nothing costs less.
+        half = {"dtype": torch.float32} if members[0].dtype.itemsize == 2 else {}
+        return summed_over_shards(torch.stack([local(p.grad).sum(**half) for p in members]).sum(), members[0])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on exactly where ``state_dict()`` was taken; numbers keep their precision in half-precision models.

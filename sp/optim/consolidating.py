@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from sp import rules
 from sp.biology import NMDACoincidence, Synapses
@@ -119,6 +120,24 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         if self.coincidence is not None:
             self.coincidence.clear()
 
+    def _finite(self, parameters: list[Tensor]) -> Tensor:
+        self._squares = []
+        sharded = [s.name for s in self._covered().values() if isinstance(s.weight, DTensor)]
+        if sharded:
+            raise TypeError(
+                f"coincidence: the layer {sharded[0]!r} is sharded by fully_shard, and a memory needs all of a layer's "
+                "gradient; nothing was changed. Use DistributedDataParallel, or the optimizer without coincidence."
+            )
+        return super()._finite(parameters)
+
+    def total(self, members: list[Tensor]) -> Tensor:
+        if self.coincidence is not None:
+            return super().total(members)
+        # The norm is needed anyway, and serves as well; one that overflows counts as not finite.
+        square = _squared_norm(members)
+        self._squares.append(square)
+        return square
+
     def initialise(self, parameters: list[Tensor]) -> None:
         covered = self._covered()  # whose memories lie with the layer's weight, and whose shapes its first step shows
         for p in parameters:
@@ -158,12 +177,10 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
             for members in by_device_and_dtype([p for p in parameters if id(p) not in covered])
         ]
         squares = [layer.squared_norm() for layer in layers]
-        for _, members in rest:
-            norms = torch.stack(torch._foreach_norm([local(p.grad) for p in members], 2, scalar_dtype(members[0])))
-            total = summed_over_shards(norms.square().sum(), members[0])
-            squares.append(total.to(finite.device, torch.float32))
+        squares += self._squares or [_squared_norm(members) for _, members in rest]
+        norm = torch.stack([square.to(finite.device, torch.float32) for square in squares]).sum().sqrt()
         examples = max([layer.examples for layer in layers], default=REFERENCE_BATCH)
-        absorbed = self._absorb(shared, torch.stack(squares).sum().sqrt(), finite, horizon(examples))
+        absorbed = self._absorb(shared, norm, finite, horizon(examples))
         for layer in layers:
             layer.update(absorbed, shared["scale"], [id(p) in covered for p in layer.synapses.parameters])
         self._diagonal(rest, shared, finite, absorbed)
@@ -281,6 +298,12 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
 
     def _group_of(self, param: Tensor) -> dict[str, Any]:
         return next(group for group in self.param_groups if any(p is param for p in group["params"]))
+
+
+def _squared_norm(members: list[Tensor]) -> Tensor:
+    """Of the gradients of parameters of one device and dtype."""
+    norms = torch.stack(torch._foreach_norm([local(p.grad) for p in members], 2, scalar_dtype(members[0])))
+    return summed_over_shards(norms.square().sum(), members[0])
 
 
 def _ascending(group: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-BLOCK = 32_768  # elements: of weights, gradients, state and what is computed from them, all fit a core's second cache
+BLOCK = 262_144  # elements: so many of weights, gradients, state and intermediate results fit a CPU's last cache
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -22,12 +22,13 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def summed_over_shards(value: Tensor, parameter: Tensor) -> Tensor:
-    """The sum of a number over the processes that hold the other shards of a parameter; itself where there are none."""
-    if isinstance(parameter, DTensor):
-        value = value.clone()
-        for dimension, placement in enumerate(parameter.placements):
-            if placement.is_shard():
-                torch.distributed.all_reduce(value, group=parameter.device_mesh.get_group(dimension))
+    """The sum of a number over the processes that hold the shards of a parameter; itself where it is not distributed."""
+    if not isinstance(parameter, DTensor):
+        return value
+    value = value.clone()
+    for dimension, placement in enumerate(parameter.placements):
+        if placement.is_shard():
+            torch.distributed.all_reduce(value, group=parameter.device_mesh.get_group(dimension))
     return value
 
 
@@ -77,7 +78,8 @@ class Compiled:
 
     def __init__(self, function: Callable):
         # Dynamo counts how often a piece of code was compiled and gives up at a limit: each optimizer gets a copy.
-        own = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+        code, name = function.__code__.replace(), function.__name__
+        own = types.FunctionType(code, function.__globals__, name, function.__defaults__)
         own.__kwdefaults__ = function.__kwdefaults__
         self.plain, self.call = function, torch.compile(own, fullgraph=True, dynamic=False)
 

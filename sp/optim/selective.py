@@ -22,6 +22,7 @@ from sp.optim.fast import blocks, local, whole
 
 REFRESH_EVERY = 50  # steps between two looks at the distribution of the eligibility
 SMALLEST_THRESHOLD = 1e-30  # where most of a tensor was never used; its reciprocal is still finite
+ONE = torch.tensor(1.0)
 THRESHOLD_MOMENTUM = 0.9  # share of the old threshold that a look keeps, so that one odd batch does not move the gate
 
 
@@ -290,11 +291,11 @@ def _multi_tensor(
     on_cpu = parameters[0].device.type == "cpu"
     if on_cpu and not finite:
         return
-    names = ("eligibility", "momentum")
-    distributed = [parameters, gradients, *([state[name] for state in states] for name in names)]
-    tensors = [[local(t) for t in members] for members in distributed]
+    traces = [[state[name] for state in states] for name in ("eligibility", "momentum")]
+    tensors = [[local(t) for t in members] for members in (parameters, gradients, *traces)]
     steps = [state["step"] for state in states]
-    torch._foreach_add_(steps, 1 if on_cpu else finite.to(steps[0].dtype))
+    # A tensor and not the number 1, which would be made a tensor again for each of them.
+    torch._foreach_add_(steps, ONE if on_cpu else finite.to(steps[0].dtype))
     rates = {"trace_decay": options["trace_decay"], "momentum": options["momentum"]}
     # Where a threshold is to be taken from the new traces, these are moved beforehand.
     traced = look or options["normalisation"] == "max"
@@ -305,25 +306,30 @@ def _multi_tensor(
         for state in states:
             _look(state, finite, seed, options)
     if options["normalisation"] == "max":
-        thresholds = [[_largest(t, steps[0].dtype) for t in members] for members in (distributed[2], gradients)]
+        units = [[_largest(t, steps[0].dtype) for t in members] for members in (traces[0], gradients)]
     else:
-        thresholds = [[state["threshold"] for state in states]] * 2
-    numbers = torch.stack([torch.stack(members) for members in (steps, *thresholds)])
+        units = [[state["threshold"] for state in states]] * 2
     small = torch.finfo(parameters[0].dtype)
-    limits = {"eps": _eps(options, parameters[0]), "smallest": small.smallest_normal * small.eps}
+    options["smallest"] = small.smallest_normal * small.eps
+    options["eps"] = max(options["eps"], small.smallest_normal)
     if on_cpu:
         options["lr"] = float(options["lr"])
-        factors = [_factors(*column, **{**options, **limits}) for column in zip(*numbers.tolist(), strict=True)]
+        columns = torch.stack([*steps, *units[0], *units[1]]).tolist()
+        count = len(steps)
+        factors = [_factors(*columns[i::count], **options) for i in range(count)]
     else:
-        step, *units = numbers
-        factors = _factors(step.clamp(min=1), *units, **{**options, **limits, "lr": options["lr"] * finite})
+        options["lr"] = options["lr"] * finite
+        factors = _factors(torch.stack(steps).clamp(min=1), *map(torch.stack, units), **options)
     rest = {"traced": traced, **rates, "adam": options["base"] == "adam", "gate_min": options["gate_min"]}
     # The thresholds of sparse gradients are zero in float16.
     if on_cpu and compiled is None and parameters[0].dtype != torch.float16:
         for places, block in blocks(tensors):
             _move_block(*block, [factors[place] for place in places], **rest)
     else:
-        factors = torch.tensor(factors, dtype=steps[0].dtype) if on_cpu else torch.stack(factors, 1)
+        if on_cpu:
+            factors = torch.tensor([_reciprocal(*row) for row in factors], dtype=steps[0].dtype)
+        else:
+            factors = torch.stack(_reciprocal(*factors), 1)
         function = _move_tensors if compiled is None or traced else compiled
         function(*tensors, factors, None if on_cpu else finite, **rest)
 
@@ -357,6 +363,11 @@ def _factors(
     return -size if maximize else size, strength, unit, magnitude_unit, eps * corrected + smallest
 
 
+def _reciprocal(size: Any, strength: Any, unit: Any, magnitude_unit: Any, eps: Any) -> tuple[Any, ...]:
+    """What `_factors` gives as factors to multiply with."""
+    return size, strength, strength / unit, 1 / magnitude_unit, eps
+
+
 def _move_traces(
     gradients: list[Tensor],
     eligibilities: list[Tensor],
@@ -368,7 +379,7 @@ def _move_traces(
 ) -> list[Tensor]:
     """Both traces, in place; returns the magnitudes of the gradients. ``finite`` None: they are known to be finite."""
     magnitudes = torch._foreach_abs(gradients)
-    if finite is not None:  # a mean moves nowhere when it is fed with itself
+    if finite is not None:
         magnitudes = [torch.where(finite, x, e) for x, e in zip(magnitudes, eligibilities, strict=True)]
         gradients = [torch.where(finite, g, m) for g, m in zip(gradients, momenta, strict=True)]
     torch._foreach_lerp_(eligibilities, magnitudes, 1 - trace_decay)
@@ -425,13 +436,18 @@ def _move_tensors(
     adam: bool,
     gate_min: float,
 ) -> None:
-    """The same, with nothing but tensors, for an accelerator and for the compiler; ``factors``: (n, 5)."""
-    if traced:
-        magnitudes = torch._foreach_abs(gradients)
-    else:
-        magnitudes = _move_traces(gradients, eligibilities, momenta, finite, trace_decay=trace_decay, momentum=momentum)
-    for i, (w, magnitude, e, m) in enumerate(zip(parameters, magnitudes, eligibilities, momenta, strict=True)):
-        size, strength, unit, magnitude_unit, eps = factors[i].unbind()
-        used = torch.minimum(e * (strength / unit), strength)
-        gate = (1 - used * (1 - (magnitude * (1 / magnitude_unit)).clamp(max=1))).clamp(min=gate_min)
+    """The same with nothing but tensors, for an accelerator and for the compiler, which merges all into one pass.
+
+    ``factors``: (n, 5), those of `_factors` through `_reciprocal`. ``finite`` None: the gradients are known to be.
+    """
+    for i, (w, g, e, m) in enumerate(zip(parameters, gradients, eligibilities, momenta, strict=True)):
+        size, strength, per_unit, per_magnitude, eps = factors[i].unbind()
+        magnitude = g.abs()
+        if finite is not None:  # a mean moves nowhere when it is fed with itself
+            magnitude, g = torch.where(finite, magnitude, e), torch.where(finite, g, m)
+        if not traced:  # written out, because the compiler makes two cases of a lerp
+            e.copy_(e + (1 - trace_decay) * (magnitude - e))
+            m.copy_(m + (1 - momentum) * (g - m))
+        used = torch.minimum(e * per_unit, strength)
+        gate = (1 - used * (1 - (magnitude * per_magnitude).clamp(max=1))).clamp(min=gate_min)
         w.sub_(size * gate * m / (e + eps) if adam else size * gate * m)
