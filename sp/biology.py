@@ -6,7 +6,7 @@ postsynaptic side (Mayer, Westbrook & Guthrie 1984; Nowak et al. 1984). A gradie
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -97,7 +97,9 @@ class NMDACoincidence:
     Not watched, and left to the diagonal rule: grouped convolutions, layers whose weight is not a parameter of their
     own (weight normalisation), the projections inside `nn.MultiheadAttention` (it never calls them), and frozen layers.
 
-    The watcher does not keep the model alive, and the model does not keep the watcher alive.
+    The watcher does not keep the model alive, and the model does not keep the watcher alive. A copy of both (by
+    ``deepcopy`` or ``pickle`` of model and optimizer together) watches the copied model; one of the model alone is not
+    watched.
 
     Args:
         model: any module; its layers are watched from now on.
@@ -113,7 +115,7 @@ class NMDACoincidence:
         self.synapses: list[Synapses] = []
         self._handles = []
         self._backward, self._first = None, None
-        me = weakref.ref(self)
+        self._model = weakref.ref(model)
         by_weight: dict[int, Synapses] = {}
         for name, module in _watchable(model):
             weight, bias = module.weight, module.bias
@@ -123,12 +125,15 @@ class NMDACoincidence:
                 self.synapses.append(synapses)
             elif synapses.bias is not bias:
                 synapses.bias = None  # tied weights with biases of their own: the biases follow the diagonal rule
-            self._handles.append(module.register_forward_hook(_hook(me, weakref.ref(synapses), weakref.ref(module))))
+            self._handles.append(module.register_forward_hook(_Hook(self, synapses, module)))
         if not self.synapses:
             raise ValueError(
                 f"model ({type(model).__name__}) has no Linear or Conv2d layer that can be watched; use the optimizer "
                 "without coincidence"
             )
+
+    def __reduce__(self):
+        return NMDACoincidence, (self._model(),)
 
     def covered(self) -> dict[str, nn.Parameter]:
         """The parameters that are watched, by name; frozen ones are not."""
@@ -178,25 +183,37 @@ def _watchable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _hook(watcher: weakref.ref, synapses: weakref.ref, module_reference: weakref.ref):
-    """A forward hook that holds no module and no watcher alive."""
+class _Hook:
+    """A forward hook that holds no module and no watcher alive, and records nothing of a module's copies."""
 
-    def remember(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if watcher() is None or not module.training or not torch.is_grad_enabled() or not output.requires_grad:
+    def __init__(self, watcher: NMDACoincidence, synapses: Synapses, module: nn.Module):
+        self.watcher, self.synapses, self.module = weakref.ref(watcher), weakref.ref(synapses), weakref.ref(module)
+
+    def __reduce__(self):
+        return _no_hook, ()  # a copy of the model, or one read from a file, is not watched until somebody watches it
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if module is not self.module() or self.watcher() is None or not module.training:
             return
-        if not module.weight.requires_grad:
+        if not torch.is_grad_enabled() or not output.requires_grad or not module.weight.requires_grad:
             return
         x = inputs[0].detach()
 
         def record(gradient: Tensor) -> None:
-            if (recorded := synapses()) is not None and (watching := watcher()) is not None:
+            if (synapses := self.synapses()) is not None and (watcher := self.watcher()) is not None:
                 backward = torch._C._current_graph_task_id()
-                recorded.readout = watching.first_of(backward, recorded)
-                recorded.passes.append(Pass(module_reference, x, gradient.detach(), backward))
+                synapses.readout = watcher.first_of(backward, synapses)
+                synapses.passes.append(Pass(self.module, x, gradient.detach(), backward))
 
         output.register_hook(record)
 
-    return remember
+
+def _no_hook() -> Callable[..., None]:
+    return _ignore
+
+
+def _ignore(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    """What stands in a copied model in place of a hook."""
 
 
 def _presynaptic(module: nn.Module, x: Tensor) -> Tensor:

@@ -54,6 +54,12 @@ def scalar_dtype(parameter: Tensor) -> torch.dtype:
     return torch.promote_types(parameter.dtype, torch.float32)
 
 
+def signed_rate(group: dict[str, Any]) -> float | Tensor:
+    """The learning rate of a group, a number or a tensor without dimensions; below zero where it climbs."""
+    rate = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
+    return -rate if group["maximize"] else rate
+
+
 class PlasticityOptimizer(Optimizer):
     """Base of the optimizers. A subclass defines three methods:
 
@@ -134,7 +140,7 @@ class PlasticityOptimizer(Optimizer):
             if new:
                 self.initialise(new)
             if group["weight_decay"]:
-                _decay(parameters, group["lr"] * group["weight_decay"], finite)
+                _decay(parameters, abs(signed_rate(group)) * group["weight_decay"], finite)
         self.update(groups, finite)
         return loss
 

@@ -16,6 +16,7 @@ from sp.optim.common import (
     check_integer,
     check_number,
     scalar_dtype,
+    signed_rate,
 )
 from sp.optim.fast import blocks, local, summed_over_shards, whole
 from sp.optim.memory import SMALLEST
@@ -95,13 +96,16 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         if coincidence is not None and not isinstance(coincidence, NMDACoincidence):
             raise TypeError(f"coincidence must be None or NMDACoincidence(model), got {coincidence!r}")
         self.coincidence = coincidence
-        leave_out = ("self", "params", "coincidence", "__class__")
+        leave_out = ("self", "params", "coincidence", "__class__", "leave_out")
         super().__init__(params, {name: value for name, value in locals().items() if name not in leave_out})
         device = self.param_groups[0]["params"][0].device
         self.param_groups[0]["shared"] = {
             name: torch.zeros((), device=device) for name in ("steps", "mean_norm", "scale")
         }
         self.param_groups[0]["shared"]["threshold"] = torch.ones((), device=device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "coincidence": self.coincidence}
 
     def check_options(self, options: dict[str, Any]) -> None:
         super().check_options(options)
@@ -166,7 +170,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         shared = {name: value.to(finite.device) for name, value in self.param_groups[0]["shared"].items()}
         shared["steps"] = shared["steps"] + finite
         layers = [
-            WatchedLayer(covered[id(p)], self.state[p], _ascending(group), finite, shared["steps"])
+            WatchedLayer(covered[id(p)], self.state[p], {**group, "lr": signed_rate(group)}, finite, shared["steps"])
             for group, parameters in groups
             for p in parameters
             if id(p) in covered and covered[id(p)].weight is p
@@ -208,11 +212,10 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
                 self._move(group, members, finite, factor, move=None)
             self._measure_threshold(shared, finite)
         for group, members in rest:
-            size = group["lr"] * shared["threshold"].sqrt()  # theta / sqrt(theta)
+            size = signed_rate(group) * shared["threshold"].sqrt()  # theta / sqrt(theta)
             if self.coincidence is not None:
                 size = size * rules.novelty_of_constant(shared["steps"], group["memory_strength"])
-            move = (shared["threshold"], -size if group["maximize"] else size)
-            self._move(group, members, finite, factor, move, captured=measuring)
+            self._move(group, members, finite, factor, (shared["threshold"], size), captured=measuring)
 
     def _move(
         self,
@@ -304,11 +307,6 @@ def _squared_norm(members: list[Tensor]) -> Tensor:
     """Of the gradients of parameters of one device and dtype."""
     norms = torch.stack(torch._foreach_norm([local(p.grad) for p in members], 2, scalar_dtype(members[0])))
     return summed_over_shards(norms.square().sum(), members[0])
-
-
-def _ascending(group: dict[str, Any]) -> dict[str, Any]:
-    """The options of a group, its rate turned round where it climbs the objective."""
-    return {**group, "lr": -group["lr"]} if group["maximize"] else group
 
 
 def _move_single_tensor(

@@ -22,7 +22,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def summed_over_shards(value: Tensor, parameter: Tensor) -> Tensor:
-    """The sum of a number over the processes that hold the shards of a parameter; itself where it is not distributed."""
+    """The sum of a number over the processes that hold the shards of a parameter; itself where there is only one."""
     if not isinstance(parameter, DTensor):
         return value
     value = value.clone()
@@ -90,11 +90,11 @@ class Compiled:
             return self.call(*arguments, **options)
         except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
             # Raised before the compiled code ran, so nothing was changed yet.
-            reason = str(error).strip().splitlines()[0]
+            reason = " ".join(str(error).split())[:300]
             warnings.warn(
-                f"compile=True: this step cannot be compiled here ({type(error).__name__}: {reason}); the optimizer "
-                "goes on with foreach=True, which gives the same results more slowly. On a CPU a C++ compiler is "
-                "needed (Debian: apt-get install g++).",
+                "compile=True: this step cannot be compiled here, and the optimizer goes on without, more slowly and "
+                "with the same results. On a CPU a C++ compiler is needed (Debian: apt-get install g++). The reason: "
+                f"{type(error).__name__}: {reason}",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -17,6 +17,7 @@ from sp.optim.common import (
     check_integer,
     check_number,
     scalar_dtype,
+    signed_rate,
 )
 from sp.optim.fast import blocks, local, whole
 
@@ -142,6 +143,7 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
                     look=age % REFRESH_EVERY == 0 or age == max(group["warmup_steps"], 1),
                     seed=group["step_count"],
                     **{name: group[name] for name in _RULE_OPTIONS},
+                    lr=signed_rate(group),
                 )
 
     def reset_eligibility(self) -> None:
@@ -190,7 +192,6 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
 
 
 _RULE_OPTIONS = (
-    "lr",
     "trace_decay",
     "plasticity_k",
     "threshold_percentile",
@@ -201,7 +202,6 @@ _RULE_OPTIONS = (
     "normalisation",
     "base",
     "gate_min",
-    "maximize",
 )
 
 
@@ -268,8 +268,7 @@ def _single_tensor(
             _look(state, finite, seed, options)
         gate = _gate(eligibility, g.abs(), state, options)
         scale = local(eligibility) + _eps(options, w) if options["base"] == "adam" else 1
-        update = options["lr"] * gate * mean_gradient / scale
-        local(w).sub_(-update if options["maximize"] else update)
+        local(w).sub_(options["lr"] * gate * mean_gradient / scale)
 
 
 def _multi_tensor(
@@ -348,7 +347,6 @@ def _factors(
     momentum: float,
     normalisation: str,
     base: str,
-    maximize: bool,
     **_: Any,
 ) -> tuple[Any, ...]:
     """The numbers of a step that differ from tensor to tensor, each a number or a vector with one for each tensor.
@@ -360,7 +358,7 @@ def _factors(
     size = lr / (1 - momentum**step) * (corrected if base == "adam" else 1)
     strength = plasticity_k * (step > warmup_steps)
     unit = eligibility_unit * (corrected if normalisation == "percentile" else 1)
-    return -size if maximize else size, strength, unit, magnitude_unit, eps * corrected + smallest
+    return size, strength, unit, magnitude_unit, eps * corrected + smallest
 
 
 def _reciprocal(size: Any, strength: Any, unit: Any, magnitude_unit: Any, eps: Any) -> tuple[Any, ...]:
@@ -414,7 +412,9 @@ def _move_block(
         torch._foreach_clamp_max_(magnitudes, magnitude_units)
         torch._foreach_addcmul_(protected, protected, magnitudes, [-1 / unit for unit in magnitude_units])
         scales = [strength / unit for strength, unit in zip(strengths, units, strict=True)]
-        torch._foreach_clamp_max_(protected, [(1 - gate_min) / scale if scale else math.inf for scale in scales])
+        room = 1 - gate_min
+        floors = [room / c if c and s > room else math.inf for c, s in zip(scales, strengths, strict=True)]
+        torch._foreach_clamp_max_(protected, floors)
         updates = torch._foreach_addcmul(momenta, protected, momenta, [-scale for scale in scales])
     if adam:
         torch._foreach_addcdiv_(parameters, updates, torch._foreach_add(eligibilities, eps), [-size for size in sizes])
