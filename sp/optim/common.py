@@ -132,7 +132,7 @@ class PlasticityOptimizer(Optimizer):
             (group, [p for p in group["params"] if p.grad is not None and p.numel() > 0]) for group in self.param_groups
         ]
         finite = self._finite([p for _, parameters in groups for p in parameters])
-        not_finite = ~finite
+        not_finite = finite.logical_not()
         for group, parameters in groups:
             group["step_count"] += 1
             group["skipped_steps"] = group["skipped_steps"] + not_finite
@@ -228,7 +228,7 @@ def _decay(parameters: list[Tensor], share: float | Tensor, finite: Tensor) -> N
     """Multiply weights by ``1 - share``, where the step is finite."""
     for members in by_device_and_dtype(parameters):
         kept = torch.where(finite.to(members[0].device, non_blocking=True), 1 - share, 1.0)
-        torch._foreach_mul_([local(p) for p in members], kept.to(members[0].dtype))
+        torch._foreach_mul_([local(p) for p in members], [kept] * len(members))
 
 
 def by_device_and_dtype(parameters: list[Tensor]) -> list[list[Tensor]]:

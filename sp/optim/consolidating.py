@@ -343,9 +343,11 @@ def _move_multi_tensor(
         gradients = [torch.where(finite, g, 0) for g in gradients]
     if gradients[0].dtype != consolidated[0].dtype:
         gradients = [g.to(c.dtype) for g, c in zip(gradients, consolidated, strict=True)]
-    gradients = torch._foreach_mul(gradients, factor)
+    count = len(gradients)  # lists, because a single tensor would be asked for its value
+    gradients = torch._foreach_mul(gradients, [factor] * count)
     if not captured:
         torch._foreach_addcmul_(consolidated, gradients, gradients)
     if size is not None:
-        torch._foreach_mul_(gradients, size)
-        torch._foreach_addcdiv_(parameters, gradients, torch._foreach_add(consolidated, threshold), value=-1)
+        torch._foreach_mul_(gradients, [size] * count)
+        scales = torch._foreach_add(consolidated, [threshold] * count)
+        torch._foreach_addcdiv_(parameters, gradients, scales, value=-1)

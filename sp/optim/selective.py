@@ -294,7 +294,7 @@ def _multi_tensor(
     tensors = [[local(t) for t in members] for members in (parameters, gradients, *traces)]
     steps = [state["step"] for state in states]
     # A tensor and not the number 1, which would be made a tensor again for each of them.
-    torch._foreach_add_(steps, ONE if on_cpu else finite.to(steps[0].dtype))
+    torch._foreach_add_(steps, [ONE if on_cpu else finite.to(steps[0].dtype)] * len(steps))
     rates = {"trace_decay": options["trace_decay"], "momentum": options["momentum"]}
     # Where a threshold is to be taken from the new traces, these are moved beforehand.
     traced = look or options["normalisation"] == "max"
