@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -49,6 +50,7 @@ class Synapses:
     bias: nn.Parameter | None
     passes: list["Pass"] = field(default_factory=list, repr=False)
     readout: bool = False  # whether its error was the first to come back in the last backward pass
+    synchronise: bool = True  # whether activity is gathered from all processes of a distributed training
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
@@ -73,8 +75,12 @@ class Synapses:
         """The activity recorded since the last call, which is thereby forgotten; None where there was none."""
         passes, self.passes = self.passes, []
         alive = [(module, p) for p in passes if (module := p.module()) is not None]
-        if not alive:
-            return None
+        activity = self._activity(alive) if alive else None
+        if self.synchronise and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            return _gathered(activity, self.weight, self.bias is not None)
+        return activity
+
+    def _activity(self, alive: list[tuple[nn.Module, Pass]]) -> Activity:
         presynaptic = torch.cat([_presynaptic(module, p.inputs) for module, p in alive]).to(self.weight.dtype)
         postsynaptic = torch.cat([_postsynaptic(module, p.errors) for module, p in alive]).to(self.weight.dtype)
         if self.bias is not None:
@@ -84,6 +90,30 @@ class Synapses:
         for module, p in alive:
             batches[p.backward] = max(batches.get(p.backward, 0), _examples(module, p.inputs))
         return Activity(presynaptic, postsynaptic, sum(batches.values()))
+
+
+def _gathered(activity: Activity | None, weight: Tensor, bias: bool) -> Activity | None:
+    """The activity of all processes, in their order, as one process would have seen it on the whole batch.
+
+    Gradients are averaged over W processes, and the errors are divided by W to go with them.
+    """
+    world = dist.get_world_size()
+    out, inputs = len(weight), weight[0].numel() + bias
+    if activity is None:
+        activity = Activity(weight.new_empty(0, inputs), weight.new_empty(0, out), 0)
+    own = torch.tensor([len(activity.presynaptic), activity.examples], device=weight.device)
+    sizes = [torch.empty_like(own) for _ in range(world)]
+    dist.all_gather(sizes, own)
+    rows, examples = zip(*(size.tolist() for size in sizes), strict=True)
+    if not any(rows):
+        return None
+    gathered = []
+    for mine in (activity.presynaptic, activity.postsynaptic):
+        padded = F.pad(mine, (0, 0, 0, max(rows) - len(mine))).contiguous()
+        parts = [torch.empty_like(padded) for _ in range(world)]
+        dist.all_gather(parts, padded)
+        gathered.append(torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)]))
+    return Activity(gathered[0], gathered[1] / world, sum(examples))
 
 
 class NMDACoincidence:
@@ -103,25 +133,28 @@ class NMDACoincidence:
 
     Args:
         model: any module; its layers are watched from now on.
+        synchronise: gather the activity of all processes where ``torch.distributed`` runs with several, so that they
+            keep equal memories, as `DistributedDataParallel` keeps their gradients equal. It costs the exchange of each
+            layer's inputs and errors. False: for processes that train networks of their own.
 
     Raises:
         TypeError: ``model`` is not a module.
         ValueError: it has no layer that can be watched.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, synchronise: bool = True):
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {model!r} of type {type(model).__name__}")
         self.synapses: list[Synapses] = []
         self._handles = []
         self._backward, self._first = None, None
-        self._model = weakref.ref(model)
+        self._model, self._synchronise = weakref.ref(model), synchronise
         by_weight: dict[int, Synapses] = {}
         for name, module in _watchable(model):
             weight, bias = module.weight, module.bias
             synapses = by_weight.get(id(weight))
             if synapses is None:
-                synapses = by_weight[id(weight)] = Synapses(name, weight, bias)
+                synapses = by_weight[id(weight)] = Synapses(name, weight, bias, synchronise=synchronise)
                 self.synapses.append(synapses)
             elif synapses.bias is not bias:
                 synapses.bias = None  # tied weights with biases of their own: the biases follow the diagonal rule
@@ -133,7 +166,7 @@ class NMDACoincidence:
             )
 
     def __reduce__(self):
-        return NMDACoincidence, (self._model(),)
+        return NMDACoincidence, (self._model(), self._synchronise)
 
     def covered(self) -> dict[str, nn.Parameter]:
         """The parameters that are watched, by name; frozen ones are not."""
