@@ -33,7 +33,7 @@ test: $(READY) ## lint, unit tests, and the notebooks compared with their stored
 lab: $(READY) ## JupyterLab in the environment
 	@$(BIN)/jupyter lab notebooks
 
-bench: $(READY) ## time and memory of a step beside Adam
+bench: $(READY) ## measure time and memory of a step beside Adam on a quiet machine; kept in sp/bench.csv
 	@$(BIN)/python -m sp bench
 
 readme: $(READY) ## write the tables of the README from the committed figures
