@@ -22,7 +22,10 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("check-notebooks", help="run every notebook and compare with its stored outputs")
 
     commands.add_parser("html", help="write every notebook as a static page into build/html")
-    commands.add_parser("bench", help="time and memory of a step beside Adam")
+    measure = commands.add_parser("bench", help="time and memory of a step beside Adam, kept in sp/bench.csv")
+    measure.add_argument("--parts", nargs="*", default=list(bench.PARTS), choices=sorted(bench.PARTS))
+    measure.add_argument("--rounds", type=int, default=15)
+    measure.add_argument("--dry", action="store_true", help="print only, and leave sp/bench.csv as it is")
     commands.add_parser("readme", help="write the README's tables from the committed figures")
 
     tune = commands.add_parser("tune", help="choose the options of a study's arms on the tuning seeds")
@@ -47,7 +50,11 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.command == "html":
         return notebooks.make_pages()
     if chosen.command == "bench":
-        print(bench.bench().round(2).to_string(index=False))
+        table = bench.bench(chosen.parts, chosen.rounds)
+        print(table.round(2).to_string(index=False))
+        print("\n".join(bench.verdicts(table)))
+        if not chosen.dry:
+            write_atomically(bench.MEASURED, table.to_csv(index=False, float_format="%.5g"))
         return 0
     if chosen.command == "readme":
         write_atomically(Path("README.md"), report.fill_tables(Path("README.md").read_text()))

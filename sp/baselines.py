@@ -49,6 +49,15 @@ class GradientLearner:
         F.cross_entropy(masked(self.model(x), allowed), y).backward()
         self.optimizer.step()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that learning changes, for a checkpoint."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
     def logits(self, x: Tensor) -> Tensor:
         self.model.eval()
         logits = self.model(x)
@@ -73,6 +82,16 @@ class RidgeLearner:
         self.penalty, self.count, self.weight = penalty, 0, None
         self.products = torch.zeros(features + 1, features + 1, dtype=torch.float64, device=device)
         self.targets = torch.zeros(features + 1, outputs, dtype=torch.float64, device=device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that learning changes, for a checkpoint; the random features come with the seed."""
+        return {"count": self.count, "products": self.products, "targets": self.targets}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.count, self.weight = state["count"], None
+        self.products.copy_(state["products"])
+        self.targets.copy_(state["targets"])
 
     def _features(self, x: Tensor) -> Tensor:
         features = torch.relu(x @ self.projection + self.offset)

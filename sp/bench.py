@@ -1,33 +1,30 @@
-"""Time and state of one optimizer step beside Adam, measured in turn in one process on one thread."""
+"""What a step costs beside Adam's, in time and in memory: measured in turn in one process on one thread.
 
-import statistics
+``python -m sp bench`` measures on a quiet machine and keeps the table in ``sp/bench.csv``, which notebook 12 draws.
+"""
+
+import gc
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import nn
+from scipy.stats import bootstrap
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.profiler import ProfilerActivity, profile
 
 from sp.biology import NMDACoincidence, PlasticityCounter
 from sp.files import bar
 from sp.models import mlp
 from sp.optim import ConsolidatingPlasticityOptimizer, SelectivePlasticityOptimizer
 
-NETWORKS = {"784-256-256-10": (784, (256, 256)), "784-2000-2000-10": (784, (2000, 2000))}
-
-OPTIMIZERS = {
-    "Adam": lambda model: torch.optim.Adam(model.parameters()),
-    "Adam, fused": lambda model: torch.optim.Adam(model.parameters(), fused=True),
-    "SGD": lambda model: torch.optim.SGD(model.parameters()),
-    "Selective plasticity": lambda model: SelectivePlasticityOptimizer(model.parameters(), warmup_steps=5),
-    "Selective plasticity, counted": lambda model: _counted("Selective plasticity", model),
-    "Consolidation": lambda model: ConsolidatingPlasticityOptimizer(model.parameters()),
-    "Consolidation, counted": lambda model: _counted("Consolidation", model),
-    "Coincidence": lambda model: _coincidence(model, None),
-    "Coincidence, rank 128": lambda model: _coincidence(model, 128),
-    "Coincidence, rank 32": lambda model: _coincidence(model, 32),
-}
+MEASURED = Path(__file__).with_name("bench.csv")
+STEPS = 20  # of one optimizer after another in a round: what is done every twentieth step is in the mean of a round
+WARM_UP = 60  # steps before anything is timed: compiling, the first look at thresholds, and the gate's own warm-up
 
 
 def _coincidence(model: nn.Module, rank: int | None) -> Optimizer:
@@ -40,39 +37,105 @@ def _counted(name: str, model: nn.Module) -> Optimizer:
     return optimizer
 
 
-def bench(rounds: int = 12, batch_size: int = 128) -> pd.DataFrame:
-    """Median time of a step, and what it keeps, for each optimizer and network.
+OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
+    "Adam": lambda model: torch.optim.Adam(model.parameters()),
+    "Adam, fused": lambda model: torch.optim.Adam(model.parameters(), fused=True),
+    "SGD": lambda model: torch.optim.SGD(model.parameters()),
+    "Selective plasticity": lambda model: SelectivePlasticityOptimizer(model.parameters(), warmup_steps=5),
+    "Selective plasticity, compiled": lambda model: SelectivePlasticityOptimizer(
+        model.parameters(), warmup_steps=5, compile=True
+    ),
+    "Selective plasticity, counted": lambda model: _counted("Selective plasticity", model),
+    "Consolidation": lambda model: ConsolidatingPlasticityOptimizer(model.parameters(), warmup_steps=50),
+    "Consolidation, counted": lambda model: _counted("Consolidation", model),
+    "Consolidation, compiled": lambda model: ConsolidatingPlasticityOptimizer(
+        model.parameters(), warmup_steps=50, compile=True
+    ),
+    "Coincidence": lambda model: _coincidence(model, None),
+    "Coincidence, rank 128": lambda model: _coincidence(model, 128),
+}
+WATCHED = ["Adam", "Coincidence", "Coincidence, rank 128"]
 
-    Each round gives every optimizer twenty steps after another, so that a busy machine slows all of them alike and what
-    is done every twentieth step is in the mean of a round.
+# What is measured: networks 784-w-w-10 of these widths on batches of these sizes, and which optimizers.
+PARTS = {
+    "size": ((32, 256, 800, 2000), (128,), list(OPTIMIZERS)),
+    "width": ((256, 512, 1024, 2048), (128,), WATCHED),
+    "batch": ((256,), (32, 128, 512), WATCHED),
+}
+
+
+def bench(parts: Sequence[str] = tuple(PARTS), rounds: int = 15, largest: int = 2048) -> pd.DataFrame:
+    """Time of a step and of a whole training step, and memory, for each optimizer, network and batch size.
+
+    In each round every optimizer makes `STEPS` steps after another, so that a busy machine slows all of them alike. A
+    time is a median over rounds; its interval, and that of its ratio to Adam's in the same round, are 95 % bootstrap.
+
+    Args:
+        parts: names in `PARTS`.
+        rounds: at least 2.
+        largest: wider networks are left out.
 
     Returns:
-        One row an optimizer and network: ``network``, ``parameters``, ``optimizer``, ``step_us`` and ``training_us``
-        (medians over rounds, of ``step()`` alone and of a whole training step), ``step_ratio`` and ``training_ratio``
-        to Adam, ``state_bytes_per_parameter``.
+        One row a part, network, batch size and optimizer: ``part, width, batch, parameters, optimizer``; ``step_us``
+        and ``training_us`` (of ``step()`` alone, and with forward and backward pass), ``step_ratio`` and
+        ``training_ratio`` to Adam, ``step_fused_ratio`` to fused Adam where it was measured, each with ``_low`` and
+        ``_high``; ``state_bytes`` and ``peak_bytes`` (weights, gradients, state and the most that a step needs besides)
+        a parameter.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    rows = []
-    for network, (inputs, hidden) in NETWORKS.items():
-        x, y = torch.randn(batch_size, inputs), torch.randint(10, (batch_size,))
-        models = {name: mlp(inputs, hidden, 10) for name in OPTIMIZERS}
-        optimizers = {name: make(models[name]) for name, make in OPTIMIZERS.items()}
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in OPTIMIZERS}
-        for _ in bar(range(rounds), desc=network, unit="round"):
+    cases = [(part, width, batch) for part in parts for width in PARTS[part][0] for batch in PARTS[part][1]]
+    try:
+        tables = [
+            _measure(part, width, batch, PARTS[part][2], rounds)
+            for part, width, batch in bar(cases, unit="network")
+            if width <= largest
+        ]
+    finally:
+        torch.set_num_threads(threads)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _measure(part: str, width: int, batch: int, names: list[str], rounds: int) -> pd.DataFrame:
+    x, y = torch.randn(batch, 784), torch.randint(10, (batch,))
+    models = {name: mlp(784, (width, width), 10) for name in names}
+    optimizers = {name: OPTIMIZERS[name](models[name]) for name in names}
+    for name, optimizer in optimizers.items():
+        for _ in range(WARM_UP):
+            _training_step(models[name], optimizer, x, y)
+    times: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(rounds):
             for name, optimizer in optimizers.items():
-                steps = [_training_step(models[name], optimizer, x, y) for _ in range(20)]
-                times[name].append(tuple(statistics.mean(column) for column in zip(*steps, strict=True)))
-        rows += [_row(network, name, models[name], optimizers[name], times[name][2:]) for name in OPTIMIZERS]
-    torch.set_num_threads(threads)
-    table = pd.DataFrame(rows)
-    for column in ("step", "training"):
-        adam = table[table.optimizer == "Adam"].set_index("network")[f"{column}_us"]
-        table[f"{column}_ratio"] = table[f"{column}_us"] / table.network.map(adam)
-    return table
+                steps = [_training_step(models[name], optimizer, x, y) for _ in range(STEPS)]
+                times[name].append(np.mean(steps, axis=0))
+    finally:
+        gc.enable()
+    measured = {name: np.array(columns) * 1e6 for name, columns in times.items()}
+    rows = []
+    for name, optimizer in optimizers.items():
+        count = sum(p.numel() for p in models[name].parameters())
+        place = {"part": part, "width": width, "batch": batch, "parameters": count, "optimizer": name}
+        row = {**place, **_interval("step_us", measured[name][:, 0]), **_interval("training_us", measured[name][:, 1])}
+        for column, kind in enumerate(("step", "training")):
+            row |= _interval(f"{kind}_ratio", measured[name][:, column] / measured["Adam"][:, column])
+        if "Adam, fused" in measured:
+            row |= _interval("step_fused_ratio", measured[name][:, 0] / measured["Adam, fused"][:, 0])
+        state = state_bytes(optimizer)
+        _training_step(models[name], optimizer, x, y)
+        peak = 2 * 4 * count + state + peak_of_step(optimizer)
+        rows.append({**row, "state_bytes": state / count, "peak_bytes": peak / count})
+    return pd.DataFrame(rows)
 
 
-def _training_step(model: nn.Module, optimizer: Optimizer, x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
+def _interval(name: str, values: np.ndarray) -> dict[str, float]:
+    interval = bootstrap((values,), np.median, method="percentile", rng=0).confidence_interval
+    return {name: float(np.median(values)), f"{name}_low": float(interval.low), f"{name}_high": float(interval.high)}
+
+
+def _training_step(model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> tuple[float, float]:
     start = time.perf_counter()
     optimizer.zero_grad()
     F.cross_entropy(model(x), y).backward()
@@ -82,15 +145,46 @@ def _training_step(model: nn.Module, optimizer: Optimizer, x: torch.Tensor, y: t
     return end - before_step, end - start
 
 
-def _row(network: str, name: str, model: nn.Module, optimizer: Optimizer, times: list[tuple[float, float]]) -> dict:
-    count = sum(p.numel() for p in model.parameters())
-    kept = sum(v.nbytes for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor))
-    step, training = (statistics.median(column) * 1e6 for column in zip(*times, strict=True))
-    return {
-        "network": network,
-        "parameters": count,
-        "optimizer": name,
-        "step_us": round(step),
-        "training_us": round(training),
-        "state_bytes_per_parameter": round(kept / count, 3),
-    }
+def state_bytes(optimizer: Optimizer) -> int:
+    """Bytes of all tensors that an optimizer keeps."""
+    return sum(v.nbytes for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor))
+
+
+def peak_of_step(optimizer: Optimizer) -> int:
+    """Most bytes that a step on the CPU holds at once, beyond what is there before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        optimizer.step()
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
+    return max(0, int(held.max(initial=0)))
+
+
+def verdicts(table: pd.DataFrame) -> list[str]:
+    """What a table of `bench` says of P15 (no more state than Adam), of P16 (3.2 % more training time than Adam) and of
+    the project's own targets, in sentences; a target is met where the interval's lower end is at most the target."""
+    size = table[table.part == "size"].set_index(["optimizer", "parameters"]).sort_index()
+    counts = [count for count in (269_322, 5_824_522) if count in size.index.levels[1]]
+    lines = []
+
+    def told(what: str, row: pd.Series, column: str, target: float) -> None:
+        value, low, high = row[column], row.get(f"{column}_low", row[column]), row.get(f"{column}_high", row[column])
+        spread = "" if low == high else f" [{low:.2f}, {high:.2f}]"
+        word = "met" if value <= target else "not distinguishable" if low <= target else "not met"
+        lines.append(f"{what}: {value:.2f}{spread}, at most {target:g} asked: {word}.")
+
+    for count in counts:
+        adam = size.loc[("Adam", count)]
+        for rule in ("Selective plasticity", "Consolidation"):
+            row, compiled = size.loc[(rule, count)], size.loc[(f"{rule}, compiled", count)]
+            shares = pd.Series({name: row[name] / adam[name] for name in ("state_bytes", "peak_bytes")})
+            name = f"{rule}, {count:,} parameters"
+            told(f"P15. {name}: state, of Adam's", shares, "state_bytes", 1 + 1e-3)  # and two numbers a tensor
+            told(f"P16. {name}: training time, of Adam's", row, "training_ratio", 1.032)
+            told(f"{name}: step, of Adam's", row, "step_ratio", 1.0)
+            told(f"{name}: compiled step, of fused Adam's", compiled, "step_fused_ratio", 1.0)
+            told(f"{name}: peak memory, of Adam's", shares, "peak_bytes", 1.1)
+        for rule in ("Coincidence", "Coincidence, rank 128"):
+            told(
+                f"{rule}, {count:,} parameters: training step, of Adam's", size.loc[(rule, count)], "training_ratio", 2
+            )
+    return lines

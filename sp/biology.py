@@ -6,11 +6,12 @@ postsynaptic side (Mayer, Westbrook & Guthrie 1984; Nowak et al. 1984). A gradie
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pandas as pd
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -52,6 +53,7 @@ class Synapses:
     bias: nn.Parameter | None
     passes: list["Pass"] = field(default_factory=list, repr=False)
     readout: bool = False  # whether its error was the first to come back in the last backward pass
+    synchronise: bool = True  # whether activity is gathered from all processes of a distributed training
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
@@ -84,8 +86,12 @@ class Synapses:
         """The activity recorded since the last call, which is thereby forgotten; None where there was none."""
         passes, self.passes = self.passes, []
         alive = [(module, p) for p in passes if (module := p.module()) is not None]
-        if not alive:
-            return None
+        activity = self._activity(alive) if alive else None
+        if self.synchronise and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            return _gathered(activity, self.weight, self.bias is not None)
+        return activity
+
+    def _activity(self, alive: list[tuple[nn.Module, Pass]]) -> Activity:
         presynaptic = torch.cat([_presynaptic(module, p.inputs) for module, p in alive]).to(self.weight.dtype)
         postsynaptic = torch.cat([_postsynaptic(module, p.errors) for module, p in alive]).to(self.weight.dtype)
         if self.bias is not None:
@@ -95,6 +101,30 @@ class Synapses:
         for module, p in alive:
             batches[p.backward] = max(batches.get(p.backward, 0), _examples(module, p.inputs))
         return Activity(presynaptic, postsynaptic, sum(batches.values()))
+
+
+def _gathered(activity: Activity | None, weight: Tensor, bias: bool) -> Activity | None:
+    """The activity of all processes, in their order, as one process would have seen it on the whole batch.
+
+    Gradients are averaged over W processes, and the errors are divided by W to go with them.
+    """
+    world = dist.get_world_size()
+    out, inputs = len(weight), weight[0].numel() + bias
+    if activity is None:
+        activity = Activity(weight.new_empty(0, inputs), weight.new_empty(0, out), 0)
+    own = torch.tensor([len(activity.presynaptic), activity.examples], device=weight.device)
+    sizes = [torch.empty_like(own) for _ in range(world)]
+    dist.all_gather(sizes, own)
+    rows, examples = zip(*(size.tolist() for size in sizes), strict=True)
+    if not any(rows):
+        return None
+    gathered = []
+    for mine in (activity.presynaptic, activity.postsynaptic):
+        padded = F.pad(mine, (0, 0, 0, max(rows) - len(mine))).contiguous()
+        parts = [torch.empty_like(padded) for _ in range(world)]
+        dist.all_gather(parts, padded)
+        gathered.append(torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)]))
+    return Activity(gathered[0], gathered[1] / world, sum(examples))
 
 
 class NMDACoincidence:
@@ -108,38 +138,46 @@ class NMDACoincidence:
     Not watched, and left to the diagonal rule: grouped convolutions, layers whose weight is not a parameter of their
     own (weight normalisation), the projections inside `nn.MultiheadAttention` (it never calls them), and frozen layers.
 
-    The watcher does not keep the model alive, and the model does not keep the watcher alive.
+    The watcher does not keep the model alive, and the model does not keep the watcher alive. A copy of both (by
+    ``deepcopy`` or ``pickle`` of model and optimizer together) watches the copied model; one of the model alone is not
+    watched.
 
     Args:
         model: any module; its layers are watched from now on.
+        synchronise: gather the activity of all processes where ``torch.distributed`` runs with several, so that they
+            keep equal memories, as `DistributedDataParallel` keeps their gradients equal. It costs the exchange of each
+            layer's inputs and errors. False: for processes that train networks of their own.
 
     Raises:
         TypeError: ``model`` is not a module.
         ValueError: it has no layer that can be watched.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, synchronise: bool = True):
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {model!r} of type {type(model).__name__}")
         self.synapses: list[Synapses] = []
         self._handles = []
         self._backward, self._first = None, None
-        me = weakref.ref(self)
+        self._model, self._synchronise = weakref.ref(model), synchronise
         by_weight: dict[int, Synapses] = {}
         for name, module in _watchable(model):
             weight, bias = module.weight, module.bias
             synapses = by_weight.get(id(weight))
             if synapses is None:
-                synapses = by_weight[id(weight)] = Synapses(name, weight, bias)
+                synapses = by_weight[id(weight)] = Synapses(name, weight, bias, synchronise=synchronise)
                 self.synapses.append(synapses)
             elif synapses.bias is not bias:
                 synapses.bias = None  # tied weights with biases of their own: the biases follow the diagonal rule
-            self._handles.append(module.register_forward_hook(_hook(me, weakref.ref(synapses), weakref.ref(module))))
+            self._handles.append(module.register_forward_hook(_Hook(self, synapses, module)))
         if not self.synapses:
             raise ValueError(
                 f"model ({type(model).__name__}) has no Linear or Conv2d layer that can be watched; use the optimizer "
                 "without coincidence"
             )
+
+    def __reduce__(self):
+        return NMDACoincidence, (self._model(), self._synchronise)
 
     def covered(self) -> dict[str, nn.Parameter]:
         """The parameters that are watched, by name; frozen ones are not."""
@@ -345,25 +383,37 @@ def _watchable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _hook(watcher: weakref.ref, synapses: weakref.ref, module_reference: weakref.ref):
-    """A forward hook that holds no module and no watcher alive."""
+class _Hook:
+    """A forward hook that holds no module and no watcher alive, and records nothing of a module's copies."""
 
-    def remember(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if watcher() is None or not module.training or not torch.is_grad_enabled() or not output.requires_grad:
+    def __init__(self, watcher: NMDACoincidence, synapses: Synapses, module: nn.Module):
+        self.watcher, self.synapses, self.module = weakref.ref(watcher), weakref.ref(synapses), weakref.ref(module)
+
+    def __reduce__(self):
+        return _no_hook, ()  # a copy of the model, or one read from a file, is not watched until somebody watches it
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if module is not self.module() or self.watcher() is None or not module.training:
             return
-        if not module.weight.requires_grad:
+        if not torch.is_grad_enabled() or not output.requires_grad or not module.weight.requires_grad:
             return
         x = inputs[0].detach()
 
         def record(gradient: Tensor) -> None:
-            if (recorded := synapses()) is not None and (watching := watcher()) is not None:
+            if (synapses := self.synapses()) is not None and (watcher := self.watcher()) is not None:
                 backward = torch._C._current_graph_task_id()
-                recorded.readout = watching.first_of(backward, recorded)
-                recorded.passes.append(Pass(module_reference, x, gradient.detach(), backward))
+                synapses.readout = watcher.first_of(backward, synapses)
+                synapses.passes.append(Pass(self.module, x, gradient.detach(), backward))
 
         output.register_hook(record)
 
-    return remember
+
+def _no_hook() -> Callable[..., None]:
+    return _ignore
+
+
+def _ignore(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    """What stands in a copied model in place of a hook."""
 
 
 def _presynaptic(module: nn.Module, x: Tensor) -> Tensor:

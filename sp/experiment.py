@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import sp
-from sp import files, metrics
+from sp import checkpoint, files, metrics
 from sp.baselines import OPTIMIZERS, GradientLearner, RidgeLearner, masked
 from sp.data import Stream, load, make_stream
 from sp.models import MODELS
@@ -181,10 +181,15 @@ def run(
     progress: bool = False,
     look: Callable[[Moment], None] | None = None,
     until: int | None = None,
+    checkpoint_path: str | os.PathLike | None = None,
+    checkpoint_every: int = 200,
 ) -> Result:
     """Train one network on the stream, task by task, and test it on every task after each.
 
     The run uses one thread and leaves the global random state and the number of threads as they were.
+
+    With a checkpoint, a run that was killed ends with the same weights and the same result as one that was not. It
+    keeps weights, optimizer, buffer and random states, and is deleted at the end.
 
     Args:
         experiment: what to run.
@@ -192,10 +197,23 @@ def run(
         progress: show a bar over the epochs.
         look: called after every step; what it does to the learner is done.
         until: number of the last task to learn, from 1; None: the stream's last. Later rows of the accuracy are NaN.
+        checkpoint_path: a file that is written on the way, and from which the run goes on where it is there already.
+            ``look`` then sees only the steps that are left. A damaged file is warned of, and the run begins again.
+        checkpoint_every: steps between two writes, >= 1.
+
+    Raises:
+        ValueError: ``checkpoint_every`` is out of range, the file is another experiment's, or the method has no state
+            that could be kept.
+        OSError: the checkpoint cannot be written.
     """
+    if isinstance(checkpoint_every, bool) or not isinstance(checkpoint_every, int) or checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every must be a whole number >= 1, got {checkpoint_every!r}")
     with _isolated(experiment.seed, device):
         start = time.perf_counter()
-        return _Run(experiment, stream_of(experiment), torch.device(device), look).train(progress, start, until)
+        training = _Run(experiment, stream_of(experiment), torch.device(device), look)
+        if checkpoint_path is not None:
+            training.keep_in(Path(checkpoint_path), checkpoint_every)
+        return training.train(progress, start, until)
 
 
 class _Run:
@@ -218,20 +236,67 @@ class _Run:
         self.unit_task = _task_of_each_unit(stream, device)
         self.curve: list[dict[str, float]] = []
         self.steps = 0
+        self.place = {"task": 0, "epoch": 0, "batch": 0}  # what is done: tasks, epochs of the next one, batches of that
+        self.order_at_epoch = self.order.get_state()
+        self.accuracy = np.full((len(stream.tasks), len(stream.tasks)), np.nan)
+        self.initial: np.ndarray | None = None
+        self.checkpoint: tuple[Path, int] | None = None
+
+    def keep_in(self, path: Path, every: int) -> None:
+        """Write checkpoints from now on; go on from the one that is there."""
+        if not hasattr(self.learner, "state_dict"):
+            raise ValueError(f"optimizer {self.experiment.optimizer!r} has no state_dict, so it cannot be checkpointed")
+        self.checkpoint = (path, every)
+        state = checkpoint.load(path, self.experiment.as_dict())
+        if state is None:
+            return
+        self.learner.load_state_dict(state["learner"])
+        if self.buffer is not None:
+            self.buffer.load_state_dict(state["buffer"])
+        self.place, self.steps, self.curve = state["place"], state["steps"], state["curve"]
+        self.order.set_state(state["order"])
+        self.accuracy, self.initial = state["accuracy"].numpy(), state["initial"].numpy()
+        torch.set_rng_state(state["random"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_cuda"], self.device)
+
+    def _keep(self) -> None:
+        on_gpu = self.device.type == "cuda"
+        state = {
+            "experiment": self.experiment.as_dict(),
+            "learner": self.learner.state_dict(),
+            "buffer": None if self.buffer is None else self.buffer.state_dict(),
+            "place": self.place,
+            "steps": self.steps,
+            "curve": self.curve,
+            "order": self.order_at_epoch,
+            "accuracy": torch.from_numpy(self.accuracy),
+            "initial": torch.from_numpy(self.initial),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.device) if on_gpu else None,
+        }
+        checkpoint.save(self.checkpoint[0], state)
 
     def train(self, progress: bool, start: float, until: int | None) -> Result:
         tests = [self._on_device(task.outputs, *task.test()) for task in self.stream.tasks]
-        initial = np.array([self._accuracy(test) for test in tests])
-        accuracy = np.full((len(tests), len(tests)), np.nan)
-        with files.bar(total=len(tests) * self.experiment.epochs, unit="epoch", progress=progress) as bar:
+        if self.initial is None:
+            self.initial = np.array([self._accuracy(test) for test in tests])
+        epochs = self.experiment.epochs
+        done = self.place["task"] * epochs + self.place["epoch"]
+        with files.bar(total=len(tests) * epochs, initial=done, unit="epoch", progress=progress) as bar:
             for i, task in enumerate(self.stream.tasks[:until]):
+                if i < self.place["task"]:
+                    continue
                 self._train_task(i, *self._on_device(task.outputs, *task.train()), tests, bar)
                 # Of the tasks still to come only the next one is tested, which forward transfer needs.
-                accuracy[i, : i + 2] = [self._accuracy(test) for test in tests[: i + 2]]
+                self.accuracy[i, : i + 2] = [self._accuracy(test) for test in tests[: i + 2]]
+                self.place = {"task": i + 1, "epoch": 0, "batch": 0}
+        if self.checkpoint is not None:
+            self.checkpoint[0].unlink(missing_ok=True)
         return Result(
             experiment=self.experiment,
-            accuracy=accuracy,
-            initial=initial,
+            accuracy=self.accuracy,
+            initial=self.initial,
             curve=self.curve,
             buffer={} if self.buffer is None else {str(k): n for k, n in self.buffer.class_counts().items()},
             seconds=time.perf_counter() - start,
@@ -240,13 +305,16 @@ class _Run:
 
     def _train_task(self, number: int, x: Tensor, y: Tensor, tests: list, bar: Any) -> None:
         size = self.experiment.batch_size
-        total = self.experiment.epochs * -(-len(x) // size)
+        batches = -(-len(x) // size)
+        total = self.experiment.epochs * batches
         points = np.linspace(0, total, self.experiment.curve_points + 1)[1:].round().astype(int)
-        step = 0
-        for _ in range(self.experiment.epochs):
-            for index in torch.randperm(len(x), generator=self.order).to(self.device).split(size):
+        for epoch in range(self.place["epoch"], self.experiment.epochs):
+            self.order_at_epoch = self.order.get_state()
+            order = torch.randperm(len(x), generator=self.order).to(self.device).split(size)
+            for index in order[self.place["batch"] :]:
                 self._train_batch(x[index], y[index])
-                step += 1
+                self.place = {"task": number, "epoch": epoch, "batch": self.place["batch"] + 1}
+                step = epoch * batches + self.place["batch"]
                 if self.look is not None:
                     place = {"first": step == 1, "last": step == total}
                     self.look(Moment(self.steps, number + 1, **place, learner=self.learner, stream=self.stream))
@@ -254,6 +322,9 @@ class _Run:
                     for j, test in enumerate(tests):
                         measured = {"training": number, "task": j, "accuracy": self._accuracy(test)}
                         self.curve.append({"step": self.steps, **measured})
+                if self.checkpoint is not None and self.steps % self.checkpoint[1] == 0:
+                    self._keep()
+            self.place = {"task": number, "epoch": epoch + 1, "batch": 0}
             bar.update()
 
     def _train_batch(self, x: Tensor, y: Tensor) -> None:
@@ -360,11 +431,18 @@ class Store:
         body = json.dumps(result.as_dict(), sort_keys=True)
         files.write_atomically(self.path(result.experiment), _sealed(body))
 
-    def run(self, experiment: Experiment, progress: bool = False) -> Result:
-        """The stored result, else a new one, stored."""
+    def run(self, experiment: Experiment, progress: bool = False, checkpoint_every: int | None = None) -> Result:
+        """The stored result, else a new one, stored.
+
+        With ``checkpoint_every``, a run that is killed goes on at the next call from a checkpoint beside its result.
+        """
         result = self.get(experiment)
         if result is None:
-            result = run(experiment, progress=progress)
+            options = {}
+            if checkpoint_every is not None:
+                path = self.path(experiment).with_suffix(".checkpoint")
+                options = {"checkpoint_path": path, "checkpoint_every": checkpoint_every}
+            result = run(experiment, progress=progress, **options)
             self.put(result)
         return result
 

@@ -258,6 +258,37 @@ def line_panels(
     return fig
 
 
+def scaling_panels(table: pd.DataFrame, x: str, panels: dict[str, str], label: str, height: float = 2.6) -> Figure:
+    """How costs grow, on two logarithmic axes: lines with bars for the intervals that the table has.
+
+    Args:
+        table: a row for each ``optimizer`` and value of ``x``; the columns of ``panels``, with ``_low`` and ``_high``
+            where there is an interval.
+        x: column of the horizontal axis.
+        panels: column -> label of its panel's vertical axis.
+        label: of the horizontal axis.
+        height: in inches.
+    """
+    names = list(dict.fromkeys(table.optimizer))
+    colours = [colour(name) for name in names]
+    looks = [("-", "o"), ("--", "s"), (":", "^")]
+    fig, axes = figure("column", height, ncols=len(panels), squeeze=False)
+    for ax, (column, title) in zip(axes[0], panels.items(), strict=True):
+        for i, name in enumerate(names):
+            rows = table[table.optimizer == name].sort_values(x)
+            line, marker = looks[colours[:i].count(colours[i]) % len(looks)]
+            bars = None
+            if f"{column}_low" in rows:
+                ends = rows[[f"{column}_low", f"{column}_high"]].to_numpy().T
+                bars = np.abs(ends - rows[column].to_numpy()).clip(min=0)
+            style = {"color": colours[i], "linestyle": line, "marker": marker, "markersize": 2.5, "label": name}
+            ax.errorbar(rows[x], rows[column], yerr=bars, elinewidth=0.8, linewidth=0.9, **style)
+        ax.set(xscale="log", yscale="log", xlabel=label, ylabel=title)
+        ax.minorticks_off()
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return fig
+
+
 def gate_bands(table: pd.DataFrame, ends: list[int]) -> Figure:
     """The gate over training, a panel for each layer: median and the band between its outer quantiles.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sp.biology import Activity, Synapses
-from sp.optim.common import scalar_dtype, zero_unless
+from sp.optim.common import scalar_dtype, signed_rate, zero_unless
 from sp.optim.memory import ROWS, SMALLEST, ExactMemory, Memory, SketchedMemory
 
 AVERAGE = 0.99  # share of the old value that a running mean keeps in a step of `REFERENCE_BATCH` examples
@@ -97,7 +97,7 @@ class WatchedLayer:
         if self.errors is not None:
             turned, by_errors = self.errors.multiply(self.state, change.T)
             change, factor = turned.T, factor * by_errors
-        size = self.group["lr"] * GAIN / self.strength * batch_factor(self.examples)
+        size = signed_rate(self.group) * GAIN / self.strength * batch_factor(self.examples)
         self.synapses.subtract_(change, size * unit.to(change.device) * self.per_power * factor, bias=all(learns))
 
 

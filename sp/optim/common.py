@@ -1,15 +1,17 @@
 """What the optimizers share: checked arguments, gradients that are looked at before anything changes, skipped steps."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from sp.biology import NMDACoincidence, Synapses
+from sp.optim.fast import Compiled, local, summed_over_shards
 
 
 def check_number(
@@ -62,16 +64,24 @@ def zero_unless(finite: Tensor, values: Tensor) -> Tensor:
     return torch.bitwise_and(values.view(integer), -finite.to(integer)).view(values.dtype)
 
 
+def signed_rate(group: dict[str, Any]) -> float | Tensor:
+    """The learning rate of a group, a number or a tensor without dimensions; below zero where it climbs."""
+    rate = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
+    return -rate if group["maximize"] else rate
+
+
 class PlasticityOptimizer(Optimizer):
     """Base of the optimizers. A subclass defines three methods:
 
-    ``check_options(options)`` raises a ValueError or TypeError that names the first wrong option of a parameter group;
+    ``check_options(options)`` raises a ValueError or TypeError that names the first wrong option of a parameter group,
+    after those that are checked here for all optimizers;
     ``initialise(parameters)`` makes the state of parameters before their first step;
     ``update(groups, finite)`` changes parameters and their state, given each group with those of its parameters that
     have a gradient, and leaves all as it is where the tensor ``finite`` is False.
 
-    What of a parameter's state has the parameter's shape and dtype is named in ``parameter_state``; everything else is
-    kept in float32 or wider, also when a state dict is loaded into a half-precision model.
+    What of a parameter's state has the parameter's shape is named in ``parameter_state``. It has the parameter's dtype
+    as well, unless ``wide_state`` names it, too: that and everything else is kept in float32 or wider, also when a
+    state dict is loaded into a half-precision model.
 
     Args:
         params: parameters, or dicts of parameters with options of their own.
@@ -80,6 +90,7 @@ class PlasticityOptimizer(Optimizer):
     """
 
     parameter_state: tuple[str, ...] = ()
+    wide_state: tuple[str, ...] = ()
 
     def __init__(self, params: Iterable, defaults: dict[str, Any], coincidence: NMDACoincidence | None):
         if coincidence is not None and not isinstance(coincidence, NMDACoincidence):
@@ -89,6 +100,28 @@ class PlasticityOptimizer(Optimizer):
         if isinstance(params, list) and not params:
             raise ValueError("params must hold at least one parameter, got an empty list: pass model.parameters()")
         super().__init__(params, {**defaults, "step_count": 0, "skipped_steps": 0})
+
+    def check_options(self, options: dict[str, Any]) -> None:
+        """Raise for the first wrong option; here for those that all optimizers have."""
+        check_number("lr", options["lr"], 0)
+        check_number("weight_decay", options["weight_decay"], 0)
+        for name in ("maximize", "foreach", "compile", "differentiable"):
+            check_flag(name, options[name])
+        if options["differentiable"]:
+            raise ValueError(
+                "differentiable must be False, got True: the step works in place and cannot be differentiated through; "
+                "for meta-learning take gradients of the inner updates with torch.func instead"
+            )
+        if options["compile"] and not options["foreach"]:
+            raise ValueError("foreach must be True with compile=True, got False: leave one of the two out")
+        check_choice("on_nonfinite", options["on_nonfinite"], ("skip", "raise"))
+
+    def compiled(self, function: Callable) -> Compiled:
+        """This optimizer's compiled form of a function; compiled when it is first called."""
+        known = self.__dict__.setdefault("_compiled", {})
+        if function not in known:
+            known[function] = Compiled(function)
+        return known[function]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with options of their own; wrong options raise before anything is added."""
@@ -136,15 +169,20 @@ class PlasticityOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with_gradient = [
-            [p for p in group["params"] if p.grad is not None and p.numel() > 0] for group in self.param_groups
+        groups = [
+            (group, [p for p in group["params"] if p.grad is not None and p.numel() > 0]) for group in self.param_groups
         ]
-        finite = self._finite([p for parameters in with_gradient for p in parameters])
-        for group, parameters in zip(self.param_groups, with_gradient, strict=True):
+        finite = self._finite([p for _, parameters in groups for p in parameters])
+        not_finite = finite.logical_not()
+        for group, parameters in groups:
             group["step_count"] += 1
-            group["skipped_steps"] = group["skipped_steps"] + (~finite).to(torch.int64)
-            self.initialise([p for p in parameters if not self.state[p]])
-        self.update(list(zip(self.param_groups, with_gradient, strict=True)), finite)
+            group["skipped_steps"] = group["skipped_steps"] + not_finite
+            new = [p for p in parameters if not self.state[p]]
+            if new:
+                self.initialise(new)
+            if group["weight_decay"]:
+                _decay(parameters, abs(signed_rate(group)) * group["weight_decay"], finite)
+        self.update(groups, finite)
         return loss
 
     def _finite(self, parameters: list[Tensor]) -> Tensor:
@@ -156,11 +194,12 @@ class PlasticityOptimizer(Optimizer):
                     f"{p.grad.dtype} for the parameter of shape {tuple(p.shape)}; nothing was changed. Build an "
                     "Embedding with sparse=False, or give that parameter to another optimizer."
                 )
-        finite = torch.tensor(True)
+        finite = None
         for members in by_device_and_dtype(parameters):
-            # A sum is finite where its terms are, and is the cheapest way to look at all of them.
-            sums = torch.stack([p.grad.sum(dtype=scalar_dtype(p)) for p in members])
-            finite = finite.to(sums.device, non_blocking=True) & sums.isfinite().all()
+            seen = self.total(members).isfinite()
+            finite = seen if finite is None else finite & seen.to(finite.device, non_blocking=True)
+        if finite is None:
+            return torch.tensor(True)
         if any(group["on_nonfinite"] == "raise" for group in self.param_groups) and not finite:
             wrong = [tuple(p.shape) for p in parameters if not p.grad.isfinite().all()]
             raise FloatingPointError(
@@ -169,14 +208,54 @@ class PlasticityOptimizer(Optimizer):
             )
         return finite
 
+    def total(self, members: list[Tensor]) -> Tensor:
+        """A number that is finite where all gradients of parameters of one device and dtype are."""
+        # A sum is, and nothing costs less.
+        half = {"dtype": torch.float32} if members[0].dtype.itemsize == 2 else {}
+        return summed_over_shards(torch.stack([local(p.grad).sum(**half) for p in members]).sum(), members[0])
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on exactly where ``state_dict()`` was taken; numbers keep their precision in half-precision models."""
-        super().load_state_dict(state_dict)
-        saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        """Go on exactly where ``state_dict()`` was taken; numbers keep their precision in half-precision models.
+
+        Raises:
+            ValueError: groups or shapes are those of other parameters; nothing was changed.
+        """
+        seen = []
+        # The hooks of a caller may give another dict, so it is looked at last before it is loaded.
+        handles = [
+            self.register_load_state_dict_pre_hook(lambda _, final: seen.append(self._checked(final))),
+            self.register_load_state_dict_post_hook(lambda _: self._restore_precision(*seen), prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _pairs(self, state_dict: dict[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
+        """Each parameter with what a state dict has for it; the order of the parameters tells which is whose."""
+        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         own = [p for group in self.param_groups for p in group["params"]]
-        for saved_id, p in zip(saved_ids, own, strict=True):
-            for name, value in state_dict["state"].get(saved_id, {}).items():
-                if name not in self.parameter_state:
+        return [(p, state_dict["state"].get(i, {})) for i, p in zip(ids, own, strict=False)]
+
+    def _checked(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        for p, state in self._pairs(state_dict):
+            for name in self.parameter_state:
+                if name in state and state[name].shape != p.shape:
+                    raise ValueError(
+                        f"state_dict has {name!r} of shape {tuple(state[name].shape)} for a parameter of shape "
+                        f"{tuple(p.shape)}; nothing was changed. Give the optimizer the parameters of the same model "
+                        "in the same order."
+                    )
+        return state_dict
+
+    def _restore_precision(self, state_dict: dict[str, Any]) -> None:
+        for group in self.param_groups:  # options that the saved optimizer did not have yet
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+        for p, state in self._pairs(state_dict):
+            for name, value in state.items():
+                if name not in self.parameter_state or name in self.wide_state:
                     dtype = scalar_dtype(p) if value.is_floating_point() else value.dtype
                     self.state[p][name] = value.to(p.device, dtype, copy=True)
 
@@ -187,9 +266,17 @@ class PlasticityOptimizer(Optimizer):
         return {"step_count": calls - skipped, "skipped_steps": skipped}
 
 
+def _decay(parameters: list[Tensor], share: float | Tensor, finite: Tensor) -> None:
+    """Multiply weights by ``1 - share``, where the step is finite."""
+    for members in by_device_and_dtype(parameters):
+        kept = torch.where(finite.to(members[0].device, non_blocking=True), 1 - share, 1.0)
+        torch._foreach_mul_([local(p) for p in members], [kept] * len(members))
+
+
 def by_device_and_dtype(parameters: list[Tensor]) -> list[list[Tensor]]:
-    """Parameters in lists that the foreach functions can take at once."""
+    """Parameters in lists that the foreach functions can take at once; those that are sharded alike stay together."""
     lists: dict[Any, list[Tensor]] = {}
     for p in parameters:
-        lists.setdefault((p.device, p.dtype), []).append(p)
+        sharding = (p.device_mesh, p.placements) if isinstance(p, DTensor) else None
+        lists.setdefault((p.device, p.dtype, sharding), []).append(p)
     return list(lists.values())

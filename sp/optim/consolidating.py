@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from sp import rules
 from sp.biology import NMDACoincidence, Synapses
@@ -12,11 +13,12 @@ from sp.optim.coincidence import REFERENCE_BATCH, SCALE_STEPS, WatchedLayer, hor
 from sp.optim.common import (
     PlasticityOptimizer,
     by_device_and_dtype,
-    check_choice,
-    check_flag,
     check_integer,
     check_number,
+    scalar_dtype,
+    signed_rate,
 )
+from sp.optim.fast import blocks, local, summed_over_shards, whole
 from sp.optim.memory import SMALLEST, Memory
 
 FLOOR = 0.5  # of the norm at the beginning: a task learnt to the end must not leave the absorber shut for the next
@@ -62,14 +64,15 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         equalisation: coincidence form: p >= 0; 0 leaves Q out.
         absorber: largest gradient norm in units of its running mean, >= 1. Of the first group, for all.
         coincidence: a watcher of the model, or None.
-        foreach: diagonal form: True: all tensors at once. False: the reference, one tensor at a time.
-        on_nonfinite: as in `SelectivePlasticityOptimizer`.
+        foreach, compile: diagonal form: True, False: all tensors at once. False, False: the reference, one tensor at a
+            time. True, True: under ``torch.compile``, as in `SelectivePlasticityOptimizer`.
+        weight_decay, maximize, differentiable, on_nonfinite: as in `SelectivePlasticityOptimizer`.
 
     Raises:
         ValueError, TypeError: an argument is outside its range or of the wrong type; the message names it.
     """
 
-    parameter_state = ("consolidated",)
+    parameter_state = wide_state = ("consolidated",)
 
     def __init__(
         self,
@@ -84,10 +87,14 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         equalisation: float = 30.0,
         absorber: float = 1.25,
         coincidence: NMDACoincidence | None = None,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
         foreach: bool = True,
+        compile: bool = False,
+        differentiable: bool = False,
         on_nonfinite: str = "skip",
     ):
-        leave_out = ("self", "params", "coincidence", "__class__")
+        leave_out = ("self", "params", "coincidence", "__class__", "leave_out")
         options = {name: value for name, value in locals().items() if name not in leave_out}
         super().__init__(params, options, coincidence)
         device = self.param_groups[0]["params"][0].device
@@ -96,8 +103,11 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         }
         self.param_groups[0]["shared"]["threshold"] = torch.ones((), device=device)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "coincidence": self.coincidence}
+
     def check_options(self, options: dict[str, Any]) -> None:
-        check_number("lr", options["lr"], 0)
+        super().check_options(options)
         check_number("threshold_quantile", options["threshold_quantile"], 0, 1, low_open=True, high_open=True)
         check_integer("warmup_steps", options["warmup_steps"], 1)
         check_number("memory_strength", options["memory_strength"], 0, low_open=True)
@@ -106,14 +116,32 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         check_integer("refresh_every", options["refresh_every"], 1)
         check_number("equalisation", options["equalisation"], 0)
         check_number("absorber", options["absorber"], 1)
-        check_flag("foreach", options["foreach"])
-        check_choice("on_nonfinite", options["on_nonfinite"], ("skip", "raise"))
+
+    def _finite(self, parameters: list[Tensor]) -> Tensor:
+        self._squares = []
+        sharded = [s.name for s in self.covered().values() if isinstance(s.weight, DTensor)]
+        if sharded:
+            raise TypeError(
+                f"coincidence: the layer {sharded[0]!r} is sharded by fully_shard, and a memory needs all of a layer's "
+                "gradient; nothing was changed. Use DistributedDataParallel, or the optimizer without coincidence."
+            )
+        return super()._finite(parameters)
+
+    def total(self, members: list[Tensor]) -> Tensor:
+        if self.coincidence is not None:
+            return super().total(members)
+        # The norm is needed anyway, and serves as well; one that overflows counts as not finite.
+        square = _squared_norm(members)
+        self._squares.append(square)
+        return square
 
     def initialise(self, parameters: list[Tensor]) -> None:
         covered = self.covered()  # whose memories lie with the layer's weight, and whose shapes its first step shows
         for p in parameters:
             if id(p) not in covered:
-                self.state[p]["consolidated"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                # A sum of squares would be lost in float16, and stand still in bfloat16.
+                options = {"dtype": scalar_dtype(p), "memory_format": torch.preserve_format}
+                self.state[p]["consolidated"] = torch.zeros_like(p, **options)
 
     def update(self, groups: Groups, finite: Tensor) -> None:
         if not any(parameters for _, parameters in groups):
@@ -122,7 +150,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         shared = {name: value.to(finite.device) for name, value in self.param_groups[0]["shared"].items()}
         shared["steps"] = shared["steps"] + finite
         layers = [
-            WatchedLayer(covered[id(p)], self.state[p], group, finite, shared["steps"])
+            WatchedLayer(covered[id(p)], self.state[p], {**group, "lr": signed_rate(group)}, finite, shared["steps"])
             for group, parameters in groups
             for p in parameters
             if id(p) in covered and covered[id(p)].weight is p
@@ -133,11 +161,10 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
             for members in by_device_and_dtype([p for p in parameters if id(p) not in covered])
         ]
         squares = [layer.squared_norm() for layer in layers]
-        for _, members in rest:
-            norms = torch.stack(torch._foreach_norm([p.grad for p in members]))
-            squares.append(norms.to(finite.device, torch.float32).square().sum())
+        squares += self._squares or [_squared_norm(members) for _, members in rest]
+        norm = torch.stack([square.to(finite.device, torch.float32) for square in squares]).sum().sqrt()
         examples = max([layer.examples for layer in layers], default=REFERENCE_BATCH)
-        absorbed = self._absorb(shared, torch.stack(squares).sum().sqrt(), finite, horizon(examples))
+        absorbed = self._absorb(shared, norm, finite, horizon(examples))
         unit = absorbed / (shared["scale"] + SMALLEST)
         for layer in layers:
             layer.update(absorbed, unit, [id(p) in covered for p in layer.synapses.parameters])
@@ -157,30 +184,49 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         return torch.where(finite, kept / (norm + SMALLEST), 0)
 
     def _diagonal(self, rest: Groups, shared: dict[str, Tensor], finite: Tensor, factor: Tensor) -> None:
-        gradients = []
-        for group, members in rest:
-            capture = _capture_multi_tensor if group["foreach"] else _capture_single_tensor
-            masked = [torch.where(finite.to(p.device, non_blocking=True), p.grad, 0) for p in members]
-            torch._foreach_mul_(masked, factor.to(members[0].device, members[0].dtype))
-            capture(masked, [self.state[p]["consolidated"] for p in members])
-            gradients.append(masked)
         options = self.param_groups[0]
         count, warmup = options["step_count"], options["warmup_steps"]
         # A little longer than the warm-up, because some steps may have been skipped.
-        if rest and count <= warmup + 10 and (count <= 10 or count % 10 == 0 or count >= warmup):
+        measuring = bool(rest) and count <= warmup + 10 and (count <= 10 or count % 10 == 0 or count >= warmup)
+        if measuring:  # a threshold of what is captured in this step
+            for group, members in rest:
+                self._move(group, members, finite, factor, move=None)
             self._measure_threshold(shared, finite)
-        for (group, members), masked in zip(rest, gradients, strict=True):
-            size = group["lr"]
+        for group, members in rest:
+            size = signed_rate(group) * shared["threshold"].sqrt()  # theta / sqrt(theta)
             if self.coincidence is not None:
                 size = size * rules.novelty_of_constant(shared["steps"], group["memory_strength"])
-            step = _step_multi_tensor if group["foreach"] else _step_single_tensor
-            threshold = shared["threshold"].to(members[0].device)
-            step(members, masked, [self.state[p]["consolidated"] for p in members], threshold, size)
+            self._move(group, members, finite, factor, (shared["threshold"], size), captured=measuring)
+
+    def _move(
+        self,
+        group: dict[str, Any],
+        members: list[Tensor],
+        finite: Tensor,
+        factor: Tensor,
+        move: tuple[Tensor, Tensor] | None,
+        captured: bool = False,
+    ) -> None:
+        """Capture (unless ``captured``) and step (unless ``move`` is None) for parameters of one device and dtype."""
+        device = members[0].device
+        if device.type == "cpu" and not finite:  # there, to look at a flag is not to wait
+            return
+        consolidated = [self.state[p]["consolidated"] for p in members]
+        tensors = [[local(t) for t in ts] for ts in (members, [p.grad for p in members], consolidated)]
+        numbers = [factor.to(device), *(() if move is None else (x.to(device) for x in move))]
+        mask = None if device.type == "cpu" else finite.to(device, non_blocking=True)
+        if not group["foreach"]:
+            _move_single_tensor(*tensors, mask, *numbers, captured=captured)
+        elif group["compile"] and move is not None and not captured:
+            self.compiled(_move_multi_tensor)(*tensors, mask, *numbers)
+        else:
+            for _, block in blocks(tensors):
+                _move_multi_tensor(*block, mask, *numbers, captured=captured)
 
     def _measure_threshold(self, shared: dict[str, Tensor], finite: Tensor) -> None:
         """The quantile over all parameters together, scaled to what it will be when the warm-up ends."""
         options = self.param_groups[0]
-        values = [state["consolidated"] for state in self.state.values() if "consolidated" in state]
+        values = [whole(state["consolidated"]) for state in self.state.values() if "consolidated" in state]
         seen = rules.sampled_quantile(values, options["threshold_quantile"], seed=options["step_count"])
         seen = seen.to(finite.device) * (options["warmup_steps"] / shared["steps"].clamp(min=1))
         measuring = finite & (shared["steps"] <= options["warmup_steps"])
@@ -235,34 +281,58 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
             eligibility = self.get_param_eligibility(p)
             if eligibility is None:
                 continue
-            eligibility_sum += float(eligibility.sum(dtype=torch.float64))
-            gate_sum += float(self.get_param_gate(p).sum(dtype=torch.float64))
+            eligibility_sum += float(whole(eligibility).sum(dtype=torch.float64))
+            gate_sum += float(whole(self.get_param_gate(p)).sum(dtype=torch.float64))
             count += p.numel()
         means = (eligibility_sum / count, gate_sum / count) if count else (0.0, 1.0)
         return {**self._steps_taken(), "eligibility_mean": means[0], "gate_mean": means[1]}
 
 
-def _capture_single_tensor(gradients: list[Tensor], consolidated: list[Tensor]) -> None:
-    for g, captured in zip(gradients, consolidated, strict=True):
-        captured.copy_(rules.consolidated_eligibility(captured, g))
+def _squared_norm(members: list[Tensor]) -> Tensor:
+    """Of the gradients of parameters of one device and dtype."""
+    norms = torch.stack(torch._foreach_norm([local(p.grad) for p in members], 2, scalar_dtype(members[0])))
+    return summed_over_shards(norms.square().sum(), members[0])
 
 
-def _capture_multi_tensor(gradients: list[Tensor], consolidated: list[Tensor]) -> None:
-    torch._foreach_addcmul_(consolidated, gradients, gradients)
-
-
-def _step_single_tensor(
-    parameters: list[Tensor], gradients: list[Tensor], consolidated: list[Tensor], threshold: Tensor, size: Any
+def _move_single_tensor(
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    consolidated: list[Tensor],
+    finite: Tensor | None,
+    factor: Tensor,
+    threshold: Tensor | None = None,
+    size: Tensor | None = None,
+    captured: bool = False,
 ) -> None:
-    """The reference: one tensor at a time, as in the equations."""
-    for w, g, captured in zip(parameters, gradients, consolidated, strict=True):
-        w -= size * (g / threshold.sqrt()) * rules.consolidation_gate(captured, threshold)
+    """The reference: one tensor at a time, as in the equations; ``size``: lr sqrt(theta)."""
+    for w, g, c in zip(parameters, gradients, consolidated, strict=True):
+        g = factor * (g if finite is None else torch.where(finite, g, 0)).to(c.dtype)
+        if not captured:
+            c.copy_(rules.consolidated_eligibility(c, g))
+        if size is not None:
+            w -= size * (g / threshold) * rules.consolidation_gate(c, threshold)
 
 
-def _step_multi_tensor(
-    parameters: list[Tensor], gradients: list[Tensor], consolidated: list[Tensor], threshold: Tensor, size: Any
+def _move_multi_tensor(
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    consolidated: list[Tensor],
+    finite: Tensor | None,
+    factor: Tensor,
+    threshold: Tensor | None = None,
+    size: Tensor | None = None,
+    captured: bool = False,
 ) -> None:
-    """All tensors at once; ``theta / sqrt(theta)`` is taken together, and the gradients are used up."""
-    dtype = gradients[0].dtype
-    torch._foreach_mul_(gradients, (size * threshold.sqrt()).to(dtype))
-    torch._foreach_addcdiv_(parameters, gradients, torch._foreach_add(consolidated, threshold.to(dtype)), value=-1)
+    """All tensors at once. ``finite`` None: the gradients are known to be."""
+    if finite is not None:
+        gradients = [torch.where(finite, g, 0) for g in gradients]
+    if gradients[0].dtype != consolidated[0].dtype:
+        gradients = [g.to(c.dtype) for g, c in zip(gradients, consolidated, strict=True)]
+    count = len(gradients)  # lists, because a single tensor would be asked for its value
+    gradients = torch._foreach_mul(gradients, [factor] * count)
+    if not captured:
+        torch._foreach_addcmul_(consolidated, gradients, gradients)
+    if size is not None:
+        torch._foreach_mul_(gradients, [size] * count)
+        scales = torch._foreach_add(consolidated, [threshold] * count)
+        torch._foreach_addcdiv_(parameters, gradients, scales, value=-1)

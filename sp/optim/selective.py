@@ -1,7 +1,8 @@
 """The published rule: an Adam-like step whose size a plasticity gate decides, synapse by synapse."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,10 +18,13 @@ from sp.optim.common import (
     check_integer,
     check_number,
     scalar_dtype,
+    signed_rate,
 )
+from sp.optim.fast import blocks, local, whole
 
 REFRESH_EVERY = 50  # steps between two looks at the distribution of the eligibility
 SMALLEST_THRESHOLD = 1e-30  # where most of a tensor was never used; its reciprocal is still finite
+ONE = torch.tensor(1.0)
 THRESHOLD_MOMENTUM = 0.9  # share of the old threshold that a look keeps, so that one odd batch does not move the gate
 
 
@@ -63,8 +67,14 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
             multiplied by ``a_norm g_norm``, where ``a_norm = min(a / rms(a), 1)`` and a is the root mean square of the
             synapse's input in this batch. So it is low where either the gradient or the activation is absent. A bias
             has a constant input, a_norm = 1. What the watcher did not see in a step is gated as without it.
+        weight_decay: decoupled, >= 0: every weight that has a gradient is multiplied by ``1 - lr weight_decay`` before
+            the step, as in AdamW; the gate does not hold this back.
+        maximize: climb the objective instead of descending.
         foreach: True: all tensors at once through ``torch._foreach_*`` functions. False: the reference, one tensor at
             a time, which reads like the equations.
+        compile: run the step under ``torch.compile(fullgraph=True)``: the fastest form, after some 20 s of compiling at
+            the first step. Where there is no compiler it says so in a warning, and the step runs as without.
+        differentiable: always False; a step cannot be differentiated through.
         on_nonfinite: a step with NaN or infinity in a gradient changes no weight and no state. ``"skip"`` counts it
             in ``get_diagnostics()["skipped_steps"]`` without waiting for the device, ``"raise"`` raises
             FloatingPointError.
@@ -91,7 +101,11 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         base: str = "adam",
         gate_min: float = 0.0,
         coincidence: NMDACoincidence | None = None,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
         foreach: bool = True,
+        compile: bool = False,
+        differentiable: bool = False,
         on_nonfinite: str = "skip",
     ):
         leave_out = ("self", "params", "coincidence", "__class__")
@@ -100,7 +114,7 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         self._activations: dict[int, Tensor] = {}  # of the last step, by the parameter's id
 
     def check_options(self, options: dict[str, Any]) -> None:
-        check_number("lr", options["lr"], 0)
+        super().check_options(options)
         check_number("trace_decay", options["trace_decay"], 0, 1, high_open=True)
         check_number("plasticity_k", options["plasticity_k"], 0)
         check_number("threshold_percentile", options["threshold_percentile"], 0, 100)
@@ -111,8 +125,6 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         check_choice("normalisation", options["normalisation"], ("percentile", "max"))
         check_choice("base", options["base"], ("adam", "sgd"))
         check_number("gate_min", options["gate_min"], 0, 1)
-        check_flag("foreach", options["foreach"])
-        check_choice("on_nonfinite", options["on_nonfinite"], ("skip", "raise"))
 
     def initialise(self, parameters: list[Tensor]) -> None:
         for p in parameters:
@@ -130,6 +142,8 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         for group, with_gradient in groups:
             age = group["step_count"] - group["calibration_start"]
             function = _multi_tensor if group["foreach"] else _single_tensor
+            if group["compile"]:
+                function = partial(_multi_tensor, compiled=self.compiled(_move_tensors))
             for parameters in by_device_and_dtype(with_gradient):
                 function(
                     parameters,
@@ -140,6 +154,7 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
                     look=age % REFRESH_EVERY == 0 or age == max(group["warmup_steps"], 1),
                     seed=group["step_count"],
                     **{name: group[name] for name in _RULE_OPTIONS},
+                    lr=signed_rate(group),
                 )
 
     def _normalised_activations(self, finite: Tensor) -> dict[int, Tensor]:
@@ -205,15 +220,14 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
             eligibility = self.get_param_eligibility(p)
             if eligibility is None:
                 continue
-            eligibility_sum += float(eligibility.sum(dtype=torch.float64))
-            gate_sum += float(self.get_param_gate(p).sum(dtype=torch.float64))
+            eligibility_sum += float(whole(eligibility).sum(dtype=torch.float64))
+            gate_sum += float(whole(self.get_param_gate(p)).sum(dtype=torch.float64))
             count += p.numel()
         means = (eligibility_sum / count, gate_sum / count) if count else (0.0, 1.0)
         return {**self._steps_taken(), "eligibility_mean": means[0], "gate_mean": means[1]}
 
 
 _RULE_OPTIONS = (
-    "lr",
     "trace_decay",
     "plasticity_k",
     "threshold_percentile",
@@ -227,6 +241,10 @@ _RULE_OPTIONS = (
 )
 
 
+def _largest(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return whole(tensor).abs().max().to(dtype).clamp(min=SMALLEST_THRESHOLD)
+
+
 def _gate(
     eligibility: Tensor,
     magnitude: Tensor,
@@ -236,14 +254,17 @@ def _gate(
 ) -> Tensor:
     """The gate of one tensor: from its bias-corrected eligibility, the magnitude of its gradient and, with P8, what its
     inputs were."""
+    threshold = state["threshold"]
     if options["normalisation"] == "max":
-        dtype = state["threshold"].dtype
-        thresholds = tuple(x.max().to(dtype).clamp(min=SMALLEST_THRESHOLD) for x in (eligibility, magnitude))
+        thresholds = _largest(eligibility, threshold.dtype), _largest(magnitude, threshold.dtype)
     else:
-        thresholds = (state["threshold"], state["threshold"])
-    gradient_norm = rules.saturating_ratio(magnitude, thresholds[1])
+        thresholds = threshold, threshold
+    gradient_norm = rules.saturating_ratio(local(magnitude), thresholds[1])
     gate = rules.plasticity_gate(
-        rules.saturating_ratio(eligibility, thresholds[0]), gradient_norm, options["plasticity_k"], options["gate_min"]
+        rules.saturating_ratio(local(eligibility), thresholds[0]),
+        gradient_norm,
+        options["plasticity_k"],
+        options["gate_min"],
     )
     if activation is not None:
         gate = (gate * rules.coincidence(activation, gradient_norm)).clamp(min=options["gate_min"])
@@ -255,16 +276,17 @@ def _eps(options: dict[str, Any], parameter: Tensor) -> float:
     return max(options["eps"], torch.finfo(parameter.dtype).tiny)
 
 
-def _look(eligibility: Tensor, state: dict[str, Tensor], finite: Tensor, seed: int, options: dict[str, Any]) -> None:
+def _look(state: dict[str, Tensor], finite: Tensor, seed: int, options: dict[str, Any]) -> None:
     """Metaplasticity (P13): move the threshold towards the percentile of the bias-corrected eligibility."""
-    threshold = state["threshold"]
+    threshold, step = state["threshold"], state["step"]
+    eligibility = rules.bias_corrected(whole(state["eligibility"]), options["trace_decay"], step.clamp(min=1))
     seen = rules.sampled_quantile([eligibility], options["threshold_percentile"] / 100, seed)
     seen = seen.clamp(min=SMALLEST_THRESHOLD)
     unset = threshold.isinf()
     if options["adaptive_threshold"]:
         moved = torch.where(unset, seen, THRESHOLD_MOMENTUM * threshold + (1 - THRESHOLD_MOMENTUM) * seen)
     else:
-        moved = torch.where(unset & (state["step"] >= options["warmup_steps"]), seen, threshold)
+        moved = torch.where(unset & (step >= options["warmup_steps"]), seen, threshold)
     threshold.copy_(torch.where(finite, moved, threshold))
 
 
@@ -284,15 +306,16 @@ def _single_tensor(
         return
     for w, g, state, activation in zip(parameters, gradients, states, activations, strict=True):
         state["step"] += 1
-        state["eligibility"].copy_(rules.eligibility_trace(state["eligibility"], g, options["trace_decay"]))
-        state["momentum"].lerp_(g, 1 - options["momentum"])
+        trace, momentum = local(state["eligibility"]), local(state["momentum"])
+        trace.copy_(rules.eligibility_trace(trace, local(g), options["trace_decay"]))
+        momentum.lerp_(local(g), 1 - options["momentum"])
         eligibility = rules.bias_corrected(state["eligibility"], options["trace_decay"], state["step"])
-        mean_gradient = rules.bias_corrected(state["momentum"], options["momentum"], state["step"])
+        mean_gradient = rules.bias_corrected(momentum, options["momentum"], state["step"])
         if look:
-            _look(eligibility, state, finite, seed, options)
+            _look(state, finite, seed, options)
         gate = _gate(eligibility, g.abs(), activation, state, options)
-        scale = eligibility + _eps(options, w) if options["base"] == "adam" else 1
-        w -= options["lr"] * gate * mean_gradient / scale
+        scale = local(eligibility) + _eps(options, w) if options["base"] == "adam" else 1
+        local(w).sub_(options["lr"] * gate * mean_gradient / scale)
 
 
 def _multi_tensor(
@@ -304,64 +327,182 @@ def _multi_tensor(
     *,
     look: bool,
     seed: int,
+    compiled: Callable | None = None,
     **options: Any,
 ) -> None:
-    """All tensors at once, in place, and without waiting for the device.
+    """All tensors at once and in place: block by block on a CPU, else through one function that can be compiled.
 
-    Whatever differs from tensor to tensor is computed for all of them in one small vector. A step that is not finite
-    runs through with the gradient taken as zero and every factor that would change something as 0 or 1.
+    An accelerator is never waited for. A CPU's numbers are there when they are asked for, so it works with plain ones,
+    and leaves out a step that is not finite instead of masking it.
     """
+    on_cpu = parameters[0].device.type == "cpu"
+    if on_cpu and not finite:
+        return
+    traces = [[state[name] for state in states] for name in ("eligibility", "momentum")]
+    tensors = [[local(t) for t in members] for members in (parameters, gradients, *traces)]
     steps = [state["step"] for state in states]
-    eligibilities = [state["eligibility"] for state in states]
-    momenta = [state["momentum"] for state in states]
-    finite_number = finite.to(steps[0].dtype)
-    trace_decay, momentum = options["trace_decay"], options["momentum"]
-
-    gradients = [torch.where(finite, g, 0) for g in gradients]
-    magnitudes = torch._foreach_abs(gradients)
-    torch._foreach_add_(steps, finite_number)
-    torch._foreach_mul_(eligibilities, 1 - (1 - trace_decay) * finite_number)
-    torch._foreach_add_(eligibilities, magnitudes, alpha=1 - trace_decay)
-    torch._foreach_mul_(momenta, 1 - (1 - momentum) * finite_number)
-    torch._foreach_add_(momenta, gradients, alpha=1 - momentum)
-
-    step = torch.stack(steps)
-    trace_correction = 1 / (1 - trace_decay ** step.clamp(min=1))
+    # A tensor and not the number 1, which would be made a tensor again for each of them.
+    torch._foreach_add_(steps, [ONE if on_cpu else finite.to(steps[0].dtype)] * len(steps))
+    rates = {"trace_decay": options["trace_decay"], "momentum": options["momentum"]}
+    # Where a threshold is to be taken from the new traces, these are moved beforehand.
+    traced = look or options["normalisation"] == "max"
+    if traced:
+        for _, (_, *block) in blocks(tensors):
+            _move_traces(*block, None if on_cpu else finite, **rates)
     if look:
-        corrected = torch._foreach_mul(eligibilities, list(trace_correction.unbind()))
-        for eligibility, state in zip(corrected, states, strict=True):
-            _look(eligibility, state, finite, seed, options)
-
+        for state in states:
+            _look(state, finite, seed, options)
     if options["normalisation"] == "max":
-        per_eligibility, per_magnitude = (
-            1 / torch.stack(torch._foreach_max(tensors)).to(step.dtype).clamp(min=SMALLEST_THRESHOLD)
-            for tensors in (eligibilities, magnitudes)
-        )
+        units = [[_largest(t, steps[0].dtype) for t in members] for members in (traces[0], gradients)]
     else:
-        per_magnitude = 1 / torch.stack([state["threshold"] for state in states])
-        per_eligibility = per_magnitude * trace_correction
-
-    # With s the step size, s * clamp(1 - k e_norm (1 - g_norm), gate_min, 1) in two buffers.
-    size = options["lr"] * finite_number / (1 - momentum ** step.clamp(min=1))
-    strength = -options["plasticity_k"] * size * (step > options["warmup_steps"])
-    unused = torch._foreach_mul(magnitudes, list((-per_magnitude).unbind()))
-    torch._foreach_clamp_min_(unused, -1)
-    torch._foreach_add_(unused, 1)
-    gates = torch._foreach_mul(eligibilities, list(per_eligibility.unbind()))
-    torch._foreach_clamp_max_(gates, 1)
-    torch._foreach_mul_(gates, unused)
-    torch._foreach_mul_(gates, list(strength.unbind()))
-    torch._foreach_add_(gates, list(size.unbind()))
-    for gate, silent, activation, late in zip(gates, unused, activations, step > options["warmup_steps"], strict=True):
-        if activation is not None:
-            gate.mul_(torch.where(late, rules.coincidence(activation, 1 - silent), 1))
-    torch._foreach_maximum_(gates, list((size * options["gate_min"]).unbind()))
-
-    torch._foreach_mul_(gates, momenta)
-    if options["base"] == "adam":
-        torch._foreach_copy_(unused, eligibilities)
-        torch._foreach_mul_(unused, list(trace_correction.unbind()))
-        torch._foreach_add_(unused, _eps(options, parameters[0]))
-        torch._foreach_addcdiv_(parameters, gates, unused, value=-1)
+        units = [[state["threshold"] for state in states]] * 2
+    small = torch.finfo(parameters[0].dtype)
+    options["smallest"] = small.smallest_normal * small.eps
+    options["eps"] = max(options["eps"], small.smallest_normal)
+    if on_cpu:
+        options["lr"] = float(options["lr"])
+        columns = torch.stack([*steps, *units[0], *units[1]]).tolist()
+        count = len(steps)
+        factors = [_factors(*columns[i::count], **options) for i in range(count)]
     else:
-        torch._foreach_sub_(parameters, gates)
+        options["lr"] = options["lr"] * finite
+        factors = _factors(torch.stack(steps).clamp(min=1), *map(torch.stack, units), **options)
+    rest = {"traced": traced, **rates, "adam": options["base"] == "adam", "gate_min": options["gate_min"]}
+    watched = any(activation is not None for activation in activations)
+    # The thresholds of sparse gradients are zero in float16.
+    if on_cpu and compiled is None and not watched and parameters[0].dtype != torch.float16:
+        for places, block in blocks(tensors):
+            _move_block(*block, [factors[place] for place in places], **rest)
+    else:
+        if on_cpu:
+            factors = torch.tensor([_reciprocal(*row) for row in factors], dtype=steps[0].dtype)
+        else:
+            factors = torch.stack(_reciprocal(*factors), 1)
+        function = _move_tensors if compiled is None or traced else compiled
+        function(*tensors, activations, factors, None if on_cpu else finite, **rest)
+
+
+def _factors(
+    step: Any,
+    eligibility_unit: Any,
+    magnitude_unit: Any,
+    *,
+    lr: Any,
+    trace_decay: float,
+    plasticity_k: float,
+    warmup_steps: int,
+    eps: float,
+    smallest: float,
+    momentum: float,
+    normalisation: str,
+    base: str,
+    **_: Any,
+) -> tuple[Any, ...]:
+    """The numbers of a step that differ from tensor to tensor, each a number or a vector with one for each tensor.
+
+    With them the traces need no correction of their own: size of the step, strength of the gate (0 in the warm-up),
+    units of the trace and of the gradient, what is added to the scale, and whether the warm-up is over.
+    """
+    corrected = 1 - trace_decay**step
+    size = lr / (1 - momentum**step) * (corrected if base == "adam" else 1)
+    late = 1.0 * (step > warmup_steps)
+    strength = plasticity_k * late
+    unit = eligibility_unit * (corrected if normalisation == "percentile" else 1)
+    return size, strength, unit, magnitude_unit, eps * corrected + smallest, late
+
+
+def _reciprocal(size: Any, strength: Any, unit: Any, magnitude_unit: Any, eps: Any, late: Any) -> tuple[Any, ...]:
+    """What `_factors` gives as factors to multiply with."""
+    return size, strength, strength / unit, 1 / magnitude_unit, eps, late
+
+
+def _move_traces(
+    gradients: list[Tensor],
+    eligibilities: list[Tensor],
+    momenta: list[Tensor],
+    finite: Tensor | None,
+    *,
+    trace_decay: float,
+    momentum: float,
+) -> list[Tensor]:
+    """Both traces, in place; returns the magnitudes of the gradients. ``finite`` None: they are known to be finite."""
+    magnitudes = torch._foreach_abs(gradients)
+    if finite is not None:
+        magnitudes = [torch.where(finite, x, e) for x, e in zip(magnitudes, eligibilities, strict=True)]
+        gradients = [torch.where(finite, g, m) for g, m in zip(gradients, momenta, strict=True)]
+    torch._foreach_lerp_(eligibilities, magnitudes, 1 - trace_decay)
+    torch._foreach_lerp_(momenta, gradients, 1 - momentum)
+    return magnitudes
+
+
+def _move_block(
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    eligibilities: list[Tensor],
+    momenta: list[Tensor],
+    factors: list[tuple[float, ...]],
+    *,
+    traced: bool,
+    trace_decay: float,
+    momentum: float,
+    adam: bool,
+    gate_min: float,
+) -> None:
+    """A step of a block in as few passes as there can be; the gate's constants wait for the last one that scales."""
+    sizes, strengths, units, magnitude_units, eps, _ = zip(*factors, strict=True)
+    if traced:
+        magnitudes = torch._foreach_abs(gradients)
+    else:
+        magnitudes = _move_traces(gradients, eligibilities, momenta, None, trace_decay=trace_decay, momentum=momentum)
+    updates = momenta
+    if any(strengths):
+        # protected = unit e_norm (1 - g_norm), cut where the gate reaches its floor, so that the update is
+        # m gate = m - m protected strength / unit
+        protected = torch._foreach_clamp_max(eligibilities, units)
+        torch._foreach_clamp_max_(magnitudes, magnitude_units)
+        torch._foreach_addcmul_(protected, protected, magnitudes, [-1 / unit for unit in magnitude_units])
+        scales = [strength / unit for strength, unit in zip(strengths, units, strict=True)]
+        room = 1 - gate_min
+        floors = [room / c if c and s > room else math.inf for c, s in zip(scales, strengths, strict=True)]
+        torch._foreach_clamp_max_(protected, floors)
+        updates = torch._foreach_addcmul(momenta, protected, momenta, [-scale for scale in scales])
+    if adam:
+        torch._foreach_addcdiv_(parameters, updates, torch._foreach_add(eligibilities, eps), [-size for size in sizes])
+    else:
+        torch._foreach_sub_(parameters, torch._foreach_mul(updates, sizes))
+
+
+def _move_tensors(
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    eligibilities: list[Tensor],
+    momenta: list[Tensor],
+    activations: list[Tensor | None],
+    factors: Tensor,
+    finite: Tensor | None,
+    *,
+    traced: bool,
+    trace_decay: float,
+    momentum: float,
+    adam: bool,
+    gate_min: float,
+) -> None:
+    """The same with nothing but tensors, for an accelerator and for the compiler, which merges all into one pass.
+
+    ``activations``: what the presynaptic side gives to each (P8), or None. ``factors``: (n, 6), those of `_factors`
+    through `_reciprocal`. ``finite`` None: the gradients are known to be.
+    """
+    for i, (w, g, e, m) in enumerate(zip(parameters, gradients, eligibilities, momenta, strict=True)):
+        size, strength, per_unit, per_magnitude, eps, late = factors[i].unbind()
+        magnitude = g.abs()
+        if finite is not None:  # a mean moves nowhere when it is fed with itself
+            magnitude, g = torch.where(finite, magnitude, e), torch.where(finite, g, m)
+        if not traced:  # written out, because the compiler makes two cases of a lerp
+            e.copy_(e + (1 - trace_decay) * (magnitude - e))
+            m.copy_(m + (1 - momentum) * (g - m))
+        used = torch.minimum(e * per_unit, strength)
+        gradient_norm = (magnitude * per_magnitude).clamp(max=1)
+        gate = (1 - used * (1 - gradient_norm)).clamp(min=gate_min)
+        if activations[i] is not None:
+            gate = (gate * (1 - late * (1 - rules.coincidence(activations[i], gradient_norm)))).clamp(min=gate_min)
+        w.sub_(size * gate * m / (e + eps) if adam else size * gate * m)

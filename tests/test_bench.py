@@ -1,0 +1,57 @@
+"""The bench measures what it says; what it found is committed and has the cases that the notebook draws."""
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from sp import bench
+
+
+def test_peak_of_a_step_counts_what_lives_at_once():
+    class Holding(torch.optim.SGD):
+        def step(self):
+            first = torch.empty(1000)
+            second = torch.empty(500)
+            del first, second
+            torch.empty(1200)
+
+    assert bench.peak_of_step(Holding([nn.Parameter(torch.zeros(3))], lr=0.1)) == pytest.approx(6000, abs=200)
+
+
+def test_a_small_bench_has_every_optimizer_and_the_state_that_they_keep(monkeypatch):
+    names = [name for name in bench.OPTIMIZERS if "compiled" not in name]
+    monkeypatch.setitem(bench.PARTS, "size", ((8,), (16,), names))
+    table = bench.bench(["size"], rounds=3).set_index("optimizer")
+    assert list(table.index) == names
+    adam = table.loc["Adam"]
+    assert adam.step_ratio == adam.training_ratio == 1 and adam.state_bytes == pytest.approx(8, abs=0.1)
+    assert table.loc["Selective plasticity"].state_bytes == pytest.approx(adam.state_bytes, abs=0.1)
+    assert table.loc["Consolidation"].state_bytes == 4
+    assert (table.step_us_low <= table.step_us).all() and (table.step_us <= table.step_us_high).all()
+    assert (table.training_us > table.step_us).all()
+
+
+@pytest.mark.parametrize("kind", ["Selective plasticity", "Consolidation"])
+def test_a_step_needs_no_more_memory_than_adam_s(kind):
+    peaks = {}
+    for name in ("Adam", kind):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(784, 700), nn.Linear(700, 10))
+        optimizer = bench.OPTIMIZERS[name](model)
+        for _ in range(3):
+            for p in model.parameters():
+                p.grad = torch.randn_like(p)
+            optimizer.step()
+        own = 2 * sum(p.nbytes for p in model.parameters())
+        peaks[name] = own + bench.state_bytes(optimizer) + bench.peak_of_step(optimizer)
+    assert peaks[kind] <= 1.1 * peaks["Adam"]
+
+
+def test_the_committed_table_is_whole():
+    table = pd.read_csv(bench.MEASURED)
+    assert {269_322, 5_824_522} <= set(table[table.part == "size"].parameters)
+    assert set(table[table.part == "size"].optimizer) == set(bench.OPTIMIZERS)
+    assert set(table[table.part == "width"].width) == {256, 512, 1024, 2048}
+    assert set(table[table.part == "batch"].batch) == {32, 128, 512}
+    assert len(bench.verdicts(table)) >= 20

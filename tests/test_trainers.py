@@ -1,0 +1,101 @@
+"""The optimizers as drop-ins in PyTorch Lightning and Hugging Face accelerate: the same weights as in a plain loop."""
+
+import logging
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from sp import ConsolidatingPlasticityOptimizer, NMDACoincidence, SelectivePlasticityOptimizer
+
+KINDS = {
+    "selective": lambda model: SelectivePlasticityOptimizer(model.parameters(), lr=0.01, warmup_steps=8),
+    "consolidating": lambda model: ConsolidatingPlasticityOptimizer(model.parameters(), warmup_steps=8),
+    "coincidence": lambda model: ConsolidatingPlasticityOptimizer(
+        model.parameters(), coincidence=NMDACoincidence(model), rank=3, refresh_every=3
+    ),
+}
+each = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+def batches():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(80, 6, generator=generator), torch.randint(4, (80,), generator=generator)
+    return DataLoader(TensorDataset(x, y), batch_size=8)
+
+
+def plain(make):
+    model = network()
+    optimizer = make(model)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.95)
+    for x, y in [*batches(), *batches()]:  # two epochs
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+    return model
+
+
+@each
+def test_lightning(make, tmp_path):
+    lightning = pytest.importorskip("pytorch_lightning")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.network = network()
+
+        def training_step(self, batch, _):
+            return F.cross_entropy(self.network(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            optimizer = make(self.network)
+            scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.95)
+            return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+
+    def fit(epochs, resume=None):
+        module = Module()
+        trainer = lightning.Trainer(
+            accelerator="cpu", max_epochs=epochs, gradient_clip_val=1.0, enable_checkpointing=False, **quiet
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer.fit(module, batches(), ckpt_path=resume, weights_only=True)
+        return module, trainer
+
+    expected = plain(make).state_dict()
+    torch.testing.assert_close(fit(2)[0].network.state_dict(), expected)
+    fit(1)[1].save_checkpoint(tmp_path / "half.ckpt")
+    torch.testing.assert_close(fit(2, tmp_path / "half.ckpt")[0].network.state_dict(), expected)
+
+
+@each
+def test_accelerate(make, tmp_path):
+    accelerate = pytest.importorskip("accelerate")
+    model = network()
+    optimizer = make(model)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.95)
+    accelerator = accelerate.Accelerator(cpu=True)
+    model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, batches(), scheduler)
+    for step, (x, y) in enumerate([*loader, *loader]):
+        optimizer.zero_grad()
+        accelerator.backward(F.cross_entropy(model(x), y))
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        if step == 6:  # what is saved is what is read
+            accelerator.save_state(tmp_path)
+            accelerator.load_state(tmp_path)
+    torch.testing.assert_close(accelerator.unwrap_model(model).state_dict(), plain(make).state_dict())
