@@ -264,8 +264,8 @@ def retention_results(
 ) -> pd.DataFrame:
     """Run every arm of the retention studies and keep the table in ``figures/retention_DATASET.csv``.
 
-    Permuted streams take long: there the rivals get ``long_seeds``, and the arms that run with their defaults ``seeds``
-    on ten tasks. The table is written after each stream, so that a run that is
+    What takes long gets ``long_seeds``: wide and convolutional networks, thirty tasks, and on ten permuted tasks all but
+    the arms that run with their defaults. The table is written after each stream, so that a run that is
     stopped leaves what it has, and the next goes on.
 
     Returns:
@@ -274,7 +274,8 @@ def retention_results(
     tables = []
     for stream in streams:
         arms = retention(stream, dataset)
-        often = [arm for arm in arms if stream != "permuted30" and ("permuted" not in stream or arm in DEFAULTS)]
+        long = {"permuted10": set(arms) - set(DEFAULTS), "permuted30": set(arms)}.get(stream, set())
+        often = [arm for arm in arms if arm not in long and arms[arm].hidden != WIDE and "convolutional" not in arm]
         counts = {arm: seeds if arm in often else long_seeds for arm in arms}
         rows = pd.concat(
             compare({arm: e for arm, e in arms.items() if counts[arm] == count}, range(count), store)[0]
