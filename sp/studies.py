@@ -264,9 +264,9 @@ def retention_results(
 ) -> pd.DataFrame:
     """Run every arm of the retention studies and keep the table in ``figures/retention_DATASET.csv``.
 
-    What takes long gets ``long_seeds``: wide and convolutional networks, thirty tasks, and on ten permuted tasks all but
-    the arms that run with their defaults. The table is written after each stream, so that a run that is
-    stopped leaves what it has, and the next goes on.
+    What takes long gets ``long_seeds``: wide and convolutional networks, thirty tasks, and on ten permuted tasks all
+    but the arms that run with their defaults. The table is written after each stream, so that a run that is stopped
+    leaves what it has, and the next goes on.
 
     Returns:
         One row a stream, arm and metric: ``stream, arm, mean, low, high, n, metric``.

@@ -243,7 +243,7 @@ def test_a_checkpoint_goes_on_in_another_precision(make, dtype):
     moved.to(dtype)
     other = make(moved)
     other.load_state_dict(optimizer.state_dict())
-    narrow = {v.dtype for state in other.state.values() for v in state.values()}
+    narrow = {v.dtype for state in other.state.values() for v in state.values() if v.is_floating_point()}
     assert narrow <= {dtype, torch.promote_types(dtype, torch.float32)}
     train(model, optimizer, range(12, 15))
     train(moved, other, range(12, 15))

@@ -123,6 +123,9 @@ class PlasticityOptimizer(Optimizer):
             known[function] = Compiled(function)
         return known[function]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "coincidence": self.coincidence}
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with options of their own; wrong options raise before anything is added."""
         self.check_options({**self.defaults, **param_group})

@@ -103,9 +103,6 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         }
         self.param_groups[0]["shared"]["threshold"] = torch.ones((), device=device)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "coincidence": self.coincidence}
-
     def check_options(self, options: dict[str, Any]) -> None:
         super().check_options(options)
         check_number("threshold_quantile", options["threshold_quantile"], 0, 1, low_open=True, high_open=True)
@@ -150,7 +147,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         shared = {name: value.to(finite.device) for name, value in self.param_groups[0]["shared"].items()}
         shared["steps"] = shared["steps"] + finite
         layers = [
-            WatchedLayer(covered[id(p)], self.state[p], {**group, "lr": signed_rate(group)}, finite, shared["steps"])
+            WatchedLayer(covered[id(p)], self.state[p], group, finite, shared["steps"])
             for group, parameters in groups
             for p in parameters
             if id(p) in covered and covered[id(p)].weight is p

@@ -113,6 +113,9 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         super().__init__(params, {**options, "calibration_start": 0}, coincidence)
         self._activations: dict[int, Tensor] = {}  # of the last step, by the parameter's id
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_activations": {}}
+
     def check_options(self, options: dict[str, Any]) -> None:
         super().check_options(options)
         check_number("trace_decay", options["trace_decay"], 0, 1, high_open=True)
@@ -202,7 +205,8 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         eligibility = self.get_param_eligibility(param)
         if eligibility is None:
             return None
-        magnitude = torch.zeros_like(param) if param.grad is None else param.grad.abs()
+        eligibility = whole(eligibility)
+        magnitude = torch.zeros_like(eligibility) if param.grad is None else whole(param.grad).abs()
         return _gate(eligibility, magnitude, self._activations.get(id(param)), self.state[param], self.group_of(param))
 
     @torch.no_grad()
@@ -221,7 +225,7 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
             if eligibility is None:
                 continue
             eligibility_sum += float(whole(eligibility).sum(dtype=torch.float64))
-            gate_sum += float(whole(self.get_param_gate(p)).sum(dtype=torch.float64))
+            gate_sum += float(self.get_param_gate(p).sum(dtype=torch.float64))
             count += p.numel()
         means = (eligibility_sum / count, gate_sum / count) if count else (0.0, 1.0)
         return {**self._steps_taken(), "eligibility_mean": means[0], "gate_mean": means[1]}
