@@ -1,0 +1,342 @@
+"""The field beside the rule: every rival on every scenario, tuned with the same effort (notebooks 09 and 11).
+
+``python -m sp compare --dataset DATASET`` measures what a step costs, says how long the rest will take, tunes what is
+not tuned and runs the reported seeds. What was run before is read from the store.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+from sp import figures, files, metrics, studies
+from sp.baselines import kept_bytes, needs, rehearses
+from sp.data import load
+from sp.experiment import Experiment, Moment, Store, run
+from sp.sweep import compare
+
+# Streams by name: those of the retention studies, and more. A fifth of the images on long streams of MNIST.
+SCENARIOS = {
+    "split5_class": {"tasks": 5},
+    "split5_domain": {"tasks": 5, "scenario": "domain"},
+    "permuted10": {"stream": "permuted", "tasks": 10, "scenario": "domain", "samples_per_task": 12_000},
+    "split2_class": {"tasks": 2},
+    "split5_task": {"tasks": 5, "scenario": "task"},
+    "rotated10": {"stream": "rotated", "tasks": 10, "scenario": "domain", "samples_per_task": 12_000},
+    "split2_domain": {"tasks": 2, "scenario": "domain"},
+    "split2_task": {"tasks": 2, "scenario": "task"},
+}
+TITLES = {
+    "split2_class": "Split, 2 tasks, class-incremental",
+    "split2_domain": "Split, 2 tasks, domain-incremental",
+    "split2_task": "Split, 2 tasks, task-incremental",
+    "split5_class": "Split, 5 tasks, class-incremental",
+    "split5_domain": "Split, 5 tasks, domain-incremental",
+    "split5_task": "Split, 5 tasks, task-incremental",
+    "permuted10": "Permuted, 10 tasks",
+    "rotated10": "Rotated, 10 tasks",
+}
+# Sizes of the replay buffer: on digits the same share of the images as 200 and 2,000 of MNIST's.
+CAPACITIES = {"digits": (50, 200), "mnist": (200, 2000), "fashion_mnist": (200, 2000)}
+# What is tuned on one data set and carried over to another, to see how far a setting carries.
+TUNED_ON = {"digits": "digits", "mnist": "mnist", "fashion_mnist": "mnist"}
+
+# Name in tables -> method in `sp.baselines.METHODS`.
+PLAIN = {
+    "Chance": "chance",
+    "SGD": "sgd",
+    "SGD with momentum": "momentum",
+    "Adam": "adam",
+    "AdamW": "adamw",
+    "Adagrad": "adagrad",
+    "Stable SGD": "stable_sgd",
+    "UPGD": "upgd",
+    "L2": "l2",
+    "EWC": "ewc",
+    "Online EWC": "online_ewc",
+    "SI": "si",
+    "MAS": "mas",
+    "LwF": "lwf",
+    "OWM": "owm",
+    "GPM": "gpm",
+    "NCL": "ncl",
+    "Selective plasticity": "selective",
+    "Consolidation": "consolidating",
+    "Coincidence": "coincidence",
+    "Coincidence, tuned": "coincidence",
+    "Ridge": "ridge",
+    "Joint training": "joint",
+}
+REPLAYED = {
+    "SGD + replay": "sgd",
+    "Adam + replay": "adam",
+    "A-GEM": "agem",
+    "DER++": "derpp",
+    "ER-ACE": "er_ace",
+    "Selective plasticity + replay": "selective",
+    "Consolidation + replay": "consolidating",
+    "Coincidence + replay": "coincidence",
+}
+DEFAULTS = ("Chance", "Coincidence", "Coincidence + replay")  # run as they are, without tuning
+
+
+def _grid(**columns: tuple) -> list[dict]:
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+_A, _B, _C = 1e-3, 3e-4, 1e-4  # learning rates of Adam under the penalties
+# Seven points for every method, its learning rate included.
+GRIDS = {
+    **studies.GRIDS,
+    "momentum": _grid(lr=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
+    "adamw": studies.GRIDS["adam"],
+    "adagrad": _grid(lr=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
+    "stable_sgd": _grid(
+        lr=(0.1, 0.3, 0.3, 0.03, 0.1, 0.3, 0.1),
+        dropout=(0.25, 0.25, 0.5, 0.25, 0.25, 0.25, 0.5),
+        decay=(0.4, 0.4, 0.4, 0.7, 0.7, 0.7, 0.9),
+    ),
+    "upgd": _grid(lr=(3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 3e-2, 1e-1), sigma=(1e-3, 1e-3, 1e-3, 1e-3, 1e-3, 1e-2, 1e-2)),
+    "l2": _grid(lr=(_A, _A, _A, _A, _B, _B, _C), strength=(0.01, 0.1, 1.0, 10.0, 0.1, 1.0, 0.1)),
+    "ewc": _grid(lr=(_A, _A, _A, _A, _A, _B, _C), strength=(10.0, 1e2, 1e3, 1e4, 1e5, 1e3, 1e2)),
+    "online_ewc": _grid(lr=(_A, _A, _A, _A, _A, _B, _C), strength=(10.0, 1e2, 1e3, 1e4, 1e5, 1e3, 1e2)),
+    "mas": _grid(lr=(_A, _A, _A, _A, _A, _B, _C), strength=(0.01, 0.1, 1.0, 3.0, 10.0, 1.0, 0.1)),
+    "si": _grid(lr=(_A, _A, _A, _A, _A, _B, _C), strength=(1.0, 10.0, 1e2, 1e3, 1e4, 1e2, 10.0)),
+    "lwf": _grid(lr=(_A, _A, _A, _B, _B, _B, _C), strength=(0.3, 1.0, 3.0, 1.0, 3.0, 10.0, 10.0)),
+    "owm": _grid(lr=(0.3, 0.3, 0.3, 0.1, 0.1, 0.1, 0.1), alpha=(0.01, 0.1, 1.0, 1e-3, 0.01, 0.1, 1.0)),
+    "gpm": _grid(lr=(0.3, 0.3, 0.3, 0.1, 0.1, 0.1, 0.03), threshold=(0.9, 0.95, 0.99, 0.9, 0.95, 0.99, 0.9)),
+    "ncl": _grid(lr=(0.3, 0.3, 0.3, 0.3, 0.1, 0.1, 0.1), prior=(1e-5, 1e-4, 1e-3, 1e-2, 1e-4, 1e-3, 1e-2)),
+    "agem": _grid(lr=(3e-3, 1e-2, 3e-2, 0.1, 0.2, 0.3, 0.5)),
+    "derpp": _grid(
+        lr=(0.03, 0.1, 0.1, 0.1, 0.1, 0.3, 0.3),
+        alpha=(1.0, 0.2, 0.5, 1.0, 1.0, 0.2, 0.5),
+        beta=(1.0, 1.0, 0.5, 0.5, 1.0, 1.0, 0.5),
+    ),
+    "er_ace": _grid(lr=(3e-3, 1e-2, 3e-2, 0.1, 0.2, 0.3, 0.5)),
+    "joint": _grid(lr=(3e-5, 1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 1e-2)),
+}
+
+
+def arms(scenario: str, dataset: str, capacity: int = 0, names: Sequence[str] | None = None) -> dict[str, Experiment]:
+    """Arms of a scenario with the options that tuning chose.
+
+    Args:
+        scenario: a name in `SCENARIOS`. dataset: a name in `sp.studies.SETTINGS`.
+        capacity: 0: the arms without replay. Else those with replay from a buffer of this size, with the options that
+            were tuned for the smaller size of `CAPACITIES`.
+        names: which arms, in this order; None: all.
+    """
+    plain = untuned(scenario, dataset, capacity)
+    chosen = {arm: plain[arm] for arm in (plain if names is None else names)}
+    study, tuned_on = f"comparison_{scenario}", TUNED_ON[dataset]
+    return {
+        arm: experiment
+        if arm in DEFAULTS
+        else replace(experiment, options={**dict(experiment.options), **studies.tuned_options(study, tuned_on, arm)})
+        for arm, experiment in chosen.items()
+    }
+
+
+def untuned(scenario: str, dataset: str, capacity: int = 0) -> dict[str, Experiment]:
+    """`arms` with the default options of each method."""
+    if scenario not in SCENARIOS:
+        raise ValueError(f"scenario must be one of {', '.join(SCENARIOS)}, got {scenario!r}")
+    chosen = studies.settings(dataset)
+    base = Experiment(
+        dataset=dataset,
+        hidden=chosen["hidden"],
+        batch_size=chosen["batch_size"],
+        epochs=chosen["epochs"],
+        replay_capacity=capacity,
+        **{**SCENARIOS[scenario], **({"samples_per_task": None} if dataset == "digits" else {})},
+    )
+    fixed = {
+        "selective": {"options": {"warmup_steps": chosen["warmup_steps"]}},
+        "owm": {"options": {"batch": chosen["batch_size"]}},
+        "ridge": {"hidden": (studies.equal_features(64 if dataset == "digits" else 784, chosen["hidden"]),)},
+    }
+    table = REPLAYED if capacity else PLAIN
+    return {arm: replace(base, optimizer=method, **fixed.get(method, {})) for arm, method in table.items()}
+
+
+def trials(scenario: str, dataset: str) -> list[studies.Trial]:
+    """What tuning has to try on a scenario for the arms that the table of tuned values does not have yet."""
+    if TUNED_ON[dataset] != dataset:
+        return []
+    table = pd.read_csv(studies.TUNED)
+    known = set(table[(table.study == f"comparison_{scenario}") & (table.dataset == dataset)].arm)
+    every = {**untuned(scenario, dataset), **untuned(scenario, dataset, CAPACITIES[dataset][0])}
+    missing = {arm: experiment for arm, experiment in every.items() if arm not in known and arm not in DEFAULTS}
+    long = SCENARIOS[scenario].get("stream", "split") != "split"
+    return studies.trials(missing, GRIDS, studies.TUNING_SEEDS[: 1 if long else 2])
+
+
+def needs_table() -> pd.DataFrame:
+    """What each arm is told or given: ``arm, boundaries, stored, again, second_network, tuned``."""
+    rows = []
+    for arm, method in {**PLAIN, **REPLAYED}.items():
+        asked = needs(method, replay_capacity=int(arm in REPLAYED))
+        columns = {"boundaries": asked.boundaries, "stored": asked.examples, "again": asked.again}
+        rows.append({"arm": arm, **columns, "second_network": asked.second_network, "tuned": arm not in DEFAULTS})
+    table = pd.DataFrame(rows).replace({True: "yes", False: "-", "none": "-"})
+    return table.rename(columns={"second_network": "second network"})
+
+
+VALUES = ["average_accuracy", "backward_transfer", "learning_accuracy"]
+
+
+def results(
+    dataset: str,
+    scenarios: Sequence[str] = tuple(SCENARIOS),
+    seeds: int = 10,
+    long_seeds: int = 10,
+    replay: bool = True,
+    store: Store | None = None,
+    workers: int | None = None,
+) -> pd.DataFrame:
+    """Tune and run a comparison and keep ``figures/comparison_DATASET.csv``, written anew after every scenario.
+
+    Scenarios that the file has and that are not asked for stay in it.
+
+    Returns:
+        One row a scenario, buffer size, arm and metric: ``stream, capacity, arm, mean, low, high, n, metric``.
+    """
+    name = f"comparison_{dataset}"
+    path = files.folder("figures") / f"{name}.csv"
+    for scenario in scenarios:
+        if todo := trials(scenario, dataset):
+            studies.tune_arms(f"comparison_{scenario}", dataset, todo, store, workers)
+        count = long_seeds if SCENARIOS[scenario].get("stream", "split") != "split" else seeds
+        tables = []
+        for capacity in (0, *(CAPACITIES[dataset] if replay else ())):
+            rows, _ = compare(arms(scenario, dataset, capacity), range(count), store, workers)
+            rows = rows.assign(stream=scenario, capacity=capacity)
+            tables.append(metrics.interval_table(rows, ["stream", "capacity", "arm"], VALUES))
+        old = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=tables[0].columns)
+        kept = [old[old.stream == other] for other in SCENARIOS if other != scenario]
+        parts = [part for part in [*kept, *tables] if len(part)]
+        table = pd.concat(parts, ignore_index=True)
+        order = table.stream.map(list(SCENARIOS).index)
+        figures.save_table(table.iloc[order.argsort(kind="stable")], name)
+    return pd.read_csv(path)
+
+
+def costs(dataset: str, rounds: int = 3) -> pd.DataFrame:
+    """What a training step costs, and what is kept from step to step; also in ``figures/comparison_costs_DATASET.csv``.
+
+    Measured in the second of two tasks, all arms in turn in one process on one thread. A step takes CPU time, without
+    what is done at the end of a task. What is kept is every number besides the weights: optimizer state, anchors,
+    projectors, second networks, stored examples.
+
+    Returns:
+        One row an arm: ``arm, capacity, step_ms, step_ratio`` (to Adam), ``kept`` (in units of the network's weights).
+    """
+    small, large = CAPACITIES[dataset]
+    every = [(arm, 0, e) for arm, e in untuned("split2_class", dataset).items() if arm != "Coincidence, tuned"]
+    every += [(arm, size, e) for size in (small, large) for arm, e in untuned("split2_class", dataset, size).items()]
+    settings = studies.settings(dataset)
+    images = 20 * settings["batch_size"]
+    weights = _weights(dataset)
+    times: dict[int, list[float]] = {number: [] for number in range(len(every))}
+    kept = {}
+    for _ in files.bar(range(rounds), unit="round"):
+        for number, (arm, size, experiment) in enumerate(every):
+            points = GRIDS.get(experiment.optimizer, [{}])
+            tried = {} if arm in DEFAULTS else points[len(points) // 2]
+            options = {**dict(experiment.options), **tried}
+            clock = _Clock()
+            run(replace(experiment, options=options, epochs=2, samples_per_task=images), look=clock)
+            times[number].append(clock.step_seconds())
+            stored = 0 if rehearses(experiment.optimizer) else size * (4 * load(dataset).train_x.shape[1] + 8)
+            kept[number] = (clock.kept + stored) / (4 * weights)
+    step = [float(np.median(times[number])) for number in times]
+    adam = next(s for s, (arm, _, _) in zip(step, every, strict=True) if arm == "Adam")
+    table = pd.DataFrame(
+        {
+            "arm": [arm for arm, _, _ in every],
+            "capacity": [size for _, size, _ in every],
+            # Joint training only collects until a task ends.
+            "step_ms": [
+                np.nan if arm == "Joint training" else 1000 * s for s, (arm, _, _) in zip(step, every, strict=True)
+            ],
+            "step_ratio": [
+                np.nan if arm == "Joint training" else s / adam for s, (arm, _, _) in zip(step, every, strict=True)
+            ],
+            "kept": [kept[number] for number in kept],
+        }
+    )
+    figures.save_table(table.round(4), f"comparison_costs_{dataset}")
+    return table
+
+
+def known_costs(dataset: str) -> pd.DataFrame:
+    """The `costs` that are in the folder for figures, else measured now."""
+    path = files.folder("figures") / f"comparison_costs_{dataset}.csv"
+    return pd.read_csv(path) if path.exists() else costs(dataset)
+
+
+class _Clock:
+    """CPU time at each step of the second task, and what the learner keeps at its end."""
+
+    def __init__(self):
+        self.times: list[float] = []
+        self.kept = 0
+
+    def __call__(self, moment: Moment) -> None:
+        if moment.task == 2:
+            self.times.append(time.process_time())
+        if moment.task == 2 and moment.last:
+            self.kept = kept_bytes(moment.learner)
+
+    def step_seconds(self) -> float:
+        return (self.times[-1] - self.times[0]) / (len(self.times) - 1)
+
+
+def _weights(dataset: str) -> int:
+    widths = (load(dataset).train_x.shape[1], *studies.settings(dataset)["hidden"], 10)
+    return sum((a + 1) * b for a, b in pairwise(widths))
+
+
+def estimate(dataset: str, experiments: Sequence[Experiment], table: pd.DataFrame, store: Store | None = None) -> float:
+    """CPU seconds that the experiments of them will take that are not in the store, from the `costs` of a step."""
+    store = store or Store()
+    step = {}
+    for row in table.itertuples():
+        method = {**PLAIN, **REPLAYED}[row.arm]
+        step[method, row.capacity > 0] = row.step_ms / 1000
+    seconds = 0.0
+    for experiment in dict.fromkeys(experiments):
+        if store.path(experiment).exists():
+            continue
+        images = len(load(dataset).train_x)
+        if experiment.stream != "split":
+            images = experiment.tasks * (experiment.samples_per_task or images)
+        steps = images * experiment.epochs / experiment.batch_size
+        if experiment.optimizer == "joint":  # trains on all tasks so far, after each
+            steps *= (experiment.tasks + 1) / 2
+            seconds += steps * step["adam", False]
+        else:
+            seconds += steps * step[experiment.optimizer, experiment.replay_capacity > 0]
+        tested = images / 6 if experiment.stream != "split" else images / 6 * (experiment.tasks + 3) / 2
+        seconds += tested / len(load(dataset).train_x) * 6 * step["sgd", False]
+    return seconds
+
+
+def planned(
+    dataset: str, scenarios: Sequence[str], seeds: int = 10, long_seeds: int = 10, replay: bool = True
+) -> list[Experiment]:
+    """What `results` will run: tuning, and the reported seeds (with whatever options; they cost the same)."""
+    todo = []
+    for scenario in scenarios:
+        todo += [experiment for *_, experiment in trials(scenario, dataset)]
+        count = long_seeds if SCENARIOS[scenario].get("stream", "split") != "split" else seeds
+        for capacity in (0, *(CAPACITIES[dataset] if replay else ())):
+            try:
+                chosen = arms(scenario, dataset, capacity)
+            except LookupError:  # not tuned yet
+                chosen = untuned(scenario, dataset, capacity)
+            todo += [replace(experiment, seed=seed) for experiment in chosen.values() for seed in range(count)]
+    return todo
