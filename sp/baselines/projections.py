@@ -130,7 +130,7 @@ class NCL(Projection):
     tasks left, in units of one task's data, in Kronecker factors (Martens & Grosse 2015): at first
     ``sqrt(prior) I`` each and the anchor zero, so that the first task is learnt by SGD with a small weight decay. When
     a task ends, the precision of its likelihood, mean of xx' ⊗ mean of dd' for labels drawn from the network's own
-    prediction, is added by the sum that is nearest to Kronecker form (`kronecker_sum`).
+    prediction, is added approximately (`kronecker_sum`).
 
     Args:
         prior: precision before any task, > 0. samples: examples of a task on which its precision is measured.
