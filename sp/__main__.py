@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from sp import bench, comparison, metrics, notebooks, report, studies
+from sp import bench, comparison, metrics, notebooks, recipes, report, studies
 from sp.files import write_atomically
 
 
@@ -48,6 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
     compare.add_argument("--workers", type=int, help="processes; default: as many as there are cores")
     compare.add_argument("--estimate", action="store_true", help="only say how long it will take")
 
+    published = commands.add_parser("recipes", help="run published recipes on MNIST and say by how much they differ")
+    published.add_argument("--seeds", type=int, default=5)
+    published.add_argument("--workers", type=int, help="processes; default: as many as there are cores")
+    published.add_argument("--only", nargs="*", default=list(recipes.RECIPES), choices=list(recipes.RECIPES))
+
     chosen = parser.parse_args(arguments)
     if chosen.command == "figures":
         return notebooks.make_figures(chosen.dataset, chosen.notebooks)
@@ -69,6 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"About {seconds / 60:.0f} minutes of CPU time; what is finished is kept.", flush=True)
         if not chosen.estimate:
             comparison.results(*plan, workers=chosen.workers)
+        return 0
+    if chosen.command == "recipes":
+        print(recipes.reproduce(chosen.only, chosen.seeds, workers=chosen.workers).round(3).to_string(index=False))
         return 0
     if chosen.command == "results":
         table = studies.retention_results(chosen.dataset, chosen.seeds, chosen.long_seeds, chosen.streams)
