@@ -174,6 +174,23 @@ def trials(scenario: str, dataset: str) -> list[studies.Trial]:
     return studies.trials(missing, GRIDS, studies.TUNING_SEEDS[: 1 if long else 2])
 
 
+def replay_practice(
+    dataset: str, capacities: Sequence[int], batches: Sequence[int], policies: Sequence[str]
+) -> dict[str, dict[tuple[str, object], Experiment]]:
+    """Arms of notebook 11, five tasks, class-incremental: (arm, value) -> experiment, for each choice that is varied.
+
+    What is not varied: a reservoir of the smaller size of `CAPACITIES`, 32 stored examples a step. Optimizers have the
+    options that were tuned there.
+    """
+    mixed = [arm for arm, method in REPLAYED.items() if not rehearses(method)]
+    base = arms("split5_class", dataset, CAPACITIES[dataset][0], mixed)
+    varied = {"replay_capacity": capacities, "replay_batch": batches, "replay_policy": policies}
+    return {
+        choice: {(arm, value): replace(base[arm], **{choice: value}) for arm in mixed for value in values}
+        for choice, values in varied.items()
+    }
+
+
 def needs_table() -> pd.DataFrame:
     """What each arm is told or given: ``arm, boundaries, stored, again, second_network, tuned``."""
     rows = []
