@@ -4,6 +4,7 @@
 not tuned and runs the reported seeds. What was run before is read from the store.
 """
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -131,13 +132,25 @@ def arms(scenario: str, dataset: str, capacity: int = 0, names: Sequence[str] | 
     """
     plain = untuned(scenario, dataset, capacity)
     chosen = {arm: plain[arm] for arm in (plain if names is None else names)}
-    study, tuned_on = f"comparison_{scenario}", TUNED_ON[dataset]
+    tuned = tuned_values(scenario, dataset)
+    if missing := [arm for arm in chosen if arm not in DEFAULTS and arm not in tuned.index]:
+        raise LookupError(
+            f"{', '.join(missing)} of {scenario!r} not tuned on {TUNED_ON[dataset]}: run  python -m sp compare "
+            f"--dataset {TUNED_ON[dataset]} --scenarios {scenario}"
+        )
     return {
         arm: experiment
         if arm in DEFAULTS
-        else replace(experiment, options={**dict(experiment.options), **studies.tuned_options(study, tuned_on, arm)})
+        else replace(experiment, options={**dict(experiment.options), **json.loads(tuned.options[arm])})
         for arm, experiment in chosen.items()
     }
+
+
+def tuned_values(scenario: str, dataset: str) -> pd.DataFrame:
+    """What tuning chose on a scenario: ``options`` (JSON) and ``accuracy`` on held-out training images, by arm."""
+    table = pd.read_csv(studies.TUNED)
+    rows = table[(table.study == f"comparison_{scenario}") & (table.dataset == TUNED_ON[dataset])]
+    return rows.set_index("arm")[["options", "accuracy"]]
 
 
 def untuned(scenario: str, dataset: str, capacity: int = 0) -> dict[str, Experiment]:
@@ -166,8 +179,7 @@ def trials(scenario: str, dataset: str) -> list[studies.Trial]:
     """What tuning has to try on a scenario for the arms that the table of tuned values does not have yet."""
     if TUNED_ON[dataset] != dataset:
         return []
-    table = pd.read_csv(studies.TUNED)
-    known = set(table[(table.study == f"comparison_{scenario}") & (table.dataset == dataset)].arm)
+    known = tuned_values(scenario, dataset).index
     every = {**untuned(scenario, dataset), **untuned(scenario, dataset, CAPACITIES[dataset][0])}
     missing = {arm: experiment for arm, experiment in every.items() if arm not in known and arm not in DEFAULTS}
     long = SCENARIOS[scenario].get("stream", "split") != "split"
@@ -200,6 +212,51 @@ def needs_table() -> pd.DataFrame:
         rows.append({"arm": arm, **columns, "second_network": asked.second_network, "tuned": arm not in DEFAULTS})
     table = pd.DataFrame(rows).replace({True: "yes", False: "-", "none": "-"})
     return table.rename(columns={"second_network": "second network"})
+
+
+def kinds() -> dict[str, str]:
+    """What an arm needs most, as `sp.figures.MARKERS` draws it."""
+    table = needs_table().set_index("arm")
+    names = np.select(
+        [table.stored != "-", table.boundaries == "yes"], ["stores examples", "told of boundaries"], "told nothing"
+    )
+    return dict(zip(table.index, names, strict=True))
+
+
+def scenario_table(table: pd.DataFrame, costs: pd.DataFrame, scenario: str, capacity: int = 0) -> pd.DataFrame:
+    """One scenario for reading, best first: the metrics with intervals, what a step costs, what the method is given.
+
+    Args:
+        table: as `results` returns it. costs: as `costs` returns it. capacity: of the buffer; 0: without replay.
+    """
+    rows = table[(table.stream == scenario) & (table.capacity == capacity)]
+    rows = rows.assign(metric=rows.metric.str.replace("average_", "").str.replace("_", " "))
+    order = rows[rows.metric == "accuracy"].sort_values("mean", ascending=False).arm
+    text = metrics.readable(rows.drop(columns=["stream", "capacity"])).loc[order]
+    cost = costs[costs.capacity == capacity].set_index("arm")
+    cost.loc["Coincidence, tuned"] = cost.loc["Coincidence"] if "Coincidence" in cost.index else np.nan
+    text["step (Adam = 1)"] = cost.step_ratio.round(1).reindex(order)
+    text["kept (weights = 1)"] = cost.kept.round(1).reindex(order)
+    return text.join(needs_table().set_index("arm")).fillna("-")
+
+
+def trade_off_panel(table: pd.DataFrame, costs: pd.DataFrame, scenario: str) -> pd.DataFrame:
+    """Accuracy against what is kept, all buffer sizes, for `sp.figures.trade_off`."""
+    rows = table[(table.stream == scenario) & (table.metric == "average_accuracy")]
+    rows = rows.merge(costs[["arm", "capacity", "kept"]].rename(columns={"kept": "cost"}), on=["arm", "capacity"])
+    names = rows.arm + np.where(rows.capacity > 0, " (" + rows.capacity.astype(str) + ")", "")
+    return rows.assign(kind=rows.arm.map(kinds()), arm=names)
+
+
+def ahead(table: pd.DataFrame, arm: str, scenario: str) -> tuple[list[str], list[str]]:
+    """Arms without replay whose interval lies above that of ``arm``, and those whose intervals overlap; best first."""
+    rows = table[(table.stream == scenario) & (table.capacity == 0) & (table.metric == "average_accuracy")]
+    rows = rows.sort_values("mean", ascending=False).set_index("arm")
+    own = rows.loc[arm]
+    others = rows.drop(index=[name for name in rows.index if name.startswith("Coincidence")])
+    above = others[others.low > own.high]
+    level = others[(others.low <= own.high) & (others.high >= own.low)]
+    return list(above.index), list(level.index)
 
 
 VALUES = ["average_accuracy", "backward_transfer", "learning_accuracy"]
@@ -291,8 +348,19 @@ def costs(dataset: str, rounds: int = 3) -> pd.DataFrame:
 
 def known_costs(dataset: str) -> pd.DataFrame:
     """The `costs` that are in the folder for figures, else measured now."""
-    path = files.folder("figures") / f"comparison_costs_{dataset}.csv"
-    return pd.read_csv(path) if path.exists() else costs(dataset)
+    try:
+        return pd.read_csv(files.committed(f"comparison_costs_{dataset}.csv"))
+    except FileNotFoundError:
+        return costs(dataset)
+
+
+def known_results(dataset: str) -> pd.DataFrame:
+    """What `results` left in the project's ``figures``.
+
+    Raises:
+        FileNotFoundError: nothing yet; the message gives the command.
+    """
+    return pd.read_csv(files.committed(f"comparison_{dataset}.csv"))
 
 
 class _Clock:
