@@ -65,7 +65,7 @@ def test_arms_without_tuned_options_name_the_command(tiny):
 
 
 def test_the_estimate_counts_what_is_not_in_the_store(tiny):
-    table = pd.DataFrame({"arm": ["SGD", "Adam"], "capacity": 0, "step_ms": [1.0, 2.0]})
+    table = pd.DataFrame({"arm": ["SGD", "Adam"], "capacity": 0, "step_ms": [1.0, 2.0], "task_ms": 0.0})
     comparison.PLAIN.update({"SGD": "sgd", "Adam": "adam"})
     one = Experiment(optimizer="adam", epochs=2, hidden=(8,))
     steps = 1400 * 2 / 32 * 0.002
