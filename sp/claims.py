@@ -158,15 +158,17 @@ def network_verdict(rows: pd.DataFrame) -> tuple:
 def replay_verdicts(rows: pd.DataFrame, alone: pd.DataFrame) -> list[tuple]:
     """P19: without replay nothing is kept; with it, is it the optimizer or the buffer?
 
+    The rule's advantage over Adam counts where it is more than half of the published one.
+
     Args:
         rows: runs of `replay`. alone: runs of `two_tasks`.
     """
     kept = metrics.bootstrap_interval(alone[alone.arm == RULE].final_1)
-    gain = difference(rows, f"{RULE}, reservoir", "Adam, reservoir", "final_1")
-    flushed = difference(rows, f"{RULE}, first in, first out", "Adam, first in, first out", "final_1")
+    fair = metrics.bootstrap_interval(rows[rows.arm == f"{RULE}, reservoir"].final_1)
+    gains = [difference(rows, f"{RULE}, {buffer}", f"Adam, {buffer}", "final_1").estimate for buffer in BUFFERS]
     by_buffer, by_rule = share_of_the_gap(rows)
-    both = gain.verdict == flushed.verdict == "higher"
-    either = "higher" in (gain.verdict, flushed.verdict)
+    half = (0.8655 - 0.0282) / 2  # of the published gap
+    large = [gain > half for gain in gains]
     return [
         (
             "P19",
@@ -176,10 +178,16 @@ def replay_verdicts(rows: pd.DataFrame, alone: pd.DataFrame) -> list[tuple]:
         ),
         (
             "P19",
-            "with replay the rule keeps 0.87 of task A, Adam 0.03",
-            f"same buffer: {gain.estimate:+.2f} (reservoir), {flushed.estimate:+.2f} (first in, first out); "
+            "with replay the rule keeps most of task A (published 0.87)",
+            f"task A {fair.estimate:.2f} with a reservoir",
+            "holds" if fair.low > 0.8 else "does not hold",
+        ),
+        (
+            "P19",
+            "with the same replay Adam keeps 0.03 of it",
+            f"the rule less Adam: {gains[0]:+.2f} (reservoir), {gains[1]:+.2f} (first in, first out); "
             f"the buffer is worth {by_buffer:+.2f}, the rule {by_rule:+.2f}",
-            "holds" if both and by_rule > 0.5 else "holds under a condition" if either else "does not hold",
+            "holds" if all(large) else "holds under a condition" if any(large) else "does not hold",
         ),
     ]
 
@@ -197,7 +205,7 @@ def permuted_verdict(intervals: pd.DataFrame, title: str) -> tuple:
     for metric in ("average_accuracy", "backward_transfer"):
         rule, adam = of.loc[metric, RULE], of.loc[metric, "Adam"]
         won.append(rule.low > adam.high)
-        parts.append(f"{rule['mean']:+.2f} (Adam {adam['mean']:+.2f})")
+        parts.append(f"{rule['mean']:.2f} (Adam {adam['mean']:.2f})")
     little = of.loc["backward_transfer", RULE]["mean"] > -0.15
     verdict = "does not hold" if not all(won) else "holds" if little else "holds under a condition"
     measured = f"{title}: accuracy {parts[0]}, backward transfer {parts[1]}"

@@ -13,33 +13,25 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from sp import figures, files, metrics, studies
+from sp import figures, files, metrics, report, studies
 from sp.baselines import kept_bytes, needs, rehearses
 from sp.data import load
 from sp.experiment import Experiment, Moment, Store, run
 from sp.sweep import compare
 
-# Streams by name: those of the retention studies, and more. A fifth of the images on long streams of MNIST.
+# Streams by name: those of the retention studies, and more. On long ones a fifth of MNIST's images for each task.
+_LONG = {"tasks": 10, "scenario": "domain", "samples_per_task": 12_000}
 SCENARIOS = {
-    "split5_class": {"tasks": 5},
-    "split5_domain": {"tasks": 5, "scenario": "domain"},
-    "permuted10": {"stream": "permuted", "tasks": 10, "scenario": "domain", "samples_per_task": 12_000},
-    "split2_class": {"tasks": 2},
+    "split5_class": studies.STREAMS["split5_class"],
+    "split5_domain": studies.STREAMS["split5_domain"],
+    "permuted10": {"stream": "permuted", **_LONG},
+    "split2_class": studies.STREAMS["split2_class"],
     "split5_task": {"tasks": 5, "scenario": "task"},
-    "rotated10": {"stream": "rotated", "tasks": 10, "scenario": "domain", "samples_per_task": 12_000},
+    "rotated10": {"stream": "rotated", **_LONG},
     "split2_domain": {"tasks": 2, "scenario": "domain"},
     "split2_task": {"tasks": 2, "scenario": "task"},
 }
-TITLES = {
-    "split2_class": "Split, 2 tasks, class-incremental",
-    "split2_domain": "Split, 2 tasks, domain-incremental",
-    "split2_task": "Split, 2 tasks, task-incremental",
-    "split5_class": "Split, 5 tasks, class-incremental",
-    "split5_domain": "Split, 5 tasks, domain-incremental",
-    "split5_task": "Split, 5 tasks, task-incremental",
-    "permuted10": "Permuted, 10 tasks",
-    "rotated10": "Rotated, 10 tasks",
-}
+TITLES = report.COLUMNS
 # Sizes of the replay buffer: on digits the same share of the images as 200 and 2,000 of MNIST's.
 CAPACITIES = {"digits": (50, 200), "mnist": (200, 2000), "fashion_mnist": (200, 2000)}
 # What is tuned on one data set and carried over to another, to see how far a setting carries.
@@ -413,8 +405,10 @@ def estimate(dataset: str, experiments: Sequence[Experiment], table: pd.DataFram
             seconds += steps * (1 + 1 / experiment.epochs) * step[method]
         else:
             seconds += steps * step[method] + experiment.tasks * end[method]
-        tested = images / 6 if experiment.stream != "split" else images / 6 * (experiment.tasks + 3) / 2
-        seconds += tested / len(load(dataset).train_x) * 6 * step["sgd", False]
+        # Each task is tested after each that was learnt before it; a forward pass is about a third of a step.
+        tested = len(load(dataset).test_x) * (experiment.tasks + 3) / 2
+        tested *= 1 if experiment.stream == "split" else experiment.tasks
+        seconds += tested / experiment.batch_size / 3 * step["sgd", False]
     return seconds
 
 

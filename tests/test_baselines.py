@@ -448,3 +448,13 @@ def test_chance_learns_nothing():
     learner.learn(x, torch.zeros(4000, dtype=torch.int64), None)
     counts = learner.logits(x).argmax(1).bincount()
     assert ((counts / 4000 - 0.25).abs() < 0.03).all()
+
+
+def test_experience_replay_mixes_stored_examples_into_each_batch(monkeypatch):
+    seen = []
+    monkeypatch.setattr(GradientLearner, "learn", lambda self, x, y, allowed: seen.append(y.clone()))
+    run(Experiment(tasks=5, replay_capacity=60, replay_batch=8))
+    sizes = [len(y) for y in seen]
+    assert sizes[:3] == [32, 40, 40]  # nothing is stored before the first step
+    old = torch.cat([y[-8:] for y in seen[-9:]])
+    assert (old < 8).float().mean() > 0.5  # while the last task has new examples of classes 8 and 9 only
