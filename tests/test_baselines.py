@@ -143,6 +143,28 @@ def test_rehearsal_needs_a_buffer_of_its_own(change):
         Experiment(optimizer="derpp", **change)
 
 
+@pytest.mark.parametrize(
+    ("rival", "options", "message"),
+    [
+        (L2, {"strength": -1}, r"strength must be a finite number in \[0, inf\), got -1"),
+        (EWC, {"samples": 0}, "samples must be a whole number >= 1, got 0"),
+        (OnlineEWC, {"gamma": 2.0}, r"gamma must be a finite number in \[0, 1\], got 2.0"),
+        (SI, {"xi": 0}, r"xi must be a finite number in \(0, inf\), got 0"),
+        (LwF, {"temperature": 0}, "temperature must be"),
+        (OWM, {"alpha": 0}, "alpha must be"),
+        (GPM, {"threshold": 1.5}, "threshold must be"),
+        (NCL, {"prior": 0.0}, "prior must be"),
+        (StableSGD, {"dropout": 1.0}, "dropout must be"),
+        (MAS, {"base": "adamm"}, "optimizer must be one of 'adagrad', 'adam'"),
+    ],
+)
+def test_wrong_options_are_named(rival, options, message):
+    with pytest.raises(ValueError, match=message):
+        rival(network(), **options)
+    with pytest.raises(ValueError, match="beta must be"):
+        UPGD(network().parameters(), beta=1.0)
+
+
 def test_what_is_kept_is_counted():
     model = network()
     weights = sum(p.numel() for p in model.parameters())

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sp.baselines.learner import GradientLearner, Needs, masked
+from sp.optim.common import check_number
 
 
 class LwF(GradientLearner):
@@ -26,6 +27,8 @@ class LwF(GradientLearner):
     def __init__(
         self, model: nn.Module, strength: float = 1.0, temperature: float = 2.0, base: str = "adam", **options: Any
     ):
+        check_number("strength", strength, 0)
+        check_number("temperature", temperature, 0, low_open=True)
         super().__init__(model, base, options)
         self.strength, self.temperature = strength, temperature
         self.teacher: nn.Module | None = None

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sp.baselines.optimizers import OPTIMIZERS
+from sp.optim.common import check_choice
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,15 @@ class GradientLearner:
     Args:
         model: the network.
         optimizer: a name in `OPTIMIZERS`. options: its arguments.
+
+    Raises:
+        ValueError, TypeError: an argument is outside its range or of the wrong type; the message names it.
     """
 
     needs = Needs()
 
     def __init__(self, model: nn.Module, optimizer: str, options: dict[str, Any]):
+        check_choice("optimizer", optimizer, OPTIMIZERS)
         self.model = model
         self.optimizer = OPTIMIZERS[optimizer](model, **options)
 

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from sp.biology import NMDACoincidence
 from sp.optim import ConsolidatingPlasticityOptimizer, SelectivePlasticityOptimizer
+from sp.optim.common import check_number
 
 
 class UPGD(Optimizer):
@@ -28,6 +29,9 @@ class UPGD(Optimizer):
     def __init__(
         self, params: Iterable, lr: float = 0.01, decay: float = 0.0, beta: float = 0.999, sigma: float = 1e-3
     ):
+        for name, value in (("lr", lr), ("decay", decay), ("sigma", sigma)):
+            check_number(name, value, 0)
+        check_number("beta", beta, 0, 1, high_open=True)
         super().__init__(params, {"lr": lr, "decay": decay, "beta": beta, "sigma": sigma})
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from sp.baselines.learner import GradientLearner, Needs, masked
+from sp.optim.common import check_integer, check_number
 
 CHUNK = 64  # examples whose gradients are held at once
 
@@ -29,6 +30,7 @@ class Penalty(GradientLearner):
     needs = Needs(boundaries=True)
 
     def __init__(self, model: nn.Module, strength: float = 1.0, base: str = "adam", **options: Any):
+        check_number("strength", strength, 0)
         super().__init__(model, base, options)
         self.strength = strength
         self.importance = [torch.zeros_like(p) for p in self.parameters]
@@ -71,6 +73,7 @@ class EWC(Penalty):
     def __init__(
         self, model: nn.Module, strength: float = 1.0, base: str = "adam", samples: int = 1000, **options: Any
     ):
+        check_integer("samples", samples, 1)
         super().__init__(model, strength, base, **options)
         self.samples = samples
 
@@ -104,6 +107,7 @@ class OnlineEWC(EWC):
     """
 
     def __init__(self, model: nn.Module, strength: float = 1.0, base: str = "adam", gamma: float = 1.0, **options: Any):
+        check_number("gamma", gamma, 0, 1)
         super().__init__(model, strength, base, **options)
         self.gamma = gamma
 
@@ -125,6 +129,7 @@ class MAS(Penalty):
     def __init__(
         self, model: nn.Module, strength: float = 1.0, base: str = "adam", samples: int = 1000, **options: Any
     ):
+        check_integer("samples", samples, 1)
         super().__init__(model, strength, base, **options)
         self.samples = samples
 
@@ -149,6 +154,7 @@ class SI(Penalty):
     """
 
     def __init__(self, model: nn.Module, strength: float = 1.0, base: str = "adam", xi: float = 0.1, **options: Any):
+        check_number("xi", xi, 0, low_open=True)
         super().__init__(model, strength, base, **options)
         self.xi = xi
         self.path = [torch.zeros_like(p) for p in self.parameters]

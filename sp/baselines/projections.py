@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sp.baselines.learner import GradientLearner, Needs, masked
 from sp.biology import NMDACoincidence, Synapses
+from sp.optim.common import check_integer, check_number
 
 
 class Projection(GradientLearner):
@@ -61,6 +62,8 @@ class OWM(Projection):
     """
 
     def __init__(self, model: nn.Module, alpha: float = 1e-2, batch: int = 32, base: str = "sgd", **options: Any):
+        check_number("alpha", alpha, 0, low_open=True)
+        check_integer("batch", batch, 1)
         super().__init__(model, base, **options)
         self.alpha, self.batch = alpha, batch
         self.projectors = [_identity(synapses) for synapses in self.watcher.synapses]
@@ -95,6 +98,8 @@ class GPM(Projection):
     def __init__(
         self, model: nn.Module, threshold: float = 0.95, samples: int = 300, base: str = "sgd", **options: Any
     ):
+        check_number("threshold", threshold, 0, 1)
+        check_integer("samples", samples, 1)
         super().__init__(model, base, **options)
         self.threshold, self.samples = threshold, samples
         self.bases = [_identity(synapses)[:, :0] for synapses in self.watcher.synapses]
@@ -138,6 +143,8 @@ class NCL(Projection):
     """
 
     def __init__(self, model: nn.Module, lr: float = 0.1, prior: float = 1e-3, samples: int = 1000, base: str = "sgd"):
+        check_number("prior", prior, 0, low_open=True)
+        check_integer("samples", samples, 1)
         super().__init__(model, base, lr=lr)
         self.prior, self.samples = prior, samples
         root = prior**0.5

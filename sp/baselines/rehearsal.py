@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sp.baselines.learner import GradientLearner, Needs, masked
+from sp.optim.common import check_number
 from sp.replay import ReplayBuffer
 
 
@@ -80,6 +81,8 @@ class DERpp(Rehearsal):
     def __init__(
         self, model: nn.Module, store: Store, alpha: float = 0.5, beta: float = 0.5, base: str = "sgd", **options: Any
     ):
+        check_number("alpha", alpha, 0)
+        check_number("beta", beta, 0)
         super().__init__(model, store, base, **options)
         self.alpha, self.beta = alpha, beta
 

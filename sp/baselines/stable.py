@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sp.baselines.learner import GradientLearner, Needs
+from sp.optim.common import check_number
 
 
 class StableSGD(GradientLearner):
@@ -24,6 +25,8 @@ class StableSGD(GradientLearner):
     needs = Needs(boundaries=True)
 
     def __init__(self, model: nn.Module, lr: float = 0.1, dropout: float = 0.25, decay: float = 0.7, base: str = "sgd"):
+        check_number("dropout", dropout, 0, 1, high_open=True)
+        check_number("decay", decay, 0, 1, low_open=True)
         super().__init__(model, base, {"lr": lr})
         self.decay = decay
         hidden = [module for module in model.modules() if isinstance(module, nn.ReLU)]
