@@ -20,7 +20,7 @@ def tiny(monkeypatch, tmp_path):
     """Two rivals on one small scenario, with a table of tuned values and a folder of their own."""
     monkeypatch.setenv("SP_FIGURES", str(tmp_path / "figures"))
     monkeypatch.setattr(studies, "TUNED", tmp_path / "tuned.csv")
-    monkeypatch.setattr(studies, "SETTINGS", {"digits": {**studies.SETTINGS["digits"], "hidden": (8,), "epochs": 1}})
+    monkeypatch.setattr(studies, "SETTINGS", {"digits": {**studies.SETTINGS["digits"], "hidden": (8, 8), "epochs": 1}})
     monkeypatch.setattr(comparison, "SCENARIOS", {"tiny": {"tasks": 2}})
     monkeypatch.setattr(comparison, "PLAIN", {"Chance": "chance", "Ridge": "ridge"})
     monkeypatch.setattr(comparison, "REPLAYED", {"SGD + replay": "sgd"})
