@@ -421,9 +421,8 @@ def planned(
         todo += [experiment for *_, experiment in trials(scenario, dataset)]
         count = long_seeds if SCENARIOS[scenario].get("stream", "split") != "split" else seeds
         for capacity in (0, *(CAPACITIES[dataset] if replay else ())):
-            try:
-                chosen = arms(scenario, dataset, capacity)
-            except LookupError:  # not tuned yet
-                chosen = untuned(scenario, dataset, capacity)
+            chosen = untuned(scenario, dataset, capacity)
+            known = [arm for arm in chosen if arm in DEFAULTS or arm in tuned_values(scenario, dataset).index]
+            chosen |= arms(scenario, dataset, capacity, known)
             todo += [replace(experiment, seed=seed) for experiment in chosen.values() for seed in range(count)]
     return todo
