@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help figures test test-browser lab html bench notebooks readme clean
+.PHONY: help figures test test-browser lab html bench results notebooks readme clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -41,6 +41,12 @@ html: $(READY) ## every notebook as a page that needs no kernel, in build/html
 
 bench: $(READY) ## measure time and memory of a step beside Adam on a quiet machine; kept in sp/bench.csv
 	@$(BIN)/python -m sp bench
+
+results: $(READY) ## every stored table behind notebooks 09 to 11, on MNIST (hours; goes on where it stopped; says first how long)
+	@$(BIN)/python -m sp compare --dataset mnist
+	@$(BIN)/python -m sp compare --dataset fashion_mnist --scenarios split5_class split5_domain permuted10 --seeds 5
+	@$(BIN)/python -m sp recipes
+	@$(BIN)/python -m sp figures --dataset mnist notebooks/09_comparison.ipynb notebooks/10_claims.ipynb notebooks/11_replay.ipynb
 
 readme: $(READY) ## write the tables of the README from the committed figures
 	@$(BIN)/python -m sp readme

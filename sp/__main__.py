@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from sp import bench, metrics, notebooks, report, studies
+from sp import bench, comparison, metrics, notebooks, recipes, report, studies
 from sp.files import write_atomically
 
 
@@ -40,6 +40,22 @@ def main(arguments: list[str] | None = None) -> int:
     results.add_argument("--long-seeds", type=int, default=5, help="seeds of the permuted streams")
     results.add_argument("--streams", nargs="*", default=list(studies.STREAMS), choices=sorted(studies.STREAMS))
 
+    compare = commands.add_parser("compare", help="run the comparison of notebook 09 and keep its tables in figures/")
+    compare.add_argument("--dataset", default="digits", choices=sorted(studies.SETTINGS))
+    compare.add_argument(
+        "--scenarios", nargs="*", default=list(comparison.SCENARIOS), choices=list(comparison.SCENARIOS)
+    )
+    compare.add_argument("--seeds", type=int, default=10)
+    compare.add_argument("--long-seeds", type=int, default=5, help="seeds of the permuted and rotated streams")
+    compare.add_argument("--no-replay", action="store_true", help="only the arms without replay")
+    compare.add_argument("--workers", type=int, help="processes; default: as many as there are cores")
+    compare.add_argument("--estimate", action="store_true", help="only say how long it will take")
+
+    published = commands.add_parser("recipes", help="run published recipes on MNIST and say by how much they differ")
+    published.add_argument("--seeds", type=int, default=5)
+    published.add_argument("--workers", type=int, help="processes; default: as many as there are cores")
+    published.add_argument("--only", nargs="*", default=list(recipes.RECIPES), choices=list(recipes.RECIPES))
+
     chosen = parser.parse_args(arguments)
     if chosen.command == "figures":
         return notebooks.make_figures(chosen.dataset, chosen.notebooks)
@@ -58,6 +74,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if chosen.command == "readme":
         write_atomically(Path("README.md"), report.fill_tables(Path("README.md").read_text()))
+        return 0
+    if chosen.command == "compare":
+        plan = (chosen.dataset, chosen.scenarios, chosen.seeds, chosen.long_seeds, not chosen.no_replay)
+        seconds = comparison.estimate(chosen.dataset, comparison.planned(*plan), comparison.known_costs(chosen.dataset))
+        print(f"About {seconds / 60:.0f} minutes of CPU time; what is finished is kept.", flush=True)
+        if not chosen.estimate:
+            comparison.results(*plan, workers=chosen.workers)
+        return 0
+    if chosen.command == "recipes":
+        print(recipes.reproduce(chosen.only, chosen.seeds, workers=chosen.workers).round(3).to_string(index=False))
         return 0
     if chosen.command == "results":
         table = studies.retention_results(chosen.dataset, chosen.seeds, chosen.long_seeds, chosen.streams)

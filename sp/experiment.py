@@ -19,14 +19,13 @@ from torch import Tensor
 
 import sp
 from sp import checkpoint, files, metrics
-from sp.baselines import OPTIMIZERS, GradientLearner, RidgeLearner, masked
+from sp.baselines import METHODS, make_learner, masked, rehearses
+from sp.baselines import Store as ReplayStore
 from sp.data import Stream, load, make_stream
 from sp.models import MODELS
 from sp.replay import ReplayBuffer
 
 RULES_VERSION = 2  # raised whenever a change of the code changes results, so that stored ones are not taken for new
-
-METHODS = (*OPTIMIZERS, "ridge")
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,8 @@ class Experiment:
         stream, tasks, scenario, samples_per_task, first_identity, evaluation: as in `sp.data.make_stream`.
             ``evaluation="validation"`` holds out training images, so that nothing is tuned on test images.
         model, hidden: a name in `sp.models.MODELS` and its hidden widths.
-        optimizer: a name in `METHODS`: an optimizer of the network, or ``"ridge"``, which has ``hidden[0]`` random
-            features and no network.
+        optimizer: a name in `sp.baselines.METHODS`: an optimizer of the network, or a method with one of its own.
+            ``"ridge"`` has ``hidden[0]`` random features and no network.
         options: arguments of the optimizer or method; a dict is taken as well, and kept as sorted pairs.
         epochs: passes over each task's data. batch_size: new examples in a batch.
         replay_capacity: size of the replay buffer, 0 for none. replay_policy, replay_distinct: as in `ReplayBuffer`.
@@ -84,6 +83,11 @@ class Experiment:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise ValueError(f"{name} must be a whole number >= {low}, got {value!r}")
+        if rehearses(self.optimizer) and (not self.replay_capacity or self.replay_adds != "current"):
+            raise ValueError(
+                f"optimizer {self.optimizer!r} stores the new examples of each batch: give replay_capacity >= 1 and "
+                f"leave replay_adds at 'current', got {self.replay_capacity!r} and {self.replay_adds!r}"
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values; `Experiment.from_dict` reads them back."""
@@ -221,19 +225,26 @@ class _Run:
 
     def __init__(self, experiment: Experiment, stream: Stream, device: torch.device, look: Callable | None):
         self.experiment, self.stream, self.device, self.look = experiment, stream, device, look
-        sizes, options = (stream.inputs, experiment.hidden, stream.outputs), dict(experiment.options)
-        if experiment.optimizer == "ridge":
-            self.learner = RidgeLearner(sizes[0], sizes[1][0], sizes[2], device, **options)
-        else:
-            model = MODELS[experiment.model](*sizes).to(device)
-            self.learner = GradientLearner(model, experiment.optimizer, options)
+        self.unit_task = _task_of_each_unit(stream, device)
         self.order = torch.Generator().manual_seed(experiment.seed)
-        self.buffer = None
+        self.buffer = store = None
         if experiment.replay_capacity:
-            self.buffer = ReplayBuffer(
+            buffer = ReplayBuffer(
                 experiment.replay_capacity, experiment.replay_policy, experiment.replay_distinct, seed=experiment.seed
             )
-        self.unit_task = _task_of_each_unit(stream, device)
+            if rehearses(experiment.optimizer):
+                store = ReplayStore(buffer, experiment.replay_batch, self._allowed)
+            else:
+                self.buffer = buffer
+        sizes = (stream.inputs, experiment.hidden, stream.outputs)
+        self.learner = make_learner(
+            experiment.optimizer,
+            lambda: MODELS[experiment.model](*sizes).to(device),
+            sizes,
+            device,
+            dict(experiment.options),
+            store,
+        )
         self.curve: list[dict[str, float]] = []
         self.steps = 0
         self.place = {"task": 0, "epoch": 0, "batch": 0}  # what is done: tasks, epochs of the next one, batches of that
@@ -244,8 +255,10 @@ class _Run:
 
     def keep_in(self, path: Path, every: int) -> None:
         """Write checkpoints from now on; go on from the one that is there."""
-        if not hasattr(self.learner, "state_dict"):
-            raise ValueError(f"optimizer {self.experiment.optimizer!r} has no state_dict, so it cannot be checkpointed")
+        if "state_dict" not in vars(type(self.learner)):  # an inherited one would leave out what the rival keeps
+            raise ValueError(
+                f"optimizer {self.experiment.optimizer!r} has no state_dict of its own, so it cannot be checkpointed"
+            )
         self.checkpoint = (path, every)
         state = checkpoint.load(path, self.experiment.as_dict())
         if state is None:
@@ -287,7 +300,10 @@ class _Run:
             for i, task in enumerate(self.stream.tasks[:until]):
                 if i < self.place["task"]:
                     continue
-                self._train_task(i, *self._on_device(task.outputs, *task.train()), tests, bar)
+                x, y = self._on_device(task.outputs, *task.train())
+                self._train_task(i, x, y, tests, bar)
+                if self.learner.needs.boundaries:
+                    self.learner.end_task(x, y, self._allowed(y))
                 # Of the tasks still to come only the next one is tested, which forward transfer needs.
                 self.accuracy[i, : i + 2] = [self._accuracy(test) for test in tests[: i + 2]]
                 self.place = {"task": i + 1, "epoch": 0, "batch": 0}
@@ -298,7 +314,7 @@ class _Run:
             accuracy=self.accuracy,
             initial=self.initial,
             curve=self.curve,
-            buffer={} if self.buffer is None else {str(k): n for k, n in self.buffer.class_counts().items()},
+            buffer={str(label): count for label, count in self._class_counts().items()},
             seconds=time.perf_counter() - start,
             versions={"sp": sp.__version__, "torch": torch.__version__, "python": platform.python_version()},
         )
@@ -337,6 +353,11 @@ class _Run:
             whole = self.experiment.replay_adds == "whole"
             self.buffer.add(*((seen_x, seen_y) if whole else (x, y)))
         self.steps += 1
+
+    def _class_counts(self) -> dict[int, int]:
+        if rehearses(self.experiment.optimizer):
+            return self.learner.class_counts()
+        return {} if self.buffer is None else self.buffer.class_counts()
 
     def _allowed(self, y: Tensor) -> Tensor | None:
         """In a task-incremental stream, the units of each example's own task; (B, outputs)."""

@@ -27,6 +27,11 @@ COLOURS = {
     "Consolidation": "#009E73",
     "Coincidence": "#D55E00",
     "Ridge": "#CC79A7",
+    **dict.fromkeys(("L2", "EWC", "Online EWC", "SI", "MAS", "LwF"), "#56B4E9"),
+    **dict.fromkeys(("OWM", "GPM", "NCL"), "#882255"),
+    **dict.fromkeys(("A-GEM", "DER++", "ER-ACE"), "#332288"),
+    **dict.fromkeys(("Adagrad", "Stable SGD", "UPGD"), "#999999"),
+    **dict.fromkeys(("Joint training", "Chance"), "#000000"),
     "Decaying trace": "#0072B2",
     "Accumulating trace": "#009E73",
 }
@@ -287,6 +292,63 @@ def scaling_panels(table: pd.DataFrame, x: str, panels: dict[str, str], label: s
         ax.minorticks_off()
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
+
+
+MARKERS = {"told nothing": "o", "told of boundaries": "s", "stores examples": "^"}
+
+
+def trade_off(panels: dict[str, pd.DataFrame], label: str, named: int = 9) -> Figure:
+    """Accuracy against what a method costs, a panel for each scenario one above the other, with 95 % intervals.
+
+    Args:
+        panels: title -> ``arm, cost, mean, low, high`` and ``kind``, a name in `MARKERS`; a row for each arm.
+        label: of the cost. named: how many arms are named, the best first; ours are named wherever they lie.
+    """
+    fig, axes = figure("column", 0.55 + 2.1 * len(panels), nrows=len(panels), sharex=True, squeeze=False)
+    for ax, (title, table) in zip(axes[:, 0], panels.items(), strict=True):
+        table = table.sort_values("mean", ascending=False)
+        ours = table.arm.isin(["Coincidence", "Consolidation", "Selective plasticity"])
+        for row in table.itertuples():
+            ink = colour(row.arm)
+            ax.plot([row.cost, row.cost], [row.low, row.high], color=ink, linewidth=1.2)
+            ax.plot(row.cost, row.mean, MARKERS[row.kind], color=ink, markersize=4, markeredgecolor="white", mew=0.4)
+        shown = table[ours | (np.arange(len(table)) < named)]
+        _name_points(ax, shown)
+        ax.set(title=title, ylabel="Average accuracy", ylim=(-0.02, 1.06), xscale="symlog")
+        ax.set_xlim(-0.15, max(10, 2 * table.cost.max()))
+        ax.xaxis.set_major_formatter("{x:g}")
+    axes[-1, 0].set_xlabel(label)
+    handles = [plt.Line2D([], [], marker=m, color="0.4", linestyle="", markersize=4) for m in MARKERS.values()]
+    fig.legend(handles, list(MARKERS), loc="outside lower center", ncols=3, handletextpad=0.1, columnspacing=1.0)
+    return fig
+
+
+def _name_points(ax: plt.Axes, rows: pd.DataFrame) -> None:
+    """Names in a column at the right, from top to bottom as the points lie, with a thin line to each."""
+    spacing = 0.07
+    places = rows["mean"].to_numpy().copy()
+    places[0] = min(places[0], 1.0)
+    for i in range(1, len(places)):
+        places[i] = min(places[i], places[i - 1] - spacing)
+    places += max(0.0, 0.01 - places.min())
+    for row, place in zip(rows.itertuples(), places, strict=True):
+        ax.annotate(
+            row.arm,
+            (row.cost, row.mean),
+            (1.02, place),
+            textcoords=ax.get_yaxis_transform(),
+            fontsize=5.5,
+            va="center",
+            color=colour(row.arm),
+            arrowprops={
+                "arrowstyle": "-",
+                "color": "0.75",
+                "linewidth": 0.4,
+                "shrinkA": 0,
+                "shrinkB": 2,
+                "relpos": (0, 0.5),
+            },
+        )
 
 
 def gate_bands(table: pd.DataFrame, ends: list[int]) -> Figure:

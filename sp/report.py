@@ -13,8 +13,12 @@ COLUMNS = {
     "split2_class": "Split, 2 tasks, class-incremental",
     "split5_class": "Split, 5 tasks, class-incremental",
     "split5_domain": "Split, 5 tasks, domain-incremental",
+    "split5_task": "Split, 5 tasks, task-incremental",
     "permuted10": "Permuted, 10 tasks",
     "permuted30": "Permuted, 30 tasks of 20,000",
+    "rotated10": "Rotated, 10 tasks",
+    "split2_domain": "Split, 2 tasks, domain-incremental",
+    "split2_task": "Split, 2 tasks, task-incremental",
 }
 
 
@@ -23,12 +27,14 @@ def fill_tables(text: str, root: Path = Path()) -> str:
 
     The file is an interval table (`sp.metrics.interval_table`), with columns ``arm, metric, mean, low, high, n``.
     With a metric after its name, the file has a column ``stream``, and the table one column a stream for that metric.
+    Where it has a column ``capacity`` as well, the size of a replay buffer, only rows without one are taken.
     """
 
     def filled(match: re.Match) -> str:
         table = pd.read_csv(root / match[2])
         if match[3]:
-            table = table[table.metric == match[3]].drop(columns="metric").rename(columns={"stream": "metric"})
+            table = table[(table.metric == match[3]) & (table.get("capacity", 0) == 0)]
+            table = table.drop(columns="metric").rename(columns={"stream": "metric"})
         return match[1] + markdown(table) + match[5]
 
     return MARKS.sub(filled, text)

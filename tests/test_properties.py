@@ -96,8 +96,6 @@ def test_consolidation_only_grows_and_its_gate_only_holds_back(options, shapes, 
 @settings(max_examples=8, deadline=None)
 @given(
     st.sampled_from(["selective", "consolidating", "coincidence"]),  # a sketch gives each unit its own sign and sum
-        ["selective", "consolidating", "coincidence"]
-    ),  # a sketch gives each unit a sign and a sum of its own
     st.integers(2, 12),
     st.integers(0, 10**6),
 )

@@ -1,68 +1,13 @@
-"""What learns a stream: a network with an optimizer, and the rivals that do something else with each batch.
+"""What frames a comparison: a simple learner that order does not matter to, the ceiling and the floor."""
 
-A learner has ``learn(x, y, allowed)`` for one batch and ``logits(x)``. ``allowed`` is None, or says which output units
-count for each example, (B, outputs).
-"""
-
+import copy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sp.biology import NMDACoincidence
-from sp.optim import ConsolidatingPlasticityOptimizer, SelectivePlasticityOptimizer
-
-
-def _coincidence(model: nn.Module, **options: Any) -> ConsolidatingPlasticityOptimizer:
-    return ConsolidatingPlasticityOptimizer(model.parameters(), coincidence=NMDACoincidence(model), **options)
-
-
-def _selective_coincidence(model: nn.Module, **options: Any) -> SelectivePlasticityOptimizer:
-    return SelectivePlasticityOptimizer(model.parameters(), coincidence=NMDACoincidence(model), **options)
-
-
-def _of_parameters(optimizer: type[torch.optim.Optimizer]):
-    return lambda model, **options: optimizer(model.parameters(), **options)
-
-
-OPTIMIZERS = {
-    "adagrad": _of_parameters(torch.optim.Adagrad),
-    "adam": _of_parameters(torch.optim.Adam),
-    "coincidence": _coincidence,
-    "consolidating": _of_parameters(ConsolidatingPlasticityOptimizer),
-    "selective": _of_parameters(SelectivePlasticityOptimizer),
-    "selective_coincidence": _selective_coincidence,
-    "sgd": _of_parameters(torch.optim.SGD),
-}
-
-
-class GradientLearner:
-    """A network trained by cross-entropy with an optimizer of `OPTIMIZERS`."""
-
-    def __init__(self, model: nn.Module, optimizer: str, options: dict[str, Any]):
-        self.model = model
-        self.optimizer = OPTIMIZERS[optimizer](model, **options)
-
-    def learn(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
-        self.optimizer.zero_grad()
-        F.cross_entropy(masked(self.model(x), allowed), y).backward()
-        self.optimizer.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that learning changes, for a checkpoint."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
-    def logits(self, x: Tensor) -> Tensor:
-        self.model.eval()
-        logits = self.model(x)
-        self.model.train()
-        return logits
+from sp.baselines.learner import GradientLearner, Needs
 
 
 class RidgeLearner:
@@ -75,6 +20,8 @@ class RidgeLearner:
         inputs, features, outputs: sizes; ``features * outputs`` numbers are learnt.
         penalty: >= 0, per example and in units of the features' mean square.
     """
+
+    needs = Needs()
 
     def __init__(self, inputs: int, features: int, outputs: int, device: torch.device, penalty: float = 1e-4):
         self.projection = torch.randn(inputs, features).to(device) * (2 / inputs) ** 0.5
@@ -114,6 +61,53 @@ class RidgeLearner:
         return self._features(x) @ self.weight
 
 
-def masked(logits: Tensor, allowed: Tensor | None) -> Tensor:
-    """Logits in which units that do not count are minus infinity."""
-    return logits if allowed is None else logits.masked_fill(~allowed, -torch.inf)
+class JointLearner(GradientLearner):
+    """The ceiling: when a task ends, a network is trained from the start on all tasks so far, shuffled together.
+
+    It gets as many passes over all data, in batches of the same size, as the stream gave over each task. What it is
+    told and what it stores no continual learner is given.
+
+    Args:
+        model: the network. base, options: optimizer and its arguments.
+    """
+
+    needs = Needs(boundaries=True, examples="all", again=True)
+
+    def __init__(self, model: nn.Module, base: str = "adam", **options: Any):
+        super().__init__(model, base, options)
+        self.start = copy.deepcopy((model.state_dict(), self.optimizer.state_dict()))
+        self.data: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        self.batch, self.count = 1, 0
+
+    def learn(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
+        self.batch, self.count = max(self.batch, len(x)), self.count + len(x)
+
+    def end_task(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
+        passes, self.count = round(self.count / len(x)), 0
+        self.data.append((x, y, allowed))
+        model, optimizer = copy.deepcopy(self.start)
+        self.model.load_state_dict(model)
+        self.optimizer.load_state_dict(optimizer)
+        columns = [None if parts[0] is None else torch.cat(parts) for parts in zip(*self.data, strict=True)]
+        for _ in range(passes):
+            for rows in torch.randperm(len(columns[0])).to(x.device).split(self.batch):
+                super().learn(*(None if column is None else column[rows] for column in columns))
+
+
+class ChanceLearner:
+    """The floor: it learns nothing and answers at random.
+
+    Args:
+        outputs: number of units.
+    """
+
+    needs = Needs()
+
+    def __init__(self, outputs: int):
+        self.outputs = outputs
+
+    def learn(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
+        """Nothing."""
+
+    def logits(self, x: Tensor) -> Tensor:
+        return torch.randn(len(x), self.outputs).to(x.device)

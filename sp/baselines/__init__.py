@@ -1,0 +1,79 @@
+"""What learns a stream: a network with an optimizer, and the rivals that do something else with each batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from sp.baselines.bounds import ChanceLearner, JointLearner, RidgeLearner
+from sp.baselines.distillation import LwF
+from sp.baselines.learner import GradientLearner, Needs, kept_bytes, masked
+from sp.baselines.optimizers import OPTIMIZERS
+from sp.baselines.penalties import EWC, L2, MAS, SI, OnlineEWC
+from sp.baselines.projections import GPM, NCL, OWM
+from sp.baselines.rehearsal import AGEM, ERACE, DERpp, Rehearsal, Store
+from sp.baselines.stable import StableSGD
+
+RIVALS: dict[str, type[GradientLearner]] = {
+    "agem": AGEM,
+    "derpp": DERpp,
+    "er_ace": ERACE,
+    "ewc": EWC,
+    "gpm": GPM,
+    "joint": JointLearner,
+    "l2": L2,
+    "lwf": LwF,
+    "mas": MAS,
+    "ncl": NCL,
+    "online_ewc": OnlineEWC,
+    "owm": OWM,
+    "si": SI,
+    "stable_sgd": StableSGD,
+}
+WITHOUT_NETWORK = {"chance": ChanceLearner, "ridge": RidgeLearner}
+METHODS = (*OPTIMIZERS, *RIVALS, *WITHOUT_NETWORK)
+
+__all__ = ["METHODS", "OPTIMIZERS", "Needs", "Store", "kept_bytes", "make_learner", "masked", "needs", "rehearses"]
+
+
+def needs(method: str, replay_capacity: int = 0) -> Needs:
+    """What a method of `METHODS` is told or given, with a replay buffer or without."""
+    learner = {**RIVALS, **WITHOUT_NETWORK}.get(method, GradientLearner)
+    if not replay_capacity:
+        return learner.needs
+    return Needs(**{**vars(learner.needs), "examples": "buffer"})
+
+
+def rehearses(method: str) -> bool:
+    """Whether a method has the replay buffer in its own hands; for others, stored examples are mixed into batches."""
+    return method in RIVALS and issubclass(RIVALS[method], Rehearsal)
+
+
+def make_learner(
+    method: str,
+    network: Callable[[], nn.Module],
+    sizes: tuple[int, tuple[int, ...], int],
+    device: torch.device,
+    options: dict[str, Any],
+    store: Store | None = None,
+) -> Any:
+    """A learner of `METHODS`.
+
+    Args:
+        method: its name.
+        network: makes the network, on its device.
+        sizes: inputs, hidden widths, outputs; ``"ridge"`` has ``hidden[0]`` features and no network.
+        device: where to learn.
+        options: arguments of the optimizer or method.
+        store: for a method that `rehearses`.
+    """
+    if method == "ridge":
+        return RidgeLearner(sizes[0], sizes[1][0], sizes[2], device, **options)
+    if method == "chance":
+        return ChanceLearner(sizes[2])
+    if method in OPTIMIZERS:
+        return GradientLearner(network(), method, options)
+    if rehearses(method):
+        return RIVALS[method](network(), store, **options)
+    return RIVALS[method](network(), **options)

@@ -1,0 +1,207 @@
+"""Penalties: the loss of a new task plus a spring that holds each weight where the old tasks left it.
+
+All add ``strength / 2 * sum_i importance_i (w_i - anchor_i)^2`` to the loss and differ in the importance. The gradient
+of the penalty is written down instead of differentiated.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from sp.baselines.learner import GradientLearner, Needs, masked
+from sp.optim.common import check_integer, check_number
+
+CHUNK = 64  # examples whose gradients are held at once
+
+
+class Penalty(GradientLearner):
+    """A network held at anchors. Subclasses say in `end_task` how importance and anchor follow from a task.
+
+    Args:
+        model: the network.
+        strength: of the penalty, >= 0; 0 is the base optimizer alone.
+        base, options: optimizer and its arguments.
+    """
+
+    needs = Needs(boundaries=True)
+
+    def __init__(self, model: nn.Module, strength: float = 1.0, base: str = "adam", **options: Any):
+        check_number("strength", strength, 0)
+        super().__init__(model, base, options)
+        self.strength = strength
+        self.importance = [torch.zeros_like(p) for p in self.parameters]
+        self.anchor = [p.detach().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def adjust_gradients(self) -> None:
+        for p, importance, anchor in zip(self.parameters, self.importance, self.anchor, strict=True):
+            p.grad += self.strength * importance * (p - anchor)
+
+    @torch.no_grad()
+    def _anchor_here(self) -> None:
+        for anchor, p in zip(self.anchor, self.parameters, strict=True):
+            anchor.copy_(p)
+
+
+class L2(Penalty):
+    """Every weight counts the same: importance 1, anchored at the last task (control of Kirkpatrick et al. 2017)."""
+
+    def end_task(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
+        for importance in self.importance:
+            importance.fill_(1)
+        self._anchor_here()
+
+
+class EWC(Penalty):
+    """Elastic weight consolidation (Kirkpatrick et al. 2017, eq. 3): one spring for each task that was learnt.
+
+    Importance of task t is the diagonal Fisher information F_t, the mean over examples of squared gradients of the
+    log-likelihood of a label drawn from the network's own prediction. The sum over tasks of springs
+    ``F_t (w - w_t)^2 / 2`` is one spring of strength ``sum F_t`` at the mean of the ``w_t`` weighted by ``F_t``, up to
+    a constant (Huszár 2018), so that memory does not grow with the number of tasks.
+
+    Args:
+        samples: how many examples of a task the Fisher information is measured on.
+    """
+
+    needs = Needs(boundaries=True, again=True)
+
+    def __init__(
+        self, model: nn.Module, strength: float = 1.0, base: str = "adam", samples: int = 1000, **options: Any
+    ):
+        check_integer("samples", samples, 1)
+        super().__init__(model, strength, base, **options)
+        self.samples = samples
+
+    @torch.no_grad()
+    def end_task(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
+        for total, anchor, p, fisher in zip(
+            self.importance, self.anchor, self.parameters, self._fisher(x, allowed), strict=True
+        ):
+            new = total + fisher
+            anchor.copy_(torch.where(new > 0, (total * anchor + fisher * p) / new.clamp(min=1e-30), p))
+            total.copy_(new)
+
+    def _fisher(self, x: Tensor, allowed: Tensor | None) -> list[Tensor]:
+        x, allowed = _some(self.samples, x, allowed)
+        y = torch.multinomial(masked(self.logits(x), allowed).softmax(1), 1).flatten()
+
+        def likelihood(logits: Tensor, y: Tensor, allowed: Tensor) -> Tensor:
+            return F.cross_entropy(masked(logits, allowed), y)
+
+        everything = torch.ones(len(x), 1, dtype=torch.bool, device=x.device)
+        return mean_over_examples(
+            self.model, likelihood, torch.square, x, y, everything if allowed is None else allowed
+        )
+
+
+class OnlineEWC(EWC):
+    """Online EWC (Schwarz et al. 2018, eq. 9): one spring, ``F <- gamma F + F_t``, anchored at the last task.
+
+    Args:
+        gamma: what is left of older importance after a task, in [0, 1].
+    """
+
+    def __init__(self, model: nn.Module, strength: float = 1.0, base: str = "adam", gamma: float = 1.0, **options: Any):
+        check_number("gamma", gamma, 0, 1)
+        super().__init__(model, strength, base, **options)
+        self.gamma = gamma
+
+    @torch.no_grad()
+    def end_task(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
+        for importance, fisher in zip(self.importance, self._fisher(x, allowed), strict=True):
+            importance.mul_(self.gamma).add_(fisher)
+        self._anchor_here()
+
+
+class MAS(Penalty):
+    """Memory aware synapses (Aljundi et al. 2018, eq. 2): importance is how much the output depends on a weight.
+
+    ``Omega <- Omega + mean over examples of |d ||f(x)||^2 / dw|``; labels are not used.
+    """
+
+    needs = Needs(boundaries=True, again=True)
+
+    def __init__(
+        self, model: nn.Module, strength: float = 1.0, base: str = "adam", samples: int = 1000, **options: Any
+    ):
+        check_integer("samples", samples, 1)
+        super().__init__(model, strength, base, **options)
+        self.samples = samples
+
+    @torch.no_grad()
+    def end_task(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
+        (x,) = _some(self.samples, x)
+        new = mean_over_examples(self.model, lambda logits: logits.square().sum(), torch.abs, x)
+        for importance, dependence in zip(self.importance, new, strict=True):
+            importance += dependence
+        self._anchor_here()
+
+
+class SI(Penalty):
+    """Synaptic intelligence (Zenke, Poole & Ganguli 2017, eq. 3-5): importance is what a weight did for the loss.
+
+    Along the way ``omega <- omega - g dw``, g the gradient of the loss without the penalty; when a task ends
+    ``Omega <- Omega + omega / (d^2 + xi)``, d the way that the weight came in the task. The penalty of the paper is
+    ``c sum Omega (w - anchor)^2``: ``strength`` is ``2 c``.
+
+    Args:
+        xi: damping, > 0.
+    """
+
+    def __init__(self, model: nn.Module, strength: float = 1.0, base: str = "adam", xi: float = 0.1, **options: Any):
+        check_number("xi", xi, 0, low_open=True)
+        super().__init__(model, strength, base, **options)
+        self.xi = xi
+        self.path = [torch.zeros_like(p) for p in self.parameters]
+
+    @torch.no_grad()
+    def adjust_gradients(self) -> None:
+        self._gradients = [p.grad.clone() for p in self.parameters]
+        self._before = [p.detach().clone() for p in self.parameters]
+        super().adjust_gradients()
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        for path, g, p, before in zip(self.path, self._gradients, self.parameters, self._before, strict=True):
+            path -= g * (p - before)
+        del self._gradients, self._before
+
+    @torch.no_grad()
+    def end_task(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
+        for importance, path, p, anchor in zip(self.importance, self.path, self.parameters, self.anchor, strict=True):
+            importance += path.clamp(min=0) / ((p - anchor) ** 2 + self.xi)
+            path.zero_()
+        self._anchor_here()
+
+
+def mean_over_examples(
+    model: nn.Module, objective: Callable[..., Tensor], size: Callable[[Tensor], Tensor], *columns: Tensor
+) -> list[Tensor]:
+    """Mean over examples of ``size(gradient of objective(logits, ...))``, for each trained parameter.
+
+    Args:
+        model: the network. objective: of one example's logits, (1, outputs), and its row of each further column.
+        size: element by element, such as `torch.square`. columns: x (N, ...), then what the objective takes; (N, ...).
+    """
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+    def one(parameters: dict[str, Tensor], x: Tensor, *others: Tensor) -> Tensor:
+        return objective(functional_call(model, parameters, (x[None],)), *(column[None] for column in others))
+
+    each = vmap(grad(one), in_dims=(None, *[0] * len(columns)))
+    totals = {name: torch.zeros_like(p) for name, p in trained.items()}
+    for rows in zip(*(column.split(CHUNK) for column in columns), strict=True):
+        for name, gradients in each(trained, *rows).items():
+            totals[name] += size(gradients).sum(0)
+    return [total / len(columns[0]) for total in totals.values()]
+
+
+def _some(count: int, x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    """At most so many rows, drawn without replacement."""
+    rows = torch.randperm(len(x))[:count].to(x.device)
+    return tuple(None if column is None else column[rows] for column in (x, *others))

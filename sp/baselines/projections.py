@@ -1,0 +1,200 @@
+"""Projections: a step is bent so that it changes little of what old tasks need. No stored examples.
+
+A layer's inputs x are columns with a 1 appended for its bias, and G is the gradient of [weight, bias], (out, d + 1).
+What coincidence capture does from step to step these do from task to task.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sp.baselines.learner import GradientLearner, Needs, masked
+from sp.biology import NMDACoincidence, Synapses
+from sp.optim.common import check_integer, check_number
+
+
+class Projection(GradientLearner):
+    """A network whose layers are watched. Subclasses change gradients with what `recorded` shows of a finished task.
+
+    Args:
+        model: the network. base, options: optimizer and its arguments.
+    """
+
+    needs = Needs(boundaries=True, again=True)
+
+    def __init__(self, model: nn.Module, base: str = "sgd", **options: Any):
+        super().__init__(model, base, options)
+        self.watcher = NMDACoincidence(model)
+
+    def learn(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
+        self.watcher.clear()
+        super().learn(x, y, allowed)
+
+    def recorded(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+        """For each layer, its inputs (N, d + 1) and the gradients of the summed loss at its outputs (N, out)."""
+        self.watcher.clear()
+        with torch.enable_grad():
+            loss = F.cross_entropy(masked(self.model(x), allowed), y, reduction="sum")
+            torch.autograd.grad(loss, self.parameters)
+        activities = [synapses.take() for synapses in self.watcher.synapses]
+        return [(activity.presynaptic, activity.postsynaptic) for activity in activities]
+
+
+def set_gradient(synapses: Synapses, matrix: Tensor) -> None:
+    """Give a layer this gradient of [weight, bias]."""
+    columns = synapses.weight[0].numel()
+    synapses.weight.grad.copy_(matrix[:, :columns].reshape(synapses.weight.shape))
+    if synapses.bias is not None:
+        synapses.bias.grad.copy_(matrix[:, columns])
+
+
+class OWM(Projection):
+    """Orthogonal weights modification (Zeng et al. 2019, eq. 1-2): steps orthogonal to the mean inputs of old batches.
+
+    ``G <- G P``, and when a task ends, for the mean input x of each of its batches, recursive least squares:
+    ``P <- P - P x x'P / (alpha + x'P x)``, from ``P = I``.
+
+    Args:
+        alpha: > 0; the smaller, the more of a direction is closed by one batch.
+        batch: size of the batches whose means are taken.
+    """
+
+    def __init__(self, model: nn.Module, alpha: float = 1e-2, batch: int = 32, base: str = "sgd", **options: Any):
+        check_number("alpha", alpha, 0, low_open=True)
+        check_integer("batch", batch, 1)
+        super().__init__(model, base, **options)
+        self.alpha, self.batch = alpha, batch
+        self.projectors = [_identity(synapses) for synapses in self.watcher.synapses]
+
+    @torch.no_grad()
+    def adjust_gradients(self) -> None:
+        for synapses, P in zip(self.watcher.synapses, self.projectors, strict=True):
+            set_gradient(synapses, synapses.gradient() @ P)
+
+    @torch.no_grad()
+    def end_task(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
+        for start in range(0, len(x), self.batch):
+            rows = slice(start, start + self.batch)
+            seen = self.recorded(x[rows], y[rows], None if allowed is None else allowed[rows])
+            for P, (inputs, _) in zip(self.projectors, seen, strict=True):
+                mean = inputs.mean(0)
+                k = P @ mean
+                P -= torch.outer(k, k) / (self.alpha + mean @ k)
+
+
+class GPM(Projection):
+    """Gradient projection memory (Saha, Garg & Roy 2021): steps orthogonal to the space that old inputs span.
+
+    ``G <- G - G M M'``, M (d + 1, r) an orthonormal basis. When a task ends, the inputs X of some of its examples are
+    freed of what M spans, ``X - X M M'``, and M gets as many of the leading right singular vectors of the rest as it
+    takes to hold a share ``threshold`` of ``||X||^2`` (eq. 9).
+
+    Args:
+        threshold: in [0, 1]. samples: examples of a task whose inputs are taken.
+    """
+
+    def __init__(
+        self, model: nn.Module, threshold: float = 0.95, samples: int = 300, base: str = "sgd", **options: Any
+    ):
+        check_number("threshold", threshold, 0, 1)
+        check_integer("samples", samples, 1)
+        super().__init__(model, base, **options)
+        self.threshold, self.samples = threshold, samples
+        self.bases = [_identity(synapses)[:, :0] for synapses in self.watcher.synapses]
+
+    @torch.no_grad()
+    def adjust_gradients(self) -> None:
+        for synapses, M in zip(self.watcher.synapses, self.bases, strict=True):
+            G = synapses.gradient()
+            set_gradient(synapses, G - G @ M @ M.T)
+
+    @torch.no_grad()
+    def end_task(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
+        rows = torch.randperm(len(x))[: self.samples].to(x.device)
+        seen = self.recorded(x[rows], y[rows], None if allowed is None else allowed[rows])
+        self.bases = [extended(M, X, self.threshold) for M, (X, _) in zip(self.bases, seen, strict=True)]
+
+
+def extended(M: Tensor, X: Tensor, threshold: float) -> Tensor:
+    """The basis M, (d, r), with the fewest new directions that make it hold ``threshold`` of the power of X, (N, d)."""
+    total = X.square().sum()
+    rest = X - X @ M @ M.T
+    _, singular, directions = torch.linalg.svd(rest, full_matrices=False)
+    held = 1 - (rest.square().sum() - torch.cat([singular.new_zeros(1), singular.square().cumsum(0)])) / total
+    count = int((held < threshold).sum())
+    # Rounding leaves a little of M in new directions; QR takes it out, and keeps the basis within d columns.
+    return torch.linalg.qr(torch.cat([M, directions[:count].T], 1))[0]
+
+
+class NCL(Projection):
+    """Natural continual learning (Kao et al. 2021, eq. 9): natural gradients in the metric of the old tasks.
+
+    ``[w, b] <- [w, b] - lr prior (S^-1 G A^-1 + [w, b] - anchor)``. A ⊗ S is the precision of the posterior that old
+    tasks left, in units of one task's data, in Kronecker factors (Martens & Grosse 2015): at first
+    ``sqrt(prior) I`` each and the anchor zero, so that the first task is learnt by SGD with a small weight decay. When
+    a task ends, the precision of its likelihood, mean of xx' ⊗ mean of dd' for labels drawn from the network's own
+    prediction, is added approximately (`kronecker_sum`).
+
+    Args:
+        prior: precision before any task, > 0. samples: examples of a task on which its precision is measured.
+        lr: learning rate.
+    """
+
+    def __init__(self, model: nn.Module, lr: float = 0.1, prior: float = 1e-3, samples: int = 1000, base: str = "sgd"):
+        check_number("prior", prior, 0, low_open=True)
+        check_integer("samples", samples, 1)
+        super().__init__(model, base, lr=lr)
+        self.prior, self.samples = prior, samples
+        root = prior**0.5
+        self.factors = [
+            (root * _identity(synapses), root * torch.eye(len(synapses.weight), device=synapses.weight.device))
+            for synapses in self.watcher.synapses
+        ]
+        self.anchors = [torch.zeros_like(_matrix(synapses)) for synapses in self.watcher.synapses]
+        self._invert()
+
+    def _invert(self) -> None:
+        self.inverses = [tuple(torch.linalg.inv(factor) for factor in pair) for pair in self.factors]
+
+    @torch.no_grad()
+    def adjust_gradients(self) -> None:
+        for synapses, (A, S), anchor in zip(self.watcher.synapses, self.inverses, self.anchors, strict=True):
+            natural = S @ synapses.gradient() @ A + _matrix(synapses) - anchor
+            set_gradient(synapses, self.prior * natural)
+
+    @torch.no_grad()
+    def end_task(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
+        rows = torch.randperm(len(x))[: self.samples].to(x.device)
+        x, allowed = x[rows], None if allowed is None else allowed[rows]
+        drawn = torch.multinomial(masked(self.logits(x), allowed).softmax(1), 1).flatten()
+        seen = self.recorded(x, drawn, allowed)
+        self.factors = [
+            kronecker_sum(old, (X.T @ X / len(x), D.T @ D / len(x)))
+            for old, (X, D) in zip(self.factors, seen, strict=True)
+        ]
+        self.anchors = [_matrix(synapses).clone() for synapses in self.watcher.synapses]
+        self._invert()
+
+
+def kronecker_sum(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """``(A1 + A2 / pi) ⊗ (S1 + pi S2)`` in place of ``A1 ⊗ S1 + A2 ⊗ S2`` (Kao et al. 2021, app. E).
+
+    ``pi = sqrt(tr A2 tr S1 / (tr A1 tr S2))`` balances the two; all factors are symmetric and positive, and the result
+    is no smaller than the sum. Without a second precision (its trace is zero) the first is returned.
+    """
+    (A1, S1), (A2, S2) = first, second
+    if min(A2.trace(), S2.trace()) <= 0:
+        return first
+    pi = (A2.trace() * S1.trace() / (A1.trace() * S2.trace())).sqrt()
+    return A1 + A2 / pi, S1 + pi * S2
+
+
+def _matrix(synapses: Synapses) -> Tensor:
+    weight = synapses.weight.detach().flatten(1)
+    return weight if synapses.bias is None else torch.cat([weight, synapses.bias.detach()[:, None]], 1)
+
+
+def _identity(synapses: Synapses) -> Tensor:
+    return torch.eye(_matrix(synapses).shape[1], device=synapses.weight.device)

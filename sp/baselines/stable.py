@@ -1,0 +1,44 @@
+"""Stable SGD: a training regime instead of a rule."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sp.baselines.learner import GradientLearner, Needs
+from sp.optim.common import check_number
+
+
+class StableSGD(GradientLearner):
+    """Stable SGD (Mirzadeh et al. 2020): dropout, and a learning rate that falls from task to task.
+
+    ``lr_t = lr decay^(t - 1)`` in task t; after every ReLU, dropout. Flat minima are meant to be left less easily.
+
+    Args:
+        model: its hidden layers are followed by `nn.ReLU`.
+        dropout: share of hidden units that are silent, in [0, 1). decay: in (0, 1]. lr: of the first task.
+
+    Raises:
+        ValueError: the model has no `nn.ReLU`.
+    """
+
+    needs = Needs(boundaries=True)
+
+    def __init__(self, model: nn.Module, lr: float = 0.1, dropout: float = 0.25, decay: float = 0.7, base: str = "sgd"):
+        check_number("dropout", dropout, 0, 1, high_open=True)
+        check_number("decay", decay, 0, 1, low_open=True)
+        super().__init__(model, base, {"lr": lr})
+        self.decay = decay
+        hidden = [module for module in model.modules() if isinstance(module, nn.ReLU)]
+        if not hidden:
+            raise ValueError(f"model must have nn.ReLU modules for dropout, got {type(model).__name__} without one")
+
+        def drop(module: nn.Module, _: Any, output: Tensor) -> Tensor:
+            return F.dropout(output, dropout, training=module.training)
+
+        for module in hidden:
+            module.register_forward_hook(drop)
+
+    def end_task(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] *= self.decay

@@ -1,0 +1,428 @@
+"""The field beside the rule: every rival on every scenario, tuned with the same effort (notebooks 09 and 11).
+
+``python -m sp compare --dataset DATASET`` measures what a step costs, says how long the rest will take, tunes what is
+not tuned and runs the reported seeds. What was run before is read from the store.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+from sp import figures, files, metrics, report, studies
+from sp.baselines import kept_bytes, needs, rehearses
+from sp.data import load
+from sp.experiment import Experiment, Moment, Store, run
+from sp.sweep import compare
+
+# Streams by name: those of the retention studies, and more. On long ones a fifth of MNIST's images for each task.
+_LONG = {"tasks": 10, "scenario": "domain", "samples_per_task": 12_000}
+SCENARIOS = {
+    "split5_class": studies.STREAMS["split5_class"],
+    "split5_domain": studies.STREAMS["split5_domain"],
+    "permuted10": {"stream": "permuted", **_LONG},
+    "split2_class": studies.STREAMS["split2_class"],
+    "split5_task": {"tasks": 5, "scenario": "task"},
+    "rotated10": {"stream": "rotated", **_LONG},
+    "split2_domain": {"tasks": 2, "scenario": "domain"},
+    "split2_task": {"tasks": 2, "scenario": "task"},
+}
+TITLES = report.COLUMNS
+# Sizes of the replay buffer: on digits the same share of the images as 200 and 2,000 of MNIST's.
+CAPACITIES = {"digits": (50, 200), "mnist": (200, 2000), "fashion_mnist": (200, 2000)}
+# What is tuned on one data set and carried over to another, to see how far a setting carries.
+TUNED_ON = {"digits": "digits", "mnist": "mnist", "fashion_mnist": "mnist"}
+
+# Name in tables -> method in `sp.baselines.METHODS`.
+PLAIN = {
+    "Chance": "chance",
+    "SGD": "sgd",
+    "SGD with momentum": "momentum",
+    "Adam": "adam",
+    "AdamW": "adamw",
+    "Adagrad": "adagrad",
+    "Stable SGD": "stable_sgd",
+    "UPGD": "upgd",
+    "L2": "l2",
+    "EWC": "ewc",
+    "Online EWC": "online_ewc",
+    "SI": "si",
+    "MAS": "mas",
+    "LwF": "lwf",
+    "OWM": "owm",
+    "GPM": "gpm",
+    "NCL": "ncl",
+    "Selective plasticity": "selective",
+    "Consolidation": "consolidating",
+    "Coincidence": "coincidence",
+    "Coincidence, tuned": "coincidence",
+    "Ridge": "ridge",
+    "Joint training": "joint",
+}
+REPLAYED = {
+    "SGD + replay": "sgd",
+    "Adam + replay": "adam",
+    "A-GEM": "agem",
+    "DER++": "derpp",
+    "ER-ACE": "er_ace",
+    "Selective plasticity + replay": "selective",
+    "Consolidation + replay": "consolidating",
+    "Coincidence + replay": "coincidence",
+}
+DEFAULTS = ("Chance", "Coincidence", "Coincidence + replay")  # run as they are, without tuning
+
+
+def _grid(**columns: tuple) -> list[dict]:
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+_A, _B, _C = 1e-3, 3e-4, 1e-4  # learning rates of Adam under the penalties
+# Seven points for every method, its learning rate included.
+GRIDS = {
+    **studies.GRIDS,
+    "momentum": _grid(lr=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
+    "adamw": studies.GRIDS["adam"],
+    "adagrad": _grid(lr=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
+    "stable_sgd": _grid(
+        lr=(0.1, 0.3, 0.3, 0.03, 0.1, 0.3, 0.1),
+        dropout=(0.25, 0.25, 0.5, 0.25, 0.25, 0.25, 0.5),
+        decay=(0.4, 0.4, 0.4, 0.7, 0.7, 0.7, 0.9),
+    ),
+    "upgd": _grid(lr=(3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 3e-2, 1e-1), sigma=(1e-3, 1e-3, 1e-3, 1e-3, 1e-3, 1e-2, 1e-2)),
+    "l2": _grid(lr=(_A, _A, _A, _A, _B, _B, _C), strength=(0.01, 0.1, 1.0, 10.0, 0.1, 1.0, 0.1)),
+    "ewc": _grid(lr=(_A, _A, _A, _A, _A, _B, _C), strength=(10.0, 1e2, 1e3, 1e4, 1e5, 1e3, 1e2)),
+    "online_ewc": _grid(lr=(_A, _A, _A, _A, _A, _B, _C), strength=(10.0, 1e2, 1e3, 1e4, 1e5, 1e3, 1e2)),
+    "mas": _grid(lr=(_A, _A, _A, _A, _A, _B, _C), strength=(0.01, 0.1, 1.0, 3.0, 10.0, 1.0, 0.1)),
+    "si": _grid(lr=(_A, _A, _A, _A, _A, _B, _C), strength=(1.0, 10.0, 1e2, 1e3, 1e4, 1e2, 10.0)),
+    "lwf": _grid(lr=(_A, _A, _A, _B, _B, _B, _C), strength=(0.3, 1.0, 3.0, 1.0, 3.0, 10.0, 10.0)),
+    "owm": _grid(lr=(0.3, 0.3, 0.3, 0.1, 0.1, 0.1, 0.1), alpha=(0.01, 0.1, 1.0, 1e-3, 0.01, 0.1, 1.0)),
+    "gpm": _grid(lr=(0.3, 0.3, 0.3, 0.1, 0.1, 0.1, 0.03), threshold=(0.9, 0.95, 0.99, 0.9, 0.95, 0.99, 0.9)),
+    "ncl": _grid(lr=(0.3, 0.3, 0.3, 0.3, 0.1, 0.1, 0.1), prior=(1e-5, 1e-4, 1e-3, 1e-2, 1e-4, 1e-3, 1e-2)),
+    "agem": _grid(lr=(3e-3, 1e-2, 3e-2, 0.1, 0.2, 0.3, 0.5)),
+    "derpp": _grid(
+        lr=(0.03, 0.1, 0.1, 0.1, 0.1, 0.3, 0.3),
+        alpha=(1.0, 0.2, 0.5, 1.0, 1.0, 0.2, 0.5),
+        beta=(1.0, 1.0, 0.5, 0.5, 1.0, 1.0, 0.5),
+    ),
+    "er_ace": _grid(lr=(3e-3, 1e-2, 3e-2, 0.1, 0.2, 0.3, 0.5)),
+    "joint": _grid(lr=(3e-5, 1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 1e-2)),
+}
+
+
+def arms(scenario: str, dataset: str, capacity: int = 0, names: Sequence[str] | None = None) -> dict[str, Experiment]:
+    """Arms of a scenario with the options that tuning chose.
+
+    Args:
+        scenario: a name in `SCENARIOS`. dataset: a name in `sp.studies.SETTINGS`.
+        capacity: 0: the arms without replay. Else those with replay from a buffer of this size, with the options that
+            were tuned for the smaller size of `CAPACITIES`.
+        names: which arms, in this order; None: all.
+    """
+    plain = untuned(scenario, dataset, capacity)
+    chosen = {arm: plain[arm] for arm in (plain if names is None else names)}
+    tuned = tuned_values(scenario, dataset)
+    if missing := [arm for arm in chosen if arm not in DEFAULTS and arm not in tuned.index]:
+        raise LookupError(
+            f"{', '.join(missing)} of {scenario!r} not tuned on {TUNED_ON[dataset]}: run  python -m sp compare "
+            f"--dataset {TUNED_ON[dataset]} --scenarios {scenario}"
+        )
+    return {
+        arm: experiment
+        if arm in DEFAULTS
+        else replace(experiment, options={**dict(experiment.options), **json.loads(tuned.options[arm])})
+        for arm, experiment in chosen.items()
+    }
+
+
+def tuned_values(scenario: str, dataset: str) -> pd.DataFrame:
+    """What tuning chose on a scenario: ``options`` (JSON) and ``accuracy`` on held-out training images, by arm."""
+    table = pd.read_csv(studies.TUNED)
+    rows = table[(table.study == f"comparison_{scenario}") & (table.dataset == TUNED_ON[dataset])]
+    return rows.set_index("arm")[["options", "accuracy"]]
+
+
+def untuned(scenario: str, dataset: str, capacity: int = 0) -> dict[str, Experiment]:
+    """`arms` with the default options of each method."""
+    if scenario not in SCENARIOS:
+        raise ValueError(f"scenario must be one of {', '.join(SCENARIOS)}, got {scenario!r}")
+    chosen = studies.settings(dataset)
+    base = Experiment(
+        dataset=dataset,
+        hidden=chosen["hidden"],
+        batch_size=chosen["batch_size"],
+        epochs=chosen["epochs"],
+        replay_capacity=capacity,
+        **{**SCENARIOS[scenario], **({"samples_per_task": None} if dataset == "digits" else {})},
+    )
+    fixed = {
+        "selective": {"options": {"warmup_steps": chosen["warmup_steps"]}},
+        "owm": {"options": {"batch": chosen["batch_size"]}},
+        "ridge": {"hidden": (studies.equal_features(64 if dataset == "digits" else 784, chosen["hidden"]),)},
+        # Gradients of single examples take longer than all else; a task of digits has about as many examples.
+        **dict.fromkeys(("ewc", "online_ewc", "mas"), {} if dataset == "digits" else {"options": {"samples": 300}}),
+    }
+    table = REPLAYED if capacity else PLAIN
+    return {arm: replace(base, optimizer=method, **fixed.get(method, {})) for arm, method in table.items()}
+
+
+def trials(scenario: str, dataset: str) -> list[studies.Trial]:
+    """What tuning has to try on a scenario for the arms that the table of tuned values does not have yet."""
+    if TUNED_ON[dataset] != dataset:
+        return []
+    known = tuned_values(scenario, dataset).index
+    every = {**untuned(scenario, dataset), **untuned(scenario, dataset, CAPACITIES[dataset][0])}
+    missing = {arm: experiment for arm, experiment in every.items() if arm not in known and arm not in DEFAULTS}
+    long = SCENARIOS[scenario].get("stream", "split") != "split"
+    return studies.trials(missing, GRIDS, studies.TUNING_SEEDS[: 1 if long else 2])
+
+
+def replay_practice(
+    dataset: str, capacities: Sequence[int], batches: Sequence[int], policies: Sequence[str]
+) -> dict[str, dict[tuple[str, object], Experiment]]:
+    """Arms of notebook 11, five tasks, class-incremental: (arm, value) -> experiment, for each choice that is varied.
+
+    What is not varied: a reservoir of the smaller size of `CAPACITIES`, 32 stored examples a step. Optimizers have the
+    options that were tuned there.
+    """
+    mixed = [arm for arm, method in REPLAYED.items() if not rehearses(method)]
+    base = arms("split5_class", dataset, CAPACITIES[dataset][0], mixed)
+    varied = {"replay_capacity": capacities, "replay_batch": batches, "replay_policy": policies}
+    return {
+        choice: {(arm, value): replace(base[arm], **{choice: value}) for arm in mixed for value in values}
+        for choice, values in varied.items()
+    }
+
+
+def needs_table() -> pd.DataFrame:
+    """What each arm is told or given: ``arm, boundaries, stored, again, second_network, tuned``."""
+    rows = []
+    for arm, method in {**PLAIN, **REPLAYED}.items():
+        asked = needs(method, replay_capacity=int(arm in REPLAYED))
+        columns = {"boundaries": asked.boundaries, "stored": asked.examples, "again": asked.again}
+        rows.append({"arm": arm, **columns, "second_network": asked.second_network, "tuned": arm not in DEFAULTS})
+    table = pd.DataFrame(rows).replace({True: "yes", False: "-", "none": "-"})
+    return table.rename(columns={"second_network": "second network"})
+
+
+def kinds() -> dict[str, str]:
+    """What an arm needs most, as `sp.figures.MARKERS` draws it."""
+    table = needs_table().set_index("arm")
+    names = np.select(
+        [table.stored != "-", table.boundaries == "yes"], ["stores examples", "told of boundaries"], "told nothing"
+    )
+    return dict(zip(table.index, names, strict=True))
+
+
+def scenario_table(table: pd.DataFrame, costs: pd.DataFrame, scenario: str, capacity: int = 0) -> pd.DataFrame:
+    """One scenario for reading, best first: the metrics with intervals, what a step costs, what the method is given.
+
+    Args:
+        table: as `results` returns it. costs: as `costs` returns it. capacity: of the buffer; 0: without replay.
+    """
+    rows = table[(table.stream == scenario) & (table.capacity == capacity)]
+    rows = rows.assign(metric=rows.metric.str.replace("average_", "").str.replace("_", " "))
+    order = rows[rows.metric == "accuracy"].sort_values("mean", ascending=False).arm
+    text = metrics.readable(rows.drop(columns=["stream", "capacity"])).loc[order]
+    cost = costs[costs.capacity == capacity].set_index("arm")
+    cost.loc["Coincidence, tuned"] = cost.loc["Coincidence"] if "Coincidence" in cost.index else np.nan
+    text["step (Adam = 1)"] = cost.step_ratio.round(1).reindex(order)
+    text["kept (weights = 1)"] = cost.kept.round(1).reindex(order)
+    return text.join(needs_table().set_index("arm")).fillna("-")
+
+
+def trade_off_panel(table: pd.DataFrame, costs: pd.DataFrame, scenario: str) -> pd.DataFrame:
+    """Accuracy against what is kept, all buffer sizes, for `sp.figures.trade_off`."""
+    rows = table[(table.stream == scenario) & (table.metric == "average_accuracy")]
+    rows = rows.merge(costs[["arm", "capacity", "kept"]].rename(columns={"kept": "cost"}), on=["arm", "capacity"])
+    names = rows.arm + np.where(rows.capacity > 0, " (" + rows.capacity.astype(str) + ")", "")
+    return rows.assign(kind=rows.arm.map(kinds()), arm=names)
+
+
+def ahead(table: pd.DataFrame, arm: str, scenario: str) -> tuple[list[str], list[str]]:
+    """Arms without replay whose interval lies above that of ``arm``, and those whose intervals overlap; best first."""
+    rows = table[(table.stream == scenario) & (table.capacity == 0) & (table.metric == "average_accuracy")]
+    rows = rows.sort_values("mean", ascending=False).set_index("arm")
+    own = rows.loc[arm]
+    others = rows.drop(index=[name for name in rows.index if name.startswith("Coincidence")])
+    above = others[others.low > own.high]
+    level = others[(others.low <= own.high) & (others.high >= own.low)]
+    return list(above.index), list(level.index)
+
+
+VALUES = ["average_accuracy", "backward_transfer", "learning_accuracy"]
+
+
+def results(
+    dataset: str,
+    scenarios: Sequence[str] = tuple(SCENARIOS),
+    seeds: int = 10,
+    long_seeds: int = 10,
+    replay: bool = True,
+    store: Store | None = None,
+    workers: int | None = None,
+) -> pd.DataFrame:
+    """Tune and run a comparison and keep ``figures/comparison_DATASET.csv``, written anew after every scenario.
+
+    Scenarios that the file has and that are not asked for stay in it.
+
+    Returns:
+        One row a scenario, buffer size, arm and metric: ``stream, capacity, arm, mean, low, high, n, metric``.
+    """
+    name = f"comparison_{dataset}"
+    path = files.folder("figures") / f"{name}.csv"
+    for scenario in scenarios:
+        if todo := trials(scenario, dataset):
+            studies.tune_arms(f"comparison_{scenario}", dataset, todo, store, workers)
+        count = long_seeds if SCENARIOS[scenario].get("stream", "split") != "split" else seeds
+        tables = []
+        for capacity in (0, *(CAPACITIES[dataset] if replay else ())):
+            rows, _ = compare(arms(scenario, dataset, capacity), range(count), store, workers)
+            rows = rows.assign(stream=scenario, capacity=capacity)
+            tables.append(metrics.interval_table(rows, ["stream", "capacity", "arm"], VALUES))
+        old = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=tables[0].columns)
+        kept = [old[old.stream == other] for other in SCENARIOS if other != scenario]
+        parts = [part for part in [*kept, *tables] if len(part)]
+        table = pd.concat(parts, ignore_index=True)
+        order = table.stream.map(list(SCENARIOS).index)
+        figures.save_table(table.iloc[order.argsort(kind="stable")], name)
+    return pd.read_csv(path)
+
+
+def costs(dataset: str, rounds: int = 3) -> pd.DataFrame:
+    """What a training step costs, and what is kept from step to step; also in ``figures/comparison_costs_DATASET.csv``.
+
+    Measured in the second of two tasks, all arms in turn in one process on one thread. A step takes CPU time, without
+    what is done at the end of a task. What is kept is every number besides the weights: optimizer state, anchors,
+    projectors, second networks, stored examples.
+
+    Returns:
+        One row an arm: ``arm, capacity, step_ms, step_ratio`` (to Adam), ``task_ms`` (at the end of a task, more than
+        SGD), ``kept`` (in units of the network's weights).
+    """
+    small, large = CAPACITIES[dataset]
+    every = [(arm, 0, e) for arm, e in untuned("split2_class", dataset).items() if arm != "Coincidence, tuned"]
+    every += [(arm, size, e) for size in (small, large) for arm, e in untuned("split2_class", dataset, size).items()]
+    settings = studies.settings(dataset)
+    images = 20 * settings["batch_size"]
+    weights = _weights(dataset)
+    times: dict[int, list[tuple[float, float]]] = {number: [] for number in range(len(every))}
+    kept = {}
+    for _ in files.bar(range(rounds), unit="round"):
+        for number, (arm, size, experiment) in enumerate(every):
+            points = GRIDS.get(experiment.optimizer, [{}])
+            tried = {} if arm in DEFAULTS else points[len(points) // 2]
+            options = {**dict(experiment.options), **tried}
+            clock = _Clock()
+            run(replace(experiment, options=options, epochs=2, samples_per_task=images), look=clock)
+            times[number].append((clock.step_seconds(), clock.task_seconds()))
+            stored = 0 if rehearses(experiment.optimizer) else size * (4 * load(dataset).train_x.shape[1] + 8)
+            kept[number] = (clock.kept + stored) / (4 * weights)
+    names = [arm for arm, _, _ in every]
+    step, end = np.median([times[number] for number in times], axis=1).T
+    step[names.index("Joint training")] = np.nan  # it only collects until a task ends
+    table = pd.DataFrame(
+        {
+            "arm": names,
+            "capacity": [size for _, size, _ in every],
+            "step_ms": 1000 * step,
+            "step_ratio": step / step[names.index("Adam")],
+            "task_ms": 1000 * (end - end[names.index("SGD")]).clip(min=0),
+            "kept": [kept[number] for number in kept],
+        }
+    )
+    figures.save_table(table.round(4), f"comparison_costs_{dataset}")
+    return table
+
+
+def known_costs(dataset: str) -> pd.DataFrame:
+    """The `costs` that are in the folder for figures, else measured now."""
+    try:
+        return pd.read_csv(files.committed(f"comparison_costs_{dataset}.csv"))
+    except FileNotFoundError:
+        return costs(dataset)
+
+
+def known_results(dataset: str) -> pd.DataFrame:
+    """What `results` left in the project's ``figures``.
+
+    Raises:
+        FileNotFoundError: nothing yet; the message gives the command.
+    """
+    return pd.read_csv(files.committed(f"comparison_{dataset}.csv"))
+
+
+class _Clock:
+    """CPU time at each step of the second task and between the tasks, and what the learner keeps at the end."""
+
+    def __init__(self):
+        self.times: list[float] = []
+        self.first_ended, self.kept = 0.0, 0
+
+    def __call__(self, moment: Moment) -> None:
+        if moment.task == 1 and moment.last:
+            self.first_ended = time.process_time()
+        if moment.task == 2:
+            self.times.append(time.process_time())
+        if moment.task == 2 and moment.last:
+            self.kept = kept_bytes(moment.learner)
+
+    def step_seconds(self) -> float:
+        return (self.times[-1] - self.times[0]) / (len(self.times) - 1)
+
+    def task_seconds(self) -> float:
+        """Between the last step of the first task and the end of the first step of the second: tests as well."""
+        return self.times[0] - self.first_ended
+
+
+def _weights(dataset: str) -> int:
+    widths = (load(dataset).train_x.shape[1], *studies.settings(dataset)["hidden"], 10)
+    return sum((a + 1) * b for a, b in pairwise(widths))
+
+
+def estimate(dataset: str, experiments: Sequence[Experiment], table: pd.DataFrame, store: Store | None = None) -> float:
+    """CPU seconds that the experiments of them will take that are not in the store, from the `costs` of a step."""
+    store = store or Store()
+    step, end = {}, {}
+    for row in table.itertuples():
+        method = {**PLAIN, **REPLAYED}[row.arm], row.capacity > 0
+        step[method], end[method] = row.step_ms / 1000, row.task_ms / 1000
+    seconds = 0.0
+    for experiment in dict.fromkeys(experiments):
+        if store.path(experiment).exists():
+            continue
+        images = len(load(dataset).train_x)
+        if experiment.stream != "split":
+            images = experiment.tasks * (experiment.samples_per_task or images)
+        steps = images * experiment.epochs / experiment.batch_size
+        method = experiment.optimizer, experiment.replay_capacity > 0
+        if experiment.optimizer == "joint":  # trains on all tasks so far, after each
+            seconds += steps * (experiment.tasks + 1) / 2 * step["adam", False]
+        elif experiment.optimizer == "owm":  # goes through all batches again
+            seconds += steps * (1 + 1 / experiment.epochs) * step[method]
+        else:
+            seconds += steps * step[method] + experiment.tasks * end[method]
+        # Each task is tested after each that was learnt before it; a forward pass is about a third of a step.
+        tested = len(load(dataset).test_x) * (experiment.tasks + 3) / 2
+        tested *= 1 if experiment.stream == "split" else experiment.tasks
+        seconds += tested / experiment.batch_size / 3 * step["sgd", False]
+    return seconds
+
+
+def planned(
+    dataset: str, scenarios: Sequence[str], seeds: int = 10, long_seeds: int = 10, replay: bool = True
+) -> list[Experiment]:
+    """What `results` will run: tuning, and the reported seeds (with whatever options; they cost the same)."""
+    todo = []
+    for scenario in scenarios:
+        todo += [experiment for *_, experiment in trials(scenario, dataset)]
+        count = long_seeds if SCENARIOS[scenario].get("stream", "split") != "split" else seeds
+        for capacity in (0, *(CAPACITIES[dataset] if replay else ())):
+            chosen = untuned(scenario, dataset, capacity)
+            known = [arm for arm in chosen if arm in DEFAULTS or arm in tuned_values(scenario, dataset).index]
+            chosen |= arms(scenario, dataset, capacity, known)
+            todo += [replace(experiment, seed=seed) for experiment in chosen.values() for seed in range(count)]
+    return todo

@@ -1,0 +1,163 @@
+"""The comparison is fair by construction, goes on where it stopped, and its verdicts follow from numbers."""
+
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+from sp import claims, comparison, figures, recipes, studies
+from sp.baselines import METHODS, Store, make_learner, rehearses
+from sp.experiment import Experiment, run
+from sp.experiment import Store as Results
+from sp.models import mlp
+from sp.replay import ReplayBuffer
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """Two rivals on one small scenario, with a table of tuned values and a folder of their own."""
+    monkeypatch.setenv("SP_FIGURES", str(tmp_path / "figures"))
+    monkeypatch.setattr(studies, "TUNED", tmp_path / "tuned.csv")
+    monkeypatch.setattr(studies, "SETTINGS", {"digits": {**studies.SETTINGS["digits"], "hidden": (8, 8), "epochs": 1}})
+    monkeypatch.setattr(comparison, "SCENARIOS", {"tiny": {"tasks": 2}})
+    monkeypatch.setattr(comparison, "PLAIN", {"Chance": "chance", "Ridge": "ridge"})
+    monkeypatch.setattr(comparison, "REPLAYED", {"SGD + replay": "sgd"})
+    pd.DataFrame(columns=["study", "dataset", "arm", "options", "accuracy"]).to_csv(studies.TUNED, index=False)
+    return Results(tmp_path / "store")
+
+
+def test_every_method_gets_seven_points_and_each_can_be_built():
+    methods = {**comparison.PLAIN, **comparison.REPLAYED}
+    assert set(METHODS) - {"selective_coincidence"} == set(methods.values())  # an ablation of the published rule
+    for method in {method for arm, method in methods.items() if arm not in comparison.DEFAULTS}:
+        grid = comparison.GRIDS[method]
+        assert len(grid) == 7 and len({json.dumps(point) for point in grid}) == 7, method
+        for point in grid:
+            store = Store(ReplayBuffer(5), 2, lambda y: None) if rehearses(method) else None
+            make_learner(method, lambda: mlp(4, (3,), 2), (4, (3,), 2), torch.device("cpu"), point, store)
+
+
+def test_a_comparison_tunes_runs_and_goes_on_where_it_stopped(tiny, monkeypatch):
+    table = comparison.results("digits", ["tiny"], seeds=2, store=tiny, workers=1)
+    tuned = comparison.tuned_values("tiny", "digits")
+    assert list(tuned.index) == ["Ridge", "SGD + replay"] and json.loads(tuned.options["Ridge"]).keys() == {"penalty"}
+    assert set(table.arm) == {"Chance", "Ridge", "SGD + replay"} and set(table.capacity) == {0, 50, 200}
+    assert (table.n == 2).all() and set(table.metric) == set(comparison.VALUES)
+    assert comparison.trials("tiny", "digits") == []
+    monkeypatch.setattr("sp.experiment.run", None)  # nothing is run again
+    again = comparison.results("digits", ["tiny"], seeds=2, store=tiny, workers=1)
+    pd.testing.assert_frame_equal(table, again)
+
+
+def test_tuning_never_sees_a_test_image_or_a_reported_seed(tiny):
+    found = comparison.trials("tiny", "digits")
+    assert len(found) == 2 * 7 * 2
+    assert all(trial.evaluation == "validation" and trial.seed >= 100 for *_, trial in found)
+
+
+def test_arms_without_tuned_options_name_the_command(tiny):
+    with pytest.raises(LookupError, match=r"Ridge of 'tiny' not tuned on digits: run  python -m sp compare"):
+        comparison.arms("tiny", "digits")
+    with pytest.raises(ValueError, match="scenario must be one of tiny, got 'other'"):
+        comparison.arms("other", "digits")
+
+
+def test_the_estimate_counts_what_is_not_in_the_store(tiny):
+    table = pd.DataFrame({"arm": ["SGD", "Adam"], "capacity": 0, "step_ms": [1.0, 2.0], "task_ms": 0.0})
+    comparison.PLAIN.update({"SGD": "sgd", "Adam": "adam"})
+    one = Experiment(optimizer="adam", epochs=2, hidden=(8,))
+    steps = 1400 * 2 / 32 * 0.002
+    alone = comparison.estimate("digits", [one, one], table, tiny)
+    assert steps < alone < 1.2 * steps
+    assert comparison.estimate("digits", [one, replace(one, seed=1)], table, tiny) == pytest.approx(2 * alone)
+    tiny.put(run(one))
+    assert comparison.estimate("digits", [one], table, tiny) == 0
+
+
+def test_a_run_s_cost_is_read_from_its_steps():
+    clock = comparison._Clock()
+    run(Experiment(optimizer="adam", hidden=(8,), samples_per_task=64, options={"lr": 1e-3}), look=clock)
+    weights = 65 * 8 + 9 * 10
+    assert len(clock.times) == 2 and clock.step_seconds() > 0
+    assert clock.kept == 4 * (2 * weights + 4)
+
+
+def test_who_is_ahead_is_read_from_the_intervals():
+    rows = [("Coincidence", 0.9, 0.88, 0.92), ("A", 0.95, 0.93, 0.97), ("B", 0.91, 0.9, 0.93), ("C", 0.5, 0.4, 0.6)]
+    table = pd.DataFrame(rows, columns=["arm", "mean", "low", "high"])
+    table = table.assign(stream="s", capacity=0, metric="average_accuracy", n=10)
+    assert comparison.ahead(table, "Coincidence", "s") == (["A"], ["B"])
+
+
+def test_every_arm_has_a_colour_and_a_kind():
+    assert all(figures.colour(arm) for arm in {**comparison.PLAIN, **comparison.REPLAYED})
+    kinds = comparison.kinds()
+    assert set(kinds.values()) == set(figures.MARKERS)
+    assert kinds["Coincidence"] == "told nothing" and kinds["EWC"] == "told of boundaries"
+    assert kinds["A-GEM"] == kinds["Joint training"] == "stores examples"
+
+
+def runs(**values):
+    """One row a seed and arm, from arm -> values of ``average_accuracy``, or of the named columns."""
+    return pd.concat(
+        [
+            pd.DataFrame({"seed": range(len(v)), "average_accuracy": v, "final_1": v}).assign(arm=a)
+            for a, v in values.items()
+        ]
+    )
+
+
+def test_the_replay_headline_is_split_into_buffer_and_optimizer():
+    flushed, fair = "first in, first out", "reservoir"
+    values = {
+        f"Adam, {flushed}": 0.0,
+        f"Adam, {fair}": 0.8,
+        f"{claims.RULE}, {flushed}": 0.1,
+        f"{claims.RULE}, {fair}": 0.9,
+    }
+    rows = runs(**{arm: [value, value + 0.01] for arm, value in values.items()})
+    assert claims.share_of_the_gap(rows) == pytest.approx((0.8, 0.1))
+    alone = runs(**{claims.RULE: [0.0, 0.0]})
+    assert [row[3] for row in claims.replay_verdicts(rows, alone)] == ["holds", "holds", "does not hold"]
+    apart = rows.assign(final_1=rows.final_1.where(rows.arm != f"Adam, {fair}", 0.1))
+    assert claims.replay_verdicts(apart, alone)[2][3] == "holds under a condition"
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "transfer", "verdict"),
+    [(0.9, -0.1, "holds"), (0.9, -0.3, "holds under a condition"), (0.81, -0.1, "does not hold")],
+)
+def test_the_verdict_on_ten_permutations(accuracy, transfer, verdict):
+    rows = [
+        ("Adam", "average_accuracy", 0.8),
+        ("Adam", "backward_transfer", -0.5),
+        (claims.RULE, "average_accuracy", accuracy),
+        (claims.RULE, "backward_transfer", transfer),
+    ]
+    table = pd.DataFrame(rows, columns=["arm", "metric", "mean"])
+    table = table.assign(low=table["mean"] - 0.02, high=table["mean"] + 0.02)
+    assert claims.permuted_verdict(table, "x")[3] == verdict
+
+
+def test_claims_of_cost():
+    table = pd.DataFrame({"arm": ["Adam", claims.RULE], "capacity": 0, "step_ratio": [1.0, 1.5], "kept": [2.0, 2.0]})
+    assert [row[3] for row in claims.cost_verdicts(table)] == ["holds", "does not hold", "holds"]
+
+
+def test_being_told_of_a_boundary_resets_the_trace():
+    experiment = replace(claims.advice("digits")["lr = 0.001"], hidden=(8,), epochs=1, tasks=2)
+    told, quiet = run(experiment, look=claims.resets), run(experiment)
+    assert told.accuracy[0, 0] == quiet.accuracy[0, 0] and told.accuracy.tolist() != quiet.accuracy.tolist()
+
+
+def test_recipes_are_kept_one_by_one(monkeypatch, tmp_path):
+    assert len(recipes.RECIPES) == 11 and all(e.dataset == "mnist" for _, e in recipes.RECIPES.values())
+    monkeypatch.setenv("SP_FIGURES", str(tmp_path))
+    small = Experiment(optimizer="ridge", hidden=(20,))
+    monkeypatch.setattr(recipes, "RECIPES", {"one": (0.5, small), "two": (0.4, replace(small, tasks=5))})
+    recipes.reproduce(["two"], seeds=2, store=Results(tmp_path), workers=1)
+    table = recipes.reproduce(["one"], seeds=2, store=Results(tmp_path), workers=1)
+    assert list(table.recipe) == ["one", "two"]
+    assert table.difference.tolist() == pytest.approx((table["mean"] - table.published).tolist())
