@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from sp import bench, metrics, notebooks, report, studies
+from sp import commands as batches
 from sp.files import write_atomically
 
 
@@ -37,7 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
     results.add_argument("--long-seeds", type=int, default=5, help="seeds of the permuted streams")
     results.add_argument("--streams", nargs="*", default=list(studies.STREAMS), choices=sorted(studies.STREAMS))
 
+    batches.add_sweep(commands)
+    batches.add_notebooks(commands)
+
     chosen = parser.parse_args(arguments)
+    if "run" in chosen:
+        return chosen.run(chosen)
     if chosen.command == "figures":
         return notebooks.make_figures(chosen.dataset, chosen.notebooks)
     if chosen.command == "refresh":

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -292,12 +293,16 @@ def _task_of_each_unit(stream: Stream, device: torch.device) -> Tensor | None:
     return owner.to(device)
 
 
+# The random state and the number of threads belong to the process, and a dask worker may have several threads.
+_ONE_RUN = threading.RLock()
+
+
 @contextmanager
 def _isolated(seed: int, device: str | torch.device) -> Iterator[None]:
     """One thread and a random state of its own, so that a run depends on nothing but its experiment."""
     threads = torch.get_num_threads()
     on_gpu = torch.device(device).type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+    with _ONE_RUN, torch.random.fork_rng(devices=[device] if on_gpu else []):
         torch.manual_seed(seed)
         torch.set_num_threads(1)
         try:
@@ -360,6 +365,16 @@ class Store:
         body = json.dumps(result.as_dict(), sort_keys=True)
         files.write_atomically(self.path(result.experiment), _sealed(body))
 
+    def check_writable(self) -> None:
+        """Write something and delete it again, so that a long run does not end where its result cannot be kept.
+
+        Raises:
+            OSError: as `put`.
+        """
+        probe = self.folder / f".probe{os.getpid()}"
+        files.write_atomically(probe, bytes(2**16))
+        probe.unlink(missing_ok=True)
+
     def run(self, experiment: Experiment, progress: bool = False) -> Result:
         """The stored result, else a new one, stored."""
         result = self.get(experiment)
@@ -377,7 +392,7 @@ def _read(path: Path, parse: Callable[[str], Any]) -> Any:
     """What a sealed file holds, or None where it is missing, or damaged, which is warned of."""
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         envelope = json.loads(content.decode())
