@@ -14,11 +14,24 @@ def folder(name: str) -> Path:
     folder at or above the working directory that has ``notebooks`` in it, else in the working directory.
     """
     named = os.environ.get(f"SP_{name.upper()}")
-    if named:
-        return Path(named)
+    return Path(named) if named else _project() / {"figures": "figures", "store": ".store"}[name]
+
+
+def committed(name: str) -> Path:
+    """A file of the project's own ``figures``, wherever new figures go.
+
+    Raises:
+        FileNotFoundError: it is not there; the message gives the command that makes it.
+    """
+    path = _project() / "figures" / name
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there: make it with  make results,  or fetch it with the repository")
+    return path
+
+
+def _project() -> Path:
     here = Path.cwd()
-    project = next((place for place in (here, *here.parents) if (place / "notebooks").is_dir()), here)
-    return project / {"figures": "figures", "store": ".store"}[name]
+    return next((place for place in (here, *here.parents) if (place / "notebooks").is_dir()), here)
 
 
 def bar(iterable=None, *, progress: bool = True, **options) -> tqdm:

@@ -305,23 +305,43 @@ def tune(
     store: Store | None = None,
     workers: int | None = None,
 ) -> pd.DataFrame:
-    """Try every point of each arm's grid on the tuning seeds and keep the best in the table of tuned values.
+    """`tune_arms` for a study of `STUDIES`; ``arms`` are those to tune, default all."""
+    if study not in STUDIES:
+        raise ValueError(f"study must be one of {', '.join(sorted(STUDIES))}, got {study!r}")
+    chosen = {
+        arm: experiment for arm, experiment in STUDIES[study](dataset, tuned=False).items() if not arms or arm in arms
+    }
+    tried = [
+        trial
+        for arm, experiment in chosen.items()
+        for trial in trials({arm: experiment}, GRIDS, tuning_seeds(study, arm))
+    ]
+    return tune_arms(study, dataset, tried, store, workers)
 
-    A point is judged by its mean average accuracy over all tasks, at the end, on held-out training images. ``arms`` are
-    those to tune, default all.
+
+Trial = tuple[str, dict, Experiment]  # arm, point of its grid, what to run
+
+
+def trials(arms: dict[str, Experiment], grids: dict[str, list[dict]], seeds: Sequence[int]) -> list[Trial]:
+    """Every point of each arm's grid with every seed, on held-out training images."""
+    return [
+        (arm, point, replace(experiment, options={**dict(experiment.options), **point}, seed=seed, **_TUNING))
+        for arm, experiment in arms.items()
+        for point in grids[experiment.optimizer]
+        for seed in seeds
+    ]
+
+
+def tune_arms(
+    study: str, dataset: str, trials: Sequence[Trial], store: Store | None = None, workers: int | None = None
+) -> pd.DataFrame:
+    """Run trials and keep the best point of each arm in the table of tuned values.
+
+    A point is judged by its mean average accuracy over all tasks, at the end, on held-out training images.
 
     Returns:
         One row a point: ``study, dataset, arm, options, accuracy`` and ``chosen``.
     """
-    if study not in STUDIES:
-        raise ValueError(f"study must be one of {', '.join(sorted(STUDIES))}, got {study!r}")
-    trials = [
-        (arm, point, replace(experiment, options={**dict(experiment.options), **point}, seed=seed, **_TUNING))
-        for arm, experiment in STUDIES[study](dataset, tuned=False).items()
-        if not arms or arm in arms
-        for point in GRIDS[experiment.optimizer]
-        for seed in tuning_seeds(study, arm)
-    ]
     frame = results_frame(run_all([experiment for *_, experiment in trials], store, workers))
     frame = pd.DataFrame(
         {
