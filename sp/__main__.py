@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     batches.add_sweep(commands)
     batches.add_notebooks(commands)
+    batches.add_record(commands)
 
     chosen = parser.parse_args(arguments)
     if "run" in chosen:

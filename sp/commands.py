@@ -1,10 +1,11 @@
-"""The commands that run many things: ``python -m sp sweep`` and ``python -m sp notebooks``."""
+"""The commands that run many things: ``sweep``, ``notebooks`` and ``record``."""
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from sp import choices, metrics, notebook_grid, studies
+from sp import ablation, choices, figures, metrics, notebook_grid, permuted, recorded, search, studies
 from sp.experiment import Experiment, Store, results_frame
 from sp.files import write_atomically
 from sp.sweep import SweepError, plan, points_of, run_all
@@ -103,6 +104,63 @@ def _notebooks(chosen: argparse.Namespace) -> int:
         print(f"FAILED {failure}", file=sys.stderr)
     print(f"{len(points) - len(failures)} of {len(points)} notebooks are in {folder}.")
     return 1 if failures else 0
+
+
+def add_record(commands) -> None:
+    """``record``: the runs of a notebook, kept in ``figures/`` so that it need not run them."""
+    parser = commands.add_parser(
+        "record",
+        help="run what a long notebook shows, and keep the table of its runs in figures/",
+        description="What is stored is not run again. Arms whose learning rate is to be tuned and is not, are tuned "
+        "first. The notebook then reads figures/NOTEBOOK_DATASET_runs.csv.",
+        epilog="example: python -m sp record 06_ablation --dataset mnist",
+    )
+    parser.add_argument("notebook", choices=sorted(RECORDED))
+    parser.add_argument("--dataset", default="digits", choices=sorted(studies.SETTINGS))
+    parser.add_argument("--seeds", type=_positive, default=6, help="how many seeds (default: 6)")
+    parser.add_argument("--points", type=_positive, default=30, help="07: points for each arm (default: 30)")
+    parser.add_argument("--tasks", type=_positive, nargs="+", default=[10, 30], help="08: numbers of tasks")
+    parser.add_argument("--workers", type=_positive, help="processes (default: one a core)")
+    parser.add_argument("--dry-run", action="store_true", help="say how long it should take")
+    parser.set_defaults(run=_record)
+
+
+def _record(chosen: argparse.Namespace) -> int:
+    seeds = range(chosen.seeds)
+    try:
+        if chosen.notebook == "06_ablation" and not ablation.is_tuned(chosen.dataset):
+            if chosen.dry_run:
+                planned = plan([experiment for *_, experiment in ablation.trials(chosen.dataset)])
+                print(f"Tuning: {planned.describe(chosen.workers)}")
+            else:
+                ablation.tune(chosen.dataset, workers=chosen.workers)
+        named = RECORDED[chosen.notebook](chosen, seeds)
+        if chosen.dry_run:
+            print(plan([experiment for _, experiment in named]).describe(chosen.workers))
+            return 0
+        name = f"{chosen.notebook}_{chosen.dataset}_runs"
+        path = figures.save_table(recorded.runs(name, named, workers=chosen.workers), name)
+    except SweepError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except (OSError, LookupError, ValueError) as error:
+        return _refuse(error)
+    print(f"{len(named)} runs are in {path}.")
+    return 0
+
+
+def _permuted_runs(chosen: argparse.Namespace, seeds: Sequence[int]) -> recorded.Named:
+    return [pair for tasks in chosen.tasks for pair in recorded.with_seeds(permuted.arms(chosen.dataset, tasks), seeds)]
+
+
+RECORDED = {
+    "06_ablation": lambda chosen, seeds: ablation.all_runs(chosen.dataset, seeds, tuned=not chosen.dry_run),
+    "07_hyperparameters": lambda chosen, seeds: [
+        *search.search_runs(chosen.dataset, chosen.points, len(studies.TUNING_SEEDS)),
+        *search.advice_runs(chosen.dataset, seeds),
+    ],
+    "08_permuted": _permuted_runs,
+}
 
 
 def _add_parameters(parser: argparse.ArgumentParser, help: str) -> None:
