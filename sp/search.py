@@ -166,36 +166,34 @@ def advice_runs(dataset: str, seeds: Sequence[int]) -> recorded.Named:
     return recorded.with_seeds({experiment.key(): experiment for experiment in both}, seeds)
 
 
-def advice_verdicts(rows: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """Each sentence: the measure before, the paired change and its interval, the price, and whether it holds.
+def verdict_of(one: Advice, rows: pd.DataFrame) -> dict:
+    """One sentence: the measure before, the paired change and its interval, the price, and whether it holds.
+
+    Args:
+        one: the sentence. rows: `sp.recorded.runs` of `advice_runs`.
 
     Returns:
         ``trouble, change, measure, before, mean, low, high, n, price, verdict``; the verdict is "holds" where the
         interval lies on the promised side of zero, "the opposite" where it lies on the other, else "no difference
-        found". ``price`` is the mean change of what might suffer, and its name.
+        found". ``price`` is what might suffer, and its mean change.
     """
-    table = []
-    for one in advice(dataset):
-        before, after = (rows[rows.arm == e.key()].set_index("seed") for e in (one.before, one.after))
-        mean, low, high, n, *_ = metrics.paired_difference(after[one.measure], before[one.measure])
-        sign = (low > 0) - (high < 0)
-        verdict = {one.better: "holds", -one.better: "the opposite"}.get(sign, "no difference found")
-        price = f"{one.price} {(after[one.price] - before[one.price]).mean():+.2f}"
-        table.append(
-            {
-                "trouble": one.trouble,
-                "change": one.change,
-                "measure": one.measure,
-                "before": before[one.measure].mean(),
-                "mean": mean,
-                "low": low,
-                "high": high,
-                "n": n,
-                "price": price,
-                "verdict": verdict,
-            }
-        )
-    return pd.DataFrame(table)
+    before, after = (rows[rows.arm == experiment.key()].set_index("seed") for experiment in (one.before, one.after))
+    mean, low, high, n, *_ = metrics.paired_difference(after[one.measure], before[one.measure])
+    sign = int(low > 0) - int(high < 0)
+    return {
+        "trouble": one.trouble,
+        "change": one.change,
+        "measure": one.measure,
+        "before": before[one.measure].mean(),
+        **{"mean": mean, "low": low, "high": high, "n": n},
+        "price": f"{one.price} {(after[one.price] - before[one.price]).mean():+.2f}",
+        "verdict": {one.better: "holds", -one.better: "the opposite"}.get(sign, "no difference found"),
+    }
+
+
+def advice_verdicts(rows: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """`verdict_of` every sentence, a row each."""
+    return pd.DataFrame([verdict_of(one, rows) for one in advice(dataset)])
 
 
 def recommended(dataset: str) -> pd.DataFrame:
