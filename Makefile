@@ -39,7 +39,7 @@ lab: $(READY) ## JupyterLab in the environment
 html: $(READY) ## every notebook as a page that needs no kernel, in build/html
 	@$(BIN)/python -m sp html
 
-bench: $(READY) ## time and memory of a step beside Adam
+bench: $(READY) ## time and memory of a step beside Adam, and what a sweep costs
 	@$(BIN)/python -m sp bench
 
 readme: $(READY) ## write the tables of the README from the committed figures

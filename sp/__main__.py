@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from sp import bench, metrics, notebooks, report, studies
+from sp import bench, bench_sweep, metrics, notebooks, report, studies
 from sp import commands as batches
 from sp.files import write_atomically
 
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("check-notebooks", help="run every notebook and compare with its stored outputs")
 
     commands.add_parser("html", help="write every notebook as a static page into build/html")
-    commands.add_parser("bench", help="time and memory of a step beside Adam")
+    commands.add_parser("bench", help="time and memory of a step beside Adam, and what a sweep costs")
     commands.add_parser("readme", help="write the README's tables from the committed figures")
 
     tune = commands.add_parser("tune", help="choose the options of a study's arms on the tuning seeds")
@@ -55,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         return notebooks.make_pages()
     if chosen.command == "bench":
         print(bench.bench().round(2).to_string(index=False))
+        print(bench_sweep.bench_sweep().round(3).to_string(index=False))
         return 0
     if chosen.command == "readme":
         write_atomically(Path("README.md"), report.fill_tables(Path("README.md").read_text()))

@@ -18,45 +18,46 @@ Arms = dict[str, Experiment]
 
 # Title of a stream, by rule and name.
 STREAMS = {
-    "published": {"replay": "Split, 2 tasks, with replay", "domain": "Split, 5 tasks, odd or even"},
-    "coincidence": {"class": "Split, 5 tasks", "permuted": "Permuted, 4 tasks"},
-    "consolidating": {"permuted": "Permuted, 4 tasks"},
+    "published": {"replay": "2 split tasks, replay", "domain": "5 split, odd or even"},
+    "coincidence": {"class": "5 split tasks", "permuted": "4 permuted tasks"},
+    "consolidating": {"permuted": "4 permuted tasks"},
 }
-LABELS = {"published": "Selective plasticity", "coincidence": "Coincidence", "consolidating": "Consolidation"}
 
 FOUR_TIMES = "four times the data set's warm-up"
 
 # Choice (and its value in the base) -> arm -> options in place of the base's.
 PUBLISHED = {
-    "k (5)": {f"k = {k}": {"plasticity_k": k} for k in (0.0, 2.0, 10.0)},
-    "β (0.99)": {f"β = {beta}": {"trace_decay": beta} for beta in (0.9, 0.95, 0.999)},
-    "percentile (75)": {f"percentile = {p}": {"threshold_percentile": p} for p in (25, 50, 95)},
-    "warm-up": {"no warm-up": {"warmup_steps": 0}, "warm-up four times as long": {"warmup_steps": FOUR_TIMES}},
+    "k (5)": {"k = 0: no gate": {"plasticity_k": 0.0}, "k = 10": {"plasticity_k": 10.0}},
+    "β (0.99)": {"β = 0.9": {"trace_decay": 0.9}, "β = 0.999": {"trace_decay": 0.999}},
+    "percentile (75)": {
+        "percentile = 25": {"threshold_percentile": 25},
+        "percentile = 95": {"threshold_percentile": 95},
+    },
+    "warm-up": {"no warm-up": {"warmup_steps": 0}, "warm-up × 4": {"warmup_steps": FOUR_TIMES}},
     "threshold (adaptive)": {"fixed threshold": {"adaptive_threshold": False}},
-    "normalisation (percentile)": {"divided by maximum": {"normalisation": "max"}},
+    "normalisation (percentile)": {"by maximum": {"normalisation": "max"}},
     "base (Adam)": {"SGD as base": {"base": "sgd"}},
     "floor of the gate (0)": {"gate_min = 0.1": {"gate_min": 0.1}},
     "momentum (0.9)": {"no momentum": {"momentum": 0.0}},
     "pairs": {
         "k = 10, β = 0.999": {"plasticity_k": 10.0, "trace_decay": 0.999},
-        "k = 10, percentile = 25": {"plasticity_k": 10.0, "threshold_percentile": 25},
-        "k = 100, divided by maximum": {"plasticity_k": 100.0, "normalisation": "max"},
-        "SGD as base, no momentum": {"base": "sgd", "momentum": 0.0},
+        "k = 20, by maximum": {"plasticity_k": 20.0, "normalisation": "max"},
+        "SGD, no momentum": {"base": "sgd", "momentum": 0.0},
     },
 }
 COINCIDENCE = {
-    "memory strength (0.4)": {f"a = {a}": {"memory_strength": a} for a in (0.1, 0.2, 0.8, 1.6)},
-    "learning rate (0.1)": {f"lr = {lr}": {"lr": lr} for lr in (0.03, 0.3)},
+    "memory strength (0.4)": {"a = 0.1": {"memory_strength": 0.1}, "a = 1.6": {"memory_strength": 1.6}},
+    "learning rate (0.1)": {"lr = 0.03": {"lr": 0.03}, "lr = 0.3": {"lr": 0.3}},
     "rank (all)": {"rank = 8": {"rank": 8}},
-    "equalisation (30)": {"no equalisation": {"equalisation": 0.0}, "equalisation = 100": {"equalisation": 100.0}},
-    "absorber (1.25)": {"absorber = 1": {"absorber": 1.0}, "no absorber": {"absorber": 1e6}},
-    "memory refreshed (20)": {f"refreshed every {n}": {"refresh_every": n} for n in (5, 100)},
+    "equalisation (30)": {"no equalisation": {"equalisation": 0.0}},
+    "absorber (1.25)": {"absorber = 1": {"absorber": 1.0}, "absorber = 3": {"absorber": 3.0}},
+    "refreshed every (20) steps": {"refreshed every 5": {"refresh_every": 5}, "every 100": {"refresh_every": 100}},
 }
 CONSOLIDATING = {
-    "threshold quantile (0.85)": {f"quantile = {q}": {"threshold_quantile": q} for q in (0.5, 0.7, 0.95)},
-    "warm-up (100)": {f"warm-up = {n}": {"warmup_steps": n} for n in (10, 50)},
-    "learning rate (0.1)": {f"lr = {lr}": {"lr": lr} for lr in (0.03, 0.3)},
-    "absorber (1.25)": {"absorber = 1": {"absorber": 1.0}, "no absorber": {"absorber": 1e6}},
+    "threshold quantile (0.85)": {f"quantile = {q}": {"threshold_quantile": q} for q in (0.5, 0.95)},
+    "warm-up (100)": {"warm-up = 10": {"warmup_steps": 10}},
+    "learning rate (0.1)": {"lr = 0.03": {"lr": 0.03}, "lr = 0.3": {"lr": 0.3}},
+    "absorber (1.25)": {"absorber = 1": {"absorber": 1.0}, "absorber = 3": {"absorber": 3.0}},
 }
 CHOICES = {"published": PUBLISHED, "coincidence": COINCIDENCE, "consolidating": CONSOLIDATING}
 BASE = "base"
@@ -185,3 +186,15 @@ def conclusions(panels: dict[str, pd.DataFrame]) -> list[str]:
                 rows = [row.arm for row in rows]
             lines.append(f"  {text}: {'; '.join(rows) or 'none'}")
     return lines
+
+
+def side_by_side(panels: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """`effects` of several streams as text: a row for each arm; difference, size and verdict for each stream."""
+    tables = {}
+    for title, table in panels.items():
+        text = [f"{row.mean:+.3f} [{row.low:+.3f}, {row.high:+.3f}]" for row in table.itertuples()]
+        shown = pd.DataFrame(
+            {"difference": text, "size": table["size"].map("{:+.1f}".format), "verdict": table.verdict}
+        )
+        tables[title] = shown.set_index(table.arm)
+    return pd.concat(tables, axis=1)

@@ -343,31 +343,41 @@ def effect_plot(panels: dict[str, pd.DataFrame], label: str, margin: float, colo
             strength = 0.35 if row.verdict == "open" else 1
             ax.plot([row.low, row.high], [place, place], color=colour, alpha=strength, linewidth=1.3)
             ax.plot(row.mean, place, "o", color=colour, alpha=strength, markersize=3)
+        # Effects differ by orders of magnitude, and the small ones decide what does not matter.
+        ax.set_xscale("symlog", linthresh=2 * margin, linscale=0.7)
         ax.set(title=title, yticks=range(len(names)), yticklabels=names)
-        ax.locator_params(axis="x", nbins=4)
+        ends = [end for end in (-0.1, 0.1) if ax.get_xlim()[0] < end < ax.get_xlim()[1]]
+        ax.set(xticks=[*ends, -margin, 0, margin], xticklabels=[*map("{:+g}".format, ends), "", "0", ""])
+        ax.minorticks_off()
         ax.tick_params(axis="y", length=0)
     axes[0, 0].invert_yaxis()
     fig.supxlabel(label, size=STYLE["axes.labelsize"])
     return fig
 
 
-def fronts(table: pd.DataFrame, labels: tuple[str, str]) -> Figure:
+def fronts(table: pd.DataFrame, labels: tuple[str, str], corner: float = 0.85) -> Figure:
     """Every point of a search, and the Pareto front of each arm as a staircase; open dots and dashes with replay.
 
     Args:
         table: ``arm``, ``old``, ``new``, ``front`` (whether the point is on its arm's front).
-        labels: of the axes, for ``old`` and ``new``.
+        labels: of the axes, for ``old`` and ``new``. corner: where the second panel, the upper right corner, begins.
     """
-    fig, ax = figure("column", 2.9)
-    for arm, rows in table.groupby("arm", sort=False):
-        replay = "replay" in arm
-        face = "white" if replay else colour(arm)
-        ax.plot(rows.old, rows.new, "o", color=colour(arm), markerfacecolor=face, markersize=2.5, alpha=0.5)
-        front = rows[rows.front].sort_values("old")
-        style = {"color": colour(arm), "linestyle": "--" if replay else "-", "label": arm}
-        ax.step(front.old, front.new, where="pre", **style)
-    ax.set(xlabel=labels[0], ylabel=labels[1], xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
-    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    fig, axes = figure("column", 2.5, ncols=2)
+    for ax, low in zip(axes, (0, corner), strict=True):
+        for arm, rows in table.groupby("arm", sort=False):
+            replay = "replay" in arm
+            face = "white" if replay else colour(arm)
+            ax.plot(rows.old, rows.new, "o", color=colour(arm), markerfacecolor=face, markersize=2.2, alpha=0.6)
+            front = rows[rows.front].sort_values("old")
+            style = {"color": colour(arm), "linestyle": "--" if replay else "-", "label": arm}
+            ax.step(front.old, front.new, where="pre", **style)
+        margin = 0.03 * (1 - low)
+        ax.set(xlim=(low - margin, 1 + margin), ylim=(low - margin, 1 + margin))
+        ax.locator_params(nbins=4)
+    axes[0].set(title="All", ylabel=labels[1])
+    axes[1].set(title="Upper right corner")
+    fig.supxlabel(labels[0], size=STYLE["axes.labelsize"])
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
 
 

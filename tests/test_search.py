@@ -25,10 +25,13 @@ def test_the_front_is_what_nothing_beats(points):
 def test_sensitivity_tells_what_raises_from_what_does_nothing():
     generator = np.random.default_rng(0)
     choice, other = generator.random((2, 60))
-    table = pd.DataFrame({"choice": choice, "other": other, "old": choice**3, "new": -choice})
-    found = search.sensitivity(table, ["choice", "other"]).set_index(["parameter", "value"])
+    rate = generator.random(60)
+    old = rate + 0.1 * choice  # the choice shows only once the rate is taken out
+    table = pd.DataFrame({"choice": choice, "other": other, "option_lr": rate, "old": old, "new": -choice})
+    found = search.sensitivity(table, ["choice", "other", "option_lr"]).set_index(["parameter", "value"])
     assert found.verdict["choice", "old"] == "raises" and found.verdict["choice", "new"] == "lowers"
-    assert found["mean"]["choice", "old"] == pytest.approx(1) and abs(found["mean"]["other", "old"]) < 0.4
+    assert found.verdict["option_lr", "old"] == "raises" and found["mean"]["option_lr", "old"] > 0.9
+    assert found["mean"]["choice", "old"] > 0.7 and found.verdict["other", "old"] == "no effect found"
 
 
 def test_every_point_of_every_space_is_taken_by_its_optimizer():
@@ -51,7 +54,14 @@ def test_a_sentence_holds_when_its_measure_moves_as_promised(change, verdict):
     for one in search.advice("digits"):
         rows = pd.DataFrame(
             [
-                {"arm": experiment.key(), "seed": seed, "old": 0.5, "new": 0.5, "instability": 0.5}
+                {
+                    "arm": experiment.key(),
+                    "seed": seed,
+                    "old": 0.5,
+                    "new": 0.5,
+                    "instability": 0.5,
+                    "learning_accuracy": 0.5,
+                }
                 | {one.measure: 0.5 + shift + generator.normal(0, 0.01)}
                 for experiment, shift in ((one.before, 0.0), (one.after, change * one.better))
                 for seed in range(8)

@@ -17,6 +17,7 @@ import pytest
 
 from sp import studies
 from sp.__main__ import main
+from sp.bench_sweep import bench_sweep
 from sp.choices import grid
 from sp.experiment import Experiment, Store, results_frame, run
 from sp.sweep import SweepError, compare, plan, points_of, run_all, sweep, vary
@@ -233,3 +234,10 @@ def test_a_cluster_that_does_not_answer_is_a_clear_error(tmp_path, capsys, monke
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     assert main(["sweep", "--store", str(tmp_path), "--seeds", "1", "--cluster", address]) == 2
     assert f"no dask scheduler with workers answers at {address}" in capsys.readouterr().err
+
+
+def test_the_bench_of_sweeps_measures_what_it_allows(capsys):
+    table = bench_sweep(seeds=1, stored=50).set_index("measurement")
+    assert list(table.index) == ["overhead", "comparison_s", "reading_s"]
+    assert (table.value[["comparison_s", "reading_s"]] > 0).all() and table.value.overhead > -0.5
+    assert table.ratio.reading_s == pytest.approx(table.value.reading_s / 2)
