@@ -40,6 +40,8 @@ def add_sweep(commands) -> None:
 def _sweep(chosen: argparse.Namespace) -> int:
     try:
         varied = _parameters(chosen.p)
+        if "seed" in varied:
+            raise ValueError("every point gets every seed: give --seeds and --first-seed in place of -p seed")
         experiments = points_of(
             studies.on_stream(chosen.stream, chosen.dataset),
             choices.sample(varied, chosen.count, chosen.sample) if chosen.sample else choices.grid(varied),
@@ -62,6 +64,9 @@ def _sweep(chosen: argparse.Namespace) -> int:
         results, status = error.results, 1
     except (OSError, ImportError) as error:
         return _refuse(error)
+    except KeyboardInterrupt:
+        print("Stopped. What is finished is stored: the same command goes on.", file=sys.stderr)
+        return 130
     if results:
         table = results_frame(results)
         if chosen.csv:

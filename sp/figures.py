@@ -344,7 +344,7 @@ def effect_plot(panels: dict[str, pd.DataFrame], label: str, margin: float, colo
             ax.plot([row.low, row.high], [place, place], color=colour, alpha=strength, linewidth=1.3)
             ax.plot(row.mean, place, "o", color=colour, alpha=strength, markersize=3)
         # Effects differ by orders of magnitude, and the small ones decide what does not matter.
-        ax.set_xscale("symlog", linthresh=2 * margin, linscale=0.7)
+        ax.set_xscale("symlog", linthresh=margin, linscale=0.5)
         ax.set(title=title, yticks=range(len(names)), yticklabels=names)
         ends = [end for end in (-0.1, 0.1) if ax.get_xlim()[0] < end < ax.get_xlim()[1]]
         ax.set(xticks=[*ends, -margin, 0, margin], xticklabels=[*map("{:+g}".format, ends), "", "0", ""])

@@ -143,11 +143,19 @@ def test_a_failing_run_is_reported_and_the_others_finish(tmp_path, capsys):
     assert [e.tasks for e, _ in raised.value.failures] == [3] and len(raised.value.results) == 1
 
 
-@pytest.mark.parametrize("change", [["-p", "optimizr", "adam"], ["-p", "lr", "1"], ["-p", "tasks", "2:5"]])
-def test_a_wrong_name_or_value_runs_nothing(tmp_path, capsys, change):
-    assert main(["sweep", "--store", str(tmp_path), *change]) == 2
-    assert "known are dataset, stream" in (err := capsys.readouterr().err) or "tasks has a range" in err
-    assert not stored(tmp_path)
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("optimizr", "adam", "unknown choice(s) optimizr; known are dataset, stream"),
+        ("lr", "1", "option_NAME for an argument NAME of the optimizer"),
+        ("tasks", "2:5", "tasks has a range"),
+        ("tasks", "0,2", "tasks must be a whole number >= 1, got 0"),
+        ("seed", "0,1", "--seeds"),
+    ],
+)
+def test_a_wrong_name_or_value_runs_nothing(tmp_path, capsys, name, values, message):
+    assert main(["sweep", "--store", str(tmp_path), "-p", name, values]) == 2
+    assert message in capsys.readouterr().err and not stored(tmp_path)
 
 
 def test_choices_and_options_are_varied():
