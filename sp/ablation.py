@@ -23,7 +23,7 @@ STREAMS = {
     "consolidating": {"permuted": "4 permuted tasks"},
 }
 
-FOUR_TIMES = "four times the data set's warm-up"
+TWICE = "twice the data set's warm-up"
 
 # Choice (and its value in the base) -> arm -> options in place of the base's.
 PUBLISHED = {
@@ -33,7 +33,7 @@ PUBLISHED = {
         "percentile = 25": {"threshold_percentile": 25},
         "percentile = 95": {"threshold_percentile": 95},
     },
-    "warm-up": {"no warm-up": {"warmup_steps": 0}, "warm-up × 4": {"warmup_steps": FOUR_TIMES}},
+    "warm-up": {"no warm-up": {"warmup_steps": 0}, "warm-up × 2": {"warmup_steps": TWICE}},
     "threshold (adaptive)": {"fixed threshold": {"adaptive_threshold": False}},
     "normalisation (percentile)": {"by maximum": {"normalisation": "max"}},
     "base (Adam)": {"SGD as base": {"base": "sgd"}},
@@ -89,8 +89,8 @@ def arms(rule: str, name: str, dataset: str, tuned: bool = True) -> Arms:
     found = {}
     for arm, change in changes.items():
         options = {**steps, **change}
-        if options.get("warmup_steps") == FOUR_TIMES:
-            options["warmup_steps"] = 4 * setting["warmup_steps"]
+        if options.get("warmup_steps") == TWICE:
+            options["warmup_steps"] = 2 * setting["warmup_steps"]
         if rule == "published" and tuned:
             options |= studies.tuned_options(study(name), dataset, arm)
         found[arm] = replace(base, options=options)
@@ -194,7 +194,11 @@ def side_by_side(panels: dict[str, pd.DataFrame]) -> pd.DataFrame:
     for title, table in panels.items():
         text = [f"{row.mean:+.3f} [{row.low:+.3f}, {row.high:+.3f}]" for row in table.itertuples()]
         shown = pd.DataFrame(
-            {"difference": text, "size": table["size"].map("{:+.1f}".format), "verdict": table.verdict}
+            {
+                "difference": text,
+                "size": [f"{size:+.1f}" if size == size else "" for size in table["size"]],
+                "verdict": table.verdict,
+            }
         )
         tables[title] = shown.set_index(table.arm)
     return pd.concat(tables, axis=1)
