@@ -374,9 +374,9 @@ def fronts(table: pd.DataFrame, labels: tuple[str, str], corner: float = 0.85) -
         margin = 0.03 * (1 - low)
         ax.set(xlim=(low - margin, 1 + margin), ylim=(low - margin, 1 + margin))
         ax.locator_params(nbins=4)
+        ax.set(xlabel=labels[0])
     axes[0].set(title="All", ylabel=labels[1])
     axes[1].set(title="Upper right corner")
-    fig.supxlabel(labels[0], size=STYLE["axes.labelsize"])
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
 
