@@ -25,7 +25,7 @@ STREAMS = {
 
 TWICE = "twice the data set's warm-up"
 
-# Choice (and its value in the base) -> arm -> options in place of the base's.
+# Choice (and its value in the base) -> arm -> options in place of the base's, or another optimizer.
 PUBLISHED = {
     "k (5)": {"k = 0: no gate": {"plasticity_k": 0.0}, "k = 10": {"plasticity_k": 10.0}},
     "β (0.99)": {"β = 0.9": {"trace_decay": 0.9}, "β = 0.999": {"trace_decay": 0.999}},
@@ -39,6 +39,7 @@ PUBLISHED = {
     "base (Adam)": {"SGD as base": {"base": "sgd"}},
     "floor of the gate (0)": {"gate_min = 0.1": {"gate_min": 0.1}},
     "momentum (0.9)": {"no momentum": {"momentum": 0.0}},
+    "coincidence (none)": {"with coincidence": {"optimizer": "selective_coincidence"}},
     "pairs": {
         "k = 10, β = 0.999": {"plasticity_k": 10.0, "trace_decay": 0.999},
         "k = 20, by maximum": {"plasticity_k": 20.0, "normalisation": "max"},
@@ -93,7 +94,8 @@ def arms(rule: str, name: str, dataset: str, tuned: bool = True) -> Arms:
             options["warmup_steps"] = 2 * setting["warmup_steps"]
         if rule == "published" and tuned:
             options |= studies.tuned_options(study(name), dataset, arm)
-        found[arm] = replace(base, options=options)
+        optimizer = options.pop("optimizer", base.optimizer)
+        found[arm] = replace(base, optimizer=optimizer, options=options)
     return found
 
 
@@ -111,7 +113,7 @@ def _trials(name: str, dataset: str) -> list[studies.Trial]:
     found = []
     for arm, experiment in arms("published", name, dataset, tuned=False).items():
         base = "sgd" if dict(experiment.options).get("base") == "sgd" else "selective"
-        found += studies.trials({arm: experiment}, {"selective": studies.GRIDS[base]}, studies.TUNING_SEEDS)
+        found += studies.trials({arm: experiment}, {experiment.optimizer: studies.GRIDS[base]}, studies.TUNING_SEEDS)
     return found
 
 

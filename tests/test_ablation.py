@@ -21,6 +21,7 @@ def test_arms_differ_from_the_base_in_options_that_the_optimizer_takes(rule, str
     for arm, experiment in arms.items():
         group = OPTIMIZERS[experiment.optimizer](mlp(2, (2,), 2), **dict(experiment.options)).param_groups[0]
         changed = [name for name in group if name not in ("params", "shared") and group[name] != defaults[name]]
+        changed += ["optimizer"] * (experiment.optimizer != arms[ablation.BASE].optimizer)
         pair = arm in ablation.CHOICES[rule].get("pairs", {})
         assert len(changed) == (0 if arm == ablation.BASE else 2 if pair else 1), arm
     assert len(set(arms.values())) == len(arms)
