@@ -39,7 +39,7 @@ lab: $(READY) ## JupyterLab in the environment
 html: $(READY) ## every notebook as a page that needs no kernel, in build/html
 	@$(BIN)/python -m sp html
 
-bench: $(READY) ## measure time and memory of a step beside Adam on a quiet machine; kept in sp/bench.csv
+bench: $(READY) ## measure time and memory of a step beside Adam, and what a sweep costs, on a quiet machine; kept in sp/bench.csv
 	@$(BIN)/python -m sp bench
 
 results: $(READY) ## every stored table behind notebooks 09 to 11, on MNIST (hours; goes on where it stopped; says first how long)

@@ -5,7 +5,8 @@ import os
 import sys
 from pathlib import Path
 
-from sp import bench, comparison, metrics, notebooks, recipes, report, studies
+from sp import bench, bench_sweep, comparison, metrics, notebooks, recipes, report, studies
+from sp import commands as batches
 from sp.files import write_atomically
 
 
@@ -22,7 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("check-notebooks", help="run every notebook and compare with its stored outputs")
 
     commands.add_parser("html", help="write every notebook as a static page into build/html")
-    measure = commands.add_parser("bench", help="time and memory of a step beside Adam, kept in sp/bench.csv")
+    measure = commands.add_parser(
+        "bench", help="time and memory of a step beside Adam, kept in sp/bench.csv, and what a sweep costs"
+    )
     measure.add_argument("--parts", nargs="*", default=list(bench.PARTS), choices=sorted(bench.PARTS))
     measure.add_argument("--rounds", type=int, default=15)
     measure.add_argument("--dry", action="store_true", help="print only, and leave sp/bench.csv as it is")
@@ -55,8 +58,13 @@ def main(arguments: list[str] | None = None) -> int:
     published.add_argument("--seeds", type=int, default=5)
     published.add_argument("--workers", type=int, help="processes; default: as many as there are cores")
     published.add_argument("--only", nargs="*", default=list(recipes.RECIPES), choices=list(recipes.RECIPES))
+    batches.add_sweep(commands)
+    batches.add_notebooks(commands)
+    batches.add_record(commands)
 
     chosen = parser.parse_args(arguments)
+    if "run" in chosen:
+        return chosen.run(chosen)
     if chosen.command == "figures":
         return notebooks.make_figures(chosen.dataset, chosen.notebooks)
     if chosen.command == "refresh":
@@ -71,6 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(bench.verdicts(table)))
         if not chosen.dry:
             write_atomically(bench.MEASURED, table.to_csv(index=False, float_format="%.5g"))
+        print(bench_sweep.bench_sweep().round(3).to_string(index=False))
         return 0
     if chosen.command == "readme":
         write_atomically(Path("README.md"), report.fill_tables(Path("README.md").read_text()))

@@ -4,11 +4,12 @@ import hashlib
 import json
 import os
 import platform
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,8 @@ class Experiment:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values; `Experiment.from_dict` reads them back."""
-        return {**asdict(self), "hidden": list(self.hidden), "options": dict(self.options)}
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {**values, "hidden": list(self.hidden), "options": dict(self.options)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Experiment":
@@ -104,10 +106,12 @@ class Experiment:
 
     def key(self) -> str:
         """Name of the experiment in a store: a hash of every choice that differs from its default."""
-        defaults = Experiment().as_dict()
-        chosen = {name: value for name, value in self.as_dict().items() if value != defaults[name]}
+        chosen = {name: value for name, value in self.as_dict().items() if value != _DEFAULTS[name]}
         text = json.dumps({"rules_version": RULES_VERSION, **chosen}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+_DEFAULTS = Experiment().as_dict()
 
 
 @dataclass(frozen=True)
@@ -384,12 +388,16 @@ def _task_of_each_unit(stream: Stream, device: torch.device) -> Tensor | None:
     return owner.to(device)
 
 
+# The random state and the number of threads belong to the process, and a dask worker may have several threads.
+_ONE_RUN = threading.RLock()
+
+
 @contextmanager
 def _isolated(seed: int, device: str | torch.device) -> Iterator[None]:
     """One thread and a random state of its own, so that a run depends on nothing but its experiment."""
     threads = torch.get_num_threads()
     on_gpu = torch.device(device).type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+    with _ONE_RUN, torch.random.fork_rng(devices=[device] if on_gpu else []):
         torch.manual_seed(seed)
         torch.set_num_threads(1)
         try:
@@ -452,6 +460,16 @@ class Store:
         body = json.dumps(result.as_dict(), sort_keys=True)
         files.write_atomically(self.path(result.experiment), _sealed(body))
 
+    def check_writable(self) -> None:
+        """Write something and delete it again, so that a long run does not end where its result cannot be kept.
+
+        Raises:
+            OSError: as `put`.
+        """
+        probe = self.folder / f".probe{os.getpid()}"
+        files.write_atomically(probe, bytes(2**16))
+        probe.unlink(missing_ok=True)
+
     def run(self, experiment: Experiment, progress: bool = False, checkpoint_every: int | None = None) -> Result:
         """The stored result, else a new one, stored.
 
@@ -476,7 +494,7 @@ def _read(path: Path, parse: Callable[[str], Any]) -> Any:
     """What a sealed file holds, or None where it is missing, or damaged, which is warned of."""
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         envelope = json.loads(content.decode())
@@ -498,30 +516,46 @@ def results_frame(results: list[Result]) -> pd.DataFrame:
     ``final_1``, ``final_2``, ... are the accuracies on each task at the end, ``learned_1``, ... right after it. On
     split class-incremental streams, ``buffer_share_1``, ... are the tasks' shares of the replay buffer at the end.
     """
+    measured = _metrics(results)
     rows = []
-    for result in results:
+    for result, values in zip(results, measured, strict=True):
         choices = result.experiment.as_dict()
         options = {f"option_{name}": value for name, value in choices.pop("options").items()}
-        R = result.accuracy
         rows.append(
             {
                 **choices,
                 "hidden": "-".join(map(str, result.experiment.hidden)),
                 **options,
-                "average_accuracy": metrics.average_accuracy(R),
-                "backward_transfer": metrics.backward_transfer(R),
-                "forward_transfer": metrics.forward_transfer(R, result.initial),
-                "forgetting": metrics.forgetting(R),
-                "learning_accuracy": metrics.learning_accuracy(R),
-                "anytime_accuracy": metrics.anytime_accuracy(R),
+                **values,
                 **_buffer_shares(result),
-                **{f"final_{j + 1}": R[-1, j] for j in range(len(R))},
-                **{f"learned_{j + 1}": R[j, j] for j in range(len(R))},
+                **{f"final_{j}": value for j, value in enumerate(result.accuracy[-1].tolist(), 1)},
+                **{f"learned_{j}": value for j, value in enumerate(result.accuracy.diagonal().tolist(), 1)},
                 "seconds": result.seconds,
                 "key": result.experiment.key(),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _metrics(results: list[Result]) -> list[dict[str, float]]:
+    """Of each result; those with as many tasks are computed at once."""
+    measured: list[dict[str, float]] = [{} for _ in results]
+    lengths = [len(result.accuracy) for result in results]
+    for length in set(lengths):
+        places = [place for place, own in enumerate(lengths) if own == length]
+        R = np.stack([results[place].accuracy for place in places])
+        initial = np.stack([results[place].initial for place in places])
+        columns = {
+            "average_accuracy": metrics.average_accuracy(R),
+            "backward_transfer": metrics.backward_transfer(R),
+            "forward_transfer": metrics.forward_transfer(R, initial),
+            "forgetting": metrics.forgetting(R),
+            "learning_accuracy": metrics.learning_accuracy(R),
+            "anytime_accuracy": metrics.anytime_accuracy(R),
+        }
+        for place, values in zip(places, zip(*columns.values(), strict=True), strict=True):
+            measured[place] = dict(zip(columns, map(float, values), strict=True))
+    return measured
 
 
 def _buffer_shares(result: Result) -> dict[str, float]:

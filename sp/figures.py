@@ -4,6 +4,7 @@ import io
 import json
 import string
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -415,4 +416,85 @@ def weight_images(rows: dict[str, torch.Tensor], shape: tuple[int, int], columns
             for ax, image in zip(line, matrix, strict=False):
                 ax.imshow(image.reshape(shape).numpy(), cmap="PuOr", vmin=-largest, vmax=largest)
         line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    return fig
+
+
+def effect_plot(panels: dict[str, pd.DataFrame], label: str, margin: float, colour: str) -> Figure:
+    """Differences from a base with their intervals, a row for each arm and a panel for each stream.
+
+    Args:
+        panels: title -> ``arm, mean, low, high, verdict``, the same arms in each. What is not decided is drawn pale.
+        label: of the axis that the panels share. margin: half the width of the band in which nothing matters.
+        colour: of the dots.
+    """
+    names = list(next(iter(panels.values())).arm)
+    fig, axes = figure("column", 0.6 + 0.15 * len(names), ncols=len(panels), sharey=True, squeeze=False)
+    for ax, (title, table) in zip(axes[0], panels.items(), strict=True):
+        ax.axvspan(-margin, margin, color="0.92", linewidth=0)
+        ax.axvline(0, color="0.6", linewidth=0.6)
+        for place, row in enumerate(table.itertuples()):
+            strength = 0.35 if row.verdict == "open" else 1
+            ax.plot([row.low, row.high], [place, place], color=colour, alpha=strength, linewidth=1.3)
+            ax.plot(row.mean, place, "o", color=colour, alpha=strength, markersize=3)
+        # Effects differ by orders of magnitude, and the small ones decide what does not matter.
+        ax.set_xscale("symlog", linthresh=margin, linscale=0.5)
+        ax.set(title=title, yticks=range(len(names)), yticklabels=names)
+        ends = [end for end in (-0.1, 0.1) if ax.get_xlim()[0] < end < ax.get_xlim()[1]]
+        ax.set(xticks=[*ends, -margin, 0, margin], xticklabels=[*map("{:+g}".format, ends), "", "0", ""])
+        ax.minorticks_off()
+        ax.tick_params(axis="y", length=0)
+    axes[0, 0].invert_yaxis()
+    fig.supxlabel(label, size=STYLE["axes.labelsize"])
+    return fig
+
+
+def fronts(table: pd.DataFrame, labels: tuple[str, str], corner: float = 0.85) -> Figure:
+    """Every point of a search, and the Pareto front of each arm as a staircase; open dots and dashes with replay.
+
+    Args:
+        table: ``arm``, ``old``, ``new``, ``front`` (whether the point is on its arm's front).
+        labels: of the axes, for ``old`` and ``new``. corner: where the second panel, the upper right corner, begins.
+    """
+    fig, axes = figure("column", 2.5, ncols=2)
+    for ax, low in zip(axes, (0, corner), strict=True):
+        for arm, rows in table.groupby("arm", sort=False):
+            replay = "replay" in arm
+            face = "white" if replay else colour(arm)
+            ax.plot(rows.old, rows.new, "o", color=colour(arm), markerfacecolor=face, markersize=2.2, alpha=0.6)
+            front = rows[rows.front].sort_values("old")
+            style = {"color": colour(arm), "linestyle": "--" if replay else "-", "label": arm}
+            ax.step(front.old, front.new, where="pre", **style)
+        margin = 0.03 * (1 - low)
+        ax.set(xlim=(low - margin, 1 + margin), ylim=(low - margin, 1 + margin))
+        ax.locator_params(nbins=4)
+        ax.set(xlabel=labels[0])
+    axes[0].set(title="All", ylabel=labels[1])
+    axes[1].set(title="Upper right corner")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return fig
+
+
+def scatter_panels(
+    table: pd.DataFrame, panels: dict[str, str], values: dict[str, str], logarithmic: Sequence[str], label: str
+) -> Figure:
+    """Measured values against each choice of a search, a panel for each.
+
+    Args:
+        table: a row for each point. panels: column of a choice -> title. values: column -> name in the legend.
+        logarithmic: choices with a logarithmic axis. label: of the vertical axis.
+    """
+    nrows = -(-len(panels) // 3)
+    fig, axes = figure("column", 0.5 + 1.15 * nrows, nrows=nrows, ncols=3, sharey=True, squeeze=False)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_axis_off()
+    for ax, (column, title) in zip(axes.flat, panels.items(), strict=False):
+        for (value, name), (mark, ink) in zip(values.items(), (("o", "0.1"), ("^", "0.6")), strict=False):
+            ax.plot(table[column], table[value], mark, markersize=2.4, color=ink, label=name, linewidth=0)
+        ax.set(xlabel=title, ylim=(-0.03, 1.03))
+        if column in logarithmic:
+            ax.set_xscale("log")
+        else:
+            ax.locator_params(axis="x", nbins=3)
+    fig.supylabel(label, size=STYLE["axes.labelsize"])
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import papermill
@@ -30,22 +31,12 @@ def make_figures(dataset: str, notebooks: Sequence[Path] = ()) -> int:
     """
     failures = []
     target = Path("build/notebooks") / dataset
-    target.mkdir(parents=True, exist_ok=True)
     with tqdm(list(notebooks) or all_notebooks(), unit="notebook") as bar:
         for path in bar:
             bar.set_postfix_str(path.stem, refresh=True)
-            known = papermill.inspect_notebook(str(path))
-            try:
-                papermill.execute_notebook(
-                    str(path),
-                    str(target / path.name),
-                    parameters={"dataset": dataset} if "dataset" in known else {},
-                    cwd=str(path.parent),
-                    kernel_name="python3",
-                    progress_bar=False,
-                )
-            except papermill.PapermillExecutionError as error:
-                failures.append(f"{target / path.name}, cell {error.exec_count}: {error.ename}: {error.evalue}")
+            parameters = {"dataset": dataset} if "dataset" in papermill.inspect_notebook(str(path)) else {}
+            if failure := execute(path, target / path.name, parameters):
+                failures.append(failure)
     for failure in failures:
         print(f"FAILED {failure}", file=sys.stderr)
     print(f"Figures are in {folder('figures')}, executed notebooks in {target}.")
@@ -75,6 +66,28 @@ def make_pages(notebooks: Sequence[Path] = (), target: Path = Path("build/html")
     write_atomically(target / "index.html", index)
     print(f"{len(paths)} pages: open {target / 'index.html'}")
     return 0
+
+
+def execute(notebook: Path, target: Path, parameters: dict[str, Any]) -> str | None:
+    """Execute a notebook with papermill in its own folder, and keep the executed copy, also of one that fails.
+
+    Returns:
+        None, or what went wrong, with a link to the failing cell.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(target),
+            parameters=parameters,
+            cwd=str(notebook.parent),
+            kernel_name="python3",
+            progress_bar=False,
+            extra_arguments=["--IPKernelApp.log_level=50"],  # kernels would write into the bar
+        )
+    except papermill.PapermillExecutionError as error:
+        return f"{target}#papermill-error-cell, cell {error.exec_count}: {error.ename}: {error.evalue}"
+    return None
 
 
 def refresh(notebooks: Sequence[Path] = ()) -> int:

@@ -70,6 +70,18 @@ def settings(dataset: str) -> dict:
     return SETTINGS[dataset]
 
 
+def on_stream(stream: str, dataset: str) -> Experiment:
+    """An experiment on a stream of `STREAMS` with a data set's `SETTINGS`; the rest is to be chosen."""
+    chosen = settings(dataset)
+    return Experiment(
+        dataset=dataset,
+        hidden=chosen["hidden"],
+        batch_size=chosen["batch_size"],
+        epochs=chosen["epochs"],
+        **{**STREAMS[stream], **({"samples_per_task": None} if dataset == "digits" else {})},
+    )
+
+
 def tuned_options(study: str, dataset: str, arm: str) -> dict:
     """The options that tuning chose for an arm of a study.
 
@@ -201,13 +213,7 @@ def retention(
         names: which arms, in this order; None: all.
     """
     chosen = settings(dataset)
-    base = Experiment(
-        dataset=dataset,
-        hidden=chosen["hidden"],
-        batch_size=chosen["batch_size"],
-        epochs=chosen["epochs"],
-        **{**STREAMS[stream], **({"samples_per_task": None} if dataset == "digits" else {})},
-    )
+    base = on_stream(stream, dataset)
     inputs = 64 if dataset == "digits" else 784
     arms = {
         "SGD": replace(base, optimizer="sgd", options={"lr": 0.1}),
@@ -306,12 +312,12 @@ def tune(
     chosen = {
         arm: experiment for arm, experiment in STUDIES[study](dataset, tuned=False).items() if not arms or arm in arms
     }
-    found = [
+    tried = [
         trial
         for arm, experiment in chosen.items()
         for trial in trials({arm: experiment}, GRIDS, tuning_seeds(study, arm))
     ]
-    return tune_arms(study, dataset, found, store, workers)
+    return tune_arms(study, dataset, tried, store, workers)
 
 
 Trial = tuple[str, dict, Experiment]  # arm, point of its grid, what to run

@@ -1,18 +1,63 @@
-"""Many runs: experiments times seeds, in parallel, each stored as soon as it is finished."""
+"""Many runs: experiments times seeds, in parallel, each stored as soon as it is finished.
 
-import os
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+A sweep that is killed, at any moment, loses the runs in flight and nothing else: the same call goes on. Two sweeps may
+share a store. A run that fails is reported when the others are finished.
+"""
+
+import random
+import statistics
+import time
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import joblib
 import pandas as pd
+from tqdm import tqdm
 
-from sp.experiment import Experiment, Result, Store, curves_frame, results_frame
+from sp.experiment import RULES_VERSION, Experiment, Moment, Result, Store, curves_frame, results_frame, run, stream_of
 from sp.files import bar
+from sp.parallel import Failed, call_all
+
+CONNECT_SECONDS = 30
+TIMED_ARMS = 6  # how many experiments an estimate times, for these steps, of which the first do not count
+TIMED_STEPS, FIRST_STEPS = 60, 20
+
+
+class SweepError(RuntimeError):
+    """Some runs failed; the others are finished and stored.
+
+    Attributes:
+        failures: (experiment, traceback) of the failed runs. results: of the others, in their order.
+    """
+
+    def __init__(self, failures: list[tuple[Experiment, str]], results: list[Result]):
+        self.failures, self.results = failures, results
+        alike: dict[str, list[Experiment]] = {}
+        for experiment, reason in failures:
+            alike.setdefault(reason, []).append(experiment)
+        parts = [f"FAILED {_described(group[0])}{_more(group)}\n{reason}" for reason, group in alike.items()]
+        super().__init__("\n".join([*parts, f"{len(failures)} of {len(failures) + len(results)} runs failed."]))
+
+
+def _described(experiment: Experiment) -> str:
+    defaults = Experiment().as_dict()
+    chosen = [f"{k}={v!r}" for k, v in experiment.as_dict().items() if v != defaults[k] or k == "seed"]
+    return f"Experiment({', '.join(chosen)})"
+
+
+def _more(group: list[Experiment]) -> str:
+    return f", and {len(group) - 1} more in the same way" if len(group) > 1 else ""
 
 
 def run_all(
-    experiments: Iterable[Experiment], store: Store | None = None, workers: int | None = None, progress: bool = True
+    experiments: Iterable[Experiment],
+    store: Store | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+    cluster: str | None = None,
 ) -> list[Result]:
     """The results of experiments, in their order: read where they are stored, else run and stored.
 
@@ -21,17 +66,119 @@ def run_all(
         store: where results are kept; default `Store()`.
         workers: processes, one thread each; default: as many as there are cores.
         progress: show a bar.
+        cluster: address of a dask.distributed scheduler (``tcp://host:port``) on whose workers to run instead. They
+            need this version of the package and one thread each, and no access to the store.
+
+    Raises:
+        SweepError: some runs failed, and the others are finished.
+        OSError: the store cannot be written, or no scheduler answers.
     """
     store = store or Store()
     experiments = list(experiments)
     results = {experiment: store.get(experiment) for experiment in dict.fromkeys(experiments)}
     missing = [experiment for experiment, result in results.items() if result is None]
-    workers = min(workers or os.cpu_count() or 1, max(len(missing), 1))
-    parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered")
-    finished = parallel(joblib.delayed(store.run)(experiment) for experiment in missing)
-    for result in bar(finished, total=len(missing), unit="run", progress=progress and bool(missing)):
-        results[result.experiment] = result
+    failures = []
+    if missing:
+        store.check_writable()
+        # A fair sample of what is left gives a fair estimate of the time, and two sweeps at once seldom meet.
+        random.Random().shuffle(missing)
+        here = cluster is None
+        outcomes = call_all(run, missing, workers, store.get) if here else _on_cluster(missing, cluster)
+        with bar(total=len(missing), unit="run", progress=progress) as shown:
+            for experiment, outcome in outcomes:
+                if isinstance(outcome, Failed):
+                    failures.append((experiment, outcome.reason))
+                    shown.set_postfix(failed=len(failures))
+                else:
+                    store.put(outcome)
+                    results[experiment] = outcome
+                shown.update()
+    if failures:
+        raise SweepError(failures, [result for result in results.values() if result is not None])
     return [results[experiment] for experiment in experiments]
+
+
+def _on_cluster(experiments: list[Experiment], address: str) -> Iterator[tuple[Experiment, Result | Failed]]:
+    """As `sp.parallel.call_all`, on the workers of a dask scheduler.
+
+    Not through joblib's backend for dask: that one waits for ever (joblib 1.6) for a run whose workers died.
+    """
+    try:
+        from distributed import Client, as_completed
+    except ImportError as error:
+        raise ImportError("a cluster needs dask: pip install 'selective-plasticity[cluster]'") from error
+    try:
+        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+        client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"no dask scheduler with workers answers at {address} ({error}): start one with  dask scheduler , workers "
+            "with  dask worker ADDRESS --nworkers CORES --nthreads 1 , and name the address, tcp://host:port"
+        ) from error
+    with client:
+        if any(threads > 1 for threads in client.nthreads().values()):
+            warnings.warn(
+                "a dask worker with several threads runs one experiment at a time: start one worker a core instead, "
+                "with  dask worker ADDRESS --nworkers CORES --nthreads 1",
+                stacklevel=3,
+            )
+        futures = {client.submit(_run_same_rules, e, RULES_VERSION, pure=False): e for e in experiments}
+        for future in as_completed(futures, loop=client.loop):
+            if future.cancelled():
+                raise OSError(f"the dask scheduler at {address} is gone; what is finished is stored, start again")
+            if (error := future.exception()) is None:
+                yield futures[future], future.result()
+            else:
+                yield futures[future], Failed("".join(traceback.format_exception(error)))
+            future.release()
+
+
+def _run_same_rules(experiment: Experiment, rules_version: int) -> Result:
+    if rules_version != RULES_VERSION:
+        raise RuntimeError(
+            f"the worker has version {RULES_VERSION} of the rules and the sweep version {rules_version}: install the "
+            "same version of the package in both places"
+        )
+    return run(experiment)
+
+
+def vary(experiment: Experiment, choices: Mapping[str, Any]) -> Experiment:
+    """The experiment with other choices: ``option_NAME`` is an argument of the optimizer, any other name a field.
+
+    Raises:
+        ValueError: an unknown name; the message lists the known ones.
+    """
+    options = {name.removeprefix("option_"): value for name, value in choices.items() if name.startswith("option_")}
+    chosen = {name: value for name, value in choices.items() if not name.startswith("option_")}
+    known = [field.name for field in fields(Experiment) if field.name != "options"]
+    if unknown := sorted(set(chosen) - set(known)):
+        raise ValueError(
+            f"unknown choice(s) {', '.join(unknown)}; known are {', '.join(known)}, and option_NAME for an argument "
+            "NAME of the optimizer"
+        )
+    return replace(experiment, **chosen, options={**dict(experiment.options), **options})
+
+
+def points_of(experiment: Experiment, points: Iterable[Mapping[str, Any]], seeds: Sequence[int]) -> list[Experiment]:
+    """The experiment varied to each of the points (`sp.choices.grid` or `sample`), with every seed."""
+    return [replace(vary(experiment, point), seed=seed) for point in points for seed in seeds]
+
+
+def sweep(
+    experiment: Experiment,
+    points: Iterable[Mapping[str, Any]],
+    seeds: Sequence[int],
+    store: Store | None = None,
+    **options: Any,
+) -> pd.DataFrame:
+    """Run an experiment varied to each of the points, with every seed.
+
+    ``options`` go to `run_all`.
+
+    Returns:
+        One row a run, as in `sp.experiment.results_frame`.
+    """
+    return results_frame(run_all(points_of(experiment, points, seeds), store, **options))
 
 
 def compare(
@@ -54,3 +201,66 @@ def compare(
     curves = [curves_frame([result]).assign(arm=arm) for (arm, _), result in zip(named, results, strict=True)]
     points = pd.concat(curves, ignore_index=True)
     return rows, points[["arm", *points.columns.drop("arm")]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep would do: runs in all, those that are not stored yet, and the time that these take on one core."""
+
+    total: int
+    missing: list[Experiment]
+    seconds: float
+
+    def describe(self, workers: int | None = None) -> str:
+        """In words, for so many processes; default: as many as there are cores."""
+        workers = workers or joblib.cpu_count()
+        long = tqdm.format_interval(self.seconds / min(workers, max(len(self.missing), 1)))
+        text = f"{self.total} runs, {self.total - len(self.missing)} of them stored, {len(self.missing)} to do"
+        return f"{text}: about {long} with {workers} process{'es' if workers > 1 else ''}."
+
+
+def plan(experiments: Iterable[Experiment], store: Store | None = None) -> Plan:
+    """What `run_all` would run, and how long it should take.
+
+    A run takes as long as the stored ones that differ from it in the seed only; else as long as some of these runs
+    would, of which a few training steps are made here and now.
+    """
+    store = store or Store()
+    results = {experiment: store.get(experiment) for experiment in dict.fromkeys(experiments)}
+    missing = [experiment for experiment, result in results.items() if result is None]
+    known: dict[Experiment, list[float]] = {}
+    for experiment, result in results.items():
+        if result is not None:
+            known.setdefault(replace(experiment, seed=0), []).append(result.seconds)
+    new = [experiment for experiment in missing if replace(experiment, seed=0) not in known]
+    timed = [_timed(experiment) for experiment in random.Random(0).sample(new, min(len(new), TIMED_ARMS))]
+    old = [statistics.median(seconds) for e in missing if (seconds := known.get(replace(e, seed=0)))]
+    return Plan(len(results), missing, sum(old) + (len(new) * sum(timed) / len(timed) if timed else 0.0))
+
+
+class _Enough(Exception):
+    """Raised to leave a run that was only begun to time it."""
+
+
+def _timed(experiment: Experiment) -> float:
+    """How long a run should take, from some of its steps, in seconds."""
+    stream = stream_of(experiment)  # also loads the data, which a worker does once
+    tasks = len(stream.tasks)
+    times = [time.perf_counter()]
+
+    def look(moment: Moment) -> None:
+        times.append(time.perf_counter())
+        if moment.step == TIMED_STEPS or (moment.last and moment.task == tasks):
+            raise _Enough
+
+    try:
+        run(experiment, look=look)
+    except _Enough:
+        pass
+    except Exception:
+        return 0.0  # a run that fails takes no time
+    steps = sum(-(-len(task.train()[1]) // experiment.batch_size) for task in stream.tasks) * experiment.epochs
+    counted = times[min(FIRST_STEPS, len(times) // 2) :]
+    before = times[1] - times[0]  # all tasks tested once, and a step
+    tests = 1 + (tasks + 1) / 2 + 1 - 1 / tasks + tasks * experiment.curve_points
+    return before * tests + steps * (counted[-1] - counted[0]) / max(len(counted) - 1, 1)

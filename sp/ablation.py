@@ -1,0 +1,206 @@
+"""Every free choice of the rules, one at a time and the important pairs: what does it do to the accuracy? (notebook 06)
+
+An arm differs from its rule's base in one choice (in a pair: two) and is compared with it, seed by seed. For the
+published rule the learning rate of every arm, the base included, is tuned on its own, since most choices change the
+size of a step as well. The consolidating rule is varied around its defaults, which are meant to serve without tuning;
+its learning rate is one of the choices. ``python -m sp record 06_ablation`` tunes what is not tuned, and runs all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from sp import metrics, recorded, studies
+from sp.experiment import Experiment, Store
+
+Arms = dict[str, Experiment]
+
+# Title of a stream, by rule and name.
+STREAMS = {
+    "published": {"replay": "2 split tasks, replay", "domain": "5 split, odd or even"},
+    "coincidence": {"class": "5 split tasks", "permuted": "4 permuted tasks"},
+    "consolidating": {"permuted": "4 permuted tasks"},
+}
+
+TWICE = "twice the data set's warm-up"
+
+# Choice (and its value in the base) -> arm -> options in place of the base's, or another optimizer.
+PUBLISHED = {
+    "k (5)": {"k = 0: no gate": {"plasticity_k": 0.0}, "k = 10": {"plasticity_k": 10.0}},
+    "β (0.99)": {"β = 0.9": {"trace_decay": 0.9}, "β = 0.999": {"trace_decay": 0.999}},
+    "percentile (75)": {
+        "percentile = 25": {"threshold_percentile": 25},
+        "percentile = 95": {"threshold_percentile": 95},
+    },
+    "warm-up": {"no warm-up": {"warmup_steps": 0}, "warm-up × 2": {"warmup_steps": TWICE}},
+    "threshold (adaptive)": {"fixed threshold": {"adaptive_threshold": False}},
+    "normalisation (percentile)": {"by maximum": {"normalisation": "max"}},
+    "base (Adam)": {"SGD as base": {"base": "sgd"}},
+    "floor of the gate (0)": {"gate_min = 0.1": {"gate_min": 0.1}},
+    "momentum (0.9)": {"no momentum": {"momentum": 0.0}},
+    "coincidence (none)": {"with coincidence": {"optimizer": "selective_coincidence"}},
+    "pairs": {
+        "k = 10, β = 0.999": {"plasticity_k": 10.0, "trace_decay": 0.999},
+        "k = 20, by maximum": {"plasticity_k": 20.0, "normalisation": "max"},
+        "SGD, no momentum": {"base": "sgd", "momentum": 0.0},
+    },
+}
+COINCIDENCE = {
+    "memory strength (0.4)": {"a = 0.1": {"memory_strength": 0.1}, "a = 1.6": {"memory_strength": 1.6}},
+    "learning rate (0.1)": {"lr = 0.03": {"lr": 0.03}, "lr = 0.3": {"lr": 0.3}},
+    "rank (all)": {"rank = 8": {"rank": 8}},
+    "equalisation (30)": {"no equalisation": {"equalisation": 0.0}},
+    "absorber (1.25)": {"absorber = 1": {"absorber": 1.0}, "absorber = 3": {"absorber": 3.0}},
+    "refreshed every (20) steps": {"refreshed every 5": {"refresh_every": 5}, "every 100": {"refresh_every": 100}},
+}
+CONSOLIDATING = {
+    "threshold quantile (0.85)": {f"quantile = {q}": {"threshold_quantile": q} for q in (0.5, 0.95)},
+    "warm-up (100)": {"warm-up = 10": {"warmup_steps": 10}},
+    "learning rate (0.1)": {"lr = 0.03": {"lr": 0.03}, "lr = 0.3": {"lr": 0.3}},
+    "absorber (1.25)": {"absorber = 1": {"absorber": 1.0}, "absorber = 3": {"absorber": 3.0}},
+}
+CHOICES = {"published": PUBLISHED, "coincidence": COINCIDENCE, "consolidating": CONSOLIDATING}
+BASE = "base"
+
+
+def stream(name: str, dataset: str) -> Experiment:
+    """The experiment of a stream: on digits shorter than in the other notebooks, because there are many."""
+    short = dataset == "digits"
+    if name == "permuted":
+        experiment = replace(studies.on_stream("permuted10", dataset), tasks=4)
+        return replace(experiment, epochs=1) if short else experiment
+    known = {"replay": "split2_class", "domain": "split5_domain", "class": "split5_class"}
+    experiment = studies.on_stream(known[name], dataset)
+    capacity = studies.settings(dataset)["replay_capacity"] if name == "replay" else 0
+    return replace(experiment, epochs=3 if short else experiment.epochs, replay_capacity=capacity)
+
+
+def arms(rule: str, name: str, dataset: str, tuned: bool = True) -> Arms:
+    """The base and every arm of a rule on a stream.
+
+    Args:
+        rule: a name in `CHOICES`. name: of one of its streams. dataset: a name in `sp.studies.SETTINGS`.
+        tuned: False: the arms of the published rule without their tuned learning rates.
+    """
+    setting = studies.settings(dataset)
+    base = replace(stream(name, dataset), optimizer="selective" if rule == "published" else rule)
+    changes = {BASE: {}, **{arm: change for group in CHOICES[rule].values() for arm, change in group.items()}}
+    steps = {"warmup_steps": setting["warmup_steps"]} if rule == "published" else {}
+    found = {}
+    for arm, change in changes.items():
+        options = {**steps, **change}
+        if options.get("warmup_steps") == TWICE:
+            options["warmup_steps"] = 2 * setting["warmup_steps"]
+        if rule == "published" and tuned:
+            options |= studies.tuned_options(study(name), dataset, arm)
+        optimizer = options.pop("optimizer", base.optimizer)
+        found[arm] = replace(base, optimizer=optimizer, options=options)
+    return found
+
+
+def study(name: str) -> str:
+    """The name under which the rates of the published rule's arms stand in the table of tuned values."""
+    return f"ablation_{name}"
+
+
+def trials(dataset: str) -> list[studies.Trial]:
+    """What `tune` runs: every arm of the published rule at seven rates, on the tuning seeds."""
+    return [trial for name in STREAMS["published"] for trial in _trials(name, dataset)]
+
+
+def _trials(name: str, dataset: str) -> list[studies.Trial]:
+    found = []
+    for arm, experiment in arms("published", name, dataset, tuned=False).items():
+        base = "sgd" if dict(experiment.options).get("base") == "sgd" else "selective"
+        found += studies.trials({arm: experiment}, {experiment.optimizer: studies.GRIDS[base]}, studies.TUNING_SEEDS)
+    return found
+
+
+def tune(dataset: str, store: Store | None = None, workers: int | None = None) -> pd.DataFrame:
+    """Tune the learning rate of every arm of the published rule, each from seven rates; as `sp.studies.tune_arms`."""
+    tables = [
+        studies.tune_arms(study(name), dataset, _trials(name, dataset), store, workers) for name in STREAMS["published"]
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def is_tuned(dataset: str) -> bool:
+    """Whether every arm of the published rule has its rate in the table of tuned values."""
+    try:
+        for name in STREAMS["published"]:
+            arms("published", name, dataset)
+    except LookupError:
+        return False
+    return True
+
+
+def all_runs(dataset: str, seeds: Sequence[int], tuned: bool = True) -> recorded.Named:
+    """Every run of the notebook."""
+    return [
+        pair
+        for rule, streams in STREAMS.items()
+        for name in streams
+        for pair in recorded.with_seeds(arms(rule, name, dataset, tuned), seeds)
+    ]
+
+
+def effects(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
+    """What each arm changes in the average accuracy, against the base with the same seed.
+
+    Args:
+        rows: ``arm, seed, average_accuracy``, one arm named `BASE`.
+        margin: a change of the accuracy that would be worth having, > 0.
+
+    Returns:
+        One row an arm: ``arm``; ``mean, low, high, n`` of the paired difference and its 95 % bootstrap interval;
+        ``size``, the mean difference in units of its deviation over seeds; ``verdict``: "better" or "worse" where the
+        interval leaves out zero and the mean is at least ``margin`` away from it, "no matter" where the whole interval
+        lies within ``margin`` of zero, else "open".
+    """
+    score = rows.pivot(index="seed", columns="arm", values="average_accuracy")
+    table = []
+    for arm in [arm for arm in dict.fromkeys(rows.arm) if arm != BASE]:
+        difference = score[arm] - score[BASE]
+        mean, low, high, n, *_ = metrics.paired_difference(score[arm], score[BASE])
+        deviation = difference.std()
+        verdict = "open"
+        if max(abs(low), abs(high)) < margin:
+            verdict = "no matter"
+        elif (low > 0 or high < 0) and abs(mean) >= margin:
+            verdict = "better" if mean > 0 else "worse"
+        size = mean / deviation if deviation > 0 else float("nan")
+        table.append({"arm": arm, "mean": mean, "low": low, "high": high, "n": n, "size": size, "verdict": verdict})
+    return pd.DataFrame(table)
+
+
+def conclusions(panels: dict[str, pd.DataFrame]) -> list[str]:
+    """`effects` of each stream in words: which arms are better, worse, do not matter, and cannot be told apart."""
+    words = {"better": "better", "worse": "worse", "no matter": "no matter", "open": "these seeds cannot tell"}
+    lines = []
+    for title, table in panels.items():
+        lines.append(f"{title} (n = {table.n.min()})")
+        for verdict, text in words.items():
+            rows = list(table[table.verdict == verdict].itertuples())
+            if verdict in ("better", "worse"):
+                rows = [f"{row.arm} {row.mean:+.3f} [{row.low:+.3f}, {row.high:+.3f}]" for row in rows]
+            else:
+                rows = [row.arm for row in rows]
+            lines.append(f"  {text}: {'; '.join(rows) or 'none'}")
+    return lines
+
+
+def side_by_side(panels: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """`effects` of several streams as text: a row for each arm; difference, size and verdict for each stream."""
+    tables = {}
+    for title, table in panels.items():
+        text = [f"{row.mean:+.3f} [{row.low:+.3f}, {row.high:+.3f}]" for row in table.itertuples()]
+        shown = pd.DataFrame(
+            {
+                "difference": text,
+                "size": [f"{size:+.1f}" if size == size else "" for size in table["size"]],
+                "verdict": table.verdict,
+            }
+        )
+        tables[title] = shown.set_index(table.arm)
+    return pd.concat(tables, axis=1)

@@ -1,0 +1,116 @@
+"""Values that a command line or a notebook varies: how they are written, and the grids and samples made of them."""
+
+import ast
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import qmc
+
+SAMPLES = ("random", "latin_hypercube")
+_RANGE = re.compile(r"([^:]+):([^:]+?)(:log)?")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from ``low`` to ``high``, for `sample`.
+
+    Attributes:
+        low, high: finite, low < high. Two whole numbers (``int``) make a range of whole numbers, both ends in it.
+        log: spread evenly in the logarithm; low > 0.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self):
+        if not self.low < self.high or (self.log and self.low <= 0):
+            above = " and low > 0 for a logarithmic range" if self.log else ""
+            raise ValueError(f"a range needs low < high{above}, got {self.low!r}:{self.high!r}")
+
+    def at(self, share: float) -> float | int:
+        """The value below which ``share`` of the range lies, share in [0, 1)."""
+        whole = isinstance(self.low, int) and isinstance(self.high, int)
+        low, high = self.low, self.high + whole
+        value = low * (high / low) ** share if self.log else low + (high - low) * share
+        return min(int(value), self.high) if whole else float(value)
+
+
+Values = Sequence[Any] | Range
+
+
+def parse(text: str) -> Values:
+    """Values as they are written on a command line: ``v1,v2,...``, or a range ``low:high`` or ``low:high:log``.
+
+    A value is a Python literal (``3``, ``1e-3``, ``True``, ``None``, ``(256, 256)``), else the text itself.
+
+    Raises:
+        ValueError: there is no value, a bracket is left open, or a range is empty.
+    """
+    if match := _RANGE.fullmatch(text):
+        low, high = (_literal(part) for part in match.groups()[:2])
+        if all(isinstance(end, int | float) and not isinstance(end, bool) for end in (low, high)):
+            return Range(low, high, bool(match[3]))
+    values, depth, start = [], 0, 0
+    for place, character in enumerate(text + ","):
+        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(character, 0)
+        if character == "," and depth == 0:
+            values.append(text[start:place].strip())
+            start = place + 1
+    if start <= len(text) or "" in values:
+        raise ValueError(f"expected values as v1,v2,... or low:high or low:high:log, got {text!r}")
+    return [_literal(value) for value in values]
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def grid(choices: Mapping[str, Values]) -> list[dict[str, Any]]:
+    """Every combination of the values, the last name varying fastest; ``[{}]`` where nothing varies.
+
+    Raises:
+        ValueError: a name has a range, of which a grid cannot take every value.
+    """
+    for name, values in choices.items():
+        if isinstance(values, Range):
+            raise ValueError(f"{name} has a range, got {values}: name its values, or draw a sample of so many points")
+    return [dict(zip(choices, point, strict=True)) for point in itertools.product(*choices.values())]
+
+
+def sample(
+    choices: Mapping[str, Values], count: int, method: str = "latin_hypercube", seed: int = 0
+) -> list[dict[str, Any]]:
+    """Points drawn from ranges and lists.
+
+    Args:
+        choices: name -> a `Range`, or a list of which each value is as likely.
+        count: how many points, >= 1.
+        method: ``"random"``: independent. ``"latin_hypercube"``: each range is cut into ``count`` parts of equal
+            probability, and each part has one point (McKay et al. 1979).
+        seed: equal arguments give equal points.
+    """
+    if method not in SAMPLES:
+        raise ValueError(f"method must be one of {', '.join(map(repr, SAMPLES))}, got {method!r}")
+    if count < 1 or not choices:
+        raise ValueError(f"a sample needs count >= 1 and something to vary, got {count!r} of {len(choices)} names")
+    generator = np.random.default_rng(seed)
+    if method == "random":
+        shares = generator.random((count, len(choices)))
+    else:
+        shares = qmc.LatinHypercube(len(choices), seed=generator).random(count)
+    return [
+        {name: _pick(values, share) for (name, values), share in zip(choices.items(), row, strict=True)}
+        for row in shares.tolist()
+    ]
+
+
+def _pick(values: Values, share: float) -> Any:
+    return values.at(share) if isinstance(values, Range) else values[int(share * len(values))]

@@ -1,0 +1,49 @@
+"""Permuted images (P20): the published figures beside measured ones, and accuracy against the number of tasks."""
+
+from dataclasses import replace
+
+import pandas as pd
+
+from sp import studies
+from sp.experiment import Experiment
+
+# P20: average accuracy and backward transfer after ten tasks of Permuted MNIST; for Adam only the transfer is given.
+PUBLISHED = pd.DataFrame(
+    [("Adam", float("nan"), -0.56), ("Selective plasticity", 0.7615, -0.07)],
+    columns=["arm", "average_accuracy", "backward_transfer"],
+)
+
+COMPARISONS = [
+    ("Selective plasticity", "Adam"),
+    ("Selective plasticity, tuned", "Adam, tuned"),
+    ("Consolidation, tuned", "Adam, tuned"),
+    ("Coincidence", "Adam, tuned"),
+    ("Coincidence", "Consolidation, tuned"),
+]
+
+
+def arms(dataset: str, tasks: int = 10) -> dict[str, Experiment]:
+    """The two optimizers of P20 at their default rate of 0.001, and the arms of the retention study.
+
+    Args:
+        dataset: a name in `sp.studies.SETTINGS`.
+        tasks: up to 10: all images in each task. More: 20,000 in each, where there are so many.
+    """
+    stream = "permuted10" if tasks <= 10 else "permuted30"
+    names = ["SGD", "Adam", "Selective plasticity", "Consolidation", "Coincidence"]
+    tuned = {
+        arm + (", tuned" if arm != "Coincidence" else ""): replace(experiment, tasks=tasks)
+        for arm, experiment in studies.retention(stream, dataset, names=names).items()
+    }
+    usual = {
+        arm: replace(tuned[f"{arm}, tuned"], options={**dict(tuned[f"{arm}, tuned"].options), "lr": 1e-3})
+        for arm in ("Adam", "Selective plasticity")
+    }
+    return {**usual, **tuned}
+
+
+def by_number_of_tasks(rows: pd.DataFrame, tasks: int) -> pd.DataFrame:
+    """From `sp.recorded.runs`: ``arm, seed, tasks, average``, the mean accuracy on the first so many tasks."""
+    columns = {f"after_{number}": number for number in range(1, tasks + 1)}
+    long = rows.melt(["arm", "seed"], list(columns), "tasks", "average")
+    return long.assign(tasks=long.tasks.map(columns))

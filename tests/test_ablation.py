@@ -1,0 +1,68 @@
+"""Every arm is its base with one choice changed, and a verdict says no more than the interval does."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sp import ablation
+from sp.baselines import OPTIMIZERS
+from sp.models import mlp
+
+EVERY = [(rule, stream) for rule, streams in ablation.STREAMS.items() for stream in streams]
+
+
+@pytest.mark.parametrize(("rule", "stream"), EVERY)
+def test_arms_differ_from_the_base_in_options_that_the_optimizer_takes(rule, stream):
+    arms = ablation.arms(rule, stream, "digits", tuned=False)
+    base = dict(arms[ablation.BASE].options)
+    defaults = OPTIMIZERS[arms[ablation.BASE].optimizer](mlp(2, (2,), 2), **base).param_groups[0]
+    for arm, experiment in arms.items():
+        group = OPTIMIZERS[experiment.optimizer](mlp(2, (2,), 2), **dict(experiment.options)).param_groups[0]
+        changed = [name for name in group if name not in ("params", "shared") and group[name] != defaults[name]]
+        changed += ["optimizer"] * (experiment.optimizer != arms[ablation.BASE].optimizer)
+        pair = arm in ablation.CHOICES[rule].get("pairs", {})
+        assert len(changed) == (0 if arm == ablation.BASE else 2 if pair else 1), arm
+    assert len(set(arms.values())) == len(arms)
+
+
+def test_the_rate_of_every_arm_of_the_published_rule_is_in_the_table_of_tuned_values():
+    assert ablation.is_tuned("digits")
+    for stream in ablation.STREAMS["published"]:
+        for arm, experiment in ablation.arms("published", stream, "digits").items():
+            assert "lr" in dict(experiment.options), arm
+
+
+def rows(differences):
+    return pd.DataFrame(
+        [
+            {"arm": arm, "seed": seed, "average_accuracy": 0.5 + change}
+            for arm, changes in {ablation.BASE: [0.0] * 8, **differences}.items()
+            for seed, change in enumerate(changes)
+        ]
+    )
+
+
+def test_verdicts():
+    noise = np.linspace(-0.002, 0.002, 8)
+    wide = np.linspace(-0.2, 0.2, 8)
+    table = ablation.effects(
+        rows({"up": 0.05 + noise, "down": -0.05 + noise, "same": noise, "tiny": 0.004 + noise, "unclear": wide}), 0.01
+    )
+    found = dict(zip(table.arm, table.verdict, strict=True))
+    assert found == {"up": "better", "down": "worse", "same": "no matter", "tiny": "no matter", "unclear": "open"}
+    lines = ablation.conclusions({"a stream": table})
+    assert lines[0] == "a stream (n = 8)" and "better: up +0.050" in lines[1] and "cannot tell: unclear" in lines[4]
+
+
+@given(st.lists(st.floats(-0.4, 0.4), min_size=8, max_size=8), st.floats(0.001, 0.1))
+def test_a_verdict_agrees_with_its_interval(changes, margin):
+    row = ablation.effects(rows({"arm": changes}), margin).iloc[0]
+    assert row["mean"] == pytest.approx(np.mean(changes), abs=1e-9)
+    assert {
+        "better": row.low > 0,
+        "worse": row.high < 0,
+        "no matter": -margin <= row.low and row.high <= margin,
+        "open": row.high > margin or row.low < -margin or abs(row["mean"]) < margin,
+    }[row.verdict]
