@@ -1,12 +1,13 @@
 """The results panel: every finished run in the store, by stream, metric, arm and whatever was varied."""
 
+from dataclasses import fields
 from typing import Any
 
 import ipywidgets as widgets
 import pandas as pd
 
 from sp import figures, metrics
-from sp.experiment import Store, results_frame
+from sp.experiment import Experiment, Store, results_frame
 from sp.explore.code import NAMES, optimizer_code
 from sp.explore.panel import DRAWING, Answer, Panel
 
@@ -189,8 +190,8 @@ def _stream_name(row: dict[str, Any]) -> str:
 
 
 def _choices(rows: pd.DataFrame) -> list[str]:
-    first_result = list(rows.columns).index("average_accuracy")
-    return [name for name in rows.columns[:first_result] if name not in (*STREAM, *NEVER_VARIED)]
+    chosen = {field.name for field in fields(Experiment)} - {*STREAM, *NEVER_VARIED}
+    return [name for name in rows.columns if name in chosen or name.startswith("option_")]
 
 
 def _varied(rows: pd.DataFrame) -> list[str]:
