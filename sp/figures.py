@@ -258,6 +258,8 @@ def line_panels(
         options = {"hue": hue, "style": hue, "palette": palette, "dashes": dashes, "hue_order": names, "seed": 0}
         sns.lineplot(table, x=x, y=column, style_order=names, ax=ax, **options)
         ax.set(title=title, xlabel=labels[0], ylabel=labels[1], ylim=limits)
+        if pd.api.types.is_integer_dtype(table[x]):
+            ax.xaxis.get_major_locator().set_params(integer=True)
         ax.get_legend().remove()
     ncols = 2 if max(map(len, names)) < 30 else 1
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=ncols)

@@ -9,7 +9,9 @@ MARKS = re.compile(r"(<!-- table: (\S+)(?: (\S+))? -->\n)(.*?)(<!-- end -->)", r
 COLUMNS = {
     "final_1": "task A",
     "final_2": "task B",
-    "average_accuracy": "both",
+    "average_accuracy": "all tasks",
+    "learning_accuracy": "just learnt",
+    "backward_transfer": "backward transfer",
     "split2_class": "Split, 2 tasks, class-incremental",
     "split5_class": "Split, 5 tasks, class-incremental",
     "split5_domain": "Split, 5 tasks, domain-incremental",

@@ -57,7 +57,8 @@ def test_tuning_takes_held_out_images_and_seeds_that_are_not_reported(tmp_path, 
 def test_every_arm_of_every_study_has_a_grid_of_one_size_and_tuned_values():
     assert len({len(points) for points in studies.GRIDS.values()}) == 1
     for name, arms in studies.STUDIES.items():
-        for dataset in ("digits", "mnist"):
+        # Notebook 04, which has the study of the gate, is for digits only.
+        for dataset in ("digits",) if name == "nmda_gate" else ("digits", "mnist"):
             for arm, experiment in arms(dataset, tuned=False).items():
                 point = studies.tuned_options(name, dataset, arm)
                 assert point in studies.GRIDS[experiment.optimizer]
