@@ -1,6 +1,6 @@
 """What a step costs beside Adam's, in time and in memory: measured in turn in one process on one thread.
 
-``python -m sp bench`` measures on a quiet machine and keeps the table in ``sp/bench.csv``, which notebook 12 draws.
+``python -m sp bench`` measures, best on a quiet machine, and keeps the table in ``sp/bench.csv``.
 """
 
 import gc
@@ -58,7 +58,7 @@ WATCHED = ["Adam", "Coincidence", "Coincidence, rank 128"]
 
 # What is measured: networks 784-w-w-10 of these widths on batches of these sizes, and which optimizers.
 PARTS = {
-    "size": ((32, 256, 800, 2000), (128,), list(OPTIMIZERS)),
+    "size": ((32, 256, 800, 2048), (128,), list(OPTIMIZERS)),
     "width": ((256, 512, 1024, 2048), (128,), WATCHED),
     "batch": ((256,), (32, 128, 512), WATCHED),
 }
