@@ -210,20 +210,13 @@ def default(option: str) -> Any:
 
 def memory(optimizer: ConsolidatingPlasticityOptimizer, synapses: Synapses) -> Tensor:
     """The presynaptic memory A of a watched layer as a matrix, (d, d), exact or from its sketch."""
-    _, inputs, _ = memories(synapses, _group_of(optimizer, synapses))
+    _, inputs, _ = memories(synapses, optimizer.group_of(synapses.weight))
     return inputs.matrix(optimizer.state[synapses.weight])
 
 
 def memory_strength(optimizer: ConsolidatingPlasticityOptimizer, synapses: Synapses) -> float:
     """The memory strength a of the parameter group that a watched hidden layer belongs to."""
-    return _group_of(optimizer, synapses)["memory_strength"]
-
-
-def _group_of(optimizer: ConsolidatingPlasticityOptimizer, synapses: Synapses) -> dict[str, Any]:
-    for group in optimizer.param_groups:
-        if any(p is synapses.weight for p in group["params"]):
-            return group
-    raise ValueError(f"the optimizer does not hold the weight of layer {synapses.name!r}")
+    return optimizer.group_of(synapses.weight)["memory_strength"]
 
 
 def spectrum(moment: Moment, layer: int = 0) -> list[dict]:
@@ -316,7 +309,7 @@ def forgets(layers: str) -> Callable[[Moment], None]:
             if layers == "all" or synapses.readout == (layers == "readout"):
                 state, weight = optimizer.state[synapses.weight], synapses.weight
                 width = weight[0].numel() + (synapses.bias is not None)
-                _, inputs, _ = memories(synapses, _group_of(optimizer, synapses))
+                _, inputs, _ = memories(synapses, optimizer.group_of(synapses.weight))
                 inputs.initialise(state, width, dtype=state["input_power"].dtype, device=weight.device)
 
     return wipe

@@ -151,8 +151,11 @@ class PlasticityOptimizer(Optimizer):
         }
 
     def group_of(self, param: Tensor) -> dict[str, Any]:
-        """The parameter group that holds a parameter."""
-        return next(group for group in self.param_groups if any(p is param for p in group["params"]))
+        """The parameter group that holds a parameter; ValueError where none does."""
+        for group in self.param_groups:
+            if any(p is param for p in group["params"]):
+                return group
+        raise ValueError(f"param must be one of this optimizer's, got one of shape {tuple(param.shape)} that is not")
 
     @torch.no_grad()
     def step(self, closure=None):
