@@ -92,8 +92,8 @@ class Synapses:
         return activity
 
     def _activity(self, alive: list[tuple[nn.Module, Pass]]) -> Activity:
-        presynaptic = torch.cat([_presynaptic(module, p.inputs) for module, p in alive]).to(self.weight.dtype)
-        postsynaptic = torch.cat([_postsynaptic(module, p.errors) for module, p in alive]).to(self.weight.dtype)
+        presynaptic = _joined([_presynaptic(module, p.inputs) for module, p in alive]).to(self.weight.dtype)
+        postsynaptic = _joined([_postsynaptic(module, p.errors) for module, p in alive]).to(self.weight.dtype)
         if self.bias is not None:
             presynaptic = torch.cat([presynaptic, presynaptic.new_ones(len(presynaptic), 1)], 1)
         # Batches of several backward passes add up; a layer used twice in one pass still saw each example once.
@@ -101,6 +101,10 @@ class Synapses:
         for module, p in alive:
             batches[p.backward] = max(batches.get(p.backward, 0), _examples(module, p.inputs))
         return Activity(presynaptic, postsynaptic, sum(batches.values()))
+
+
+def _joined(rows: list[Tensor]) -> Tensor:
+    return rows[0] if len(rows) == 1 else torch.cat(rows)  # cat copies even a single one
 
 
 def _gathered(activity: Activity | None, weight: Tensor, bias: bool) -> Activity | None:

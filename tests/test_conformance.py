@@ -233,6 +233,18 @@ def test_a_checkpoint_on_disk_resumes_bit_by_bit(make, at):
 
 
 @every
+def test_a_loaded_state_lies_where_the_parameters_lie(make):
+    model = network()
+    optimizer = make(model)
+    train(model, optimizer, range(3))
+    moved = network().to("meta")
+    other = make(moved)
+    other.load_state_dict(optimizer.state_dict())
+    kept = [value for state in other.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+    assert kept and all(value.device.type == "meta" for value in kept)
+
+
+@every
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_checkpoint_goes_on_in_another_precision(make, dtype):
     model = network()

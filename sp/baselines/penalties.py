@@ -56,16 +56,11 @@ class L2(Penalty):
         self._anchor_here()
 
 
-class EWC(Penalty):
-    """Elastic weight consolidation (Kirkpatrick et al. 2017, eq. 3): one spring for each task that was learnt.
-
-    Importance of task t is the diagonal Fisher information F_t, the mean over examples of squared gradients of the
-    log-likelihood of a label drawn from the network's own prediction. The sum over tasks of springs
-    ``F_t (w - w_t)^2 / 2`` is one spring of strength ``sum F_t`` at the mean of the ``w_t`` weighted by ``F_t``, up to
-    a constant (Huszár 2018), so that memory does not grow with the number of tasks.
+class MeasuredPenalty(Penalty):
+    """A penalty whose importance is a mean over examples of a task, measured when the task ends.
 
     Args:
-        samples: how many examples of a task the Fisher information is measured on.
+        samples: how many examples it is measured on, >= 1.
     """
 
     needs = Needs(boundaries=True, again=True)
@@ -76,6 +71,16 @@ class EWC(Penalty):
         check_integer("samples", samples, 1)
         super().__init__(model, strength, base, **options)
         self.samples = samples
+
+
+class EWC(MeasuredPenalty):
+    """Elastic weight consolidation (Kirkpatrick et al. 2017, eq. 3): one spring for each task that was learnt.
+
+    Importance of task t is the diagonal Fisher information F_t, the mean over examples of squared gradients of the
+    log-likelihood of a label drawn from the network's own prediction. The sum over tasks of springs
+    ``F_t (w - w_t)^2 / 2`` is one spring of strength ``sum F_t`` at the mean of the ``w_t`` weighted by ``F_t``, up to
+    a constant (Huszár 2018), so that memory does not grow with the number of tasks.
+    """
 
     @torch.no_grad()
     def end_task(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
@@ -118,20 +123,11 @@ class OnlineEWC(EWC):
         self._anchor_here()
 
 
-class MAS(Penalty):
+class MAS(MeasuredPenalty):
     """Memory aware synapses (Aljundi et al. 2018, eq. 2): importance is how much the output depends on a weight.
 
     ``Omega <- Omega + mean over examples of |d ||f(x)||^2 / dw|``; labels are not used.
     """
-
-    needs = Needs(boundaries=True, again=True)
-
-    def __init__(
-        self, model: nn.Module, strength: float = 1.0, base: str = "adam", samples: int = 1000, **options: Any
-    ):
-        check_integer("samples", samples, 1)
-        super().__init__(model, strength, base, **options)
-        self.samples = samples
 
     @torch.no_grad()
     def end_task(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:

@@ -58,8 +58,11 @@ def scalar_dtype(parameter: Tensor) -> torch.dtype:
 def zero_unless(finite: Tensor, values: Tensor) -> Tensor:
     """``values`` where the tensor ``finite`` is True, else zeros, in which no NaN is left.
 
-    It masks the bits, since ``torch.where`` with one condition for all takes five times as long on a CPU.
+    A CPU's flag is there to be looked at. An accelerator is not waited for: there the bits are masked, since a NaN times
+    zero is still NaN.
     """
+    if values.device.type == "cpu":
+        return values if finite else torch.zeros_like(values)
     integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
     return torch.bitwise_and(values.view(integer), -finite.to(integer)).view(values.dtype)
 

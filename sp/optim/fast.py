@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-BLOCK = 262_144  # elements: so many of weights, gradients, state and intermediate results fit a CPU's last cache
+BLOCK = 131_072  # elements: so many of weights, gradients, state and intermediate results fit a CPU's cache
 
 
 def local(tensor: Tensor) -> Tensor:
