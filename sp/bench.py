@@ -161,7 +161,8 @@ def peak_of_step(optimizer: Optimizer) -> int:
 
 def verdicts(table: pd.DataFrame) -> list[str]:
     """What a table of `bench` says of P15 (no more state than Adam), of P16 (3.2 % more training time than Adam) and of
-    the project's own targets, in sentences; all parts are needed. A target is met where the value is at most as large."""
+    the project's own targets, in sentences. All parts are needed. A target is met where the value is at most as large.
+    """
     size, width = (
         table[table.part == part].set_index(["optimizer", "parameters"]).sort_index() for part in ("size", "width")
     )

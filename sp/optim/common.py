@@ -58,8 +58,8 @@ def scalar_dtype(parameter: Tensor) -> torch.dtype:
 def zero_unless(finite: Tensor, values: Tensor) -> Tensor:
     """``values`` where the tensor ``finite`` is True, else zeros, in which no NaN is left.
 
-    A CPU's flag is there to be looked at. An accelerator is not waited for: there the bits are masked, since a NaN times
-    zero is still NaN.
+    A CPU's flag is there to be looked at. An accelerator is not waited for: there the bits are masked, since a NaN
+    times zero is still NaN.
     """
     if values.device.type == "cpu":
         return values if finite else torch.zeros_like(values)
