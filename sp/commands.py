@@ -156,7 +156,12 @@ def _record(chosen: argparse.Namespace) -> int:
 
 
 def _permuted_runs(chosen: argparse.Namespace, seeds: Sequence[int]) -> recorded.Named:
-    return [pair for tasks in chosen.tasks for pair in recorded.with_seeds(permuted.arms(chosen.dataset, tasks), seeds)]
+    counts = {tasks: range(chosen.long_seeds) if tasks > 10 else seeds for tasks in chosen.tasks}
+    return [
+        pair
+        for tasks, those in counts.items()
+        for pair in recorded.with_seeds(permuted.arms(chosen.dataset, tasks), those)
+    ]
 
 
 RECORDED = {

@@ -66,3 +66,9 @@ def test_the_command_records_what_the_notebook_reads(project, capsys):
     curves = permuted.by_number_of_tasks(rows, 2)
     assert set(curves.tasks) == {1, 2} and len(curves) == 2 * len(rows) and curves.average.notna().all()
     assert "after_3" not in rows
+
+
+def test_long_streams_are_recorded_with_their_own_number_of_seeds(project, capsys):
+    assert main(["record", "08_permuted", "--tasks", "10", "30", "--seeds", "5", "--long-seeds", "2", "--dry-run"]) == 0
+    arms = len(permuted.arms("digits", 10))
+    assert f"{7 * arms} runs" in capsys.readouterr().out
