@@ -1,10 +1,14 @@
 """Selective synaptic plasticity for PyTorch: optimizers that protect the synapses that matter."""
 
-__version__ = "0.1.0"
+import importlib
+from typing import TYPE_CHECKING
 
-from sp.biology import NMDACoincidence, PlasticityCounter
-from sp.optim import ConsolidatingPlasticityOptimizer, SelectivePlasticityOptimizer
-from sp.replay import ReplayBuffer
+if TYPE_CHECKING:
+    from sp.biology import NMDACoincidence, PlasticityCounter
+    from sp.optim import ConsolidatingPlasticityOptimizer, SelectivePlasticityOptimizer
+    from sp.replay import ReplayBuffer
+
+__version__ = "0.1.0"
 
 __all__ = [
     "ConsolidatingPlasticityOptimizer",
@@ -13,3 +17,22 @@ __all__ = [
     "ReplayBuffer",
     "SelectivePlasticityOptimizer",
 ]
+
+_MODULES = {
+    "ConsolidatingPlasticityOptimizer": "sp.optim",
+    "NMDACoincidence": "sp.biology",
+    "PlasticityCounter": "sp.biology",
+    "ReplayBuffer": "sp.replay",
+    "SelectivePlasticityOptimizer": "sp.optim",
+}
+
+
+def __getattr__(name: str):
+    # Imported when asked for: drawing a figure again needs no PyTorch, which takes seconds to import.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

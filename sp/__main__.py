@@ -5,8 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from sp import bench, bench_sweep, comparison, metrics, notebooks, recipes, report, studies
-from sp import commands as batches
+from sp import paper, report
 from sp.files import write_atomically
 
 
@@ -14,6 +13,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m sp", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    paper.add_commands(commands)
+    if arguments and arguments[0] in commands.choices:
+        chosen = parser.parse_args(arguments)
+        return chosen.run(chosen)
+
+    # What the other commands need takes seconds to import, which drawing a figure again must not wait for.
+    from sp import bench, bench_sweep, comparison, metrics, notebooks, recipes, studies
+    from sp import commands as batches
 
     figures = commands.add_parser("figures", help="run every notebook and leave its figures in figures/")
     figures.add_argument("--dataset", default="digits", choices=sorted(studies.SETTINGS))
@@ -29,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     measure.add_argument("--parts", nargs="*", default=list(bench.PARTS), choices=sorted(bench.PARTS))
     measure.add_argument("--rounds", type=int, default=15)
     measure.add_argument("--dry", action="store_true", help="print only, and leave sp/bench.csv as it is")
-    commands.add_parser("readme", help="write the README's tables from the committed figures")
+    commands.add_parser("readme", help="write the README's tables and the gallery of the committed figures")
 
     tune = commands.add_parser("tune", help="choose the options of a study's arms on the tuning seeds")
     tune.add_argument("study", choices=sorted(studies.STUDIES))
@@ -83,6 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if chosen.command == "readme":
         write_atomically(Path("README.md"), report.fill_tables(Path("README.md").read_text()))
+        write_atomically(Path("figures/README.md"), report.gallery())
         return 0
     if chosen.command == "compare":
         plan = (chosen.dataset, chosen.scenarios, chosen.seeds, chosen.long_seeds, not chosen.no_replay)

@@ -209,7 +209,7 @@ def needs_table() -> pd.DataFrame:
 
 
 def kinds() -> dict[str, str]:
-    """What an arm needs most, as `sp.figures.MARKERS` draws it."""
+    """What an arm needs most, as `sp.plots.FILLS` draws it."""
     table = needs_table().set_index("arm")
     names = np.select(
         [table.stored != "-", table.boundaries == "yes"], ["stores examples", "told of boundaries"], "told nothing"
@@ -234,10 +234,10 @@ def scenario_table(table: pd.DataFrame, costs: pd.DataFrame, scenario: str, capa
     return text.join(needs_table().set_index("arm")).fillna("-")
 
 
-def trade_off_panel(table: pd.DataFrame, costs: pd.DataFrame, scenario: str) -> pd.DataFrame:
-    """Accuracy against what is kept, all buffer sizes, for `sp.figures.trade_off`."""
+def trade_off_panel(table: pd.DataFrame, costs: pd.DataFrame, scenario: str, cost: str = "kept") -> pd.DataFrame:
+    """Accuracy against a column of `costs`, all buffer sizes, for `sp.plots.trade_off`."""
     rows = table[(table.stream == scenario) & (table.metric == "average_accuracy")]
-    rows = rows.merge(costs[["arm", "capacity", "kept"]].rename(columns={"kept": "cost"}), on=["arm", "capacity"])
+    rows = rows.merge(costs[["arm", "capacity", cost]].rename(columns={cost: "cost"}), on=["arm", "capacity"])
     names = rows.arm + np.where(rows.capacity > 0, " (" + rows.capacity.astype(str) + ")", "")
     return rows.assign(kind=rows.arm.map(kinds()), arm=names)
 

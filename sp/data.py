@@ -11,6 +11,7 @@ Where the IDX files of MNIST and Fashion-MNIST come from, the first that applies
 import gzip
 import math
 import os
+import string
 import struct
 import zlib
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
+import pandas as pd
 import pooch
 import torch
 from sklearn.datasets import load_digits
@@ -241,6 +243,22 @@ class Stream:
     inputs: int
     outputs: int
     image_shape: tuple[int, int]
+
+
+def example_images(stream: Stream, columns: int) -> pd.DataFrame:
+    """Training images of a stream, ``columns`` of each task, those of different labels first.
+
+    Returns:
+        One row an image: ``task`` ("Task A", ...), ``label``, and the pixels ``0``, ``1``, ...
+    """
+    tables = []
+    for letter, task in zip(string.ascii_uppercase, stream.tasks, strict=False):
+        x, y = task.train()
+        by_label = [(y == label).nonzero().flatten()[: -(-columns // len(y.unique()))] for label in y.unique()]
+        chosen = torch.stack(by_label).T.flatten()[:columns]
+        pixels = pd.DataFrame(x[chosen].numpy(), columns=map(str, range(stream.inputs)))
+        tables.append(pixels.assign(task=f"Task {letter}", label=y[chosen].numpy()))
+    return pd.concat(tables, ignore_index=True)
 
 
 def make_stream(

@@ -1,9 +1,12 @@
-"""Tables in the README, each written from a committed CSV between two marks."""
+"""What is written from stored results: tables of the README, the gallery of the figures, and LaTeX for a paper."""
 
+import json
 import re
 from pathlib import Path
 
 import pandas as pd
+
+from sp import figures
 
 MARKS = re.compile(r"(<!-- table: (\S+)(?: (\S+))? -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 COLUMNS = {
@@ -42,18 +45,92 @@ def fill_tables(text: str, root: Path = Path()) -> str:
     return MARKS.sub(filled, text)
 
 
+def wide(table: pd.DataFrame) -> pd.DataFrame:
+    """An interval table as text: a row for each arm, a column for each metric, "mean [low, high]", n in its head."""
+    metrics = list(dict.fromkeys(table.metric))
+    columns = {}
+    for metric in metrics:
+        rows = table[table.metric == metric].set_index("arm")
+        seeds = ", ".join(map(str, sorted(set(rows.n))))
+        text = [f"{row['mean']:.3f} [{row.low:.3f}, {row.high:.3f}]" for _, row in rows.iterrows()]
+        columns[f"{COLUMNS.get(metric, metric)} (n = {seeds})"] = pd.Series(text, rows.index)
+    arms = pd.Index(dict.fromkeys(table.arm), name="arm")
+    return pd.DataFrame({head: column.reindex(arms).fillna("") for head, column in columns.items()}, arms)
+
+
 def markdown(table: pd.DataFrame) -> str:
     """An interval table as Markdown: a row for each arm, a column for each metric, "mean [low, high]"."""
-    metrics = list(dict.fromkeys(table.metric))
-    seeds = {metric: set(table[table.metric == metric].n) for metric in metrics}
-    heads = [f"{COLUMNS.get(m, m)} (n = {', '.join(map(str, sorted(seeds[m])))})" for m in metrics]
-    lines = ["| | " + " | ".join(heads) + " |"]
-    lines.append("|---" * (len(metrics) + 1) + "|")
-    for arm, rows in table.groupby("arm", sort=False):
-        cells = rows.set_index("metric").reindex(metrics)
-        text = [
-            "" if pd.isna(row["mean"]) else f"{row['mean']:.3f} [{row.low:.3f}, {row.high:.3f}]"
-            for _, row in cells.iterrows()
-        ]
-        lines.append(f"| {arm} | " + " | ".join(text) + " |")
+    text = wide(table)
+    lines = ["| | " + " | ".join(text.columns) + " |", "|---" * (len(text.columns) + 1) + "|"]
+    lines += [f"| {arm} | " + " | ".join(row) + " |" for arm, row in zip(text.index, text.to_numpy(), strict=True)]
     return "\n".join(lines) + "\n"
+
+
+def gallery(root: Path = Path()) -> str:
+    """The page of all figures in ``figures/`` that have a record: thumbnail, question, notebook, command."""
+    lines = [
+        "# Figures",
+        "",
+        "Each figure is PDF and PNG beside the CSV that it was drawn from and a JSON record: kind of plot, options,",
+        "caption, keys of the experiments, versions. `python -m sp figure NAME` draws it again from these two, also",
+        "at the size of a journal (`--journal nature --width page`), as SVG (`--format svg`), or with its caption in",
+        "LaTeX (`--latex`). `make paper` makes sheets of several panels, and tables. `make readme` writes this page.",
+        "",
+    ]
+    section = ""
+    for path in sorted((root / "figures").glob("*.json")):
+        record, name = json.loads(path.read_text()), path.stem
+        notebook, _ = figures.made_from(name)
+        heading = f"[`{notebook}`](../notebooks/{notebook}.ipynb)" if notebook else "Tables across notebooks"
+        if heading != section:
+            section = heading
+            lines += [f"## {heading}", "", "| figure | the question that it answers | data made by |", "|---|---|---|"]
+        picture = f'<a href="{name}.pdf"><img src="{name}.png" width="240" alt="{name}"></a>'
+        following = f"<br>`{name}` ([CSV]({name}.csv))"
+        lines.append(f"| {picture}{following} | {record['question']} | `{record['provenance']['command']}` |")
+    return "\n".join(lines) + "\n"
+
+
+INTERVALS = "Mean [95\u202f% bootstrap interval] over n seeds."
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "\u202f": r"\,",
+        "β": r"$\beta$",
+        "θ": r"$\theta$",
+        "×": r"$\times$",
+        "→": r"$\rightarrow$",
+        "≥": r"$\geq$",
+        "≤": r"$\leq$",
+        "−": "$-$",
+    }
+)
+
+
+def latex(text: str) -> str:
+    """Text as LaTeX shows it: special characters escaped, and the few Greek letters and signs that occur here."""
+    return text.translate(_LATEX)
+
+
+def latex_figure(name: str, caption: str, wide: bool = False) -> str:
+    """A ``figure`` environment with ``name.pdf`` at its own size; ``wide``: across both columns."""
+    kind = "figure*" if wide else "figure"
+    lines = [rf"\begin{{{kind}}}", r"\centering", rf"\includegraphics{{{name}.pdf}}", rf"\caption{{{latex(caption)}}}"]
+    return "\n".join([*lines, rf"\label{{fig:{name}}}", rf"\end{{{kind}}}", ""])
+
+
+def latex_table(table: pd.DataFrame, caption: str, name: str, columns: str | None = None) -> str:
+    """A ``table*`` environment (packages booktabs and graphicx), no wider than the text.
+
+    Args:
+        table: text, with row names in its index. caption: unescaped. name: for the label ``tab:name``.
+        columns: LaTeX column format; None: names to the left, figures centred.
+    """
+    columns = columns or "l" + "c" * table.shape[1]
+    escaped = table.rename(index=latex, columns=latex).map(lambda cell: latex(str(cell))).rename_axis(None)
+    body = escaped.to_latex(escape=False, column_format=columns).rstrip()
+    lines = [r"\begin{table*}", r"\centering", rf"\caption{{{latex(caption)}}}", rf"\label{{tab:{name}}}"]
+    return "\n".join([*lines, r"\resizebox{\textwidth}{!}{%", body + "}", r"\end{table*}", ""])

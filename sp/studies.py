@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sp import figures, metrics
+from sp import figures, metrics, report
 from sp.experiment import Experiment, Store, results_frame
 from sp.files import write_atomically
 from sp.sweep import compare, run_all
@@ -268,7 +268,7 @@ def retention_results(
     streams: Sequence[str] = tuple(STREAMS),
     store: Store | None = None,
 ) -> pd.DataFrame:
-    """Run every arm of the retention studies and keep the table in ``figures/retention_DATASET.csv``.
+    """Run every arm of the retention studies and keep table and figure, ``figures/retention_DATASET.*``.
 
     What takes long gets ``long_seeds``: wide and convolutional networks, thirty tasks, and on ten permuted tasks all
     but the arms that run with their defaults. The table is written after each stream, so that a run that is stopped
@@ -290,8 +290,25 @@ def retention_results(
         rows = rows.sort_values("arm", key=lambda column: column.map(list(arms).index), kind="stable")
         values = ["average_accuracy", "backward_transfer", "learning_accuracy", "final_1"]
         tables.append(metrics.interval_table(rows.assign(stream=stream), ["stream", "arm"], values))
-        figures.save_table(pd.concat(tables, ignore_index=True), f"retention_{dataset}")
+        draw_retention(pd.concat(tables, ignore_index=True), dataset)
     return pd.concat(tables, ignore_index=True)
+
+
+def draw_retention(table: pd.DataFrame, dataset: str) -> None:
+    """Keep the table of `retention_results` in ``figures/``, as a figure."""
+    figures.draw(
+        "interval_plot",
+        f"retention_{dataset}",
+        table,
+        question="Which rule retains, on which stream?",
+        caption="Average accuracy over all tasks at the end of each stream; open: with replay.",
+        width="page",
+        command=f"python -m sp results --dataset {dataset}",
+        panels={stream: report.COLUMNS[stream] for stream in dict.fromkeys(table.stream)},
+        label="Average accuracy at the end",
+        panel="stream",
+        metric="average_accuracy",
+    )
 
 
 def tuning_seeds(study: str, arm: str) -> tuple[int, ...]:

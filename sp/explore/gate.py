@@ -1,6 +1,6 @@
 """The gate panel: the published gate as a function of eligibility and gradient, over a real network's synapses."""
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import ipywidgets as widgets
@@ -11,7 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from sp import figures, rules, studies, watch
 from sp.explore.code import optimizer_code
-from sp.explore.panel import DRAWING, Answer, Panel, encoded
+from sp.explore.panel import Answer, Panel, encoded
+from sp.plots import GatePicture
 
 SYNAPSES = 1500  # of the network's weights, drawn at random
 STEPS_OF_B = 100  # recorded after the switch to task B
@@ -81,11 +82,18 @@ def gate_panel() -> Panel:
     }
     _gradients()  # trains, which is for the main thread
 
-    picture = cache(_Picture)  # made in the thread that draws
+    pictures: list[_Picture] = []  # one, made in the thread that draws
 
     def make(choices: dict) -> Answer:
-        with DRAWING:
-            return _answer(picture(), **choices)
+        table, text = _measure(**choices)
+
+        def png() -> bytes:
+            if not pictures:
+                pictures.append(_Picture(table))
+            pictures[0].update(table)
+            return pictures[0].png()
+
+        return Answer("gate", table, text, png=png)
 
     return Panel(
         "gate",
@@ -99,8 +107,8 @@ def gate_panel() -> Panel:
 
 
 def gate_answer(**choices: Any) -> Answer:
-    """What the gate panel shows for these choices, as a figure of its own; see `DEFAULTS` for their names."""
-    return _answer(_Picture(), **{**DEFAULTS, **choices})
+    """What the gate panel shows for these choices; see `DEFAULTS` for their names."""
+    return Answer("gate", *_measure(**{**DEFAULTS, **choices}))
 
 
 def _code(choices: dict) -> str:
@@ -137,15 +145,15 @@ def _eligibility_and_gradient(trace_decay: float, steps_into_b: int) -> tuple[to
     return rules.bias_corrected(weight @ seen, trace_decay, len(seen)), seen[-1]
 
 
-def _answer(
-    picture: "_Picture",
+def _measure(
     plasticity_k: float,
     trace_decay: float,
     threshold_percentile: float,
     gate_min: float,
     normalisation: str,
     steps_into_b: int,
-) -> Answer:
+) -> tuple[pd.DataFrame, str]:
+    """The table that `sp.plots.gate` draws, and the numbers in words."""
     eligibility, gradient = _eligibility_and_gradient(trace_decay, steps_into_b)
     if normalisation == "max":
         thresholds = eligibility.max(), gradient.max()
@@ -154,88 +162,46 @@ def _answer(
     smallest = torch.tensor(1e-30)  # where most synapses are silent, as in the optimizer
     used, now = (torch.maximum(threshold, smallest) for threshold in thresholds)
 
-    def gate(e: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    def part(name: str, e: torch.Tensor, g: torch.Tensor, level: float = np.nan) -> pd.DataFrame:
+        e, g = torch.broadcast_tensors(e, g)
         norms = rules.saturating_ratio(e, used), rules.saturating_ratio(g, now)
-        return rules.plasticity_gate(*norms, plasticity_k, gate_min)
+        gates = rules.plasticity_gate(*norms, plasticity_k, gate_min)
+        columns = {"eligibility": e, "gradient": g, "gate": gates}
+        return pd.DataFrame({"part": name, "level": level, **{n: values.flatten() for n, values in columns.items()}})
 
-    gates = gate(eligibility, gradient)
-    grid = picture.grid
+    grid = _grid()
+    synapses = part("synapse", eligibility, gradient)
     levels = eligibility.quantile(torch.tensor(LEVELS) / 100)
-    picture.update(
-        surface=gate(grid[:, None], grid[None, :]),
-        slices=[gate(level, grid) for level in levels],
-        synapses=(gradient, eligibility),
-        gates=gates,
-        threshold=used,
+    table = pd.concat(
+        [
+            synapses,
+            part("surface", grid[:, None], grid[None, :]),
+            *(part("slice", e, grid, level) for level, e in zip(LEVELS, levels, strict=True)),
+            pd.DataFrame({"part": ["threshold"], "eligibility": [used.item()]}),
+        ],
+        ignore_index=True,
     )
-    shut = (gates < 0.5).float().mean().item()
     text = (
-        f"Mean gate {gates.mean().item():.2f}. Gate below one half for {shut:.0%} of {len(gates):,} sampled weights. "
-        f"Threshold of the eligibility {used.item():.2g} (units of the gradient)."
+        f"Mean gate {synapses.gate.mean():.2f}. Gate below one half for {(synapses.gate < 0.5).mean():.0%} of "
+        f"{len(synapses):,} sampled weights. Threshold of the eligibility {used.item():.2g} (units of the gradient)."
     )
-    data = pd.DataFrame({"eligibility": eligibility, "gradient": gradient, "gate": gates})
-    return Answer(picture.figure, data, text, png=picture.png)
+    return table, text
 
 
-class _Picture:
+def _grid() -> torch.Tensor:
+    """Eligibilities and gradients at which the surface is measured."""
+    top = _gradients().quantile(0.9999).log10().ceil().item()
+    return torch.logspace(top - 4, top, 60)
+
+
+class _Picture(GatePicture):
     """A figure that is drawn once and then only filled anew, which is fast enough for dragging."""
 
-    def __init__(self):
-        history = _gradients()
-        top = history.quantile(0.9999).log10().ceil().item()
-        self.low, self.high = top - 4, top
-        self.grid = torch.logspace(self.low, self.high, 120)
-        self.figure, axes = figures.figure("page", 2.3, ncols=3)
-        surface, slices, histogram = axes
-        limits = (self.low, self.high)
-        self._image = surface.imshow(
-            np.zeros((2, 2)), origin="lower", extent=limits * 2, vmin=0, vmax=1, cmap="cividis", aspect="auto"
-        )
-        (self._dots,) = surface.plot([], [], "o", color="white", markersize=1.4, alpha=0.5, markeredgewidth=0)
-        self._threshold = surface.axhline(self.low, color="white", linewidth=0.8, linestyle="--")
-        surface.set(xlim=limits, ylim=limits, title="Gate (colour) and synapses (dots)", ylabel="Eligibility")
-        self.figure.colorbar(self._image, ax=surface, ticks=(0, 0.5, 1), aspect=30)
-        colours = [self._image.cmap(0.15 + 0.35 * i) for i in range(len(LEVELS))]
-        self._lines = [
-            slices.plot([], [], color=colour, linestyle=style, label=f"{level} %")[0]
-            for level, colour, style in zip(LEVELS, colours, ("-", "--", ":"), strict=True)
-        ]
-        slices.set(xlim=limits, ylim=(-0.03, 1.03), title="Slices", ylabel="Gate (share of a step)")
-        slices.legend(title="Eligibility at", loc="lower right", title_fontsize=6.5)
-        for ax, along in ((surface, "xy"), (slices, "x")):
-            ticks = range(round(self.low), round(self.high) + 1)
-            ax.set(xticks=ticks, xticklabels=[f"$10^{{{t}}}$" for t in ticks], xlabel="Gradient now, |g|")
-            if along == "xy":
-                ax.set(yticks=ticks, yticklabels=[f"$10^{{{t}}}$" for t in ticks])
-        self._edges = np.linspace(0, 1, 11)
-        self._bars = histogram.bar(
-            self._edges[:-1], np.zeros(10), 0.1, align="edge", color=figures.COLOURS["Selective plasticity"], alpha=0.8
-        )
-        histogram.set(xlim=(0, 1), ylim=(0, 1), title="Synapses by gate", xlabel="Gate (share of a step)")
-        histogram.set(ylabel="Share of synapses", yticks=(0, 0.5, 1))
-        self._moving = (self._image, self._dots, self._threshold, *self._lines, *self._bars)
-        for artist in self._moving:
+    def __init__(self, table: pd.DataFrame):
+        super().__init__(partial(figures.figure, "page"), table)
+        for artist in self.moving:
             artist.set_animated(True)
         self._empty: tuple | None = None
-
-    def update(
-        self,
-        surface: torch.Tensor,
-        slices: list[torch.Tensor],
-        synapses: tuple[torch.Tensor, torch.Tensor],
-        gates: torch.Tensor,
-        threshold: torch.Tensor,
-    ) -> None:
-        """Show these values: the surface on `grid` (row: eligibility, column: gradient), and the rest beside it."""
-        self._image.set_data(surface.numpy())
-        lowest = 10**self.low
-        self._dots.set_data(*(values.clamp(min=lowest).log10().numpy()[:500] for values in synapses))
-        self._threshold.set_ydata([threshold.clamp(min=lowest).log10().item()] * 2)
-        for line, values in zip(self._lines, slices, strict=True):
-            line.set_data(self.grid.log10().numpy(), values.numpy())
-        shares = np.histogram(gates.numpy().clip(0, 1), self._edges)[0] / len(gates)
-        for patch, share in zip(self._bars, shares, strict=True):
-            patch.set_height(share)
 
     def png(self) -> bytes:
         """The figure as it is, on the axes that were drawn the first time."""
@@ -246,6 +212,6 @@ class _Picture:
             self._empty = canvas, canvas.copy_from_bbox(self.figure.bbox)
         canvas, empty = self._empty
         canvas.restore_region(empty)
-        for artist in self._moving:
+        for artist in self.moving:
             artist.axes.draw_artist(artist)
         return encoded(canvas)

@@ -7,15 +7,13 @@ from functools import cache
 from typing import Any
 
 import ipywidgets as widgets
-import numpy as np
 import pandas as pd
 from joblib.externals.loky import ProcessPoolExecutor
-from matplotlib.figure import Figure
 
 from sp import figures, studies, watch
 from sp.experiment import Experiment, Store, curves_frame
 from sp.explore.code import optimizer_code
-from sp.explore.panel import DRAWING, Answer, Panel
+from sp.explore.panel import Answer, Panel
 
 METHODS = {
     "Selective plasticity": "selective",
@@ -82,8 +80,6 @@ def learning_answer(store: Store | None = None, **choices: Any) -> Answer:
     """What the learning panel shows for these choices; see `DEFAULTS` for their names."""
     store, chosen = store or Store(), {**DEFAULTS, **choices}
     seen = _seen(store, chosen)
-    with DRAWING:
-        figure, data = _draw(seen)
     method = chosen["optimizer"]
     lines = [
         f"{arm}: accuracy on A {R[0, 0]:.2f} after A, {R[1, 0]:.2f} after B; on B {R[1, 1]:.2f}."
@@ -97,7 +93,7 @@ def learning_answer(store: Store | None = None, **choices: Any) -> Answer:
         )
         + f" with {method}, in every fifth step."
     )
-    return Answer(figure, data, "\n".join(lines))
+    return Answer("learning", _table(seen), "\n".join(lines))
 
 
 def _seen(store: Store, choices: dict) -> dict[str, watch.Observed]:
@@ -139,87 +135,16 @@ def _code(choices: dict) -> str:
     return optimizer_code(METHODS[method], options, choices["replay_capacity"], choices["seed"])
 
 
-def _draw(seen: dict[str, watch.Observed]) -> tuple[Figure, pd.DataFrame]:
-    """Curves of both tasks, LTP and LTD of each layer, and below the gates of each layer, task by task."""
-    gates = next(iter(seen.values())).gates
-    layers = list(dict.fromkeys(gates.parameter))
-    fig, ax = figures.figure("page", 4.2 if layers else 2.2)
-    ax.remove()
-    top, bottom = fig.subfigures(2, height_ratios=(1.15, 1)) if layers else (fig.subfigures(), None)
-    curves = _draw_curves(top.subplots(1, 3, width_ratios=(1, 1, 1.15)), seen)
-    if layers:
-        _draw_gates(bottom, gates, layers)
-    tables = [
-        curves.assign(quantity="accuracy", value=curves.accuracy),
-        *(
-            found.events.melt(["task", "parameter", "synapses", "looks"], ["ltp", "ltd", "shut"], "quantity").assign(
-                arm=arm
-            )
-            for arm, found in seen.items()
-        ),
-        gates.assign(quantity="gate", value=gates.gate, arm=next(iter(seen))),
-    ]
-    columns = [
-        "arm",
-        "quantity",
-        "training",
-        "task",
-        "step",
-        "parameter",
-        "row",
-        "column",
-        "synapses",
-        "looks",
-        "value",
-    ]
-    return fig, pd.concat(tables, ignore_index=True).reindex(columns=columns)
-
-
-def _draw_curves(axes: np.ndarray, seen: dict[str, watch.Observed]) -> pd.DataFrame:
+def _table(seen: dict[str, watch.Observed]) -> pd.DataFrame:
+    """What `sp.plots.learning` draws: curves, LTP and LTD of each layer, and the gates of the first arm."""
     curves = pd.concat([curves_frame([found.result]).assign(arm=arm) for arm, found in seen.items()])
-    for task, ax in zip((1, 2), axes, strict=False):
-        for arm, rows in curves[curves.task == task].groupby("arm", sort=False):
-            ax.plot(rows.step, rows.accuracy, color=figures.colour(arm), label=arm, clip_on=False)
-        ax.axvline(curves[curves.training == 1].step.max(), color="0.6", linewidth=0.6, zorder=0)
-        ax.set(title=f"Task {figures.LETTERS[task - 1]}", ylim=(0, 1.02), xlabel="Training step", yticks=(0, 0.5, 1))
-    axes[0].set_ylabel("Test accuracy")
-    axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
-    _draw_events(axes[2], seen)
-    return curves
-
-
-def _draw_events(ax, seen: dict[str, watch.Observed]) -> None:
-    """Bars to the right: LTP, to the left: LTD; share of a layer's synapses in a step, task by task."""
-    labels = []
-    for arm, found in seen.items():
-        weights = found.events[found.events.parameter.str.endswith("weight")]
-        for task, rows in weights.groupby("task"):
-            for layer, row in enumerate(rows.itertuples(), 1):
-                place = -len(labels)
-                for count, sign in ((row.ltp, 1), (row.ltd, -1)):
-                    share = sign * count / (row.synapses * max(row.looks, 1))
-                    ax.barh(place, share, color=figures.colour(arm), alpha=1 if sign > 0 else 0.5, height=0.75)
-                labels.append(f"{figures.LETTERS[task - 1]}, layer {layer}")
-    ax.axvline(0, color="0.2", linewidth=0.6)
-    ax.set(xlim=(-1, 1), xticks=(-1, 0, 1), xticklabels=("1", "0", "1"), title="LTD (left), LTP (right)")
-    ax.set(yticks=range(0, -len(labels), -1), yticklabels=labels, xlabel="Share of synapses in a step")
-    ax.tick_params(axis="y", length=0)
-
-
-def _draw_gates(fig, gates: pd.DataFrame, layers: list[str]) -> None:
-    tasks = sorted(gates.task.unique())
-    axes = fig.subplots(1, len(tasks) * len(layers), squeeze=False)[0]
-    places = [(task, number, layer) for number, layer in enumerate(layers, 1) for task in tasks]
-    for ax, (task, number, layer) in zip(axes, places, strict=True):
-        rows = gates[(gates.parameter == layer) & (gates.task == task)]
-        drawn = ax.imshow(
-            rows.pivot(index="row", columns="column", values="gate"), vmin=0, vmax=1, cmap="cividis", aspect="auto"
-        )
-        ax.set(title=f"Layer {number}, task {figures.LETTERS[task - 1]}", xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
-    axes[0].set_ylabel("Units (blocks)")
-    fig.supxlabel("Inputs of the layer (blocks)", size=figures.STYLE["axes.labelsize"])
-    fig.colorbar(drawn, ax=list(axes), label="Mean gate", ticks=(0, 0.5, 1), aspect=20, shrink=0.9)
+    layer, counts = ["task", "parameter", "synapses", "looks"], ["ltp", "ltd", "shut"]
+    events = [found.events.melt(layer, counts, "quantity").assign(arm=arm) for arm, found in seen.items()]
+    arm, first = next(iter(seen.items()))
+    gates = first.gates.assign(quantity="gate", value=first.gates.gate, arm=arm)
+    tables = [curves.assign(quantity="accuracy", value=curves.accuracy), *events, gates]
+    columns = ["arm", "quantity", "training", "step", *layer, "row", "column", "value"]
+    return pd.concat(tables, ignore_index=True).reindex(columns=columns)
 
 
 def _controls() -> dict[str, widgets.Widget]:

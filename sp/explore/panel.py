@@ -4,23 +4,20 @@ import hashlib
 import html
 import io
 import json
-import platform
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ipywidgets as widgets
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
-import sp
-from sp import figures
+from sp import figures, files
 
 STYLE = """<style>
 .sp-panel { container-type: inline-size; }
@@ -51,16 +48,23 @@ class Answer:
     """What a panel shows for one choice.
 
     Attributes:
-        figure: the picture. data: what it was drawn from. text: the numbers in words.
+        kind: of plot, a name in `sp.plots.PLOTS`. data: what it is drawn from. text: the numbers in words.
+        options: of the plot.
         table: shown below the figure, None for none.
         png: draws the figure for the screen, where there is a faster way than to draw all of it.
     """
 
-    figure: Figure
+    kind: str
     data: pd.DataFrame
     text: str
+    options: dict[str, Any] = field(default_factory=dict)
     table: pd.DataFrame | None = None
     png: Callable[[], bytes] | None = None
+
+    def save(self, name: str, question: str, caption: str, about: dict | None = None) -> Figure:
+        """Draw the figure over the width of a page and save it, as `sp.figures.draw` does."""
+        options = {"question": question, "caption": caption, "about": about, **self.options}
+        return figures.draw(self.kind, name, self.data, width="page", **options)
 
 
 class Latest:
@@ -137,7 +141,7 @@ class Panel(widgets.VBox):
         wide: bool = False,
     ):
         self.name, self.controls, self.answer = name, controls, None
-        self._make, self._code, self._adjust = make, code, adjust
+        self._title, self._make, self._code, self._adjust = title, make, code, adjust
         self._defaults = self.choices()
         self._shown_choices: dict = {}
         self._quiet = False
@@ -209,16 +213,13 @@ class Panel(widgets.VBox):
         try:
             with DRAWING:
                 digest = hashlib.sha256(json.dumps(self._shown_choices, sort_keys=True).encode()).hexdigest()[:8]
-                path = figures.save(
-                    self.answer.figure,
-                    f"explore_{self.name}_{digest}",
-                    self.answer.data,
-                    {"panel": self.name, "choices": self._shown_choices, "versions": versions()},
-                )
+                name = f"explore_{self.name}_{digest}"
+                about = {"panel": self.name, "choices": self._shown_choices}
+                plt.close(self.answer.save(name, self._title, f"{self._title} {self.answer.text}", about))
         except OSError as error:
             self._show_error(error)
             return
-        self._status.value = f"Saved {html.escape(str(path.with_suffix('')))}.pdf, .png and .csv"
+        self._status.value = f"Saved {html.escape(str(files.folder('figures') / name))}.pdf, .png and .csv"
 
     def _moved(self, name: str) -> None:
         if self._quiet:
@@ -239,7 +240,7 @@ class Panel(widgets.VBox):
             code = self._code(choices)
             answer = self._make(choices)
             with DRAWING:
-                picture = answer.png() if answer.png else _drawn(answer.figure)
+                picture = answer.png() if answer.png else _drawn(answer)
         except Exception as error:
             with self._telling:
                 if not self._latest.superseded():
@@ -261,16 +262,6 @@ class Panel(widgets.VBox):
         self._status.value = "&#9888; not done: see the message beside"
 
 
-def versions() -> dict[str, str]:
-    """Of the software that makes a figure."""
-    return {
-        "sp": sp.__version__,
-        "torch": str(torch.__version__),
-        "matplotlib": matplotlib.__version__,
-        "python": platform.python_version(),
-    }
-
-
 def encoded(canvas: FigureCanvasAgg) -> bytes:
     """What is drawn on a canvas as PNG, made fast rather than small."""
     buffer = io.BytesIO()
@@ -278,7 +269,7 @@ def encoded(canvas: FigureCanvasAgg) -> bytes:
     return buffer.getvalue()
 
 
-def _drawn(figure: Figure) -> bytes:
-    canvas = FigureCanvasAgg(figure)
+def _drawn(answer: Answer) -> bytes:
+    canvas = FigureCanvasAgg(figures.picture(answer.kind, answer.data, answer.options, "page"))
     canvas.draw()
     return encoded(canvas)

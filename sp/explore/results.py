@@ -6,7 +6,7 @@ from typing import Any
 import ipywidgets as widgets
 import pandas as pd
 
-from sp import figures, metrics
+from sp import metrics
 from sp.experiment import Experiment, Store, results_frame
 from sp.explore.code import NAMES, optimizer_code
 from sp.explore.panel import DRAWING, Answer, Panel
@@ -139,22 +139,18 @@ def results_answer(rows: pd.DataFrame, stream: str, metric: str, axis: str, arms
     title = metric.replace("_", " ").capitalize()
     if axis == ARMS:
         low, high = METRICS[metric]
-        figure = figures.interval_plot(table, {metric: ""}, title, (low, high), (low, (low + high) / 2, high))
+        kind, options = "interval_plot", {"panels": {metric: ""}, "label": title}
+        options |= {"limits": [low, high], "ticks": [low, (low + high) / 2, high]}
     else:
-        labels = (_readable(axis).capitalize(), title)
-        figure = figures.line_panels(shown, axis, {metric: ""}, labels, limits=METRICS[metric], height=2.6)
-        values = shown[axis]
-        if values.min() > 0 and values.max() > 20 * values.min():
-            figure.axes[0].set_xscale("log")
-        for ax in figure.axes:
-            for line in ax.get_lines():
-                line.set(marker="o", markersize=2.5)
-    figure.set_figwidth(figures.WIDTHS["page"])
+        kind, options = "line_panels", {"x": axis, "panels": {"mean": ""}, "limits": list(METRICS[metric])}
+        options |= {"labels": [_readable(axis).capitalize(), title], "height": 2.6}
+        options |= {"log": bool(shown[axis].min() > 0 and shown[axis].max() > 20 * shown[axis].min())}
     text = f"{len(shown)} runs of {stream}."
     counted = metrics.readable(table).join(table.set_index(by).n)
     counted[metric] = counted[metric].str.replace(" [nan, nan]", "")  # one seed has no interval
     counted.index.names = [_readable(name) for name in by]
-    return Answer(figure, table, text, counted.rename(columns={metric: f"{title}: mean [95 % interval]", "n": "seeds"}))
+    counted = counted.rename(columns={metric: f"{title}: mean [95 % interval]", "n": "seeds"})
+    return Answer(kind, table, text, options, counted)
 
 
 def _code(rows: pd.DataFrame, choices: dict) -> str:

@@ -1,0 +1,153 @@
+"""What the plots share: their register, how a method's line looks, ticks, labels and legends."""
+
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure, FigureBase
+from matplotlib.textpath import TextPath
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from sp.figures import LETTERS, STYLE, look
+
+Canvas = Callable[..., tuple[FigureBase, Any]]
+PLOTS: dict[str, Callable[..., Figure]] = {}
+
+INTERVAL = "Mean and 95 % bootstrap interval over seeds"
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def plot(shows: str = "") -> Callable:
+    """Register a plot; ``shows`` ends its captions where the table says how many seeds there are."""
+
+    def register(function: Callable[..., Figure]) -> Callable[..., Figure]:
+        function.shows = shows
+        PLOTS[function.__name__] = function
+        return function
+
+    return register
+
+
+def marker_style(arm: str, size: float) -> dict[str, Any]:
+    """Colour and marker of an arm; open with replay."""
+    ink, marker = look(arm)
+    face = "white" if "replay" in arm else ink
+    return {"color": ink, "marker": marker, "markersize": size, "markerfacecolor": face, "markeredgewidth": 0.8}
+
+
+def line_styles(names: Sequence[str], size: float = 3) -> dict[str, dict[str, Any]]:
+    """Colour, marker and dashes of each line: variants of a method are told apart by dashes, those with replay last."""
+    order = sorted(names, key=lambda name: "replay" in name)
+    looks = [look(name) for name in order]
+    dashes = ["-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (7, 2))]
+    return {
+        name: {**marker_style(name, size), "linestyle": dashes[looks[:i].count(looks[i]) % len(dashes)]}
+        for i, name in enumerate(order)
+    }
+
+
+def shades(names: Sequence[str], palette: str) -> dict[str, dict[str, Any]]:
+    """A colour of the colormap for each line, without its ends."""
+    shades = plt.get_cmap(palette)(np.linspace(0, 1, len(names) + 2)[1:-1])
+    return {name: {"color": tuple(shade)} for name, shade in zip(names, shades, strict=True)}
+
+
+def summary(rows: pd.DataFrame, x: str, column: str) -> pd.DataFrame:
+    """``x``, ``mean``, ``low``, ``high``, in the order of ``x``."""
+    rows = rows.dropna(subset=[column]).sort_values(x, kind="stable")
+    if column == "mean" and {"low", "high"} <= set(rows):
+        return rows
+    if not rows[x].duplicated().any():
+        return rows.assign(mean=rows[column], low=np.nan, high=np.nan)
+    from sp import metrics  # imports scipy.stats, which takes half a second
+
+    return metrics.summarise(rows, [x], column)
+
+
+def switches(ax: Axes, table: pd.DataFrame, x: str, switch: str, named: bool) -> None:
+    """A thin line at the end of each task but the last."""
+    ends = table.groupby(switch)[x].max().iloc[:-1]
+    for number, end in enumerate(ends, 1):
+        ax.axvline(end, color="0.6", linewidth=0.6, zorder=0)
+        if named and len(ends) == 1:
+            place = (end, 1.02), ("data", "axes fraction")
+            ax.annotate(f"task {LETTERS[number]} begins", place[0], xycoords=place[1], ha="center", fontsize=6.5)
+
+
+def square_grid(canvas: Canvas, count: int, smallest: float) -> tuple[FigureBase, np.ndarray, int]:
+    """Square panels in as few rows as leave each at least ``smallest`` points wide: figure, axes and number of rows."""
+    fig, ax = canvas(2.0)
+    width = points(fig)
+    ax.remove()
+    per_row = max(1, int((width - 60) // (smallest + 8)))
+    nrows = -(-count // per_row)
+    ncols = -(-count // nrows)
+    if isinstance(fig, Figure):
+        fig.set_figheight((nrows * ((width - 75) / ncols + 12) + 28) / 72)
+    return fig, fig.subplots(nrows, ncols, squeeze=False).ravel(), nrows
+
+
+def short(value: float, _: int | None = None) -> str:
+    """A number in few characters, without the small exponents of mathtext: 0.01, 50, 20k, 3M, 10⁻⁷."""
+    size = abs(value)
+    if size and not 1e-4 < size < 1e9:
+        exponent = int(np.floor(np.log10(size)))
+        digits = "" if round(value / 10.0**exponent, 3) == 1 else f"{value / 10.0**exponent:g}·"
+        return f"{digits}10{str(exponent).translate(SUPERSCRIPTS)}"
+    for unit, letter in ((1e6, "M"), (1e3, "k")):
+        if size >= unit:
+            return f"{value / unit:g}{letter}"
+    return f"{value:g}"
+
+
+def log_ticks(axis: Axis) -> None:
+    """Labelled ticks on a logarithmic axis: as many as there is room for, more than one a decade where it is short."""
+    low, high = sorted(axis.get_view_interval())
+    decades = np.log10(high / low)
+    box = axis.axes.bbox.transformed(axis.axes.figure.dpi_scale_trans.inverted())
+    room = int(box.width * 72 // 26 if axis.axis_name == "x" else box.height * 72 // 14)
+    subs = next((subs for subs in ((1, 2, 5), (1, 3)) if decades * len(subs) <= min(room, 5)), (1,))
+    axis.set_major_locator(LogLocator(subs=subs, numticks=max(room, 2)))
+    axis.set_major_formatter(FuncFormatter(short))
+    axis.set_minor_locator(NullLocator())
+
+
+def x_label(fig: FigureBase, axes: np.ndarray, text: str) -> None:
+    """The label of the horizontal axis, below each panel: one for the figure would lie on a legend below them."""
+    for ax in axes[-1]:
+        ax.set_xlabel(wrapped(text, fig, axes.shape[1]))
+
+
+def legend_below(fig: FigureBase, source: Axes | Sequence[plt.Line2D]) -> None:
+    """A legend below the panels, in as many columns as there is room for; a figure grows by what it has over 3 rows."""
+    handles = source.get_legend_handles_labels()[0] if isinstance(source, Axes) else list(source)
+    size = STYLE["legend.fontsize"]
+    widths = [TextPath((0, 0), handle.get_label(), size=size).get_extents().width for handle in handles]
+    fitting = [k for k in range(1, min(len(handles), 4) + 1) if _columns_width(widths, k, size) < points(fig) - 8]
+    ncols = max(fitting, default=1)
+    if isinstance(fig, Figure):
+        fig.set_figheight(fig.get_figheight() + max(0, -(-len(handles) // ncols) - 3) * 1.5 * size / 72)
+    fig.legend(handles=handles, loc="outside lower center", ncols=ncols, columnspacing=1.2)
+
+
+def _columns_width(widths: list[float], ncols: int, size: float) -> float:
+    """Points that a legend takes whose texts are so wide, with its handles and spaces."""
+    rows, longer = divmod(len(widths), ncols)
+    ends = np.cumsum([rows + (i < longer) for i in range(ncols)])
+    columns = np.split(np.array(widths), ends[:-1])
+    return sum(column.max() + 2.8 * size for column in columns) + 1.2 * size * (ncols - 1)
+
+
+def points(fig: FigureBase) -> float:
+    """Width of a figure, or of its part, in points."""
+    return fig.bbox.width / fig.dpi * 72
+
+
+def wrapped(title: str, fig: FigureBase, panels: int) -> str:
+    """A title in as many lines as its share of the width asks for."""
+    return "\n".join(textwrap.wrap(title, max(10, int(points(fig) / panels / 4.4)), break_on_hyphens=False))
