@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help figures test test-browser lab html bench results notebooks readme clean
+.PHONY: help figures test test-browser lab html paper bench results notebooks readme clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ lab: $(READY) ## JupyterLab in the environment
 html: $(READY) ## every notebook as a page that needs no kernel, in build/html
 	@$(BIN)/python -m sp html
 
+paper: $(READY) ## five figures of several panels and three tables for a paper, from stored results, in build/paper
+	@$(BIN)/python -m sp paper
+
 bench: $(READY) ## measure time and memory of a step beside Adam, and what a sweep costs, on a quiet machine; kept in sp/bench.csv
 	@$(BIN)/python -m sp bench
 
@@ -48,7 +51,7 @@ results: $(READY) ## every stored table behind notebooks 09 to 11, on MNIST (hou
 	@$(BIN)/python -m sp recipes
 	@$(BIN)/python -m sp figures --dataset mnist notebooks/09_comparison.ipynb notebooks/10_claims.ipynb notebooks/11_replay.ipynb
 
-readme: $(READY) ## write the tables of the README from the committed figures
+readme: $(READY) ## write the tables of the README, and the gallery in figures/, from the committed figures
 	@$(BIN)/python -m sp readme
 
 notebooks: $(READY) ## run every notebook afresh in place (default data), outputs stored for the tests

@@ -36,6 +36,7 @@ JOURNALS = {  # inches: a column, and the full width of the text
 WIDTHS = ("column", "page")
 FORMATS = ("pdf", "png", "svg")
 DATASETS = {"digits": "digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
+MADE_BY = {"retention": "results", "comparison": "compare"}  # tables that no notebook makes
 SMALLEST = 6  # points: what is smaller cannot be read in print
 
 _GREY, _SKY, _WINE, _INDIGO = "#9E9E9E", "#38C2FF", "#6C1542", "#1D0685"
@@ -156,7 +157,7 @@ def draw(
     width: str = "column",
     journal: str = "icml",
     formats: Sequence[str] = ("pdf", "png"),
-    keys: Iterable[str] = (),
+    keys: Iterable[str] | None = None,
     command: str | None = None,
     about: dict | None = None,
     **options: Any,
@@ -172,7 +173,7 @@ def draw(
             put after it.
         width, journal: as for `figure`. formats: some of `FORMATS`.
         keys: of the experiments behind the data; default: those in the column ``key``, where there is one.
-        command: what makes the data; default: the one that runs the notebook after which the figure is named.
+        command: what makes the data; default: the one of `made_by`, such as that which runs its notebook.
         about: more JSON values on how it was made.
         options: JSON values, for the plot.
 
@@ -198,7 +199,7 @@ def draw(
         "journal": journal,
         "provenance": {
             "command": command or made_by(name),
-            "experiments": sorted(set(keys or data.get("key", ()))),
+            "experiments": sorted(set(data.get("key", ()) if keys is None else keys)),
             "versions": versions(),
             **(about or {}),
         },
@@ -208,7 +209,8 @@ def draw(
     folder = files.folder("figures")
     known = _known(folder, name)
     # What is the same as before keeps the commit that it was made at: refreshing changes no file for nothing.
-    if known is not None and known[0] == text and {**known[1], "commit": None} == {**record, "commit": None}:
+    same = known is not None and known[0] == text and {**known[1], "commit": None} == {**record, "commit": None}
+    if same and "commit" in known[1]:
         record = known[1]
     elif at := commit():
         record["commit"] = at
@@ -333,9 +335,13 @@ def made_from(name: str) -> tuple[str | None, str | None]:
 
 
 def made_by(name: str) -> str | None:
-    """The command that makes the data of a figure: it runs the notebook after which the figure is named."""
+    """The command that makes the data of a figure or table, by its name; None where the name does not tell."""
     stem, dataset = made_from(name)
-    return stem and f"python -m sp figures{f' --dataset {dataset}' if dataset else ''} notebooks/{stem}.ipynb"
+    options = f" --dataset {dataset}" if dataset else ""
+    if stem:
+        return f"python -m sp figures{options} notebooks/{stem}.ipynb"
+    maker = MADE_BY.get(name.split("_")[0])
+    return maker and f"python -m sp {maker}{options}"
 
 
 def versions() -> dict[str, str]:
@@ -361,7 +367,7 @@ def _plot(kind: str) -> Callable[..., Figure]:
     from sp.plots import PLOTS  # they are made with the look above
 
     if kind not in PLOTS:
-        raise ValueError(f"kind must be one of {', '.join(PLOTS)}, got {kind!r}")
+        raise ValueError(f"kind must be one of {', '.join(map(repr, PLOTS))}, got {kind!r}")
     return PLOTS[kind]
 
 

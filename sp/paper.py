@@ -43,7 +43,7 @@ FIGURES = {
         [
             (2.1, [Panel("02_consolidation_{}_traces", 1), Panel("02_consolidation_{}_gate", 1.2)]),
             (2.2, [Panel("03_coincidence_{}_spectrum", 1.2), Panel("03_coincidence_{}_novelty", 1)]),
-            (1.5, [Panel("03_coincidence_{}_gradient")]),
+            (1.9, [Panel("03_coincidence_{}_gradient"), Panel("03_coincidence_{}", 1.3)]),
         ],
     ),
     "figure2_claims": Sheet(
@@ -99,8 +99,8 @@ def table_cost() -> str:
     order = table[table.metric == "average_accuracy"].sort_values("mean", ascending=False).arm
     text = report.wide(table[table.metric.isin(["average_accuracy", "backward_transfer"])]).loc[order]
     costs = costs.set_index("arm")
-    text["step (Adam = 1)"] = costs.step_ratio.map("{:.1f}".format).reindex(order).fillna("")
-    text["kept (weights = 1)"] = costs.kept.map("{:.1f}".format).reindex(order).fillna("")
+    for head, column in {"step (Adam = 1)": "step_ratio", "kept (weights = 1)": "kept"}.items():
+        text[head] = costs[column].dropna().map("{:.1f}".format).reindex(order).fillna("")
     caption = (
         f"Methods without replay on five class-incremental tasks, {dataset}, best first; time of a training step, and "
         f"what is kept from step to step besides the weights. {report.INTERVALS}"
@@ -187,11 +187,7 @@ def _table(name: str) -> tuple[str, str, pd.DataFrame]:
 def _path(name: str) -> Path:
     path = files.folder("figures") / name
     if not path.is_file():
-        stem = path.stem
-        makers = {"retention": "results", "comparison": "compare"}
-        maker = makers.get(stem.split("_")[0])
-        command = f"python -m sp {maker} --dataset {stem.rsplit('_', 1)[1]}" if maker else figures.made_by(stem)
-        raise FileNotFoundError(f"{path} is not there: make it with  {command}")
+        raise FileNotFoundError(f"{path} is not there: make it with  {figures.made_by(path.stem)}")
     return path
 
 

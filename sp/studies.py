@@ -303,7 +303,6 @@ def draw_retention(table: pd.DataFrame, dataset: str) -> None:
         question="Which rule retains, on which stream?",
         caption="Average accuracy over all tasks at the end of each stream; open: with replay.",
         width="page",
-        command=f"python -m sp results --dataset {dataset}",
         panels={stream: report.COLUMNS[stream] for stream in dict.fromkeys(table.stream)},
         label="Average accuracy at the end",
         panel="stream",

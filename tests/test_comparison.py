@@ -12,6 +12,7 @@ from sp.baselines import METHODS, Store, make_learner, rehearses
 from sp.experiment import Experiment, run
 from sp.experiment import Store as Results
 from sp.models import mlp
+from sp.plots import FILLS
 from sp.replay import ReplayBuffer
 
 
@@ -92,9 +93,9 @@ def test_who_is_ahead_is_read_from_the_intervals():
 
 
 def test_every_arm_has_a_colour_and_a_kind():
-    assert all(figures.colour(arm) for arm in {**comparison.PLAIN, **comparison.REPLAYED})
+    assert all(figures.look(arm) != figures.OTHER for arm in {**comparison.PLAIN, **comparison.REPLAYED})
     kinds = comparison.kinds()
-    assert set(kinds.values()) == set(figures.MARKERS)
+    assert set(kinds.values()) == set(FILLS)
     assert kinds["Coincidence"] == "told nothing" and kinds["EWC"] == "told of boundaries"
     assert kinds["A-GEM"] == kinds["Joint training"] == "stores examples"
 

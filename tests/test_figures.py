@@ -1,44 +1,195 @@
-"""Figures have their size in print, embed their fonts, and are the same bytes from the same data."""
+"""Figures have their size in print, embed their fonts, can be told apart, and are drawn again as the same bytes."""
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+import zlib
+from pathlib import Path
 
 import matplotlib
+import matplotlib.colors
 import matplotlib.image
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+from colorspacious import cspace_convert
+from matplotlib.text import Text
 
 from sp import figures, files
+from sp.plots import PLOTS
+from sp.plots.kit import short
 
 matplotlib.use("agg")
+ROOT = Path(__file__).parent.parent
 TABLE = pd.DataFrame(
-    [("Adam", "final_1", 0.5, 0.4, 0.6), ("Adam + replay", "final_1", 0.9, 0.8, 0.95)],
-    columns=["arm", "metric", "mean", "low", "high"],
+    [("Adam", "final_1", 0.5, 0.4, 0.6, 3), ("Adam + replay", "final_1", 0.9, 0.8, 0.95, 3)],
+    columns=["arm", "metric", "mean", "low", "high", "n"],
 )
+WORDS = {"question": "Which?", "caption": "Accuracy."}
+OPTIONS = {"panels": {"final_1": "Task A"}, "label": "Accuracy"}
 
 
-def saved(folder, monkeypatch):
-    monkeypatch.setenv("SP_FIGURES", str(folder))
-    fig = figures.interval_plot(TABLE, {"final_1": "Task A"}, "Accuracy")
-    figures.save(fig, "plot", TABLE)
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("SP_FIGURES", str(tmp_path / "figures"))
+    yield tmp_path / "figures"
+    plt.close("all")
+
+
+def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_figure_leaves_as_pdf_png_and_csv_with_the_same_bytes_each_time(tmp_path, monkeypatch):
-    first, second = (saved(tmp_path / name, monkeypatch) for name in "ab")
-    assert sorted(first) == ["plot.csv", "plot.pdf", "plot.png"] and first == second
-    assert b"/Type3" not in first["plot.pdf"]
-    height, width, _ = matplotlib.image.imread(tmp_path / "a" / "plot.png").shape
-    assert (width, height) == (975, 282)  # 3.25 by 0.94 inches at 300 dpi
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "a" / "plot.csv"), TABLE)
+def in_pdf(data: bytes) -> tuple[bytes, list[float]]:
+    """Everything in a PDF, unpacked, and the sizes of its text."""
+    parts = [data]
+    for found in re.finditer(rb"stream\r?\n(.*?)\r?\nendstream", data, re.DOTALL):
+        try:
+            parts.append(zlib.decompress(found[1]))
+        except zlib.error:
+            continue  # an image in another format
+    text = b"".join(parts)
+    return text, [float(size) for size in re.findall(rb"/F\d+ ([\d.]+) Tf", text)]
 
 
-def test_unknown_widths_are_an_error():
+def runs_in(code: str, folder: Path, hash_seed: str) -> None:
+    environment = {**matplotlib.os.environ, "SP_FIGURES": str(folder), "PYTHONHASHSEED": hash_seed}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, cwd=ROOT)
+
+
+def test_a_figure_leaves_with_its_table_and_record_and_is_drawn_again_as_the_same_bytes(folder, tmp_path):
+    fig = figures.draw(
+        "interval_plot", "plot", TABLE, keys=["b", "a"], formats=("pdf", "png", "svg"), **WORDS, **OPTIONS
+    )
+    first = contents(folder)
+    assert sorted(first) == ["plot.csv", "plot.json", "plot.pdf", "plot.png", "plot.svg"]
+    assert fig.get_size_inches().tolist() == pytest.approx([3.25, 0.94])
+    assert matplotlib.image.imread(folder / "plot.png").shape[:2] == (282, 975)  # at 300 dpi
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "plot.csv"), TABLE)
+    record = json.loads(first["plot.json"])
+    assert record["caption"] == "Accuracy. Mean and 95 % bootstrap interval over seeds, n = 3."
+    assert record["provenance"]["experiments"] == ["a", "b"] and "torch" in record["provenance"]["versions"]
+    for name in ("plot.pdf", "plot.png", "plot.svg"):
+        assert b"experiments" in first[name] and b"Date" not in first[name], name
+    code = "from sp.figures import redraw; redraw('plot', formats=('pdf', 'png', 'svg'))"
+    for hash_seed in "12":
+        runs_in(code, folder, hash_seed)
+        assert contents(folder) == first
+
+
+def test_a_figure_of_the_collection_is_drawn_again_without_pytorch(tmp_path):
+    name = "01_forgetting_digits_curves"
+    record = json.loads((ROOT / "figures" / f"{name}.json").read_text())
+    code = (
+        "import sys; from sp.__main__ import main\n"
+        f"assert main(['figure', '{name}', '--to', r'{tmp_path}']) == 0 and 'torch' not in sys.modules"
+    )
+    runs_in(code, ROOT / "figures", "0")
+    if record["provenance"]["versions"]["matplotlib"] != matplotlib.__version__:
+        pytest.skip("another matplotlib draws other bytes")
+    for suffix in ("csv", "json", "pdf", "png"):
+        committed = (ROOT / "figures" / f"{name}.{suffix}").read_bytes()
+        assert (tmp_path / f"{name}.{suffix}").read_bytes() == committed, suffix
+
+
+def test_journals_have_their_widths_and_unknown_ones_are_errors(folder):
+    figures.draw("interval_plot", "plot", TABLE, **WORDS, **OPTIONS)
+    fig = figures.redraw("plot", journal="nature", width="page", formats=["pdf"])
+    assert fig.get_size_inches()[0] * 25.4 == pytest.approx(183)
+    assert json.loads((folder / "plot.json").read_text())["journal"] == "nature"
     with pytest.raises(ValueError, match="width must be one of 'column', 'page', got 'poster'"):
         figures.figure("poster")
+    with pytest.raises(ValueError, match=r"journal must be one of 'icml', 'neurips', .* got 'diary'"):
+        figures.redraw("plot", journal="diary")
+    with pytest.raises(ValueError, match=r"kind must be one of 'interval_plot', .* got 'pie'"):
+        figures.draw("pie", "plot", TABLE, **WORDS)
+    with pytest.raises(ValueError, match="formats must be some of pdf, png, svg, got gif"):
+        figures.redraw("plot", formats=["gif"])
+    with pytest.raises(
+        FileNotFoundError, match=r"no figure '01_plot' .* similar: plot; make it with  python -m sp .*01_plot"
+    ):
+        figures.redraw("01_plot")
 
 
-def test_a_method_keeps_its_colour_in_all_its_variants():
-    assert figures.colour("Adam + replay") == figures.colour("Adam") != figures.colour("SGD")
+def test_refreshing_changes_no_commit_for_nothing(folder, monkeypatch):
+    def drawn(data):
+        figures.draw("interval_plot", "plot", data, formats=[], **WORDS, **OPTIONS)
+        return json.loads((folder / "plot.json").read_text()).get("commit")
+
+    commits = iter([None, "first", "second"])
+    monkeypatch.setattr(figures, "commit", lambda: next(commits))
+    assert drawn(TABLE) is None and drawn(TABLE) == "first" and drawn(TABLE) == "first"
+    assert drawn(TABLE.assign(n=4)) == "second"
+
+
+def test_names_say_notebook_data_set_and_command():
+    assert figures.made_from("02_consolidation_fashion_mnist_gate") == ("02_consolidation", "fashion_mnist")
+    assert figures.made_by("04_biology_tag") == "python -m sp figures notebooks/04_biology.ipynb"
+    assert figures.made_by("retention_mnist") == "python -m sp results --dataset mnist"
+    assert figures.made_from("explore_gate_0") == (None, None) and figures.made_by("explore_gate_0") is None
+    assert figures.seeds(TABLE) == "n = 3" and figures.seeds(TABLE.assign(n=[3, 10])) == "n = 3 to 10"
+    assert figures.seeds(pd.DataFrame({"arm": ["a", "a", "b"], "seed": [0, 1, 0]})) == "n = 1 to 2"
+
+
+def test_colours_of_methods_are_told_apart_with_any_colour_vision():
+    assert (
+        len(set(figures.METHODS.values()) - {figures.OTHER}) == len(figures.METHODS) - 2
+    )  # two traces share with rules
+    assert figures.look("Adam + replay") == figures.look("Adam") != figures.look("AdamW")
+    colours = np.array([matplotlib.colors.to_rgb(c) for c in dict.fromkeys(c for c, _ in figures.METHODS.values())])
+    for deficiency in (None, "protanomaly", "deuteranomaly", "tritanomaly"):
+        space = {"name": "sRGB1+CVD", "cvd_type": deficiency, "severity": 100}
+        seen = cspace_convert(colours, space, "sRGB1") if deficiency else colours
+        places = cspace_convert(seen.clip(0, 1), "sRGB1", "CAM02-UCS")
+        nearest = min(np.linalg.norm(a - b) for a, b in itertools.combinations(places, 2))
+        assert nearest > 15, (deficiency, nearest)  # 1 is what can just be seen side by side
+
+
+def examples():
+    """A figure of the collection for each kind of plot, and long names where there is none."""
+    found = {}
+    for path in sorted((ROOT / "figures").glob("*.json")):
+        record = json.loads(path.read_text())
+        found.setdefault(record["kind"], (pd.read_csv(path.with_suffix(".csv")), record["options"], record["width"]))
+    sizes = [(name, size, size / k) for k, name in enumerate(LONG, 1) for size in (26_506, 271_882, 1_272_010)]
+    table = pd.DataFrame(sizes, columns=["optimizer", "parameters", "time"]).assign(memory=lambda t: t.time)
+    panels = {"time": "Time of a step (µs)", "memory": "Memory besides the weights (MB)"}
+    options = {"x": "parameters", "panels": panels, "label": "Parameters of the network, half of them in one layer"}
+    return {**found, "scaling_panels": (table, options, "column")}
+
+
+LONG = ["Adam", "Adam, fused", "Selective plasticity, compiled", "Consolidation, counted", "Coincidence, rank 128"]
+
+
+@pytest.mark.parametrize("kind", PLOTS)
+def test_text_can_be_read_in_print_and_nothing_is_cut_off(kind, folder):
+    table, options, width = examples()[kind]
+    fig = figures.picture(kind, table, options, width)
+    fig.canvas.draw()
+    texts = [text for text in fig.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    assert min(text.get_fontsize() for text in texts) >= figures.SMALLEST
+    drawn = fig.get_tightbbox()  # inches
+    edges = (drawn.x0, drawn.y0, fig.get_figwidth() - drawn.x1, fig.get_figheight() - drawn.y1)
+    assert min(edges) > -0.02, edges
+    figures.save(fig, "plot", table, formats=["pdf"])
+    pdf, sizes = in_pdf((folder / "plot.pdf").read_bytes())
+    assert b"/Type3" not in pdf and b"/FontFile2" in pdf
+    assert min(sizes) >= figures.SMALLEST
+
+
+def test_numbers_on_axes_are_short_and_without_small_exponents():
+    assert [short(v) for v in (0, 0.01, 1, 2500, 3e6, 1e-7, -2e-5)] == [
+        "0",
+        "0.01",
+        "1",
+        "2.5k",
+        "3M",
+        "10⁻⁷",
+        "-2·10⁻⁵",
+    ]
 
 
 def test_folders_are_found_from_the_notebooks_and_named_by_the_environment(tmp_path, monkeypatch):
@@ -61,34 +212,3 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     with pytest.raises(OSError, match=r"No space left.*free some disk space"):
         files.write_atomically(path, "new")
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
-
-
-def test_heat_maps_share_one_scale_and_print_small_matrices():
-    small, large = np.full((2, 2), np.nan), np.zeros((12, 12))
-    small[0, 0] = 0.987
-    fig = figures.heat_maps({"small": small, "large": large}, "Accuracy", "After", "On")
-    first, second = fig.axes[:2]
-    assert [text.get_text() for text in first.texts] == [".99"] and not second.texts
-    assert {ax.images[0].get_clim() for ax in (first, second)} == {(0, 1)}
-    assert first.images[0].get_extent()[:2] == [0.5, 2.5]  # tasks are counted from 1
-
-
-def test_variants_of_a_method_share_its_colour_and_differ_in_dashes():
-    rows = [(arm, x, x / 4) for arm in ("Coincidence", "Coincidence, wide", "Adam") for x in range(4)]
-    fig = figures.line_panels(pd.DataFrame(rows, columns=["arm", "x", "y"]), "x", {"y": "Title"}, ("x", "y"))
-    lines = fig.axes[0].get_lines()[:3]  # without the proxies of the legend
-    assert [line.get_color() for line in lines] == [
-        figures.colour(arm) for arm in ("Coincidence", "Coincidence", "Adam")
-    ]
-    assert lines[0].get_linestyle() != lines[1].get_linestyle() and lines[0].get_linestyle() == lines[2].get_linestyle()
-
-
-def test_gates_spectra_and_weights_have_a_panel_for_each_layer_stream_and_unit():
-    gates = [(step, layer, q, q) for step in (1, 2) for layer in (1, 2, 3) for q in (0.1, 0.5, 0.9)]
-    fig = figures.gate_bands(pd.DataFrame(gates, columns=["step", "layer", "quantile", "gate"]), [1, 2])
-    assert [ax.get_title() for ax in fig.axes] == ["Layer 1", "Layer 2", "Layer 3"]
-    spectrum = pd.DataFrame({"task": [1, 1, 2, 2], "direction": [1, 2, 1, 2], "weight": [1.0, 0.1, 2.0, 0.2]})
-    fig = figures.spectra({"Split": spectrum, "Permuted": spectrum})
-    assert [ax.get_title() for ax in fig.axes] == ["Split", "Permuted"]
-    fig = figures.weight_images({"mean": torch.ones(1, 6), "raw": torch.randn(4, 6)}, (2, 3), 4)
-    assert [len(ax.images) for ax in fig.axes] == [1, 0, 0, 0, 1, 1, 1, 1]

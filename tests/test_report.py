@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sp.report import MARKS, fill_tables, markdown
+from sp.report import MARKS, fill_tables, gallery, markdown
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,3 +38,12 @@ def test_a_table_over_streams_has_a_gap_where_an_arm_was_not_run(tmp_path):
         "| one | 0.500 [0.500, 0.500] | 0.200 [0.200, 0.200] |",
         "| two |  | 1.000 [1.000, 1.000] |",
     ]
+
+
+def test_the_gallery_shows_every_committed_figure():
+    page = ROOT / "figures" / "README.md"
+    assert page.read_text() == gallery(ROOT), "run  make readme"
+    for record in (ROOT / "figures").glob("*.json"):
+        assert all(record.with_suffix(suffix).is_file() for suffix in (".csv", ".pdf", ".png")), record.name
+    for picture in (ROOT / "figures").glob("*.png"):
+        assert f'src="{picture.name}"' in page.read_text()

@@ -24,7 +24,6 @@ from sp.plots.kit import (
     summary,
     switches,
     wrapped,
-    x_label,
 )
 
 FILLS = {"told nothing": "full", "told of boundaries": "bottom", "stores examples": "none"}  # of a marker
@@ -67,7 +66,7 @@ def interval_plot(
         ax.set(yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms) - 0.5, -0.5))
         ax.xaxis.set_major_formatter(FuncFormatter(short))
         ax.tick_params(axis="y", length=0)
-    fig.supxlabel(label, size=STYLE["axes.labelsize"])
+    fig.supxlabel(wrapped(label, fig, 1), size=STYLE["axes.labelsize"])
     return fig
 
 
@@ -168,8 +167,7 @@ def line_panels(
         if switch is not None:
             switches(ax, table, x, switch, len(panels) == 1)
         ax.label_outer(remove_inner_ticks=False)
-    x_label(fig, axes, labels[0])
-    legend_below(fig, axes[0, 0])
+    legend_below(fig, axes, labels[0])
     return fig
 
 
@@ -208,8 +206,7 @@ def scaling_panels(
         ax.set(xscale="log", yscale="log", ylabel=wrapped(title, fig, 2))
         log_ticks(ax.xaxis)
         log_ticks(ax.yaxis)
-    x_label(fig, axes, label)
-    legend_below(fig, axes[0, 0])
+    legend_below(fig, axes, label)
     return fig
 
 
@@ -220,11 +217,13 @@ def trade_off(
     """Accuracy against what a method costs, a panel for each scenario one above the other.
 
     Args:
-        table: ``arm, cost, mean, low, high``, the column ``panel``, and ``kind``, a name in `FILLS`.
+        table: ``arm, cost, mean, low, high``, the column ``panel``, and ``kind``, a name in `FILLS`; rows without a
+            cost are left out.
         panels: value of the column ``panel`` -> title of its panel, in order.
         label: of the cost. panel: which column tells the panels apart.
         named: how many arms are named, the best first; ours are named wherever they lie.
     """
+    table = table.dropna(subset=["cost"])
     fig, axes = canvas(0.55 + 2.1 * len(panels), nrows=len(panels), sharex=True, squeeze=False)
     for ax, (value, title) in zip(axes[:, 0], panels.items(), strict=True):
         rows = table[table[panel] == value].sort_values("mean", ascending=False)
@@ -238,10 +237,9 @@ def trade_off(
         ax.set(title=title if len(panels) > 1 else "", ylabel="Average accuracy", ylim=(-0.02, 1.06), xscale="symlog")
         ax.set_xlim(-0.15, max(10, 2 * table.cost.max()))
         ax.xaxis.set_major_formatter(FuncFormatter(short))
-    x_label(fig, axes, label)
     style = {"linestyle": "", "marker": "o", "color": "0.4", "markerfacecoloralt": "white", "markersize": 4}
     handles = [plt.Line2D([], [], fillstyle=fill, label=kind, **style) for kind, fill in FILLS.items()]
-    legend_below(fig, handles)
+    legend_below(fig, axes, label, handles)
     return fig
 
 
@@ -290,7 +288,7 @@ def effect_plot(
         ax.set(xticks=[*ends, -margin, 0, margin], xticklabels=[*map("{:+g}".format, ends), "", "0", ""])
         ax.minorticks_off()
         ax.tick_params(axis="y", length=0)
-    fig.supxlabel(label, size=STYLE["axes.labelsize"])
+    fig.supxlabel(wrapped(label, fig, 1), size=STYLE["axes.labelsize"])
     return fig
 
 
@@ -314,8 +312,7 @@ def fronts(canvas: Canvas, table: pd.DataFrame, labels: Sequence[str], corner: f
         ax.locator_params(nbins=4)
     axes[0, 0].set(title="All", ylabel=labels[1])
     axes[0, 1].set(title="Upper right corner")
-    x_label(fig, axes, labels[0])
-    legend_below(fig, axes[0, 0])
+    legend_below(fig, axes, labels[0])
     return fig
 
 
@@ -348,5 +345,5 @@ def scatter_panels(
         else:
             ax.locator_params(axis="x", nbins=3)
     fig.supylabel(label, size=STYLE["axes.labelsize"])
-    legend_below(fig, axes[0, 0])
+    legend_below(fig, axes)
     return fig

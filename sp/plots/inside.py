@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 
 from sp.figures import LETTERS, STYLE, colour
-from sp.plots.kit import SUPERSCRIPTS, Canvas, line_styles, log_ticks, plot, switches, x_label
+from sp.plots.kit import SUPERSCRIPTS, Canvas, line_styles, log_ticks, plot, switches
 
 
 @plot()
@@ -59,7 +59,7 @@ def spectra(canvas: Canvas, table: pd.DataFrame, panel: str = "stream") -> Figur
         log_ticks(ax.yaxis)
         ax.legend(loc="upper right", handlelength=1.2)
     axes[0, 0].set_ylabel("Eigenvalue of A / a")
-    x_label(fig, axes, "Direction")
+    fig.supxlabel("Direction", size=STYLE["axes.labelsize"])
     return fig
 
 

@@ -117,22 +117,26 @@ def log_ticks(axis: Axis) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def x_label(fig: FigureBase, axes: np.ndarray, text: str) -> None:
-    """The label of the horizontal axis, below each panel: one for the figure would lie on a legend below them."""
-    for ax in axes[-1]:
-        ax.set_xlabel(wrapped(text, fig, axes.shape[1]))
+def legend_below(
+    fig: FigureBase, axes: np.ndarray, label: str = "", handles: Sequence[plt.Line2D] | None = None
+) -> None:
+    """The label of the horizontal axis and the legend, below all panels, in as many columns as there is room for.
 
-
-def legend_below(fig: FigureBase, source: Axes | Sequence[plt.Line2D]) -> None:
-    """A legend below the panels, in as many columns as there is room for; a figure grows by what it has over 3 rows."""
-    handles = source.get_legend_handles_labels()[0] if isinstance(source, Axes) else list(source)
+    A figure grows by what the legend has over 3 rows. Panels side by side share the label, which is the title of the
+    legend: a label of the figure would lie on the legend, and below a narrow panel it would be cut off.
+    """
+    if label and axes.shape[1] == 1:
+        axes[-1, 0].set_xlabel(label)
+    handles = handles or axes[0, 0].get_legend_handles_labels()[0]
     size = STYLE["legend.fontsize"]
     widths = [TextPath((0, 0), handle.get_label(), size=size).get_extents().width for handle in handles]
     fitting = [k for k in range(1, min(len(handles), 4) + 1) if _columns_width(widths, k, size) < points(fig) - 8]
     ncols = max(fitting, default=1)
     if isinstance(fig, Figure):
         fig.set_figheight(fig.get_figheight() + max(0, -(-len(handles) // ncols) - 3) * 1.5 * size / 72)
-    fig.legend(handles=handles, loc="outside lower center", ncols=ncols, columnspacing=1.2)
+    legend = fig.legend(handles=handles, loc="outside lower center", ncols=ncols, columnspacing=1.2)
+    if label and axes.shape[1] > 1:
+        legend.set_title(wrapped(label, fig, 1), {"size": STYLE["axes.labelsize"]})
 
 
 def _columns_width(widths: list[float], ncols: int, size: float) -> float:

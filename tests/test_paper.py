@@ -1,0 +1,50 @@
+"""The sheets and tables for a paper come from what is committed, and say what is missing."""
+
+import pandas as pd
+import pytest
+
+from sp import paper, report
+from sp.__main__ import main
+from tests.test_figures import in_pdf
+
+
+def test_five_figures_and_three_tables_are_collected_with_their_captions(tmp_path, capsys):
+    assert main(["paper", "--to", str(tmp_path)]) == 0
+    names = [*paper.FIGURES, *paper.TABLES]
+    assert len(paper.FIGURES) == 5 and len(paper.TABLES) == 3
+    assert sorted(path.name for path in tmp_path.glob("*.tex")) == sorted(f"{name}.tex" for name in names)
+    for name in paper.FIGURES:
+        pdf, sizes = in_pdf((tmp_path / f"{name}.pdf").read_bytes())
+        assert b"/Type3" not in pdf and b"/FontFile2" in pdf and min(sizes) >= 6, name
+        text = (tmp_path / f"{name}.tex").read_text()
+        assert rf"\includegraphics{{{name}.pdf}}" in text and "(a) " in text and "n = " in text and "Data: " in text
+    for name in paper.TABLES:
+        text = (tmp_path / f"{name}.tex").read_text()
+        assert r"\toprule" in text and r"\caption" in text and "nan" not in text, name
+
+
+def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SP_FIGURES", str(tmp_path / "none"))
+    assert main(["paper", "--to", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "02_consolidation_digits_traces" in error
+    assert "python -m sp figures --dataset digits notebooks/02_consolidation.ipynb" in error
+    assert main(["table", "retention_digits"]) == 2
+    assert "python -m sp results --dataset digits" in capsys.readouterr().err
+
+
+def test_a_table_of_results_is_latex_with_intervals_and_seeds(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SP_FIGURES", str(tmp_path))
+    rows = [("A_1 & co", "final_1", 0.5, 0.4, 0.6, 3)]
+    pd.DataFrame(rows, columns=["arm", "metric", "mean", "low", "high", "n"]).to_csv(tmp_path / "t.csv", index=False)
+    assert main(["table", "t", "--caption", "At 95 %."]) == 0
+    text = capsys.readouterr().out
+    assert r"A\_1 \& co & 0.500 [0.400, 0.600] \\" in text and r"task A (n = 3)" in text
+    assert r"\caption{At 95 \%. Mean [95\,\% bootstrap interval] over n seeds.}" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("50 % of_θ", r"50 \% of\_$\theta$"), ("a\\b~{c}", r"a\textbackslash{}b\textasciitilde{}\{c\}")]
+)
+def test_latex_is_escaped(text, shown):
+    assert report.latex(text) == shown
