@@ -77,7 +77,7 @@ FIGURES = {
 def table_retention() -> str:
     """Average accuracy of every arm on every stream."""
     name, dataset, table = _table("retention_{}")
-    table = table[table.metric == "average_accuracy"].drop(columns="metric").rename(columns={"stream": "metric"})
+    table = report.across_streams(table, "average_accuracy")
     caption = f"Average accuracy over all tasks at the end, {dataset}. {report.INTERVALS}"
     return report.latex_table(report.wide(table), caption, name)
 
@@ -125,6 +125,7 @@ def sheet(name: str, journal: str = "icml") -> tuple[Figure, str, dict]:
         FileNotFoundError: a panel is not stored; the message gives the command that makes it.
     """
     rows = FIGURES[name].rows
+    read = {panel: _first(panel.name, figures.stored) for _, panels in rows for panel in panels}
     fig, ax = figures.figure("page", sum(height for height, _ in rows), journal)
     ax.remove()
     letters = iter(string.ascii_lowercase)
@@ -133,7 +134,7 @@ def sheet(name: str, journal: str = "icml") -> tuple[Figure, str, dict]:
     for line, (_, panels) in zip(lines, rows, strict=True):
         parts = line.subfigures(1, len(panels), width_ratios=[panel.share for panel in panels], squeeze=False)[0]
         for part, panel in zip(parts, panels, strict=True):
-            stem, _, (record, table) = _first(panel.name, figures.stored)
+            stem, _, (record, table) = read[panel]
             PLOTS[record["kind"]](partial(_part, part), table, **record["options"])
             letter = next(letters)
             part.suptitle(letter, x=0.01, ha="left", fontsize=8, fontweight="bold")
@@ -204,6 +205,7 @@ def add_commands(commands) -> None:
 
     table = commands.add_parser("table", help="write a table of figures/ as LaTeX (booktabs)")
     table.add_argument("name", metavar="NAME", help="a CSV with arm, metric, mean, low, high, n; without a suffix")
+    table.add_argument("metric", metavar="METRIC", nargs="?", help="where it has streams: which metric of each")
     table.add_argument("--caption", default="", help="what stands above the table, before the intervals are explained")
     table.add_argument("--to", type=Path, help="folder of NAME.tex; default: print it")
     table.set_defaults(run=_latex_table)
@@ -231,6 +233,11 @@ def _figure(chosen: argparse.Namespace) -> int:
 def _latex_table(chosen: argparse.Namespace) -> int:
     try:
         table = pd.read_csv(_path(f"{chosen.name}.csv"))
+        if "stream" in table and not chosen.metric:
+            raise ValueError(
+                f"{chosen.name} has several streams: name a METRIC, one of {', '.join(table.metric.unique())}"
+            )
+        table = report.across_streams(table, chosen.metric) if chosen.metric else table
         text = report.latex_table(report.wide(table), f"{chosen.caption} {report.INTERVALS}".strip(), chosen.name)
         if chosen.to:
             files.write_atomically(chosen.to / f"{chosen.name}.tex", text)

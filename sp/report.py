@@ -37,12 +37,15 @@ def fill_tables(text: str, root: Path = Path()) -> str:
 
     def filled(match: re.Match) -> str:
         table = pd.read_csv(root / match[2])
-        if match[3]:
-            table = table[(table.metric == match[3]) & (table.get("capacity", 0) == 0)]
-            table = table.drop(columns="metric").rename(columns={"stream": "metric"})
-        return match[1] + markdown(table) + match[5]
+        return match[1] + markdown(across_streams(table, match[3]) if match[3] else table) + match[5]
 
     return MARKS.sub(filled, text)
+
+
+def across_streams(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """One metric of a table with a column ``stream``, as an interval table with the streams in place of metrics."""
+    table = table[(table.metric == metric) & (table.get("capacity", 0) == 0)]
+    return table.drop(columns="metric").rename(columns={"stream": "metric"})
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:

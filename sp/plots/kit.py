@@ -117,9 +117,7 @@ def log_ticks(axis: Axis) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def legend_below(
-    fig: FigureBase, axes: np.ndarray, label: str = "", handles: Sequence[plt.Line2D] | None = None
-) -> None:
+def legend_below(fig: FigureBase, axes: np.ndarray, label: str = "", handles: Sequence | None = None) -> None:
     """The label of the horizontal axis and the legend, below all panels, in as many columns as there is room for.
 
     A figure grows by what the legend has over 3 rows. Panels side by side share the label, which is the title of the
@@ -137,6 +135,7 @@ def legend_below(
     legend = fig.legend(handles=handles, loc="outside lower center", ncols=ncols, columnspacing=1.2)
     if label and axes.shape[1] > 1:
         legend.set_title(wrapped(label, fig, 1), {"size": STYLE["axes.labelsize"]})
+        legend.get_title().set_multialignment("center")
 
 
 def _columns_width(widths: list[float], ncols: int, size: float) -> float:
