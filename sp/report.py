@@ -78,7 +78,6 @@ def gallery(root: Path = Path()) -> str:
         "caption, keys of the experiments, versions. `python -m sp figure NAME` draws it again from these two, also",
         "at the size of a journal (`--journal nature --width page`), as SVG (`--format svg`), or with its caption in",
         "LaTeX (`--latex`). `make paper` makes sheets of several panels, and tables. `make readme` writes this page.",
-        "",
     ]
     section = ""
     for path in sorted((root / "figures").glob("*.json")):
@@ -87,7 +86,8 @@ def gallery(root: Path = Path()) -> str:
         heading = f"[`{notebook}`](../notebooks/{notebook}.ipynb)" if notebook else "Tables across notebooks"
         if heading != section:
             section = heading
-            lines += [f"## {heading}", "", "| figure | the question that it answers | data made by |", "|---|---|---|"]
+            lines += ["", f"## {heading}", ""]
+            lines += ["| figure | the question that it answers | data made by |", "|---|---|---|"]
         picture = f'<a href="{name}.pdf"><img src="{name}.png" width="240" alt="{name}"></a>'
         following = f"<br>`{name}` ([CSV]({name}.csv))"
         lines.append(f"| {picture}{following} | {record['question']} | `{record['provenance']['command']}` |")
