@@ -139,7 +139,7 @@ def sheet(name: str, journal: str = "icml") -> tuple[Figure, str, dict]:
             letter = next(letters)
             part.suptitle(letter, x=0.01, ha="left", fontsize=8, fontweight="bold")
             captions.append(f"({letter}) {record['caption']}")
-            made_from[stem] = record["provenance"]["command"]
+            made_from[stem] = {key: record["provenance"][key] for key in ("command", "experiments")}
     return fig, " ".join([FIGURES[name].caption, *captions]), {"made_from": made_from, "versions": figures.versions()}
 
 
