@@ -1,9 +1,12 @@
 """What the README says is what the committed files say."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
 
+from sp import figures
+from sp.plots import PLOTS
 from sp.report import MARKS, fill_tables, gallery, markdown
 
 ROOT = Path(__file__).parent.parent
@@ -45,5 +48,10 @@ def test_the_gallery_shows_every_committed_figure():
     assert page.read_text() == gallery(ROOT), "run  make readme"
     for record in (ROOT / "figures").glob("*.json"):
         assert all(record.with_suffix(suffix).is_file() for suffix in (".csv", ".pdf", ".png")), record.name
+        known = json.loads(record.read_text())
+        if PLOTS[known["kind"]].shows:
+            assert figures.seeds(pd.read_csv(record.with_suffix(".csv"))) in known["caption"], (
+                f"{record.stem}: draw again"
+            )
     for picture in (ROOT / "figures").glob("*.png"):
         assert f'src="{picture.name}"' in page.read_text()
