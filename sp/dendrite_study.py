@@ -17,7 +17,6 @@ from sp.baselines import make_learner
 from sp.data import Stream, load, make_stream
 from sp.experiment import Experiment, Store, stream_of
 from sp.models import mlp
-from sp.sweep import run_all
 
 # P23: accuracy on both tasks of Split MNIST at the end, and the parameters, as published; one run each.
 PUBLISHED = pd.DataFrame(
@@ -195,24 +194,25 @@ def beside_published(rows: pd.DataFrame) -> pd.DataFrame:
     return beside.fillna("")
 
 
-def additions(rows: pd.DataFrame) -> pd.DataFrame:
-    """What dendrites and width change in the average accuracy, seed by seed, against the same rule alone.
+def additions(rows: pd.DataFrame, value: str = "average_accuracy") -> pd.DataFrame:
+    """What dendrites and width change in a measure, seed by seed, against the same rule alone.
 
     Args:
-        rows: of one stream, from `sp.recorded.runs`.
+        rows: of one stream, from `sp.recorded.runs`. value: a column of it.
 
     Returns:
-        One row a rule and variant: ``rule, variant``, the paired ``difference`` with its interval, ``verdict``.
+        One row a rule and what it is joined ``with``: the paired difference with its interval, and the verdict.
     """
-    score = rows.pivot(index="seed", columns="arm", values="average_accuracy")
     found = []
-    for arm in score.columns.intersection(list(dict.fromkeys(rows.arm))):
-        rule, _, variant = arm.partition(", ")
+    for arm in dict.fromkeys(rows.arm):
+        replay = next((ending for ending in (LOOP, " + replay") if arm.endswith(ending)), "")
+        rule, _, variant = arm.removesuffix(replay).partition(", ")
         if variant:
-            difference = metrics.paired_difference(score[arm], score[rule])
+            one, other = (rows[rows.arm == name].set_index("seed")[value] for name in (arm, rule + replay))
+            difference = metrics.paired_difference(one, other)
             interval = f"{difference.estimate:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
-            found.append({"rule": rule, "variant": variant, "difference": interval, "verdict": difference.verdict})
-    return pd.DataFrame(found)
+            found.append((rule + replay, variant, interval, difference.verdict))
+    return pd.DataFrame(found, columns=["rule", "with", value.replace("_", " "), "verdict"])
 
 
 def small_stream(tasks: int = 4, seed: int = 0) -> Stream:
@@ -270,12 +270,3 @@ def runs(dataset: str, part: str, seeds: int, **options) -> pd.DataFrame:
     """Rows of a part of the notebook, "two_tasks" or a name in `STREAMS`, recorded or run; as `sp.recorded.runs`."""
     arms = two_tasks(dataset) if part == "two_tasks" else on_stream(part, dataset)
     return recorded.runs(f"13_dendrites_{dataset}_runs", recorded.with_seeds(arms, range(seeds)), **options)
-
-
-def run_live(arms: Arms, seeds: int = 2) -> pd.DataFrame:
-    """A few arms run here and now, stored or not: ``arm, seed`` and `sp.recorded.measures`."""
-    named = recorded.with_seeds(arms, range(seeds))
-    results = run_all([experiment for _, experiment in named], workers=1, progress=False)
-    return pd.DataFrame(
-        [{"arm": arm, "seed": e.seed, **recorded.measures(r)} for (arm, e), r in zip(named, results, strict=True)]
-    )

@@ -23,12 +23,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import matplotlib
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sp.biology import NMDACoincidence, Synapses
+from sp.optim import ConsolidatingPlasticityOptimizer
 from sp.optim.common import check_integer
 
 _NEWEST = re.compile(r"(.*)\.dendrites_to_top\.(\d+)$")
@@ -49,6 +49,8 @@ def _package() -> tuple[ModuleType, ModuleType]:
     Raises:
         ImportError: the package is missing; the message names the extra.
     """
+    import matplotlib
+
     first = "perforatedai.globals_perforatedai" not in sys.modules
     backend = matplotlib.get_backend() if first else None
     try:
@@ -234,13 +236,17 @@ def same_optimizer(optimizer: Optimizer, model: nn.Module) -> Optimizer:
     Raises:
         ValueError: it has several parameter groups: give `Dendrites.validated` a function that makes them.
     """
-    if len(optimizer.param_groups) > 1:
+    groups, watched = optimizer.param_groups, getattr(optimizer, "coincidence", None) is not None
+    options = _options(type(optimizer), groups[0])
+    if watched and isinstance(optimizer, ConsolidatingPlasticityOptimizer) and len(groups) <= 2:
+        return coincidence_optimizer(model, **options)
+    if len(groups) > 1:
         raise ValueError(
-            f"optimizer must have one parameter group, got {len(optimizer.param_groups)}: pass make, a function that "
-            "builds the groups for the changed network"
+            f"optimizer must have one parameter group, got {len(groups)}: pass make, a function that builds the groups "
+            "for the changed network"
         )
-    new = type(optimizer)(model.parameters(), **_options(type(optimizer), optimizer.param_groups[0]))
-    if getattr(optimizer, "coincidence", None) is not None:
+    new = type(optimizer)(model.parameters(), **options)
+    if watched:
         new.coincidence = DendriticCoincidence(model)
     return new
 
@@ -248,6 +254,19 @@ def same_optimizer(optimizer: Optimizer, model: nn.Module) -> Optimizer:
 def _options(kind: type, group: dict[str, Any]) -> dict[str, Any]:
     known = inspect.signature(kind.__init__).parameters
     return {name: value for name, value in group.items() if name in known and name != "params"}
+
+
+def coincidence_optimizer(model: nn.Module, **options: Any) -> ConsolidatingPlasticityOptimizer:
+    """The coincidence form of consolidation for a network that grows dendrites; ``options`` as for any network.
+
+    The weights from dendrites to their units are watched by nobody, and come late. To count them as having had a
+    constant input since the first step, as the rule does, would fix them at zero, where they begin: they are a group of
+    their own, which the diagonal rule alone protects.
+    """
+    late = [p for name, p in model.named_parameters() if "dendrites_to_top" in name]
+    others = [p for name, p in model.named_parameters() if "dendrites_to_top" not in name]
+    groups = [{"params": others}, {"params": late, "memory_strength": 1e9}]
+    return ConsolidatingPlasticityOptimizer(groups, coincidence=DendriticCoincidence(model), **options)
 
 
 class DendriticCoincidence(NMDACoincidence):
@@ -287,7 +306,7 @@ def carry_over(
         state = {} if source is None else old.state.get(source, {})
         if state and (rows or not parameter.dim()):
             new.state[parameter] = {key: _rows(value, source, parameter, rows) for key, value in state.items()}
-    for old_group, new_group in zip(old.param_groups, new.param_groups, strict=True):
+    for old_group, new_group in zip(old.param_groups, new.param_groups, strict=False):
         new_group.update({key: value for key, value in old_group.items() if key != "params"})
     if getattr(old, "coincidence", None) is not None and old.coincidence is not new.coincidence:
         old.coincidence.remove()

@@ -8,8 +8,10 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from sp import ConsolidatingPlasticityOptimizer, NMDACoincidence, SelectivePlasticityOptimizer
 from sp.baselines import make_learner
 from sp.baselines.dendritic import GrowingLearner, held_out
 from sp.dendrites import Dendrites, acting
@@ -124,6 +126,35 @@ def test_dendrites_that_did_not_help_are_drawn_anew_without_the_old_ones_state()
     assert len(states(learner)) == 6
     with pytest.raises(RuntimeError, match="new_scores"):
         score(learner, 0.5)
+
+
+@needs_package
+@pytest.mark.parametrize("kind", [torch.optim.Adam, SelectivePlasticityOptimizer, ConsolidatingPlasticityOptimizer])
+def test_an_optimizer_of_one_s_own_is_rebuilt_as_it_was(kind):
+    dendrites = Dendrites(network())
+    watched = {} if kind is torch.optim.Adam else {"coincidence": NMDACoincidence(dendrites.model)}
+    optimizer = first = kind(dendrites.model.parameters(), lr=0.02, **watched)
+    for step in range(5):
+        optimizer.zero_grad()
+        F.cross_entropy(dendrites.model(batch(seed=step)[0]), batch(seed=step)[1]).backward()
+        optimizer.step()
+        optimizer = dendrites.validated(0.5, optimizer)
+    assert dendrites.count == 1 and optimizer is not first and type(optimizer) is kind
+    assert optimizer.param_groups[0]["lr"] == 0.02
+    assert (getattr(optimizer, "coincidence", None) is not None) == bool(watched)
+    old, new = (o.state[o.param_groups[0]["params"][0]] for o in (first, optimizer))
+    assert old and all(new[key] is value for key, value in old.items())
+
+
+@needs_package
+def test_several_groups_need_a_function_that_makes_them():
+    dendrites = Dendrites(network(), patience=1)
+    groups = [{"params": [p]} for p in dendrites.model.parameters()]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    F.cross_entropy(dendrites.model(batch()[0]), batch()[1]).backward()
+    with pytest.raises(ValueError, match="optimizer must have one parameter group, got 12: pass make"):
+        for _ in range(3):
+            dendrites.validated(0.5, optimizer)
 
 
 @needs_package

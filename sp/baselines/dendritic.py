@@ -11,8 +11,7 @@ from torch.optim import Optimizer
 from sp.active_dendrites import ActiveDendrites
 from sp.baselines.learner import GradientLearner, Needs, masked
 from sp.baselines.optimizers import OPTIMIZERS
-from sp.dendrites import Dendrites, DendriticCoincidence, acting
-from sp.optim import ConsolidatingPlasticityOptimizer
+from sp.dendrites import Dendrites, acting, coincidence_optimizer
 from sp.optim.common import check_choice, check_integer
 
 HELD_OUT = 10  # one example of so many validates
@@ -58,14 +57,8 @@ class GrowingLearner(GradientLearner):
         self.validation: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
     def _optimizer_of(self, model: nn.Module) -> Optimizer:
-        if self.base != "coincidence":
-            return OPTIMIZERS[self.base](model, **self.options)
-        # Weights from a dendrite to its unit come late and are watched by nobody. To count them as having had a
-        # constant input since the first step would fix them at zero, where they begin.
-        late = [p for name, p in model.named_parameters() if "dendrites_to_top" in name]
-        others = [p for name, p in model.named_parameters() if "dendrites_to_top" not in name]
-        groups = [{"params": others}, {"params": late, "memory_strength": 1e9}]
-        return ConsolidatingPlasticityOptimizer(groups, coincidence=DendriticCoincidence(model), **self.options)
+        make = coincidence_optimizer if self.base == "coincidence" else OPTIMIZERS[self.base]
+        return make(model, **self.options)
 
     def learn(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
         held = held_out(x)
