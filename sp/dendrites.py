@@ -323,7 +323,8 @@ def _newest(parameters: dict[str, nn.Parameter]) -> dict[str, int]:
 
 def _rows(value: Any, source: Tensor, parameter: Tensor, rows: int) -> Any:
     """Of the state of ``source`` the first rows, zero in the others; what has another shape is of the whole tensor."""
-    if not isinstance(value, Tensor) or value.shape != source.shape or value.shape == parameter.shape:
+    whole = parameter.dim() == 0 or (rows == len(parameter) and parameter.shape == source.shape)
+    if whole or not isinstance(value, Tensor) or value.shape != source.shape:
         return value
     kept = value.new_zeros(parameter.shape)
     kept[:rows] = value[:rows]

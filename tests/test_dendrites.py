@@ -107,6 +107,14 @@ def test_the_second_dendrite_leaves_the_first_one_s_state_and_weights_alone():
     first = "0.dendrite_module.layers.0.weight"
     assert torch.equal(after[first]["eligibility"], before[first]["eligibility"])
     assert not [name for name in after if ".layers.1." in name]
+    learn(learner, 2, seed=20)
+    trained = states(learner)["0.dendrites_to_top.1"]["eligibility"]
+    assert trained.abs().sum(1).gt(0).all()
+    score(learner, 0.4, 0.4, 0.4, 0.4)  # taken back and drawn anew, under the same name
+    again = states(learner)
+    assert learner.dendrites.count == 2 and not [name for name in again if ".layers.1." in name]
+    kept = again["0.dendrites_to_top.1"]["eligibility"]
+    assert torch.equal(kept[0], trained[0]) and not kept[1].any()
 
 
 @needs_package
