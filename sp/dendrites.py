@@ -259,13 +259,13 @@ def _options(kind: type, group: dict[str, Any]) -> dict[str, Any]:
 def coincidence_optimizer(model: nn.Module, **options: Any) -> ConsolidatingPlasticityOptimizer:
     """The coincidence form of consolidation for a network that grows dendrites; ``options`` as for any network.
 
-    The weights from dendrites to their units are watched by nobody, and come late. To count them as having had a
-    constant input since the first step, as the rule does, would fix them at zero, where they begin: they are a group of
-    their own, which the diagonal rule alone protects.
+    The weights from dendrites to their units are watched by nobody, so that the rule takes their input as constant. To
+    count it from the first step of all would fix them at zero, where they begin: they are a group of their own, which
+    `carry_over` tells the step in which the last of them was ``born``.
     """
     late = [p for name, p in model.named_parameters() if "dendrites_to_top" in name]
     others = [p for name, p in model.named_parameters() if "dendrites_to_top" not in name]
-    groups = [{"params": others}, {"params": late, "memory_strength": 1e9}]
+    groups = [{"params": others}, {"params": late}]
     return ConsolidatingPlasticityOptimizer(groups, coincidence=DendriticCoincidence(model), **options)
 
 
@@ -308,6 +308,8 @@ def carry_over(
             new.state[parameter] = {key: _rows(value, source, parameter, rows) for key, value in state.items()}
     for old_group, new_group in zip(old.param_groups, new.param_groups, strict=False):
         new_group.update({key: value for key, value in old_group.items() if key != "params"})
+    if grown and isinstance(new, ConsolidatingPlasticityOptimizer) and len(new.param_groups) == 2:
+        new.param_groups[1]["born"] = new.param_groups[0]["step_count"]
     if getattr(old, "coincidence", None) is not None and old.coincidence is not new.coincidence:
         old.coincidence.remove()
 

@@ -173,6 +173,8 @@ def test_new_dendrites_change_no_answer_at_first_and_all_of_the_network_learns()
     best = learner.logits(x)
     score(learner, *GROW)
     torch.testing.assert_close(learner.logits(x), best)
+    others, late = learner.optimizer.param_groups
+    assert len(late["params"]) == 3 and late["born"] == others["step_count"] == 30
     before = {name: p.clone() for name, p in learner.model.named_parameters()}
     learn(learner, 5, seed=100)
     moved = {name for name, p in learner.model.named_parameters() if not torch.equal(p, before[name])}
