@@ -6,9 +6,12 @@ export SP_DATASET
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DENDRITES_READY := $(VENV)/.dendrites
+# What a target needs: the environment, and with DENDRITES=1 the package of notebook 13 in it.
+ENVIRONMENT := $(READY) $(if $(filter-out 0,$(DENDRITES)),$(DENDRITES_READY))
 
 .DEFAULT_GOAL := help
-.PHONY: help figures test test-browser lab html paper bench results notebooks readme clean
+.PHONY: help figures test dendrites test-browser lab html paper bench results notebooks readme clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -21,40 +24,49 @@ $(READY): pyproject.toml requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[test]'
 	@touch $@
 
-figures: $(READY) ## run every notebook (SP_DATASET=digits|mnist|fashion_mnist) and leave its figures in figures/
+# By hand, because it asks for torchvision, which it does not use here and which would bring another torch.
+$(DENDRITES_READY): $(READY)
+	@echo "Installing perforatedai into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock --no-deps perforatedai
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock cryptography pyyaml requests safetensors
+	@touch $@
+
+figures: $(ENVIRONMENT) ## run every notebook (SP_DATASET=digits|mnist|fashion_mnist) and leave its figures in figures/
 	@$(BIN)/python -m sp figures --dataset $(SP_DATASET)
 
-test: $(READY) ## lint, unit tests, and the notebooks compared with their stored outputs
+test: $(ENVIRONMENT) ## lint, unit tests, and the notebooks compared with their stored outputs
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/python -m pytest tests
 	@$(BIN)/python -m sp check-notebooks
 
-test-browser: $(READY) ## the panels of notebook 05 in a real JupyterLab and Chromium
+dendrites: $(DENDRITES_READY) ## the package of notebook 13, perforatedai, without torchvision (DENDRITES=1 does it for any target)
+
+test-browser: $(ENVIRONMENT) ## the panels of notebook 05 in a real JupyterLab and Chromium
 	@$(BIN)/python -m pytest tests/browser
 
-lab: $(READY) ## JupyterLab in the environment
+lab: $(ENVIRONMENT) ## JupyterLab in the environment
 	@$(BIN)/jupyter lab notebooks
 
-html: $(READY) ## every notebook as a page that needs no kernel, in build/html
+html: $(ENVIRONMENT) ## every notebook as a page that needs no kernel, in build/html
 	@$(BIN)/python -m sp html
 
-paper: $(READY) ## five figures of several panels and three tables for a paper, from stored results, in build/paper
+paper: $(ENVIRONMENT) ## five figures of several panels and three tables for a paper, from stored results, in build/paper
 	@$(BIN)/python -m sp paper
 
-bench: $(READY) ## measure time and memory of a step beside Adam, and what a sweep costs, on a quiet machine; kept in sp/bench.csv
+bench: $(ENVIRONMENT) ## measure time and memory of a step beside Adam, and what a sweep costs, on a quiet machine; kept in sp/bench.csv
 	@$(BIN)/python -m sp bench
 
-results: $(READY) ## every stored table behind notebooks 09 to 11, on MNIST (hours; goes on where it stopped; says first how long)
+results: $(ENVIRONMENT) ## every stored table behind notebooks 09 to 11, on MNIST (hours; goes on where it stopped; says first how long)
 	@$(BIN)/python -m sp compare --dataset mnist
 	@$(BIN)/python -m sp compare --dataset fashion_mnist --scenarios split5_class split5_domain permuted10 --seeds 5
 	@$(BIN)/python -m sp recipes
 	@$(BIN)/python -m sp figures --dataset mnist notebooks/09_comparison.ipynb notebooks/10_claims.ipynb notebooks/11_replay.ipynb
 
-readme: $(READY) ## write the tables of the README, and the gallery in figures/, from the committed figures
+readme: $(ENVIRONMENT) ## write the tables of the README, and the gallery in figures/, from the committed figures
 	@$(BIN)/python -m sp readme
 
-notebooks: $(READY) ## run every notebook afresh in place (default data), outputs stored for the tests
+notebooks: $(ENVIRONMENT) ## run every notebook afresh in place (default data), outputs stored for the tests
 	@$(BIN)/python -m sp refresh
 
 clean: ## remove the environment and everything that was built or computed

@@ -181,7 +181,7 @@ class NMDACoincidence:
             )
 
     def __reduce__(self):
-        return NMDACoincidence, (self._model(), self._synchronise)
+        return type(self), (self._model(), self._synchronise)
 
     def covered(self) -> dict[str, nn.Parameter]:
         """The parameters that are watched, by name; frozen ones are not."""

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sp import ablation, choices, figures, metrics, notebook_grid, permuted, recorded, search, studies
+from sp import ablation, choices, dendrite_study, figures, metrics, notebook_grid, permuted, recorded, search, studies
 from sp.experiment import Experiment, Store, results_frame
 from sp.files import write_atomically
 from sp.sweep import SweepError, plan, points_of, run_all
@@ -125,7 +125,9 @@ def add_record(commands) -> None:
     parser.add_argument("--seeds", type=_positive, default=6, help="how many seeds (default: 6)")
     parser.add_argument("--points", type=_positive, default=24, help="07: points for each arm (default: 24)")
     parser.add_argument("--tasks", type=_positive, nargs="+", default=[10, 30], help="08: numbers of tasks")
-    parser.add_argument("--long-seeds", type=_positive, default=3, help="08: seeds with more than ten tasks")
+    parser.add_argument(
+        "--long-seeds", type=_positive, default=3, help="08: seeds with more than ten tasks; 13: permuted"
+    )
     parser.add_argument("--workers", type=_positive, help="processes (default: one a core)")
     parser.add_argument("--dry-run", action="store_true", help="say how long it should take")
     parser.set_defaults(run=_record)
@@ -134,12 +136,13 @@ def add_record(commands) -> None:
 def _record(chosen: argparse.Namespace) -> int:
     seeds = range(chosen.seeds)
     try:
-        if chosen.notebook == "06_ablation" and not ablation.is_tuned(chosen.dataset):
+        study = TUNED_FIRST.get(chosen.notebook)
+        if study is not None and not study.is_tuned(chosen.dataset):
             if chosen.dry_run:
-                planned = plan([experiment for *_, experiment in ablation.trials(chosen.dataset)])
+                planned = plan([experiment for *_, experiment in study.trials(chosen.dataset)])
                 print(f"Tuning: {planned.describe(chosen.workers)}")
             else:
-                ablation.tune(chosen.dataset, workers=chosen.workers)
+                study.tune(chosen.dataset, workers=chosen.workers)
         named = RECORDED[chosen.notebook](chosen, seeds)
         if chosen.dry_run:
             print(plan([experiment for _, experiment in named]).describe(chosen.workers))
@@ -171,7 +174,11 @@ RECORDED = {
         *search.advice_runs(chosen.dataset, seeds),
     ],
     "08_permuted": _permuted_runs,
+    "13_dendrites": lambda chosen, seeds: dendrite_study.all_runs(
+        chosen.dataset, seeds, range(chosen.long_seeds), tuned=not chosen.dry_run
+    ),
 }
+TUNED_FIRST = {"06_ablation": ablation, "13_dendrites": dendrite_study}
 
 
 def _add_parameters(parser: argparse.ArgumentParser, help: str) -> None:

@@ -127,6 +127,7 @@ class Result:
             and ``task`` (numbers of the task that was learnt and of the one that was tested), ``accuracy``.
         buffer: label -> how many of the replay buffer's examples have it, at the end; empty without replay.
         seconds: wall time of training and tests. versions: of the software that made the result.
+        parameters: how many were trained at the end; None where there is no network, and in results of older versions.
     """
 
     experiment: Experiment
@@ -136,6 +137,7 @@ class Result:
     buffer: dict[str, int]
     seconds: float
     versions: dict[str, str]
+    parameters: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values; `Result.from_dict` reads them back, bit by bit."""
@@ -297,7 +299,7 @@ class _Run:
     def train(self, progress: bool, start: float, until: int | None) -> Result:
         tests = [self._on_device(task.outputs, *task.test()) for task in self.stream.tasks]
         if self.initial is None:
-            self.initial = np.array([self._accuracy(test) for test in tests])
+            self.initial = np.array([self._accuracy(j, test) for j, test in enumerate(tests)])
         epochs = self.experiment.epochs
         done = self.place["task"] * epochs + self.place["epoch"]
         with files.bar(total=len(tests) * epochs, initial=done, unit="epoch", progress=progress) as bar:
@@ -309,7 +311,7 @@ class _Run:
                 if self.learner.needs.boundaries:
                     self.learner.end_task(x, y, self._allowed(y))
                 # Of the tasks still to come only the next one is tested, which forward transfer needs.
-                self.accuracy[i, : i + 2] = [self._accuracy(test) for test in tests[: i + 2]]
+                self.accuracy[i, : i + 2] = [self._accuracy(j, test) for j, test in enumerate(tests[: i + 2])]
                 self.place = {"task": i + 1, "epoch": 0, "batch": 0}
         if self.checkpoint is not None:
             self.checkpoint[0].unlink(missing_ok=True)
@@ -321,6 +323,7 @@ class _Run:
             buffer={str(label): count for label, count in self._class_counts().items()},
             seconds=time.perf_counter() - start,
             versions={"sp": sp.__version__, "torch": torch.__version__, "python": platform.python_version()},
+            parameters=self._trained(),
         )
 
     def _train_task(self, number: int, x: Tensor, y: Tensor, tests: list, bar: Any) -> None:
@@ -340,7 +343,7 @@ class _Run:
                     self.look(Moment(self.steps, number + 1, **place, learner=self.learner, stream=self.stream))
                 if step in points:
                     for j, test in enumerate(tests):
-                        measured = {"training": number, "task": j, "accuracy": self._accuracy(test)}
+                        measured = {"training": number, "task": j, "accuracy": self._accuracy(j, test)}
                         self.curve.append({"step": self.steps, **measured})
                 if self.checkpoint is not None and self.steps % self.checkpoint[1] == 0:
                     self._keep()
@@ -358,6 +361,11 @@ class _Run:
             self.buffer.add(*((seen_x, seen_y) if whole else (x, y)))
         self.steps += 1
 
+    def _trained(self) -> int | None:
+        if getattr(self.learner, "model", None) is None:
+            return None
+        return sum(p.numel() for p in self.learner.parameters)
+
     def _class_counts(self) -> dict[int, int]:
         if rehearses(self.experiment.optimizer):
             return self.learner.class_counts()
@@ -368,9 +376,10 @@ class _Run:
         return None if self.unit_task is None else self.unit_task == self.unit_task[y, None]
 
     @torch.no_grad()
-    def _accuracy(self, test: tuple[Tensor, Tensor]) -> float:
+    def _accuracy(self, task: int, test: tuple[Tensor, Tensor]) -> float:
         x, y = test
-        return (masked(self.learner.logits(x), self._allowed(y)).argmax(1) == y).float().mean().item()
+        logits = self.learner.logits(x, task) if self.learner.needs.task else self.learner.logits(x)
+        return (masked(logits, self._allowed(y)).argmax(1) == y).float().mean().item()
 
     def _on_device(self, outputs: tuple[int, ...] | None, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The data, with labels that name output units whichever the scenario."""

@@ -24,7 +24,8 @@ def measures(result: Result) -> dict[str, float]:
     ``average_accuracy``, ``learning_accuracy``, ``backward_transfer``: as in `sp.metrics`. ``old``: final accuracy on
     all tasks but the last, ``new``: on the last. ``instability``: of the accuracy on the task that is being learnt, the
     mean fall from one point of the curve to the next, 0 where it only rises; NaN without a curve. ``after_N``: mean
-    accuracy on the first N tasks right after they were learnt. All in [0, 1], the transfer in [-1, 1].
+    accuracy on the first N tasks right after they were learnt. All in [0, 1], the transfer in [-1, 1]. Where it is
+    known, ``parameters``: how many were trained at the end.
     """
     R = result.accuracy
     return {
@@ -34,6 +35,7 @@ def measures(result: Result) -> dict[str, float]:
         "old": R[-1, :-1].mean() if len(R) > 1 else np.nan,
         "new": R[-1, -1],
         "instability": instability(result),
+        **({} if result.parameters is None else {"parameters": result.parameters}),
         **{f"after_{i + 1}": R[i, : i + 1].mean() for i in range(len(R))},
     }
 

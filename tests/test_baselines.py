@@ -103,7 +103,8 @@ def test_joint_training_is_a_ceiling_and_chance_a_floor():
 
 
 def test_every_method_learns_with_known_tasks():
-    for method in set(METHODS) - {"chance", "sgd", "momentum", "upgd", "agem", "derpp", "er_ace", "owm", "gpm"}:
+    others = {"chance", "sgd", "momentum", "upgd", "agem", "derpp", "er_ace", "owm", "gpm", "dendrites"}
+    for method in set(METHODS) - others:
         outcome = run(Experiment(optimizer=method, tasks=5, scenario="task", epochs=2))
         assert outcome.accuracy[-1].mean() > 0.6, method
 
@@ -130,7 +131,8 @@ def test_who_asks_is_given_each_task_s_training_set_once(monkeypatch):
 
 def test_needs_are_declared():
     told = {method for method in METHODS if needs(method).boundaries}
-    assert told == {"ewc", "gpm", "joint", "l2", "lwf", "mas", "ncl", "online_ewc", "owm", "si", "stable_sgd"}
+    penalties = {"ewc", "gpm", "joint", "l2", "lwf", "mas", "ncl", "online_ewc", "owm", "si", "stable_sgd"}
+    assert told == penalties | {"active_dendrites", "dendrites"}
     assert {method for method in METHODS if needs(method).second_network} == {"lwf"}
     assert {method for method in METHODS if needs(method).examples == "buffer"} == set(filter(rehearses, METHODS))
     assert needs("adam", replay_capacity=10).examples == "buffer" and needs("adam").examples == "none"

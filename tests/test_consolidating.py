@@ -475,3 +475,20 @@ def test_the_gate_of_the_diagonal_form_is_one_half_at_the_threshold():
     parameter.grad = torch.tensor([1.0, 2.0, 4.0])
     optimizer.step()  # C = (1, 4, 16), theta = 4
     torch.testing.assert_close(optimizer.get_param_gate(parameter), torch.tensor([4 / 5, 1 / 2, 1 / 5]))
+
+
+def test_a_layer_that_joins_late_is_measured_in_its_own_first_step():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"early": nn.Linear(4, 3), "late": nn.Linear(4, 3), "top": nn.Linear(3, 2)})
+    optimizer = ConsolidatingPlasticityOptimizer(model.parameters(), coincidence=NMDACoincidence(model))
+    x, y = torch.randn(200, 8, 4), torch.randint(2, (200, 8))
+    for step in range(200):
+        hidden = model["early"](x[step]) + (model["late"](x[step]) if step >= 150 else 0)
+        optimizer.zero_grad()
+        F.cross_entropy(model["top"](hidden), y[step]).backward()
+        optimizer.step()
+        if step == 150:
+            power = optimizer.state[model["late"].weight]["input_power"]
+            torch.testing.assert_close(power, x[step].square().sum(1).mean() + 1)  # the bias has an input of one
+    assert torch.equal(optimizer.state[model["late"].weight]["input_power"], power)
+    assert all(p.abs().max() < 10 for p in model.parameters())

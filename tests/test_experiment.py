@@ -44,7 +44,7 @@ def test_experiments_are_hashable_and_equal_by_their_choices():
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"optimizer": "adamm"}, "optimizer must be one of adagrad, adam"),
+        ({"optimizer": "adamm"}, "optimizer must be one of active_dendrites, adagrad"),
         ({"model": "cnnn"}, "model must be one of"),
         ({"seed": -1}, "seed must be a whole number >= 0, got -1"),
         ({"epochs": 0}, "epochs must be a whole number >= 1, got 0"),

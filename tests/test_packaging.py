@@ -46,6 +46,15 @@ def test_lock_pins_every_dependency_within_its_range(project):
     assert str(pins["torch"].specifier) == "==2.13.0"
 
 
+def test_the_gate_runs_the_tests_with_the_optional_dendrites_at_a_pinned_version(project):
+    (extra,) = map(Requirement, project["optional-dependencies"]["dendrites"])
+    (pin,) = locked()[extra.name].specifier
+    assert pin.operator == "==" and extra.specifier.contains(pin.version)
+    assert {"cryptography", "pyyaml", "requests", "safetensors"} <= set(locked())
+    assert "torchvision" not in locked()
+    assert "\nmake dendrites\nmake test\n" in (ROOT / ".ci/run").read_text()
+
+
 def test_every_import_of_the_package_is_a_declared_dependency(project):
     modules = {
         "sklearn": "scikit-learn",

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sp.baselines.bounds import ChanceLearner, JointLearner, RidgeLearner
+from sp.baselines.dendritic import ActiveDendritesLearner, GrowingLearner
 from sp.baselines.distillation import LwF
 from sp.baselines.learner import GradientLearner, Needs, kept_bytes, masked
 from sp.baselines.optimizers import OPTIMIZERS
@@ -16,7 +17,9 @@ from sp.baselines.rehearsal import AGEM, ERACE, DERpp, Rehearsal, Store
 from sp.baselines.stable import StableSGD
 
 RIVALS: dict[str, type[GradientLearner]] = {
+    "active_dendrites": ActiveDendritesLearner,
     "agem": AGEM,
+    "dendrites": GrowingLearner,
     "derpp": DERpp,
     "er_ace": ERACE,
     "ewc": EWC,

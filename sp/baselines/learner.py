@@ -2,7 +2,8 @@
 
 A learner has ``learn(x, y, allowed)`` for one batch and ``logits(x)``. ``allowed`` is None, or says which output units
 count for each example, (B, outputs). One that needs boundaries has ``end_task(x, y, allowed)`` as well, which gets the
-whole training set of the task that ends. Nobody else is told.
+whole training set of the task that ends. One that needs the task in tests is given its number from 0,
+``logits(x, task)``. Nobody else is told.
 """
 
 from collections.abc import Iterator
@@ -26,12 +27,14 @@ class Needs:
         examples: ``"none"`` are stored, a ``"buffer"`` of them (an `Experiment`'s ``replay_capacity``), or ``"all"``.
         again: it looks at a task's data once more when the task is over.
         second_network: it keeps and evaluates a copy of the network.
+        task: it is told in tests, too, which task an example is of.
     """
 
     boundaries: bool = False
     examples: str = "none"
     again: bool = False
     second_network: bool = False
+    task: bool = False
 
 
 class GradientLearner:

@@ -49,7 +49,8 @@ class WatchedLayer:
         self.activity = synapses.take()
         self.examples = REFERENCE_BATCH if self.activity is None else self.activity.examples
         self.strength, self.inputs, self.errors = memories(synapses, group, self.examples)
-        if not state:
+        self.fresh = not state
+        if self.fresh:
             self._initialise()
         if self.activity is not None:
             self._measure_power(self.activity)
@@ -65,10 +66,12 @@ class WatchedLayer:
 
     def _measure_power(self, activity: Activity) -> None:
         power = self.state["input_power"]
-        if self.group["step_count"] <= 10 * SCALE_STEPS:  # some of which may have been skipped
+        # Some of these steps may have been skipped; a layer that joins later is measured in its first.
+        if self.group["step_count"] <= 10 * SCALE_STEPS or self.fresh:
             seen = activity.presynaptic.to(power.dtype).square().sum(1).mean()
-            moved = power + (seen - power) / self.steps.clamp(min=1)
-            power.copy_(torch.where(self.finite & (self.steps <= SCALE_STEPS), moved, power))
+            moved = torch.where(power > 0, power + (seen - power) / self.steps.clamp(min=1), seen)
+            measuring = self.finite & ((self.steps <= SCALE_STEPS) | (power <= 0))
+            power.copy_(torch.where(measuring, moved, power))
 
     def _remember(self, activity: Activity, absorbed: Tensor) -> None:
         count, dtype = self.group["step_count"], self.gradient.dtype

@@ -192,7 +192,8 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         for group, members in rest:
             size = signed_rate(group) * shared["threshold"].sqrt()  # theta / sqrt(theta)
             if self.coincidence is not None:
-                size = size * rules.novelty_of_constant(shared["steps"], group["memory_strength"])
+                age = (shared["steps"] - group.get("born", 0)).clamp(min=1)
+                size = size * rules.novelty_of_constant(age, group["memory_strength"])
             self._move(group, members, finite, factor, (shared["threshold"], size), captured=measuring)
 
     def _move(

@@ -1,0 +1,153 @@
+"""Networks with dendrites as learners: dendrites that are grown (`perforatedai`), and dendrites that see a context."""
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sp.active_dendrites import ActiveDendrites
+from sp.baselines.learner import GradientLearner, Needs, masked
+from sp.baselines.optimizers import OPTIMIZERS
+from sp.dendrites import Dendrites, acting, coincidence_optimizer
+from sp.optim.common import check_choice, check_integer
+
+HELD_OUT = 10  # one example of so many validates
+KEPT = 1000  # examples by which the network is validated, at most
+
+
+class GrowingLearner(GradientLearner):
+    """A network that grows dendrites where its validation stalls (P23): the cycle of `perforatedai`, its free part.
+
+    A tenth of the examples, always the same ones, are not learnt but validate. They are kept while their task lasts.
+    When dendrites were added, the network goes on from the best weights of the task so far, as the package does.
+
+    Args:
+        model: the network; changed in place.
+        base: a name in `sp.baselines.optimizers.OPTIMIZERS`; options: its arguments.
+        check_every: steps from one validation to the next, >= 1.
+        patience, most, tries, folder: as in `sp.dendrites.Dendrites`.
+
+    Raises:
+        ImportError: the package is missing. ValueError, TypeError: an argument is outside its range.
+    """
+
+    needs = Needs(boundaries=True)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        base: str = "adam",
+        check_every: int = 10,
+        patience: int = 3,
+        most: int = 1,
+        tries: int = 2,
+        folder: str | os.PathLike | None = None,
+        **options: Any,
+    ):
+        check_integer("check_every", check_every, 1)
+        check_choice("base", base, OPTIMIZERS)
+        self.dendrites = Dendrites(model, folder, patience=patience, most=most, tries=tries)
+        self.base, self.options, self.check_every = base, options, check_every
+        self.model = self.dendrites.model
+        self.optimizer = self._optimizer_of(self.model)
+        self.steps = 0
+        self.validation: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+    def _optimizer_of(self, model: nn.Module) -> Optimizer:
+        make = coincidence_optimizer if self.base == "coincidence" else OPTIMIZERS[self.base]
+        return make(model, **self.options)
+
+    def learn(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
+        held = held_out(x)
+        if held.any() and sum(len(kept) for _, kept, _ in self.validation) < KEPT:
+            self.validation.append((x[held], y[held], None if allowed is None else allowed[held]))
+        if not held.all():
+            super().learn(x[~held], y[~held], None if allowed is None else allowed[~held])
+        self.steps += 1
+        if self.steps % self.check_every == 0 and self.validation and not self.dendrites.finished:
+            self._validate()
+
+    @torch.no_grad()
+    def _score(self) -> float:
+        right = [masked(self.logits(x), allowed).argmax(1) == y for x, y, allowed in self.validation]
+        return torch.cat(right).float().mean().item()
+
+    def _validate(self) -> None:
+        self.optimizer = self.dendrites.validated(self._score(), self.optimizer, self._optimizer_of)
+        self.model = self.dendrites.model
+
+    def end_task(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
+        self.validation = []
+        self.dendrites.new_scores()
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Those that take part in the forward pass and are trained."""
+        return acting(self.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "dendrites": self.dendrites.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "steps": self.steps,
+            "validation": self.validation,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.dendrites.load_state_dict(state["dendrites"])
+        self.model = self.dendrites.model
+        self.optimizer = self._optimizer_of(self.model)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps, self.validation = state["steps"], state["validation"]
+
+
+def held_out(x: Tensor) -> Tensor:
+    """Which of the rows of x validate, (B,): decided by the row itself, so that every epoch decides alike."""
+    places = torch.arange(1, x.shape[1] + 1, device=x.device)
+    return ((x * 255).round().long() * places).sum(1) % HELD_OUT == 0
+
+
+class ActiveDendritesLearner(GradientLearner):
+    """A perceptron with active dendrites (Iyer et al. 2022), as `ActiveDendrites` describes it; not for replay.
+
+    Args:
+        model: a perceptron; its layers are taken over.
+        base: a name in `sp.baselines.optimizers.OPTIMIZERS`; options: its arguments.
+        told: whether it is told in tests, too, which task an example is of; else it infers that.
+        contexts, segments, winners: as in `ActiveDendrites`.
+    """
+
+    needs = Needs(boundaries=True)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        base: str = "adam",
+        told: bool = False,
+        contexts: int = 10,
+        segments: int = 10,
+        winners: float = 0.2,
+        **options: Any,
+    ):
+        super().__init__(ActiveDendrites(model, contexts, segments, winners), base, options)
+        self.needs = replace(self.needs, task=told)
+
+    def learn(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
+        self.model.observe(x)
+        super().learn(x, y, allowed)
+
+    def end_task(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
+        self.model.end_task()
+
+    def logits(self, x: Tensor, task: int | None = None) -> Tensor:
+        self.model.eval()
+        logits = self.model(x, task)
+        self.model.train()
+        return logits
+
+    # Prototypes and the number of the task are buffers of the model, so that there is nothing more to keep.
+    state_dict = GradientLearner.state_dict
+    load_state_dict = GradientLearner.load_state_dict

@@ -1,0 +1,272 @@
+"""Dendrites beside plasticity rules (P23, notebook 13): the published table, and whether the two add to each other.
+
+Every arm but those of coincidence, which run with their defaults, has a learning rate of its own, chosen from seven on
+the tuning seeds. ``python -m sp record 13_dendrites`` tunes what is not tuned, and runs all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+
+from sp import metrics, recorded, studies
+from sp.active_dendrites import ActiveDendrites, k_winners
+from sp.baselines import make_learner
+from sp.data import Stream, load, make_stream
+from sp.experiment import Experiment, Store, stream_of
+from sp.models import mlp
+
+# P23: accuracy on both tasks of Split MNIST at the end, and the parameters, as published; one run each.
+PUBLISHED = pd.DataFrame(
+    [
+        ("Adam", 0.0, 0.9813, 269_322),
+        ("Adam + replay", 0.0282, 0.9811, 269_322),
+        ("Adam, dendrites", 0.0, 0.9817, 538_644),
+        ("Adam, dendrites + replay", 0.0296, 0.9835, 538_644),
+        ("Selective plasticity", 0.0, 0.8840, 269_322),
+        ("Selective plasticity, dendrites", 0.0002, 0.8869, 538_644),
+    ],
+    columns=["arm", "task A", "task B", "parameters"],
+)
+LOOP = " + replay, published loop"  # which puts replayed images back into a buffer that forgets the oldest
+BASES = {"Adam": "adam", "Consolidation": "consolidating", "Coincidence": "coincidence"}
+STREAMS = {
+    "split5_class": {"tasks": 5},
+    "permuted": {"stream": "permuted", "scenario": "domain", "tasks": 10, "samples_per_task": 12_000},
+}
+SHORT = {"permuted": {"tasks": 5, "samples_per_task": None}}  # on digits
+TITLES = {"split5_class": "Split, 5 tasks", "permuted": "Permuted"}
+CHECK_EVERY = 5  # steps between two validations: nine times or more in each task
+OUTPUTS = 10
+VALUES = ["average_accuracy", "learning_accuracy", "backward_transfer", "parameters"]
+
+Arms = dict[str, Experiment]
+
+
+def two_tasks(dataset: str, tuned: bool = True) -> Arms:
+    """Arms of the published table: Adam and the published rule, alone, with dendrites, and in a wider network.
+
+    Each also with replay from a fair buffer (a reservoir), and Adam's with the published loop, too.
+    """
+    arms = {}
+    for name, plain in studies.forgetting(dataset, tuned=tuned).items():
+        if name.startswith("SGD"):
+            continue
+        plain = replace(plain, curve_points=0)
+        rule, replay = name.removesuffix(" + replay"), " + replay" * name.endswith(" + replay")
+        arms[name] = plain
+        for variant, experiment in {"wide": _wide(plain), "dendrites": _grown(plain)}.items():
+            arm = f"{rule}, {variant}{replay}"
+            arms[arm] = _tuned(experiment, "dendrites_split2", arm) if tuned else experiment
+    if tuned:
+        loop = {"replay_adds": "whole", "replay_policy": "fifo", "replay_distinct": False}
+        for rule in ("Adam", "Adam, dendrites"):
+            arms[rule + LOOP] = replace(arms[f"{rule} + replay"], **loop)
+    return arms
+
+
+def on_stream(stream: str, dataset: str, tuned: bool = True) -> Arms:
+    """Arms of a stream of `STREAMS`: three rules, each alone, in a wider network and with two kinds of dendrites."""
+    chosen = studies.settings(dataset)
+    tasks = {**STREAMS[stream], **(SHORT.get(stream, {}) if dataset == "digits" else {})}
+    sizes = {name: chosen[name] for name in ("hidden", "batch_size", "epochs")}
+    base = Experiment(dataset=dataset, **sizes, **tasks)
+    arms = {}
+    for rule, optimizer in BASES.items():
+        plain = replace(base, optimizer=optimizer)
+        variants = {
+            rule: plain,
+            f"{rule}, wide": _wide(plain),
+            f"{rule}, dendrites": _grown(plain),
+            f"{rule}, active dendrites": _active(plain),
+            f"{rule}, active dendrites, told": _active(plain, told=True),
+        }
+        if tuned and rule != "Coincidence":
+            variants = {arm: _tuned(experiment, f"dendrites_{stream}", arm) for arm, experiment in variants.items()}
+        arms |= variants
+    return arms
+
+
+def _tuned(experiment: Experiment, study: str, arm: str) -> Experiment:
+    try:
+        chosen = studies.tuned_options(study, experiment.dataset, arm)
+    except LookupError as error:
+        command = f"python -m sp record 13_dendrites --dataset {experiment.dataset}"
+        raise LookupError(f"{arm!r} of {study!r} is not tuned on {experiment.dataset}: run  {command}") from error
+    return replace(experiment, options={**dict(experiment.options), **chosen})
+
+
+def _without_rate(experiment: Experiment) -> dict:
+    return {name: value for name, value in experiment.options if name != "lr"}
+
+
+def _grown(plain: Experiment) -> Experiment:
+    options = {**_without_rate(plain), "base": plain.optimizer, "check_every": CHECK_EVERY}
+    return replace(plain, optimizer="dendrites", options=options)
+
+
+def _active(plain: Experiment, **options) -> Experiment:
+    options = {**_without_rate(plain), "base": plain.optimizer, "contexts": plain.tasks, **options}
+    return replace(plain, optimizer="active_dendrites", options=options)
+
+
+def _wide(plain: Experiment) -> Experiment:
+    inputs = _inputs(plain.dataset)
+    width = equal_width(grown_size(inputs, plain.hidden, OUTPUTS), inputs, OUTPUTS)
+    return replace(plain, hidden=(width, width), options=_without_rate(plain))
+
+
+def _inputs(dataset: str) -> int:
+    return 64 if dataset == "digits" else 784
+
+
+def grown_size(inputs: int, hidden: tuple[int, ...], outputs: int) -> int:
+    """Parameters of a perceptron each of whose units has one grown dendrite."""
+    model = mlp(inputs, hidden, outputs)
+    return 2 * sum(p.numel() for p in model.parameters()) + sum(hidden) + outputs
+
+
+def equal_width(parameters: int, inputs: int, outputs: int) -> int:
+    """Width of the two hidden layers that give a perceptron about so many parameters."""
+    linear = inputs + 2 + outputs  # of w in (inputs + 1) w + (w + 1) w + (w + 1) outputs
+    return round((np.sqrt(linear**2 + 4 * (parameters - outputs)) - linear) / 2)
+
+
+def trials(dataset: str) -> list[studies.Trial]:
+    """What `tune` runs: every arm that is tuned here, at seven rates, on the tuning seeds."""
+    return [trial for found in _by_study(dataset).values() for trial in found]
+
+
+def _by_study(dataset: str) -> dict[str, list[studies.Trial]]:
+    found = {"dendrites_split2": _trials(two_tasks(dataset, tuned=False), studies.TUNING_SEEDS, new_only=True)}
+    for stream in STREAMS:
+        seeds = studies.tuning_seeds(stream, "")
+        found[f"dendrites_{stream}"] = _trials(on_stream(stream, dataset, tuned=False), seeds)
+    return found
+
+
+def _trials(arms: Arms, seeds: Sequence[int], new_only: bool = False) -> list[studies.Trial]:
+    found = []
+    for arm, experiment in arms.items():
+        base = dict(experiment.options).get("base", experiment.optimizer)
+        if base == "coincidence" or (new_only and "," not in arm):  # tuned as part of notebook 01
+            continue
+        found += studies.trials({arm: experiment}, {experiment.optimizer: studies.GRIDS[base]}, seeds)
+    return found
+
+
+def tune(dataset: str, store: Store | None = None, workers: int | None = None) -> pd.DataFrame:
+    """Tune the learning rate of every arm that is not tuned elsewhere; as `sp.studies.tune_arms`."""
+    tables = [studies.tune_arms(study, dataset, found, store, workers) for study, found in _by_study(dataset).items()]
+    return pd.concat(tables, ignore_index=True)
+
+
+def is_tuned(dataset: str) -> bool:
+    """Whether every arm has its rate in the table of tuned values."""
+    try:
+        two_tasks(dataset)
+        for stream in STREAMS:
+            on_stream(stream, dataset)
+    except LookupError:
+        return False
+    return True
+
+
+def all_runs(dataset: str, seeds: Sequence[int], long_seeds: Sequence[int], tuned: bool = True) -> recorded.Named:
+    """Every run of the notebook; ``long_seeds`` are the permuted stream's."""
+    named = recorded.with_seeds(two_tasks(dataset, tuned), seeds)
+    for stream in STREAMS:
+        named += recorded.with_seeds(on_stream(stream, dataset, tuned), long_seeds if stream == "permuted" else seeds)
+    return named
+
+
+def beside_published(rows: pd.DataFrame) -> pd.DataFrame:
+    """The published table with what was measured: accuracy on both tasks with intervals, and parameters that act."""
+    table = metrics.interval_table(rows, ["arm"], ["old", "new"])
+    beside = metrics.readable(table, 2).rename(columns={"old": "task A", "new": "task B"})
+    beside["parameters"] = rows.groupby("arm").parameters.mean().round().astype(int).map("{:,}".format)
+    published = PUBLISHED.set_index("arm")
+    beside["published A"] = published["task A"].map("{:.2%}".format)
+    beside["published B"] = published["task B"].map("{:.2%}".format)
+    beside["published parameters"] = published.parameters.map("{:,}".format)
+    return beside.fillna("")
+
+
+def additions(rows: pd.DataFrame, value: str = "average_accuracy") -> pd.DataFrame:
+    """What dendrites and width change in a measure, seed by seed, against the same rule alone.
+
+    Args:
+        rows: of one stream, from `sp.recorded.runs`. value: a column of it.
+
+    Returns:
+        One row a rule and what it is joined ``with``: the paired difference with its interval, and the verdict.
+    """
+    found = []
+    for arm in dict.fromkeys(rows.arm):
+        replay = next((ending for ending in (LOOP, " + replay") if arm.endswith(ending)), "")
+        rule, _, variant = arm.removesuffix(replay).partition(", ")
+        if variant:
+            one, other = (rows[rows.arm == name].set_index("seed")[value] for name in (arm, rule + replay))
+            difference = metrics.paired_difference(one, other)
+            interval = f"{difference.estimate:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+            found.append((rule + replay, variant, interval, difference.verdict))
+    return pd.DataFrame(found, columns=["rule", "with", value.replace("_", " "), "verdict"])
+
+
+def small_stream(tasks: int = 4, seed: int = 0) -> Stream:
+    """Permuted digits, for a look at which units speak in which task."""
+    return make_stream(load("digits"), "permuted", tasks, "domain", seed)
+
+
+def learnt(stream: Stream, active: bool, epochs: int = 5, seed: int = 0) -> torch.nn.Module:
+    """A small network that has learnt a stream with Adam, task by task; with active dendrites or plain."""
+    torch.manual_seed(seed)
+    sizes = (stream.inputs, (100,), stream.outputs)
+    method, options = ("active_dendrites", {"contexts": len(stream.tasks)}) if active else ("adam", {})
+    learner = make_learner(method, lambda: mlp(*sizes), sizes, torch.device("cpu"), {**options, "lr": 3e-3})
+    for task in stream.tasks:
+        x, y = task.train()
+        for _ in range(epochs):
+            for index in torch.randperm(len(x)).split(32):
+                learner.learn(x[index], y[index], None)
+        if active:
+            learner.end_task(x, y, None)
+    return learner.model
+
+
+@torch.no_grad()
+def shared_units(model: torch.nn.Module, stream: Stream) -> np.ndarray:
+    """How far the same hidden units speak in two tasks: overlap of their mean activities, in [0, 1]; (T, T).
+
+    The overlap of rates p and q over units is ``sum min(p, q) / sum max(p, q)``, the rates being how often a unit is
+    above zero.
+    """
+    rates = []
+    for number, task in enumerate(stream.tasks):
+        x, _ = task.test()
+        if isinstance(model, ActiveDendrites):
+            context = torch.nn.functional.one_hot(torch.full((len(x),), number), len(model.seen)).to(x.dtype)
+            hidden = k_winners(model.hidden[0](x, context), model.winners)
+        else:
+            hidden = model[1](model[0](x))
+        rates.append((hidden > 0).float().mean(0))
+    return np.array([[float(torch.minimum(p, q).sum() / torch.maximum(p, q).sum()) for q in rates] for p in rates])
+
+
+def inferred(experiment: Experiment) -> float:
+    """Share of test images whose task the prototypes infer rightly when all tasks were seen; prototypes over all."""
+    stream = stream_of(experiment)
+    model = ActiveDendrites(mlp(stream.inputs, (1,), stream.outputs), contexts=len(stream.tasks), segments=1)
+    for task in stream.tasks:
+        model.observe(task.train()[0])
+        model.end_task()
+    right = [model.infer(task.test()[0]) == number for number, task in enumerate(stream.tasks)]
+    return torch.cat(right).float().mean().item()
+
+
+def runs(dataset: str, part: str, seeds: int, **options) -> pd.DataFrame:
+    """Rows of a part of the notebook, "two_tasks" or a name in `STREAMS`, recorded or run; as `sp.recorded.runs`."""
+    arms = two_tasks(dataset) if part == "two_tasks" else on_stream(part, dataset)
+    return recorded.runs(f"13_dendrites_{dataset}_runs", recorded.with_seeds(arms, range(seeds)), **options)

@@ -1,0 +1,333 @@
+"""The bridge to `perforatedai`, which grows artificial dendrites on the layers of a network while it learns.
+
+The package wraps each layer. When a validation score stalls, it goes back to the best weights and gives every wrapped
+layer one more dendrite: a copy of the layer with small random weights, whose sigmoid is added to the layer's output
+with a weight of its own for each unit, zero at first. What is here makes it quiet, gives it a folder to write to, and
+rebuilds the optimizer when the network has changed, with the state of the synapses that were there before.
+
+It is an extra: ``pip install 'selective-plasticity[dendrites]'``.
+"""
+
+import contextlib
+import importlib
+import inspect
+import io
+import os
+import re
+import sys
+import tempfile
+import warnings
+from bdb import BdbQuit
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sp.biology import NMDACoincidence, Synapses
+from sp.optim import ConsolidatingPlasticityOptimizer
+from sp.optim.common import check_integer
+
+_NEWEST = re.compile(r"(.*)\.dendrites_to_top\.(\d+)$")
+
+
+def installed() -> bool:
+    """Whether the package is there."""
+    try:
+        _package()
+    except ImportError:
+        return False
+    return True
+
+
+def _package() -> tuple[ModuleType, ModuleType]:
+    """Its settings and its functions, imported when they are first asked for.
+
+    Raises:
+        ImportError: the package is missing; the message names the extra.
+    """
+    import matplotlib
+
+    first = "perforatedai.globals_perforatedai" not in sys.modules
+    backend = matplotlib.get_backend() if first else None
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            settings = importlib.import_module("perforatedai.globals_perforatedai")
+            functions = importlib.import_module("perforatedai.utils_perforatedai")
+    except ImportError as error:
+        raise ImportError(
+            "growing dendrites needs the package perforatedai: pip install 'selective-plasticity[dendrites]', or "
+            f"make dendrites  in the project's folder ({error})"
+        ) from error
+    if first:
+        matplotlib.use(backend)  # it switches to one that shows nothing in a notebook
+    return settings, functions
+
+
+class Dendrites:
+    """A network that grows dendrites, with the training cycle of the package.
+
+    The package keeps one tracker and one set of settings for the whole process. They are exchanged here before each
+    call, so that several networks may grow side by side, but not in threads that run at the same time.
+
+    Args:
+        model: a network with Linear, Conv1d, Conv2d or Conv3d layers inside; changed in place.
+        folder: where the package writes weights, settings and, in ``package.log``, what it prints. None: a temporary
+            folder, which is deleted with this object.
+        patience: scores without a new best before dendrites are added, >= 1.
+        most: dendrites that each unit may get, >= 1.
+        tries: how often new dendrites that did not improve the score are drawn anew before it gives up, >= 1.
+
+    Attributes:
+        model: the network as it is now.
+        finished: whether the package is done with growing; until `new_scores`, it takes no more scores.
+
+    Raises:
+        ImportError: the package is missing. ValueError, TypeError: a number out of its range.
+        RuntimeError: the package stopped, here or later; the message has the end of its log.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        folder: str | os.PathLike | None = None,
+        *,
+        patience: int = 3,
+        most: int = 1,
+        tries: int = 2,
+    ):
+        for name, value in (("patience", patience), ("most", most), ("tries", tries)):
+            check_integer(name, value, 1)
+        self._settings, self._functions = _package()
+        self._temporary = tempfile.TemporaryDirectory() if folder is None else None
+        self.folder = Path(self._temporary.name if folder is None else folder).absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.finished = False
+        chosen = {
+            "configuration_confirmed": True,  # or it asks at the terminal
+            "unwrapped_modules_confirmed": True,
+            "testing_dendrite_capacity": False,  # or it adds three dendrites at once, whatever the score
+            "silent": True,
+            "test_saves": False,
+            "find_best_lr": False,
+            "n_epochs_to_switch": patience,
+            "max_dendrites": most,
+            "max_dendrite_tries": tries,
+            "device": next(model.parameters()).device,
+        }
+        self._config, self._tracker = self._settings.PAIConfig(), []
+        with self._quietly():
+            for name, value in chosen.items():
+                getattr(self._config, f"set_{name}")(value)
+            self.model = self._functions.perforate_model(model, save_name="growth", maximizing_score=True)
+            self._settings.pai_tracker.making_graphs = False
+
+    @contextlib.contextmanager
+    def _quietly(self) -> Iterator[None]:
+        """The package at work for this network, in its folder, printing into its log."""
+        package, terminal = self._settings, sys.stdin
+        log = self.folder / "package.log"
+        package.pc, package.pai_tracker = self._config, self._tracker
+        sys.stdin = io.StringIO()  # where something is wrong it opens a debugger, which ends here instead of waiting
+        try:
+            with (
+                log.open("a") as file,
+                contextlib.chdir(self.folder),
+                contextlib.redirect_stdout(file),
+                contextlib.redirect_stderr(file),
+                warnings.catch_warnings(),
+            ):
+                warnings.simplefilter("ignore", DeprecationWarning)  # its own use of numpy
+                yield
+        except (BdbQuit, SystemExit) as end:
+            raise RuntimeError(f"perforatedai stopped. Its log, {log}, ends: {log.read_text()[-600:]}") from end
+        finally:
+            self._tracker = package.pai_tracker
+            sys.stdin = terminal
+
+    def validated(
+        self, score: float, optimizer: Optimizer, make: Callable[[nn.Module], Optimizer] | None = None
+    ) -> Optimizer:
+        """Tell the package a validation score; it may change the network.
+
+        Args:
+            score: accuracy or another score of which more is better, on examples that are not learnt.
+            optimizer: of the network as it is.
+            make: makes an optimizer for the changed network; None: `same_optimizer`.
+
+        Returns:
+            The optimizer to go on with: the same one, or where the network changed a new one, in which the synapses
+            that were there before have the state that they had and new ones have none.
+        """
+        if self.finished:
+            raise RuntimeError("the package has finished growing: call new_scores() where another task begins")
+        before = dict(self.model.named_parameters())
+        with self._quietly():
+            tracker = self._settings.pai_tracker
+            tracker.set_optimizer_instance(optimizer)
+            self.model, changed, self.finished = tracker.add_validation_score(float(score), self.model)
+        if not changed and not self.finished:
+            return optimizer
+        new = make(self.model) if make is not None else same_optimizer(optimizer, self.model)
+        carry_over(optimizer, before, new, dict(self.model.named_parameters()), grown=not self.finished)
+        return new
+
+    def new_scores(self) -> None:
+        """Another task begins: its scores are not compared with those of the last."""
+        found = self._tracker.member_vars
+        found.update(
+            current_best_validation_score=0,
+            global_best_validation_score=0,
+            running_accuracy=0,
+            current_n_set_global_best=False,
+            epoch_last_improved=found["num_epochs_run"],
+        )
+        self.finished = False
+
+    @property
+    def count(self) -> int:
+        """How many dendrites each unit has."""
+        return max((m.dendrite_modules_added for m in self._wrapped()), default=0)
+
+    def _wrapped(self) -> list[nn.Module]:
+        return [module for module in self.model.modules() if hasattr(type(module), "clear_dendrites")]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, what the tracker knows, and the best weights so far, which the package would go back to."""
+        best = self.folder / "growth" / "best_model.pt"
+        with self._quietly():
+            tracker = self._settings.pai_tracker.to_string()
+        return {
+            "model": {name: value.clone() for name, value in self.model.state_dict().items()},
+            "tracker": tracker,
+            "best": torch.frombuffer(bytearray(best.read_bytes()), dtype=torch.uint8) if best.exists() else None,
+            "finished": self.finished,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken; the network gets the dendrites that it had."""
+        with self._quietly():
+            if state["best"] is not None:
+                best = self.folder / "growth" / "best_model.pt"
+                best.parent.mkdir(exist_ok=True)
+                best.write_bytes(bytes(state["best"].tolist()))
+            tracker = self._settings.pai_tracker
+            self.model = self._functions.load_net_from_dict(self.model, dict(state["model"]))
+            tracker.reset_module_vector(self.model, False)
+            tracker.from_string(state["tracker"])
+        self.finished = state["finished"]
+
+
+def acting(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that take part in the forward pass and learn.
+
+    The package keeps besides, in each wrapped layer, a template from which dendrites are made, and the weights that
+    earlier dendrites had towards their unit; both are in ``model.parameters()``.
+    """
+    return [p for name, p in model.named_parameters() if p.requires_grad and "parent_module" not in name]
+
+
+def same_optimizer(optimizer: Optimizer, model: nn.Module) -> Optimizer:
+    """Another optimizer of the same class and options for all parameters of a model, with a watcher where it had one.
+
+    Raises:
+        ValueError: it has several parameter groups: give `Dendrites.validated` a function that makes them.
+    """
+    groups, watched = optimizer.param_groups, getattr(optimizer, "coincidence", None) is not None
+    options = _options(type(optimizer), groups[0])
+    if watched and isinstance(optimizer, ConsolidatingPlasticityOptimizer) and len(groups) <= 2:
+        return coincidence_optimizer(model, **options)
+    if len(groups) > 1:
+        raise ValueError(
+            f"optimizer must have one parameter group, got {len(groups)}: pass make, a function that builds the groups "
+            "for the changed network"
+        )
+    new = type(optimizer)(model.parameters(), **options)
+    if watched:
+        new.coincidence = DendriticCoincidence(model)
+    return new
+
+
+def _options(kind: type, group: dict[str, Any]) -> dict[str, Any]:
+    known = inspect.signature(kind.__init__).parameters
+    return {name: value for name, value in group.items() if name in known and name != "params"}
+
+
+def coincidence_optimizer(model: nn.Module, **options: Any) -> ConsolidatingPlasticityOptimizer:
+    """The coincidence form of consolidation for a network that grows dendrites; ``options`` as for any network.
+
+    The weights from dendrites to their units are watched by nobody, so that the rule takes their input as constant. To
+    count it from the first step of all would fix them at zero, where they begin: they are a group of their own, which
+    `carry_over` tells the step in which the last of them was ``born``.
+    """
+    late = [p for name, p in model.named_parameters() if "dendrites_to_top" in name]
+    others = [p for name, p in model.named_parameters() if "dendrites_to_top" not in name]
+    groups = [{"params": others}, {"params": late}]
+    return ConsolidatingPlasticityOptimizer(groups, coincidence=DendriticCoincidence(model), **options)
+
+
+class DendriticCoincidence(NMDACoincidence):
+    """A watcher of a network with dendrites: the readout is the layer itself, never one of its dendrites."""
+
+    def first_of(self, backward: int, synapses: Synapses) -> bool:
+        return "dendrite_module" not in synapses.name and super().first_of(backward, synapses)
+
+
+def carry_over(
+    old: Optimizer,
+    before: dict[str, nn.Parameter],
+    new: Optimizer,
+    after: dict[str, nn.Parameter],
+    grown: bool = True,
+) -> None:
+    """Give a new optimizer the state that an old one has of the same synapses, and its counts of steps.
+
+    Args:
+        old, before: the optimizer until now, and its network's parameters by name.
+        new, after: the same of the changed network.
+        grown: whether each wrapped layer's last dendrite is new, so that a parameter of the same name in ``before``
+            belonged to one that was taken back.
+    """
+    was, now = _newest(before), _newest(after)
+    for name, parameter in after.items():
+        layer = next((layer for layer in now if name.startswith(f"{layer}.")), None)
+        place = now.get(layer)
+        if name == f"{layer}.dendrites_to_top.{place}":
+            # The package replaces the weights of dendrites towards their unit by a tensor with a row more.
+            source = before.get(f"{layer}.dendrites_to_top.{was.get(layer)}")
+            rows = place + (not grown)
+        else:
+            drawn_anew = grown and re.search(rf"\.(layers|dendrites_to_dendrites)\.{place}(\.|$)", name)
+            source = None if drawn_anew else before.get(name)
+            rows = len(parameter) if parameter.dim() else 0
+        state = {} if source is None else old.state.get(source, {})
+        if state and (rows or not parameter.dim()):
+            new.state[parameter] = {key: _rows(value, source, parameter, rows) for key, value in state.items()}
+    for old_group, new_group in zip(old.param_groups, new.param_groups, strict=False):
+        new_group.update({key: value for key, value in old_group.items() if key != "params"})
+    if grown and isinstance(new, ConsolidatingPlasticityOptimizer) and len(new.param_groups) == 2:
+        new.param_groups[1]["born"] = new.param_groups[0]["step_count"]
+    if getattr(old, "coincidence", None) is not None and old.coincidence is not new.coincidence:
+        old.coincidence.remove()
+
+
+def _newest(parameters: dict[str, nn.Parameter]) -> dict[str, int]:
+    """Number of each wrapped layer's last dendrite, by the layer's name."""
+    found: dict[str, int] = {}
+    for name in parameters:
+        if match := _NEWEST.match(name):
+            found[match[1]] = max(found.get(match[1], 0), int(match[2]))
+    return found
+
+
+def _rows(value: Any, source: Tensor, parameter: Tensor, rows: int) -> Any:
+    """Of the state of ``source`` the first rows, zero in the others; what has another shape is of the whole tensor."""
+    whole = parameter.dim() == 0 or (rows == len(parameter) and parameter.shape == source.shape)
+    if whole or not isinstance(value, Tensor) or value.shape != source.shape:
+        return value
+    kept = value.new_zeros(parameter.shape)
+    kept[:rows] = value[:rows]
+    return kept
