@@ -1,5 +1,6 @@
 """The bench measures what it says; what it found is committed and has the cases that the notebook draws."""
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -45,3 +46,11 @@ def test_a_step_needs_no_more_memory_than_adam_s(kind):
         own = 2 * sum(p.nbytes for p in model.parameters())
         peaks[name] = own + bench.state_bytes(optimizer) + bench.peak_of_step(optimizer)
     assert peaks[kind] <= 1.1 * peaks["Adam"]
+
+
+def test_the_committed_table_is_whole():
+    table = pd.read_csv(bench.MEASURED)
+    for part, (widths, batches, names) in bench.PARTS.items():
+        rows = table[table.part == part]
+        assert set(rows.width) == set(widths) and set(rows.batch) == set(batches) and set(rows.optimizer) == set(names)
+    assert len(bench.verdicts(table)) == 28
