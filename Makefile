@@ -27,8 +27,8 @@ $(READY): pyproject.toml requirements.lock
 # By hand, because it asks for torchvision, which it does not use here and which would bring another torch.
 $(DENDRITES_READY): $(READY)
 	@echo "Installing perforatedai into $(VENV) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock --no-deps perforatedai
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock cryptography pyyaml requests safetensors
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock --no-deps perforatedai
 	@touch $@
 
 figures: $(ENVIRONMENT) ## run every notebook (SP_DATASET=digits|mnist|fashion_mnist) and leave its figures in figures/
