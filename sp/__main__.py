@@ -84,9 +84,11 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.command == "bench":
         table = bench.bench(chosen.parts, chosen.rounds)
         print(table.round(2).to_string(index=False))
-        print("\n".join(bench.verdicts(table)))
+        table = bench.beside_known(table)
         if not chosen.dry:
             write_atomically(bench.MEASURED, table.to_csv(index=False, float_format="%.5g"))
+        if set(bench.PARTS) <= set(table.part):
+            print("\n".join(bench.verdicts(table)))
         print(bench_sweep.bench_sweep().round(3).to_string(index=False))
         return 0
     if chosen.command == "readme":

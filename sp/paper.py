@@ -69,7 +69,8 @@ FIGURES = {
         ],
     ),
     "figure5_cost": Sheet(
-        "What retention costs.", [(4.4, [Panel("09_comparison_{}"), Panel("09_comparison_{}_time")])]
+        "What retention costs.",
+        [(4.4, [Panel("09_comparison_{}"), Panel("09_comparison_{}_time")]), (2.8, [Panel("12_overhead")])],
     ),
 }
 
