@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from sp import figures, metrics, report
+from sp import figures, files, metrics, report
 from sp.experiment import Experiment, Store, results_frame
-from sp.files import write_atomically
 from sp.sweep import compare, run_all
 
 TUNED = Path(__file__).with_name("tuned.csv")
@@ -272,12 +271,14 @@ def retention_results(
 
     What takes long gets ``long_seeds``: wide and convolutional networks, thirty tasks, and on ten permuted tasks all
     but the arms that run with their defaults. The table is written after each stream, so that a run that is stopped
-    leaves what it has, and the next goes on.
+    leaves what it has, and the next goes on. Streams that it has and that are not asked for stay in it.
 
     Returns:
         One row a stream, arm and metric: ``stream, arm, mean, low, high, n, metric``.
     """
-    tables = []
+    path = files.folder("figures") / f"retention_{dataset}.csv"
+    known = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["stream"])
+    tables = {stream: rows for stream, rows in known.groupby("stream") if stream in STREAMS}
     for stream in streams:
         arms = retention(stream, dataset)
         long = {"permuted10": set(arms) - set(DEFAULTS), "permuted30": set(arms)}.get(stream, set())
@@ -289,9 +290,10 @@ def retention_results(
         )
         rows = rows.sort_values("arm", key=lambda column: column.map(list(arms).index), kind="stable")
         values = ["average_accuracy", "backward_transfer", "learning_accuracy", "final_1"]
-        tables.append(metrics.interval_table(rows.assign(stream=stream), ["stream", "arm"], values))
-        draw_retention(pd.concat(tables, ignore_index=True), dataset)
-    return pd.concat(tables, ignore_index=True)
+        tables[stream] = metrics.interval_table(rows.assign(stream=stream), ["stream", "arm"], values)
+        table = pd.concat([tables[name] for name in STREAMS if name in tables], ignore_index=True)
+        draw_retention(table, dataset)
+    return table
 
 
 def draw_retention(table: pd.DataFrame, dataset: str) -> None:
@@ -376,7 +378,7 @@ def tune_arms(
         old = pd.read_csv(TUNED)
         again = (old.study == study) & (old.dataset == dataset) & old.arm.isin(best.arm)
         best = pd.concat([old[~again], best])
-    write_atomically(TUNED, best.sort_values(["study", "dataset", "arm"]).to_csv(index=False))
+    files.write_atomically(TUNED, best.sort_values(["study", "dataset", "arm"]).to_csv(index=False))
     return points
 
 
