@@ -48,7 +48,7 @@ test-browser: $(ENVIRONMENT) ## the panels of notebook 05 in a real JupyterLab a
 lab: $(ENVIRONMENT) ## JupyterLab in the environment
 	@$(BIN)/jupyter lab notebooks
 
-html: $(ENVIRONMENT) ## every notebook as a page that needs no kernel, in build/html
+html: $(ENVIRONMENT) ## every notebook as a page that needs no kernel, and the documentation of the package, in build/html
 	@$(BIN)/python -m sp html
 
 paper: $(ENVIRONMENT) ## five figures of several panels and three tables for a paper, from stored results, in build/paper
@@ -63,7 +63,7 @@ results: $(ENVIRONMENT) ## every stored table behind notebooks 09 to 11, on MNIS
 	@$(BIN)/python -m sp recipes
 	@$(BIN)/python -m sp figures --dataset mnist notebooks/09_comparison.ipynb notebooks/10_claims.ipynb notebooks/11_replay.ipynb
 
-readme: $(ENVIRONMENT) ## write the tables of the README, and the gallery in figures/, from the committed figures
+readme: $(ENVIRONMENT) ## write the README's tables, and the pages of figures/ and notebooks/, from what is committed
 	@$(BIN)/python -m sp readme
 
 notebooks: $(ENVIRONMENT) ## run every notebook afresh in place (default data), outputs stored for the tests

@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
         return chosen.run(chosen)
 
     # What the other commands need takes seconds to import, which drawing a figure again must not wait for.
-    from sp import bench, bench_sweep, comparison, metrics, notebooks, recipes, studies
+    from sp import bench, bench_sweep, comparison, metrics, notebooks, pages, recipes, studies
     from sp import commands as batches
 
     figures = commands.add_parser("figures", help="run every notebook and leave its figures in figures/")
@@ -37,7 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     measure.add_argument("--parts", nargs="*", default=list(bench.PARTS), choices=sorted(bench.PARTS))
     measure.add_argument("--rounds", type=int, default=15)
     measure.add_argument("--dry", action="store_true", help="print only, and leave sp/bench.csv as it is")
-    commands.add_parser("readme", help="write the README's tables and the gallery of the committed figures")
+    commands.add_parser(
+        "readme", help="write the README's tables, the gallery of the committed figures and the index of the notebooks"
+    )
 
     tune = commands.add_parser("tune", help="choose the options of a study's arms on the tuning seeds")
     tune.add_argument("study", choices=sorted(studies.STUDIES))
@@ -80,7 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.command == "check-notebooks":
         return notebooks.check()
     if chosen.command == "html":
-        return notebooks.make_pages()
+        pages.document()
+        return pages.make_pages()
     if chosen.command == "bench":
         table = bench.bench(chosen.parts, chosen.rounds)
         print(table.round(2).to_string(index=False))
@@ -94,6 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.command == "readme":
         write_atomically(Path("README.md"), report.fill_tables(Path("README.md").read_text()))
         write_atomically(Path("figures/README.md"), report.gallery())
+        write_atomically(Path("notebooks/README.md"), report.index())
         return 0
     if chosen.command == "compare":
         plan = (chosen.dataset, chosen.scenarios, chosen.seeds, chosen.long_seeds, not chosen.no_replay)

@@ -47,10 +47,10 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
     ),
     "Selective plasticity, counted": lambda model: _counted("Selective plasticity", model),
     "Consolidation": lambda model: ConsolidatingPlasticityOptimizer(model.parameters(), warmup_steps=50),
-    "Consolidation, counted": lambda model: _counted("Consolidation", model),
     "Consolidation, compiled": lambda model: ConsolidatingPlasticityOptimizer(
         model.parameters(), warmup_steps=50, compile=True
     ),
+    "Consolidation, counted": lambda model: _counted("Consolidation", model),
     "Coincidence": lambda model: _coincidence(model, None),
     "Coincidence, rank 128": lambda model: _coincidence(model, 128),
 }

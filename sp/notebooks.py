@@ -1,6 +1,5 @@
 """Running the notebooks: for their figures, afresh in place, and against their stored outputs."""
 
-import html
 import os
 import subprocess
 import sys
@@ -12,7 +11,6 @@ from typing import Any
 import nbformat
 import papermill
 from nbclient import NotebookClient
-from nbconvert import HTMLExporter
 from tqdm import tqdm
 
 from sp.files import folder, write_atomically
@@ -41,31 +39,6 @@ def make_figures(dataset: str, notebooks: Sequence[Path] = ()) -> int:
         print(f"FAILED {failure}", file=sys.stderr)
     print(f"Figures are in {folder('figures')}, executed notebooks in {target}.")
     return 1 if failures else 0
-
-
-def make_pages(notebooks: Sequence[Path] = (), target: Path = Path("build/html")) -> int:
-    """Write notebooks as static pages, with the outputs and figures they are committed with; links lead to the pages.
-
-    Returns:
-        Exit status 0.
-    """
-    exporter = HTMLExporter(embed_images=True, exclude_input_prompt=True, exclude_output_prompt=True)
-    paths = list(notebooks) or all_notebooks()
-    links = []
-    for path in paths:
-        notebook = nbformat.read(path, as_version=4)
-        for cell in notebook.cells:
-            for output in cell.get("outputs", []):
-                # What a panel looks like is in the figures below it; without a kernel there is no view of it.
-                output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
-        page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": path.stem}})
-        write_atomically(target / f"{path.stem}.html", page)
-        heading = next(cell.source for cell in notebook.cells if cell.cell_type == "markdown").splitlines()[0]
-        links.append(f'<li><a href="{path.stem}.html">{html.escape(heading.lstrip("# "))}</a></li>')
-    index = "<!DOCTYPE html><meta charset='utf-8'><title>sp</title><h1>Notebooks</h1><ul>" + "".join(links) + "</ul>"
-    write_atomically(target / "index.html", index)
-    print(f"{len(paths)} pages: open {target / 'index.html'}")
-    return 0
 
 
 def execute(notebook: Path, target: Path, parameters: dict[str, Any]) -> str | None:

@@ -94,6 +94,37 @@ def gallery(root: Path = Path()) -> str:
     return "\n".join(lines) + "\n"
 
 
+PICTURES = {  # of notebooks whose first figure says less
+    "01_forgetting": "01_forgetting_digits_curves",
+    "02_consolidation": "02_consolidation_digits_split5_class_matrices",
+    "03_coincidence": "03_coincidence_digits_spectrum",
+    "04_biology": "04_biology_nmda",
+    "05_explore": "05_explore_learning_selective",
+    "06_ablation": "06_ablation_digits_published",
+    "13_dendrites": "13_dendrites_digits_streams",
+}
+
+
+def index(root: Path = Path()) -> str:
+    """The page of all notebooks in ``notebooks/``: each with a picture, and the question that is its title."""
+    lines = [
+        "# Notebooks",
+        "",
+        "In this order they tell one story; each starts by itself. `make lab` opens them, `make figures` runs them all",
+        "on the built-in digits, `make html` writes them as pages. `make readme` writes this page.",
+        "",
+        "| | asks |",
+        "|---|---|",
+    ]
+    for path in sorted((root / "notebooks").glob("*.ipynb")):
+        title = "".join(json.loads(path.read_text())["cells"][0]["source"]).splitlines()[0].removeprefix("# ")
+        drawn = sorted(picture.stem for picture in (root / "figures").glob(f"{path.stem}*.png"))
+        name = PICTURES.get(path.stem, drawn[0])
+        picture = f'<img src="../figures/{name}.png" width="240" alt="{name}">'
+        lines.append(f"| [{picture}]({path.name}) | **[`{path.stem}`]({path.name})**<br>{title} |")
+    return "\n".join(lines) + "\n"
+
+
 INTERVALS = "Mean [95\u202f% bootstrap interval] over n seeds."
 _LATEX = str.maketrans(
     {

@@ -1,13 +1,14 @@
 """What the README says is what the committed files say."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
 
 from sp import figures
 from sp.plots import PLOTS
-from sp.report import MARKS, fill_tables, gallery, markdown
+from sp.report import MARKS, fill_tables, gallery, index, markdown
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,3 +56,12 @@ def test_the_gallery_shows_every_committed_figure():
             )
     for picture in (ROOT / "figures").glob("*.png"):
         assert f'src="{picture.name}"' in page.read_text()
+
+
+def test_the_index_shows_every_notebook_and_each_leads_to_the_next():
+    page = ROOT / "notebooks" / "README.md"
+    assert page.read_text() == index(ROOT), "run  make readme"
+    paths = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    for path, following in pairwise(paths):
+        last = "".join(json.loads(path.read_text())["cells"][-1]["source"])
+        assert "## What to try" in last and f"Next: [`{following.stem}`]({following.name})" in last, path.name

@@ -1,0 +1,58 @@
+"""Pages that need no kernel: the notebooks as they are committed, and the documentation of the package."""
+
+import html
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import nbformat
+from nbconvert import HTMLExporter
+
+import sp
+from sp.files import write_atomically
+from sp.notebooks import all_notebooks
+
+
+def make_pages(notebooks: Sequence[Path] = (), target: Path = Path("build/html")) -> int:
+    """Write notebooks as static pages, with the outputs and figures they are committed with, and an index of them.
+
+    Returns:
+        Exit status 0.
+    """
+    exporter = HTMLExporter(embed_images=True, exclude_input_prompt=True, exclude_output_prompt=True)
+    paths = list(notebooks) or all_notebooks()
+    links = []
+    for path in paths:
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            for output in cell.get("outputs", []):
+                # What a panel looks like is in the figures below it; without a kernel there is no view of it.
+                output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+        page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": path.stem}})
+        write_atomically(target / f"{path.stem}.html", page)
+        heading = next(cell.source for cell in notebook.cells if cell.cell_type == "markdown").splitlines()[0]
+        links.append(f'<li><a href="{path.stem}.html">{html.escape(heading.lstrip("# "))}</a></li>')
+    head = "<!DOCTYPE html><meta charset='utf-8'><title>sp</title><h1>Notebooks</h1><ul>"
+    index = head + "".join(links) + "</ul><p><a href='api/sp.html'>The package</a></p>"
+    write_atomically(target / "index.html", index)
+    print(f"{len(paths)} pages: open {target / 'index.html'}")
+    return 0
+
+
+def document(modules: Sequence[str] = (), target: Path = Path("build/html/api")) -> None:
+    """Write the documentation of modules of the package, by default of all, from their docstrings with pdoc.
+
+    Raises:
+        ImportError: pdoc, which comes with the extra ``test``, is missing.
+    """
+    import pdoc
+
+    found = [module.name for module in pkgutil.walk_packages(sp.__path__, "sp.")]
+    names = list(modules) or ["sp", *(name for name in found if not name.endswith("__main__"))]
+    for name in names:
+        importlib.import_module(name)
+    for name in sp.__all__:  # pdoc looks for what is there, and they are imported when they are asked for
+        setattr(sp, name, getattr(sp, name))
+    pdoc.render.configure(docformat="google", math=True)
+    pdoc.pdoc(*names, output_directory=target)
