@@ -29,8 +29,9 @@ def test_heat_maps_share_one_scale_and_print_small_matrices():
     fig = comparing.heat_maps(canvas, table, {"small": "Small", "large": "Large"}, "accuracy", labels)
     first, second = fig.axes[:2]
     assert [text.get_text() for text in first.texts] == [".99"] and not second.texts  # the mean over what repeats
-    assert {ax.images[0].get_clim() for ax in (first, second)} == {(0, 1)}
-    assert first.images[0].get_extent()[:2] == [0.5, 1.5]  # tasks are counted from 1
+    assert {ax.collections[0].get_clim() for ax in (first, second)} == {(0, 1)}
+    assert [tick.get_text() for tick in second.get_yticklabels()] == ["1", "5", "10", "12"]  # counted from 1, down
+    assert second.yaxis_inverted()
 
 
 def test_variants_of_a_method_share_its_colour_and_marker_and_differ_in_dashes():
