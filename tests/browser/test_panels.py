@@ -86,9 +86,8 @@ def saved_files(panel, lab, name):
     panel.settle("Saved")
     (csv,) = (lab[1] / "figures").glob(f"explore_{name}_*.csv")
     assert csv.with_suffix(".pdf").read_bytes().startswith(b"%PDF") and csv.with_suffix(".png").exists()
-    first = csv.read_text().splitlines()[0]
-    assert not pd.read_csv(csv, comment="#").empty
-    return json.loads(first.removeprefix("# "))
+    assert not pd.read_csv(csv).empty
+    return json.loads(csv.with_suffix(".json").read_text())["provenance"]
 
 
 def test_the_whole_notebook_ran_without_an_error(page):
