@@ -251,6 +251,10 @@ def absorbed(norm: Tensor, mean_norm: Tensor, absorber: float) -> Tensor:
 
 
 def _inverse_of_one_plus(matrix: Tensor) -> Tensor:
-    # Without the check for errors, which would wait for the device: this matrix is never singular.
-    factor, _ = torch.linalg.cholesky_ex(matrix + torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
-    return torch.cholesky_inverse(factor)
+    """``(I + M)^-1`` for M >= 0; zero, its limit, where M has overflowed, as in a training that diverges."""
+    # What the numbers cannot resolve beside the heaviest direction is lifted until they do; an ordinary M stays as it is.
+    unresolved = (4 * torch.finfo(matrix.dtype).eps * matrix.trace() - 0.05).clamp(min=0)
+    one = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    # Without the check for errors, which would wait for the device.
+    factor, failed = torch.linalg.cholesky_ex(matrix + (1 + unresolved) * one)
+    return torch.where(failed == 0, torch.cholesky_inverse(torch.where(failed == 0, factor, one)), 0)

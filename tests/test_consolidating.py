@@ -492,3 +492,21 @@ def test_a_layer_that_joins_late_is_measured_in_its_own_first_step():
             torch.testing.assert_close(power, x[step].square().sum(1).mean() + 1)  # the bias has an input of one
     assert torch.equal(optimizer.state[model["late"].weight]["input_power"], power)
     assert all(p.abs().max() < 10 for p in model.parameters())
+
+
+@pytest.mark.parametrize("heavy", [1e6, 1e20, 1e38, math.inf])
+@pytest.mark.parametrize("rank", [4, None])
+def test_a_memory_that_grows_beyond_all_bounds_breaks_nothing(heavy, rank):
+    width = 30
+    memory = memories.ExactMemory("x", 1.0, 1, 1)
+    if rank is not None:
+        memory = memories.SketchedMemory("x", 1.0, 1, 1, rank=rank)
+    state = {}
+    memory.initialise(state, width, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(64, 5, generator=generator) @ torch.randn(5, width, generator=generator)
+    memory.remember(state, rows, torch.tensor(heavy), torch.tensor(True), 1)
+    passed, factor = memory.multiply(state, torch.eye(width))
+    assert torch.linalg.matrix_norm(passed * factor, 2) < 1.001
+    known = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    assert (known @ (passed * factor)).abs().max() < (0.02 if rank is None or heavy == math.inf else 1)

@@ -164,8 +164,10 @@ class SketchedMemory(Memory):
         for _ in range(self.power - 1):
             powers = identity + left @ powers
         factor, _ = torch.linalg.cholesky_ex(powers)
-        state[f"{self.name}_known"].copy_(factor.T @ known)
-        state[f"{self.name}_off"].copy_((1 + rest / strength) ** -self.power)
+        known, off = factor.T @ known, (1 + rest / strength) ** -self.power
+        resolved = known.isfinite().all() & off.isfinite()  # else A has overflowed, and nothing is new any more
+        state[f"{self.name}_known"].copy_(torch.where(resolved, known, 0))
+        state[f"{self.name}_off"].copy_(torch.where(resolved, off, 0))
 
     def multiply(self, state: dict[str, Tensor], matrix: Tensor) -> tuple[Tensor, Tensor | float]:
         """``matrix (I + A/a)^-power`` as in `ExactMemory`; it is made in the place of ``matrix``."""
