@@ -252,7 +252,7 @@ def absorbed(norm: Tensor, mean_norm: Tensor, absorber: float) -> Tensor:
 
 def _inverse_of_one_plus(matrix: Tensor) -> Tensor:
     """``(I + M)^-1`` for M >= 0; zero, its limit, where M has overflowed, as in a training that diverges."""
-    # What the numbers cannot resolve beside the heaviest direction is lifted until they do; an ordinary M stays as it is.
+    # What cannot be resolved beside the heaviest direction is lifted until it can; an ordinary M stays as it is.
     unresolved = (4 * torch.finfo(matrix.dtype).eps * matrix.trace() - 0.05).clamp(min=0)
     one = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     # Without the check for errors, which would wait for the device.
