@@ -5,6 +5,7 @@ postsynaptic side (Mayer, Westbrook & Guthrie 1984; Nowak et al. 1984). A gradie
 `NMDACoincidence` sees both sides of every synapse: the activity that enters a layer, and the error that comes back.
 """
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from sp.checks import check_integer, check_number
 
 
 @dataclass
@@ -54,6 +57,7 @@ class Synapses:
     passes: list["Pass"] = field(default_factory=list, repr=False)
     readout: bool = False  # whether its error was the first to come back in the last backward pass
     synchronise: bool = True  # whether activity is gathered from all processes of a distributed training
+    warned: bool = False
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
@@ -81,6 +85,18 @@ class Synapses:
         self.weight.addcmul_(change[:, :columns].reshape(self.weight.shape), size, value=-1)
         if bias and self.bias is not None and self.bias.grad is not None:
             self.bias.addcmul_(change[:, columns], size, value=-1)
+
+    def warn_of_missing_activity(self) -> None:
+        """Say, once, that there is a gradient and no activity that could have made it."""
+        if not self.warned:
+            warnings.warn(
+                f"coincidence: the layer {self.name!r} has a gradient, but no forward pass of it in training mode was "
+                "recorded, so its memory learns nothing from this step (and it stays as it is until one was): call "
+                "model.train() before the forward pass, and make the watcher before it. A weight that is used without "
+                "calling its layer, as in F.linear(x, layer.weight), cannot be watched.",
+                stacklevel=2,
+            )
+            self.warned = True
 
     def take(self) -> Activity | None:
         """The activity recorded since the last call, which is thereby forgotten; None where there was none."""
@@ -159,7 +175,7 @@ class NMDACoincidence:
 
     def __init__(self, model: nn.Module, synchronise: bool = True):
         if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module, got {model!r} of type {type(model).__name__}")
+            raise TypeError(f"model must be a torch.nn.Module, got a {type(model).__name__}")
         self.synapses: list[Synapses] = []
         self._handles = []
         self._backward, self._first = None, None
@@ -173,7 +189,7 @@ class NMDACoincidence:
                 self.synapses.append(synapses)
             elif synapses.bias is not bias:
                 synapses.bias = None  # tied weights with biases of their own: the biases follow the diagonal rule
-            self._handles.append(module.register_forward_hook(_Hook(self, synapses, module)))
+            self._handles.append(module.register_forward_hook(_Hook(self, synapses, module), with_kwargs=True))
         if not self.synapses:
             raise ValueError(
                 f"model ({type(model).__name__}) has no Linear or Conv2d layer that can be watched; use the optimizer "
@@ -256,18 +272,16 @@ class PlasticityCounter:
         events: what was seen so far, by the parameter's name.
 
     Raises:
-        TypeError: ``optimizer_or_model`` is neither. ValueError: a number outside its range.
+        TypeError: ``optimizer_or_model`` is neither, or a number is none. ValueError: a number outside its range.
     """
 
     def __init__(self, optimizer_or_model: Optimizer | nn.Module, every: int = 20, open_at: float = 0.5):
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every must be a whole number of steps >= 1, got {every!r}")
-        if not 0 < open_at <= 1:
-            raise ValueError(f"open_at must be a gate in (0, 1], got {open_at!r}")
+        check_integer("every", every, 1)
+        check_number("open_at", open_at, 0, 1, low_open=True)
         if not isinstance(optimizer_or_model, Optimizer | nn.Module):
             raise TypeError(
-                "optimizer_or_model must be a torch optimizer or a torch.nn.Module, got "
-                f"{optimizer_or_model!r} of type {type(optimizer_or_model).__name__}"
+                "optimizer_or_model must be a torch optimizer or a torch.nn.Module, got a "
+                f"{type(optimizer_or_model).__name__}"
             )
         self.every, self.open_at = every, open_at
         self._parameters = dict(_named_parameters(optimizer_or_model))
@@ -396,12 +410,12 @@ class _Hook:
     def __reduce__(self):
         return _no_hook, ()  # a copy of the model, or one read from a file, is not watched until somebody watches it
 
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
         if module is not self.module() or self.watcher() is None or not module.training:
             return
         if not torch.is_grad_enabled() or not output.requires_grad or not module.weight.requires_grad:
             return
-        x = inputs[0].detach()
+        x = (inputs[0] if inputs else named["input"]).detach()
 
         def record(gradient: Tensor) -> None:
             if (synapses := self.synapses()) is not None and (watcher := self.watcher()) is not None:
@@ -416,7 +430,7 @@ def _no_hook() -> Callable[..., None]:
     return _ignore
 
 
-def _ignore(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+def _ignore(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
     """What stands in a copied model in place of a hook."""
 
 

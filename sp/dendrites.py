@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sp.biology import NMDACoincidence, Synapses
+from sp.checks import check_integer
 from sp.optim import ConsolidatingPlasticityOptimizer
-from sp.optim.common import check_integer
 
 _NEWEST = re.compile(r"(.*)\.dendrites_to_top\.(\d+)$")
 
@@ -309,7 +309,7 @@ def carry_over(
     for old_group, new_group in zip(old.param_groups, new.param_groups, strict=False):
         new_group.update({key: value for key, value in old_group.items() if key != "params"})
     if grown and isinstance(new, ConsolidatingPlasticityOptimizer) and len(new.param_groups) == 2:
-        new.param_groups[1]["born"] = new.param_groups[0]["step_count"]
+        new.param_groups[1]["born"] = float(new.param_groups[0]["shared"]["age"])
     if getattr(old, "coincidence", None) is not None and old.coincidence is not new.coincidence:
         old.coincidence.remove()
 

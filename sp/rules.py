@@ -1,6 +1,6 @@
-"""The formulas, each a pure function of tensors with its equation, its range and its source. No state, no loops.
+"""The formulas, each a pure function of tensors with its equation, its range and its source.
 
-P6, P7 and so on name the promises of the published module that the project re-implements.
+P6, P7 and so on name the promises of the published module that the project re-implements: `docs/promises.md`.
 """
 
 from collections.abc import Sequence

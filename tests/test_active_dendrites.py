@@ -111,23 +111,6 @@ def test_told_of_the_task_it_keeps_more_than_where_it_has_to_infer_it_and_than_w
     assert guessing.parameters == told.parameters == 17_610 + 5 * 10 * 200
 
 
-def test_a_run_that_was_killed_goes_on_to_the_same_result(tmp_path):
-    experiment = Experiment(optimizer="active_dendrites", options={"lr": 1e-3}, epochs=2)
-    whole = run(experiment)
-
-    class Killed(Exception):
-        pass
-
-    def kill(moment):
-        if moment.step == 60:
-            raise Killed
-
-    with pytest.raises(Killed):
-        run(experiment, look=kill, checkpoint_path=tmp_path / "c", checkpoint_every=7)
-    again = run(experiment, checkpoint_path=tmp_path / "c", checkpoint_every=7)
-    assert (again.accuracy[-1] == whole.accuracy[-1]).all()
-
-
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [

@@ -286,7 +286,15 @@ def test_what_the_counter_cannot_count_is_an_error():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
     with pytest.raises(TypeError, match="must be a torch optimizer or a torch"):
         PlasticityCounter([1])
-    with pytest.raises(ValueError, match="every must be a whole number of steps >= 1, got 0"):
+    with pytest.raises(ValueError, match="every must be a whole number >= 1, got 0"):
         PlasticityCounter(optimizer, every=0)
-    with pytest.raises(ValueError, match=r"open_at must be a gate in \(0, 1\], got 0"):
+    with pytest.raises(ValueError, match=r"open_at must be a finite number in \(0, 1\], got 0"):
         PlasticityCounter(optimizer, open_at=0)
+
+
+def test_a_layer_called_with_its_input_by_name_is_watched():
+    model = nn.Linear(3, 2)
+    watcher = NMDACoincidence(model)
+    x = torch.randn(4, 3)
+    model(input=x).sum().backward()
+    assert torch.equal(watcher.synapses[0].take().presynaptic[:, :3], x)

@@ -279,7 +279,9 @@ def test_a_step_with_a_gradient_that_is_not_finite_changes_nothing_and_is_counte
     torch.manual_seed(0)
     model = MODELS["mlp"](7, (150,), 4)
     watcher = NMDACoincidence(model) if watched else None
-    optimizer = ConsolidatingPlasticityOptimizer(model.parameters(), coincidence=watcher, rank=4)
+    optimizer = ConsolidatingPlasticityOptimizer(
+        model.parameters(), coincidence=watcher, **({"rank": 4} if watched else {})
+    )
     for step, (x, y) in enumerate(zip(*digits_like(2, 40), strict=True)):
         optimizer.zero_grad()
         x = x.float()
@@ -333,7 +335,8 @@ def test_only_training_passes_move_the_memory():
     F.cross_entropy(model(x[1].float()), y[1]).backward()
     with torch.no_grad():
         model(x[1].float())
-    optimizer.step()
+    with pytest.warns(UserWarning, match="the layer '.' has a gradient, but no forward pass"):
+        optimizer.step()
     assert torch.equal(optimizer.state[model[0].weight]["inputs_memory"], memory)
     model.train()
     F.cross_entropy(model(x[1].float()), y[1]).backward()
@@ -426,7 +429,6 @@ def test_what_is_not_watched_follows_the_diagonal_form():
         ("absorber", 0.5, ValueError),
         ("foreach", None, TypeError),
         ("on_nonfinite", "ignore", ValueError),
-        ("coincidence", "yes", TypeError),
     ],
 )
 def test_wrong_arguments_are_named_with_their_value(name, value, error):
@@ -510,3 +512,79 @@ def test_a_memory_that_grows_beyond_all_bounds_breaks_nothing(heavy, rank):
     assert torch.linalg.matrix_norm(passed * factor, 2) < 1.001
     known = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     assert (known @ (passed * factor)).abs().max() < (0.02 if rank is None or heavy == math.inf else 1)
+
+
+@pytest.mark.parametrize(("name", "value"), [("absorber", 2.0), ("threshold_quantile", 0.5), ("warmup_steps", 7)])
+def test_what_all_groups_share_cannot_be_another_group_s(name, value):
+    first, second = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    with pytest.raises(ValueError, match=f"{name} must be that of all groups"):
+        ConsolidatingPlasticityOptimizer([{"params": [first]}, {"params": [second], name: value}])
+    ConsolidatingPlasticityOptimizer([{"params": [first]}, {"params": [second], "lr": 0.5}], **{name: value})
+
+
+def test_a_layer_that_was_never_seen_active_stays_where_it_is_and_is_warned_of():
+    model = MODELS["mlp"](7, (6,), 4)
+    optimizer = ConsolidatingPlasticityOptimizer(model.parameters(), coincidence=NMDACoincidence(model))
+    x, y = digits_like(5, 2)
+    model[0].eval()
+    before = [p.detach().clone() for p in model.parameters()]
+    F.cross_entropy(model(x[0].float()), y[0]).backward()
+    with pytest.warns(UserWarning, match=r"the layer '0' has a gradient.*call model.train\(\)"):
+        optimizer.step()
+    F.cross_entropy(model(x[1].float()), y[1]).backward()
+    optimizer.step()  # it says so once
+    changed = [not torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True)]
+    assert changed == [False, False, True, True] and all(p.isfinite().all() for p in model.parameters())
+
+
+def test_the_gate_of_what_is_not_watched_falls_with_the_number_of_examples():
+    gates = {}
+    for batch in (16, 64):
+        model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+        optimizer = ConsolidatingPlasticityOptimizer(model.parameters(), coincidence=NMDACoincidence(model))
+        for _ in range(128 // batch):
+            optimizer.zero_grad()
+            F.cross_entropy(model(torch.randn(batch, 4)), torch.randint(2, (batch,))).backward()
+            optimizer.step()
+        C, shared = optimizer.state[model[1].weight]["consolidated"], optimizer.param_groups[0]["shared"]
+        own = shared["threshold"] / (shared["threshold"] + C)
+        gates[batch] = optimizer.get_param_gate(model[1].weight) / own
+    assert torch.allclose(gates[16], torch.tensor(1 / (1 + 1 / 0.4)))
+    assert torch.allclose(gates[16], gates[64])
+
+
+def test_a_state_of_another_kind_is_refused_and_changes_nothing():
+    def made(width, watch=True, kind=ConsolidatingPlasticityOptimizer, steps=2):
+        model = MODELS["mlp"](7, (width,), 4)
+        options = {"coincidence": NMDACoincidence(model)} if watch else {}
+        optimizer = kind(model.parameters(), **options)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            F.cross_entropy(model(torch.randn(8, 7)), torch.randint(4, (8,))).backward()
+            optimizer.step()
+        return model, optimizer
+
+    (_, watched), (_, plain), (_, wider) = made(6), made(6, watch=False), made(9)
+    (_, adam), (_, fresh_adam) = (made(6, False, torch.optim.Adam, steps) for steps in (2, 0))
+    for state, into, message in (
+        (wider.state_dict(), watched, "has a memory of 10 inputs in place of 7"),
+        (plain.state_dict(), watched, "lacks 'input_power'"),
+        (watched.state_dict(), plain, "lacks 'consolidated'"),
+        (adam.state_dict(), plain, "its first group lacks 'step_count'"),
+        (fresh_adam.state_dict(), watched, "its first group lacks 'step_count'"),
+        ({}, watched, "must be what optimizer.state_dict\\(\\) gave"),
+    ):
+        before = copy.deepcopy(into.state_dict())
+        with pytest.raises(ValueError, match=message):
+            into.load_state_dict(state)
+        assert str(before) == str(into.state_dict())
+
+
+def test_a_watcher_of_another_model_or_options_without_one_are_pointed_out():
+    model = nn.Linear(3, 2)
+    with pytest.raises(ValueError, match="coincidence watches none of the parameters"):
+        ConsolidatingPlasticityOptimizer(model.parameters(), coincidence=NMDACoincidence(nn.Linear(3, 2)))
+    with pytest.raises(TypeError, match=r"params must be parameters, got a Linear: pass model.parameters\(\)"):
+        ConsolidatingPlasticityOptimizer(model)
+    with pytest.warns(UserWarning, match="rank has no effect without coincidence="):
+        ConsolidatingPlasticityOptimizer(model.parameters(), rank=4)

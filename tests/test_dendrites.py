@@ -15,7 +15,6 @@ from sp import ConsolidatingPlasticityOptimizer, NMDACoincidence, SelectivePlast
 from sp.baselines import make_learner
 from sp.baselines.dendritic import GrowingLearner, held_out
 from sp.dendrites import Dendrites, acting
-from sp.experiment import Experiment, run
 from sp.models import mlp
 
 needs_package = pytest.mark.skipif(
@@ -174,7 +173,8 @@ def test_new_dendrites_change_no_answer_at_first_and_all_of_the_network_learns()
     score(learner, *GROW)
     torch.testing.assert_close(learner.logits(x), best)
     others, late = learner.optimizer.param_groups
-    assert len(late["params"]) == 3 and late["born"] == others["step_count"] == 30
+    assert len(late["params"]) == 3 and others["step_count"] == 30
+    assert late["born"] == float(others["shared"]["age"]) > 0
     before = {name: p.clone() for name, p in learner.model.named_parameters()}
     learn(learner, 5, seed=100)
     moved = {name for name, p in learner.model.named_parameters() if not torch.equal(p, before[name])}
@@ -208,25 +208,6 @@ def test_a_checkpoint_goes_on_bit_by_bit(base):
     score(other, 0.7, 0.7, 0.7)
     assert learner.dendrites.count == other.dendrites.count == 2
     assert torch.equal(learner.logits(batch()[0]), other.logits(batch()[0]))
-
-
-@needs_package
-def test_a_run_that_was_killed_goes_on_to_the_same_result(tmp_path):
-    experiment = Experiment(optimizer="dendrites", options={"base": "selective", "check_every": 3}, hidden=(8,))
-    experiment = Experiment.from_dict({**experiment.as_dict(), "epochs": 2})
-    whole = run(experiment)
-
-    class Killed(Exception):
-        pass
-
-    def kill(moment):
-        if moment.step == 70:
-            raise Killed
-
-    with pytest.raises(Killed):
-        run(experiment, look=kill, checkpoint_path=tmp_path / "c", checkpoint_every=10)
-    again = run(experiment, checkpoint_path=tmp_path / "c", checkpoint_every=10)
-    assert (again.accuracy[-1] == whole.accuracy[-1]).all() and again.parameters == whole.parameters
 
 
 @needs_package

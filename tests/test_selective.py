@@ -1,6 +1,7 @@
 """The published optimizer: its formulas, its two implementations, its arguments and its state."""
 
 import copy
+import inspect
 import math
 
 import numpy as np
@@ -419,10 +420,21 @@ def test_with_coincidence_the_fast_form_is_the_reference(base, normalisation):
 
 def test_coincidence_must_be_a_watcher_and_what_it_did_not_see_is_gated_without_it():
     model = nn.Linear(2, 1)
-    with pytest.raises(TypeError, match=r"coincidence must be None or NMDACoincidence\(model\), got 'on'"):
+    with pytest.raises(TypeError, match=r"coincidence must be None or NMDACoincidence\(model\), got a str"):
         SelectivePlasticityOptimizer(model.parameters(), coincidence="on")
     optimizer = coincident(model)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()
     assert (optimizer.get_param_gate(model.weight) == 1).all()
+    with pytest.warns(UserWarning, match="did you mean 75?"):
+        SelectivePlasticityOptimizer(model.parameters(), threshold_percentile=0.75)
+
+
+def test_its_groups_hold_its_options_and_nothing_else():
+    options = inspect.signature(SelectivePlasticityOptimizer).parameters.keys() - {"params", "coincidence"}
+    kept = {"params", "step_count", "skipped_steps", "calibration_start"}
+    optimizer = SelectivePlasticityOptimizer([nn.Parameter(torch.zeros(2))])
+    assert optimizer.param_groups[0].keys() == options | kept
+    with pytest.raises(ValueError, match="normalisation must be 'percentile' with compile=True"):
+        SelectivePlasticityOptimizer([nn.Parameter(torch.zeros(2))], compile=True, normalisation="max")

@@ -52,9 +52,12 @@ class WatchedLayer:
         self.fresh = not state
         if self.fresh:
             self._initialise()
-        if self.activity is not None:
+        if self.activity is None:
+            synapses.warn_of_missing_activity()
+        else:
             self._measure_power(self.activity)
-        self.per_power = 1 / (self.state["input_power"] + SMALLEST)
+        power = self.state["input_power"]
+        self.per_power = torch.where(power > 0, 1 / (power + SMALLEST), 0)  # what was never seen active stays
 
     def _initialise(self) -> None:
         out, inputs = self.gradient.shape

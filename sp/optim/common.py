@@ -1,53 +1,17 @@
-"""What the optimizers share: checked arguments, gradients that are looked at before anything changes, skipped steps."""
+"""What the optimizers share: gradients that are looked at before anything changes, skipped steps, state dicts."""
 
-import math
 from collections.abc import Callable, Iterable
-from numbers import Integral, Real
+from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from sp.biology import NMDACoincidence, Synapses
-from sp.optim.fast import Compiled, local, summed_over_shards
-
-
-def check_number(
-    name: str, value: Any, low: float, high: float = math.inf, *, low_open: bool = False, high_open: bool = False
-) -> None:
-    """Raise a TypeError unless ``value`` is a real number, a ValueError unless it lies between ``low`` and ``high``."""
-    allowed = f"{'(' if low_open else '['}{low}, {high}{')' if high_open or math.isinf(high) else ']'}"
-    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number in {allowed}, got {value!r} of type {type(value).__name__}")
-    too_low = value <= low if low_open else value < low
-    too_high = value >= high if high_open else value > high
-    if math.isnan(value) or math.isinf(value) or too_low or too_high:
-        raise ValueError(f"{name} must be a finite number in {allowed}, got {value!r}")
-
-
-def check_integer(name: str, value: Any, low: int) -> None:
-    """Raise a TypeError unless ``value`` is a whole number, a ValueError unless it is at least ``low``."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be a whole number >= {low}, got {value!r} of type {type(value).__name__}")
-    if value < low:
-        raise ValueError(f"{name} must be a whole number >= {low}, got {value!r}")
-
-
-def check_flag(name: str, value: Any) -> None:
-    """Raise a TypeError unless ``value`` is True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r} of type {type(value).__name__}")
-
-
-def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
-    """Raise a ValueError unless ``value`` is one of ``allowed``."""
-    allowed = tuple(allowed)
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+from sp.checks import check_choice, check_flag, check_number
+from sp.optim.fast import Compiled, local, summed_over_shards, whole
 
 
 def scalar_dtype(parameter: Tensor) -> torch.dtype:
@@ -73,14 +37,19 @@ def signed_rate(group: dict[str, Any]) -> float | Tensor:
     return -rate if group["maximize"] else rate
 
 
+_NO_OPTIONS = ("self", "params", "coincidence")
+
+
 class PlasticityOptimizer(Optimizer):
-    """Base of the optimizers. A subclass defines three methods:
+    """Base of the optimizers. A subclass defines five methods:
 
     ``check_options(options)`` raises a ValueError or TypeError that names the first wrong option of a parameter group,
     after those that are checked here for all optimizers;
     ``initialise(parameters)`` makes the state of parameters before their first step;
     ``update(groups, finite)`` changes parameters and their state, given each group with those of its parameters that
-    have a gradient, and leaves all as it is where the tensor ``finite`` is False.
+    have a gradient, and leaves all as it is where the tensor ``finite`` is False;
+    ``get_param_eligibility(param)`` and ``get_param_gate(param)`` give a tensor of the parameter's shape, or None where
+    it has no state.
 
     What of a parameter's state has the parameter's shape is named in ``parameter_state``. It has the parameter's dtype
     as well, unless ``wide_state`` names it, too: that and everything else is kept in float32 or wider, also when a
@@ -94,15 +63,33 @@ class PlasticityOptimizer(Optimizer):
 
     parameter_state: tuple[str, ...] = ()
     wide_state: tuple[str, ...] = ()
+    group_state: tuple[str, ...] = ("step_count",)  # what the first parameter group of a saved state has to hold
 
     def __init__(self, params: Iterable, defaults: dict[str, Any], coincidence: NMDACoincidence | None):
         if coincidence is not None and not isinstance(coincidence, NMDACoincidence):
-            raise TypeError(f"coincidence must be None or NMDACoincidence(model), got {coincidence!r}")
+            raise TypeError(f"coincidence must be None or NMDACoincidence(model), got a {type(coincidence).__name__}")
         self.coincidence = coincidence
+        if isinstance(params, nn.Module):
+            raise TypeError(f"params must be parameters, got a {type(params).__name__}: pass model.parameters()")
         params = list(params) if not isinstance(params, Tensor) else params
         if isinstance(params, list) and not params:
             raise ValueError("params must hold at least one parameter, got an empty list: pass model.parameters()")
         super().__init__(params, {**defaults, "step_count": 0, "skipped_steps": 0})
+        if coincidence is not None and not self.watched():
+            raise ValueError(
+                "coincidence watches none of the parameters in params: pass NMDACoincidence(model) of the model that "
+                "they belong to"
+            )
+
+    @classmethod
+    def chosen(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Of the local names of ``__init__`` those that are options."""
+        return {name: given[name] for name in signature(cls.__init__).parameters if name not in _NO_OPTIONS}
+
+    @classmethod
+    def default(cls, option: str) -> Any:
+        """The value of an option that is not given."""
+        return signature(cls).parameters[option].default
 
     def check_options(self, options: dict[str, Any]) -> None:
         """Raise for the first wrong option; here for those that all optimizers have."""
@@ -140,7 +127,7 @@ class PlasticityOptimizer(Optimizer):
         if self.coincidence is not None:
             self.coincidence.clear()
 
-    def covered(self) -> dict[int, Synapses]:
+    def watched(self) -> dict[int, Synapses]:
         """The watched layer of each parameter that the watcher covers, by the parameter's id."""
         if self.coincidence is None:
             return {}
@@ -247,15 +234,35 @@ class PlasticityOptimizer(Optimizer):
         own = [p for group in self.param_groups for p in group["params"]]
         return [(p, state_dict["state"].get(i, {})) for i, p in zip(ids, own, strict=False)]
 
+    def misfit(self, parameter: Tensor, state: dict[str, Tensor]) -> str | None:
+        """What is wrong with a state (not an empty one) for a parameter; None where it fits."""
+        for name in self.parameter_state:
+            if name not in state:
+                return f"lacks {name!r}"
+            if state[name].shape != parameter.shape:
+                return f"has {name!r} of shape {tuple(state[name].shape)}"
+        return None
+
     def _checked(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        if not state_dict.get("param_groups"):
+            raise ValueError(
+                "state_dict must be what optimizer.state_dict() gave, with 'state' and 'param_groups'; got one with "
+                f"{', '.join(map(repr, list(state_dict)[:3])) or 'nothing'}. Nothing was changed."
+            )
+        lacking = [name for name in self.group_state if name not in state_dict["param_groups"][0]]
+        if lacking:
+            raise ValueError(
+                f"state_dict is not that of a {type(self).__name__}, its first group lacks {lacking[0]!r}; nothing was "
+                "changed. Load it into an optimizer of the kind that was saved, or begin with a new one."
+            )
         for p, state in self._pairs(state_dict):
-            for name in self.parameter_state:
-                if name in state and state[name].shape != p.shape:
-                    raise ValueError(
-                        f"state_dict has {name!r} of shape {tuple(state[name].shape)} for a parameter of shape "
-                        f"{tuple(p.shape)}; nothing was changed. Give the optimizer the parameters of the same model "
-                        "in the same order."
-                    )
+            if state and (wrong := self.misfit(p, state)):
+                raise ValueError(
+                    f"state_dict {wrong} for a parameter of shape {tuple(p.shape)}; nothing was changed. Load it into "
+                    f"an optimizer made as the saved one was, here a {type(self).__name__} "
+                    f"with{'' if self.coincidence is not None else 'out'} coincidence, with the parameters of the same "
+                    "model in the same order; or begin with a new one."
+                )
         return state_dict
 
     def _restore_precision(self, state_dict: dict[str, Any]) -> None:
@@ -268,11 +275,29 @@ class PlasticityOptimizer(Optimizer):
                     dtype = scalar_dtype(p) if value.is_floating_point() else value.dtype
                     self.state[p][name] = value.to(p.device, dtype, copy=True)
 
-    def _steps_taken(self) -> dict[str, int]:
-        """Counts for the diagnostics: steps that were taken, and steps skipped for a gradient that was not finite."""
+    @torch.no_grad()
+    def get_diagnostics(self) -> dict[str, float]:
+        """How the optimizer is doing (P2). Costs nothing in a step, a pass over parameters and state when called.
+
+        Returns:
+            ``step_count``: steps taken. ``skipped_steps``: steps skipped for a gradient that was not finite.
+            ``eligibility_mean``, ``gate_mean``: means of `get_param_eligibility`, in its units, and of
+            `get_param_gate`, in [0, 1], over all parameters that have a state. Before the first step they are 0 and 1:
+            nothing is tagged, everything is plastic. When the gate comes near zero, plasticity has run out.
+        """
         skipped = max(int(group["skipped_steps"]) for group in self.param_groups)
         calls = max(group["step_count"] for group in self.param_groups)
-        return {"step_count": calls - skipped, "skipped_steps": skipped}
+        eligibility_sum, gate_sum, count = 0.0, 0.0, 0
+        for p in (p for group in self.param_groups for p in group["params"]):
+            eligibility = self.get_param_eligibility(p)
+            if eligibility is None:
+                continue
+            eligibility_sum += float(whole(eligibility).sum(dtype=torch.float64))
+            gate_sum += float(whole(self.get_param_gate(p)).sum(dtype=torch.float64))
+            count += p.numel()
+        means = (eligibility_sum / count, gate_sum / count) if count else (0.0, 1.0)
+        steps = {"step_count": calls - skipped, "skipped_steps": skipped}
+        return {**steps, "eligibility_mean": means[0], "gate_mean": means[1]}
 
 
 def _decay(parameters: list[Tensor], share: float | Tensor, finite: Tensor) -> None:

@@ -1,5 +1,6 @@
 """Consolidation: what was used is captured for good, and plasticity falls with it. No boundaries, no stored data."""
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,18 +10,13 @@ from torch.distributed.tensor import DTensor
 
 from sp import rules
 from sp.biology import NMDACoincidence, Synapses
+from sp.checks import check_integer, check_number
 from sp.optim.coincidence import REFERENCE_BATCH, SCALE_STEPS, WatchedLayer, horizon, memories
-from sp.optim.common import (
-    PlasticityOptimizer,
-    by_device_and_dtype,
-    check_integer,
-    check_number,
-    scalar_dtype,
-    signed_rate,
-)
+from sp.optim.common import PlasticityOptimizer, by_device_and_dtype, scalar_dtype, signed_rate
 from sp.optim.fast import blocks, local, summed_over_shards, whole
 from sp.optim.memory import SMALLEST, Memory
 
+_OF_COINCIDENCE = ("memory_strength", "rank", "refresh_every", "equalisation")
 FLOOR = 0.5  # of the norm at the beginning: a task learnt to the end must not leave the absorber shut for the next
 
 Groups = list[tuple[dict[str, Any], list[Tensor]]]
@@ -44,7 +40,8 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
 
     A synapse moves only along what is new in its input. The layer next to the loss is linear in its weights: there one
     factor P does, as in recursive least squares, and Q is left out. Parameters that are not watched follow the diagonal
-    form, and count besides as having a constant input: their step is multiplied by ``1 / (1 + t / a)``.
+    form, and count besides as having a constant input: their step is multiplied by ``1 / (1 + t / a)``, with t the
+    number of examples so far, in units of 128.
 
     In both forms the gradient's norm over all parameters is held to ``absorber`` times its own running mean (or half
     the norm at the beginning, where that is more), and multiplying the loss by a constant changes nothing.
@@ -62,7 +59,8 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         refresh_every: coincidence form: steps between two looks at the memories, >= 1; the readout's is looked at four
             times as often.
         equalisation: coincidence form: p >= 0; 0 leaves Q out.
-        absorber: largest gradient norm in units of its running mean, >= 1. Of the first group, for all.
+        absorber: largest gradient norm in units of its running mean, >= 1. It, ``threshold_quantile`` and
+            ``warmup_steps`` are of all groups together: another group may not have others.
         coincidence: a watcher of the model, or None.
         foreach, compile: diagonal form: True, False: all tensors at once. False, False: the reference, one tensor at a
             time. True, True: under ``torch.compile``, as in `SelectivePlasticityOptimizer`.
@@ -73,6 +71,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
     """
 
     parameter_state = wide_state = ("consolidated",)
+    group_state = ("step_count", "shared")
 
     def __init__(
         self,
@@ -94,14 +93,29 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         differentiable: bool = False,
         on_nonfinite: str = "skip",
     ):
-        leave_out = ("self", "params", "coincidence", "__class__", "leave_out")
-        options = {name: value for name, value in locals().items() if name not in leave_out}
+        options = self.chosen(locals())
         super().__init__(params, options, coincidence)
+        unused = (
+            [name for name in _OF_COINCIDENCE if options[name] != self.default(name)] if coincidence is None else []
+        )
+        if unused:
+            warnings.warn(f"{', '.join(unused)} has no effect without coincidence=NMDACoincidence(model)", stacklevel=2)
         device = self.param_groups[0]["params"][0].device
         self.param_groups[0]["shared"] = {
-            name: torch.zeros((), device=device) for name in ("steps", "mean_norm", "scale")
+            name: torch.zeros((), device=device) for name in ("steps", "age", "mean_norm", "scale")
         }
         self.param_groups[0]["shared"]["threshold"] = torch.ones((), device=device)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters with options of their own, but for those that all groups share (a ValueError)."""
+        for name in ("absorber", "threshold_quantile", "warmup_steps"):
+            shared = self.param_groups[0][name] if self.param_groups else self.defaults[name]
+            if param_group.get(name, shared) != shared:
+                raise ValueError(
+                    f"{name} must be that of all groups, {shared!r}, got {param_group[name]!r} for one of them: give "
+                    "it to the optimizer, not to a group"
+                )
+        super().add_param_group(param_group)
 
     def check_options(self, options: dict[str, Any]) -> None:
         super().check_options(options)
@@ -114,9 +128,19 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         check_number("equalisation", options["equalisation"], 0)
         check_number("absorber", options["absorber"], 1)
 
+    def misfit(self, parameter: Tensor, state: dict[str, Tensor]) -> str | None:
+        synapses = self.watched().get(id(parameter))
+        if synapses is None:
+            return super().misfit(parameter, state)
+        if "input_power" not in state:
+            return "lacks 'input_power'"
+        width = parameter[0].numel() + (synapses.bias is not None)
+        kept = next(state[name] for name in ("inputs_memory", "inputs_sketch") if name in state)
+        return None if len(kept) == width else f"has a memory of {len(kept)} inputs in place of {width}"
+
     def _finite(self, parameters: list[Tensor]) -> Tensor:
         self._squares = []
-        sharded = [s.name for s in self.covered().values() if isinstance(s.weight, DTensor)]
+        sharded = [s.name for s in self.watched().values() if isinstance(s.weight, DTensor)]
         if sharded:
             raise TypeError(
                 f"coincidence: the layer {sharded[0]!r} is sharded by fully_shard, and a memory needs all of a layer's "
@@ -133,7 +157,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         return square
 
     def initialise(self, parameters: list[Tensor]) -> None:
-        covered = self.covered()  # whose memories lie with the layer's weight, and whose shapes its first step shows
+        covered = self.watched()  # whose memories lie with the layer's weight, and whose shapes its first step shows
         for p in parameters:
             if id(p) not in covered:
                 # A sum of squares would be lost in float16, and stand still in bfloat16.
@@ -143,7 +167,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
     def update(self, groups: Groups, finite: Tensor) -> None:
         if not any(parameters for _, parameters in groups):
             return
-        covered = self.covered()
+        covered = self.watched()
         shared = {name: value.to(finite.device) for name, value in self.param_groups[0]["shared"].items()}
         shared["steps"] = shared["steps"] + finite
         layers = [
@@ -161,6 +185,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         squares += self._squares or [_squared_norm(members) for _, members in rest]
         norm = torch.stack([square.to(finite.device, torch.float32) for square in squares]).sum().sqrt()
         examples = max([layer.examples for layer in layers], default=REFERENCE_BATCH)
+        shared["age"] = shared["age"] + finite * (examples / REFERENCE_BATCH)
         absorbed = self._absorb(shared, norm, finite, horizon(examples))
         unit = absorbed / (shared["scale"] + SMALLEST)
         for layer in layers:
@@ -192,9 +217,13 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         for group, members in rest:
             size = signed_rate(group) * shared["threshold"].sqrt()  # theta / sqrt(theta)
             if self.coincidence is not None:
-                age = (shared["steps"] - group.get("born", 0)).clamp(min=1)
-                size = size * rules.novelty_of_constant(age, group["memory_strength"])
+                size = size * self._novelty(group, shared)
             self._move(group, members, finite, factor, (shared["threshold"], size), captured=measuring)
+
+    def _novelty(self, group: dict[str, Any], shared: dict[str, Tensor]) -> Tensor:
+        """What is left of the steps of parameters that are not watched beside those that are."""
+        age = (shared["age"] - group.get("born", 0)).clamp(min=1 / REFERENCE_BATCH)
+        return rules.novelty_of_constant(age, group["memory_strength"])
 
     def _move(
         self,
@@ -254,36 +283,19 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
             return None
         if synapses is not None:
             return synapses.by_input(inputs.shares(state), param)
-        threshold = self.param_groups[0]["shared"]["threshold"].to(param.device)
-        return rules.consolidation_gate(state["consolidated"], threshold)
+        shared = self.param_groups[0]["shared"]
+        gate = rules.consolidation_gate(state["consolidated"], shared["threshold"].to(param.device))
+        if self.coincidence is not None:
+            gate = gate * self._novelty(self.group_of(param), shared).to(param.device)
+        return gate
 
     def _kept_for(self, param: Tensor) -> tuple[dict[str, Tensor], Synapses | None, Memory | None]:
         """The state that a parameter's step reads; for a watched one its layer and the memory of its inputs as well."""
-        synapses = self.covered().get(id(param))
+        synapses = self.watched().get(id(param))
         if synapses is None:
             return self.state.get(param, {}), None, None
         _, inputs, _ = memories(synapses, self.group_of(synapses.weight))
         return self.state.get(synapses.weight, {}), synapses, inputs
-
-    @torch.no_grad()
-    def get_diagnostics(self) -> dict[str, float]:
-        """How the optimizer is doing. Costs nothing in a step, a pass over the state when called.
-
-        Returns:
-            ``step_count``, ``skipped_steps``: as in `SelectivePlasticityOptimizer`. ``eligibility_mean`` and
-            ``gate_mean``: means of `get_param_eligibility` and of `get_param_gate` over all parameters. When the gate
-            comes near zero, plasticity has run out.
-        """
-        eligibility_sum, gate_sum, count = 0.0, 0.0, 0
-        for p in (p for group in self.param_groups for p in group["params"]):
-            eligibility = self.get_param_eligibility(p)
-            if eligibility is None:
-                continue
-            eligibility_sum += float(whole(eligibility).sum(dtype=torch.float64))
-            gate_sum += float(whole(self.get_param_gate(p)).sum(dtype=torch.float64))
-            count += p.numel()
-        means = (eligibility_sum / count, gate_sum / count) if count else (0.0, 1.0)
-        return {**self._steps_taken(), "eligibility_mean": means[0], "gate_mean": means[1]}
 
 
 def _squared_norm(members: list[Tensor]) -> Tensor:

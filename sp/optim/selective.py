@@ -1,6 +1,7 @@
 """The published rule: an Adam-like step whose size a plasticity gate decides, synapse by synapse."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -10,16 +11,8 @@ from torch import Tensor
 
 from sp import rules
 from sp.biology import NMDACoincidence
-from sp.optim.common import (
-    PlasticityOptimizer,
-    by_device_and_dtype,
-    check_choice,
-    check_flag,
-    check_integer,
-    check_number,
-    scalar_dtype,
-    signed_rate,
-)
+from sp.checks import check_choice, check_flag, check_integer, check_number
+from sp.optim.common import PlasticityOptimizer, by_device_and_dtype, scalar_dtype, signed_rate
 from sp.optim.fast import blocks, local, whole
 
 REFRESH_EVERY = 50  # steps between two looks at the distribution of the eligibility
@@ -108,9 +101,13 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         differentiable: bool = False,
         on_nonfinite: str = "skip",
     ):
-        leave_out = ("self", "params", "coincidence", "__class__")
-        options = {name: value for name, value in locals().items() if name not in leave_out}
-        super().__init__(params, {**options, "calibration_start": 0}, coincidence)
+        super().__init__(params, {**self.chosen(locals()), "calibration_start": 0}, coincidence)
+        if 0 < threshold_percentile < 1:
+            warnings.warn(
+                f"threshold_percentile is in percent, and {threshold_percentile:g} is less than one of them: did you "
+                f"mean {100 * threshold_percentile:g}?",
+                stacklevel=2,
+            )
         self._activations: dict[int, Tensor] = {}  # of the last step, by the parameter's id
 
     def __getstate__(self) -> dict[str, Any]:
@@ -118,6 +115,11 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
 
     def check_options(self, options: dict[str, Any]) -> None:
         super().check_options(options)
+        if options["compile"] and options["normalisation"] == "max":
+            raise ValueError(
+                "normalisation must be 'percentile' with compile=True, got 'max', whose threshold has to be known "
+                "before the pass that is compiled: leave one of the two out"
+            )
         check_number("trace_decay", options["trace_decay"], 0, 1, high_open=True)
         check_number("plasticity_k", options["plasticity_k"], 0)
         check_number("threshold_percentile", options["threshold_percentile"], 0, 100)
@@ -163,7 +165,7 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
     def _normalised_activations(self, finite: Tensor) -> dict[int, Tensor]:
         """What the presynaptic side gives to each watched parameter, in [0, 1]; nothing where no pass was recorded."""
         activations = {}
-        for synapses in {id(synapses): synapses for synapses in self.covered().values()}.values():
+        for synapses in {id(synapses): synapses for synapses in self.watched().values()}.values():
             activity = synapses.take()
             if activity is None:
                 continue
@@ -208,27 +210,6 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         eligibility = whole(eligibility)
         magnitude = torch.zeros_like(eligibility) if param.grad is None else whole(param.grad).abs()
         return _gate(eligibility, magnitude, self._activations.get(id(param)), self.state[param], self.group_of(param))
-
-    @torch.no_grad()
-    def get_diagnostics(self) -> dict[str, float]:
-        """How the optimizer is doing (P2). Costs nothing in a step, a pass over the parameters when called.
-
-        Returns:
-            ``step_count``: steps taken. ``skipped_steps``: steps skipped for a gradient that was not finite.
-            ``eligibility_mean``: mean bias-corrected eligibility, in units of the gradient. ``gate_mean``: mean of
-            `get_param_gate`, in [0, 1].
-            Before the first step the means are 0 and 1: nothing is tagged, everything is plastic.
-        """
-        eligibility_sum, gate_sum, count = 0.0, 0.0, 0
-        for p in (p for group in self.param_groups for p in group["params"]):
-            eligibility = self.get_param_eligibility(p)
-            if eligibility is None:
-                continue
-            eligibility_sum += float(whole(eligibility).sum(dtype=torch.float64))
-            gate_sum += float(self.get_param_gate(p).sum(dtype=torch.float64))
-            count += p.numel()
-        means = (eligibility_sum / count, gate_sum / count) if count else (0.0, 1.0)
-        return {**self._steps_taken(), "eligibility_mean": means[0], "gate_mean": means[1]}
 
 
 _RULE_OPTIONS = (

@@ -1,0 +1,44 @@
+"""Checks of arguments: each raises an error that names the argument, what is allowed and what was given."""
+
+import math
+from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import Any
+
+
+def check_number(
+    name: str, value: Any, low: float, high: float = math.inf, *, low_open: bool = False, high_open: bool = False
+) -> None:
+    """Raise a TypeError unless ``value`` is a real number, a ValueError unless it lies between ``low`` and ``high``."""
+    allowed = f"{'(' if low_open else '['}{low}, {high}{')' if high_open or math.isinf(high) else ']'}"
+    if hasattr(value, "numel") and value.numel() == 1 and not value.is_complex():  # a tensor, as a rate may be
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number in {allowed}, got {value!r} of type {type(value).__name__}")
+    too_low = value <= low if low_open else value < low
+    too_high = value >= high if high_open else value > high
+    if math.isnan(value) or math.isinf(value) or too_low or too_high:
+        raise ValueError(f"{name} must be a finite number in {allowed}, got {value!r}")
+
+
+def check_integer(name: str, value: Any, low: int, high: int = 2**63 - 1) -> None:
+    """Raise a TypeError unless ``value`` is a whole number, a ValueError unless it is at least ``low`` (at most
+    ``high``)."""
+    allowed = f">= {low}" if high == 2**63 - 1 else f"from {low} to {high}"
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be a whole number {allowed}, got {value!r} of type {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be a whole number {allowed}, got {value!r}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise a TypeError unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r} of type {type(value).__name__}")
+
+
+def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
+    """Raise a ValueError unless ``value`` is one of ``allowed``."""
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
