@@ -176,22 +176,6 @@ def effects(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def conclusions(panels: dict[str, pd.DataFrame]) -> list[str]:
-    """`effects` of each stream in words: which arms are better, worse, do not matter, and cannot be told apart."""
-    words = {"better": "better", "worse": "worse", "no matter": "no matter", "open": "these seeds cannot tell"}
-    lines = []
-    for title, table in panels.items():
-        lines.append(f"{title} (n = {table.n.min()})")
-        for verdict, text in words.items():
-            rows = list(table[table.verdict == verdict].itertuples())
-            if verdict in ("better", "worse"):
-                rows = [f"{row.arm} {row.mean:+.3f} [{row.low:+.3f}, {row.high:+.3f}]" for row in rows]
-            else:
-                rows = [row.arm for row in rows]
-            lines.append(f"  {text}: {'; '.join(rows) or 'none'}")
-    return lines
-
-
 def side_by_side(panels: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """`effects` of several streams as text: a row for each arm; difference, size and verdict for each stream."""
     tables = {}

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sp.optim.common import check_integer, check_number
+from sp.checks import check_integer, check_number
 
 
 class DendriticLinear(nn.Module):

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.profiler import ProfilerActivity, profile
 
 from sp.biology import NMDACoincidence, PlasticityCounter
+from sp.checks import check_choice
 from sp.files import bar
 from sp.models import mlp
 from sp.optim import ConsolidatingPlasticityOptimizer, SelectivePlasticityOptimizer
@@ -82,6 +83,8 @@ def bench(parts: Sequence[str] = tuple(PARTS), rounds: int = 15, largest: int = 
         ``_high``; ``state_bytes`` and ``peak_bytes`` (weights, gradients, state and the most that a step needs besides)
         a parameter.
     """
+    for part in parts:
+        check_choice("parts", part, PARTS)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     cases = [(part, width, batch) for part in parts for width in PARTS[part][0] for batch in PARTS[part][1]]
@@ -125,6 +128,8 @@ def _measure(part: str, width: int, batch: int, names: list[str], rounds: int) -
             row |= _interval("step_fused_ratio", measured[name][:, 0] / measured["Adam, fused"][:, 0])
         state = state_bytes(optimizer)
         _training_step(models[name], optimizer, x, y)
+        optimizer.zero_grad()
+        F.cross_entropy(models[name](x), y).backward()
         peak = 2 * 4 * count + state + peak_of_step(optimizer)
         rows.append({**row, "state_bytes": state / count, "peak_bytes": peak / count})
     return pd.DataFrame(rows)

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import qmc
 
+from sp.checks import check_choice
+
 SAMPLES = ("random", "latin_hypercube")
 _RANGE = re.compile(r"([^:]+):([^:]+?)(:log)?")
 
@@ -81,7 +83,10 @@ def grid(choices: Mapping[str, Values]) -> list[dict[str, Any]]:
     """
     for name, values in choices.items():
         if isinstance(values, Range):
-            raise ValueError(f"{name} has a range, got {values}: name its values, or draw a sample of so many points")
+            raise ValueError(
+                f"{name} has a range, got {values}: name its values, or draw points from it (on the command line "
+                "--sample random --count N)"
+            )
     return [dict(zip(choices, point, strict=True)) for point in itertools.product(*choices.values())]
 
 
@@ -97,8 +102,7 @@ def sample(
             probability, and each part has one point (McKay et al. 1979).
         seed: equal arguments give equal points.
     """
-    if method not in SAMPLES:
-        raise ValueError(f"method must be one of {', '.join(map(repr, SAMPLES))}, got {method!r}")
+    check_choice("method", method, SAMPLES)
     if count < 1 or not choices:
         raise ValueError(f"a sample needs count >= 1 and something to vary, got {count!r} of {len(choices)} names")
     generator = np.random.default_rng(seed)

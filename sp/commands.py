@@ -1,16 +1,177 @@
-"""The commands that run many things: ``sweep``, ``notebooks`` and ``record``."""
+"""The commands, but for those that draw stored figures again (`sp.paper`): arguments, and what each calls."""
 
 import argparse
+import difflib
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from sp import ablation, choices, dendrite_study, figures, metrics, notebook_grid, permuted, recorded, search, studies
+from sp import choices, studies
+from sp.baselines import METHODS
 from sp.experiment import Experiment, Store, results_frame
 from sp.files import write_atomically
-from sp.sweep import SweepError, plan, points_of, run_all
+from sp.sweep import SweepError, check_options, plan, points_of, run_all
 
+# What only one command needs is imported by it, for it takes seconds.
+
+RECORDED = ("06_ablation", "07_hyperparameters", "08_permuted", "13_dendrites")
 VALUES = "v1,v2,... or, with --sample, a range low:high or low:high:log"
+
+
+def add_commands(commands) -> None:
+    """All of them."""
+    for add in (add_notebook_runs, add_bench, add_tune, add_results, add_compare, add_recipes):
+        add(commands)
+    for add in (add_sweep, add_notebooks, add_record):
+        add(commands)
+
+
+def add_notebook_runs(commands) -> None:
+    """``figures``, ``refresh``, ``check-notebooks`` and ``html``."""
+    parser = commands.add_parser("figures", help="run every notebook and leave its figures in figures/")
+    _add_dataset(parser)
+    parser.add_argument("notebooks", nargs="*", type=Path, help="which ones; default: all")
+    parser.set_defaults(run=_figures)
+    for name, run, help in (
+        ("refresh", _refresh, "run every notebook afresh in place, with the outputs that the tests compare"),
+        ("check-notebooks", _check, "run every notebook and compare with its stored outputs"),
+        ("html", _html, "write every notebook, and the documentation, as static pages into build/html"),
+    ):
+        commands.add_parser(name, help=help).set_defaults(run=run)
+
+
+def _figures(chosen: argparse.Namespace) -> int:
+    from sp import notebooks
+
+    for path in chosen.notebooks:
+        if not path.is_file():
+            known = [str(one) for one in notebooks.all_notebooks()]
+            near = difflib.get_close_matches(path.stem, [Path(one).stem for one in known], 1, 0)
+            hint = f": did you mean notebooks/{near[0]}.ipynb?" if near else ""
+            raise FileNotFoundError(f"{path} is not there{hint}")
+    return notebooks.make_figures(chosen.dataset, chosen.notebooks)
+
+
+def _refresh(_: argparse.Namespace) -> None:
+    from sp import notebooks
+
+    notebooks.refresh()
+
+
+def _check(_: argparse.Namespace) -> int:
+    from sp import notebooks
+
+    return notebooks.check()
+
+
+def _html(_: argparse.Namespace) -> None:
+    from sp import pages
+
+    pages.make_all()
+
+
+def add_bench(commands) -> None:
+    """``bench``: what a step and a sweep cost."""
+    parser = commands.add_parser(
+        "bench", help="time and memory of a step beside Adam, kept in sp/bench.csv, and what a sweep costs"
+    )
+    parser.add_argument("--parts", nargs="+", help="size, width, batch; default: all")
+    parser.add_argument("--rounds", type=positive, default=15)
+    parser.add_argument("--dry", action="store_true", help="print only, and leave sp/bench.csv as it is")
+    parser.set_defaults(run=_bench)
+
+
+def _bench(chosen: argparse.Namespace) -> None:
+    from sp import bench, bench_sweep
+
+    table = bench.bench(chosen.parts or tuple(bench.PARTS), chosen.rounds)
+    print(table.round(2).to_string(index=False))
+    table = bench.beside_known(table)
+    if not chosen.dry:
+        write_atomically(bench.MEASURED, table.to_csv(index=False, float_format="%.5g"))
+    if set(bench.PARTS) <= set(table.part):
+        print("\n".join(bench.verdicts(table)))
+    print(bench_sweep.bench_sweep().round(3).to_string(index=False))
+
+
+def add_tune(commands) -> None:
+    """``tune``: the options of a study."""
+    parser = commands.add_parser("tune", help="choose the options of a study's arms on the tuning seeds")
+    parser.add_argument("study", choices=sorted(studies.STUDIES))
+    parser.add_argument("dataset", choices=sorted(studies.SETTINGS))
+    parser.add_argument("--arms", nargs="+", default=[], help="which ones; default: all")
+    parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
+    parser.set_defaults(run=_tune)
+
+
+def _tune(chosen: argparse.Namespace) -> None:
+    table = studies.tune(chosen.study, chosen.dataset, chosen.arms, workers=chosen.workers)
+    print(table.to_string(index=False))
+
+
+def add_results(commands) -> None:
+    """``results``: the retention studies."""
+    parser = commands.add_parser("results", help="run the retention studies and keep their table in figures/")
+    _add_dataset(parser)
+    parser.add_argument("--seeds", type=positive, default=10)
+    parser.add_argument(
+        "--long-seeds", type=positive, default=5, help="seeds of permuted streams and of wide or convolutional networks"
+    )
+    parser.add_argument("--streams", nargs="+", default=list(studies.STREAMS), choices=sorted(studies.STREAMS))
+    parser.set_defaults(run=_results)
+
+
+def _results(chosen: argparse.Namespace) -> None:
+    from sp import metrics
+
+    table = studies.retention_results(chosen.dataset, chosen.seeds, chosen.long_seeds, chosen.streams)
+    print(metrics.readable(table).to_string())
+
+
+def add_compare(commands) -> None:
+    """``compare``: the rivals of notebook 09."""
+    parser = commands.add_parser("compare", help="run the comparison of notebook 09 and keep its tables in figures/")
+    _add_dataset(parser)
+    parser.add_argument(
+        "--scenarios", nargs="+", metavar="SCENARIO", help="split5_class, permuted10, ...; default: all"
+    )
+    parser.add_argument("--seeds", type=positive, default=10)
+    parser.add_argument("--long-seeds", type=positive, default=5, help="seeds of the permuted and rotated streams")
+    parser.add_argument("--no-replay", action="store_true", help="only the arms without replay")
+    parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
+    parser.add_argument("--estimate", action="store_true", help="only say how long it will take")
+    parser.set_defaults(run=_compare)
+
+
+def _compare(chosen: argparse.Namespace) -> None:
+    from sp import comparison
+
+    scenarios = chosen.scenarios or list(comparison.SCENARIOS)
+    planned = (chosen.dataset, scenarios, chosen.seeds, chosen.long_seeds, not chosen.no_replay)
+    costs = comparison.known_costs(chosen.dataset)
+    seconds = comparison.estimate(chosen.dataset, comparison.planned(*planned), costs)
+    print(f"About {seconds / 60:.0f} minutes of CPU time; what is finished is kept.", flush=True)
+    if not chosen.estimate:
+        comparison.results(*planned, workers=chosen.workers)
+
+
+def add_recipes(commands) -> None:
+    """``recipes``: what others published."""
+    parser = commands.add_parser("recipes", help="run published recipes on MNIST and say by how much they differ")
+    parser.add_argument("--seeds", type=positive, default=5)
+    parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="of recipes as in the table; default: all")
+    parser.set_defaults(run=_recipes)
+
+
+def _recipes(chosen: argparse.Namespace) -> None:
+    from sp import recipes
+
+    names = chosen.only or list(recipes.RECIPES)
+    print(recipes.reproduce(names, chosen.seeds, workers=chosen.workers).round(3).to_string(index=False))
+
+
+def _add_dataset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", default="digits", choices=sorted(studies.SETTINGS))
 
 
 def add_sweep(commands) -> None:
@@ -20,17 +181,23 @@ def add_sweep(commands) -> None:
         help="run a grid or a sample of experiments, with every seed",
         description="Run experiments that differ in what -p names, with every seed, in parallel. What is stored is not "
         "run again: after a crash the same command goes on. Exit status: 0, 1 when runs failed, 2 when it cannot run.",
-        epilog="example: python -m sp sweep --stream permuted10 -p optimizer adam,sgd -p option_lr 1e-3,1e-2 --seeds 5",
+        epilog="example: python -m sp sweep --stream permuted10 -p optimizer adam,sgd -p option_lr 1e-3,1e-2. "
+        f"Choices: {', '.join(Experiment.__dataclass_fields__)}. Optimizers: {', '.join(METHODS)}.",
     )
-    parser.add_argument("--dataset", default="digits", choices=sorted(studies.SETTINGS))
-    parser.add_argument("--stream", default="split2_class", choices=sorted(studies.STREAMS), help="tasks of a study")
+    _add_dataset(parser)
+    parser.add_argument(
+        "--stream",
+        default="split2_class",
+        choices=sorted(studies.STREAMS),
+        help="tasks of a study (default: %(default)s)",
+    )
     _add_parameters(parser, f"a choice of Experiment, or option_NAME for an argument of the optimizer; {VALUES}")
     parser.add_argument("--sample", choices=choices.SAMPLES, help="draw points instead of taking every combination")
-    parser.add_argument("--count", type=_positive, default=50, help="how many points to draw (default: 50)")
-    parser.add_argument("--seeds", type=_positive, default=3, help="how many seeds (default: 3)")
+    parser.add_argument("--count", type=positive, default=50, help="how many points to draw (default: 50)")
+    parser.add_argument("--seeds", type=positive, default=3, help="how many seeds (default: 3)")
     parser.add_argument("--first-seed", type=int, default=0, help="tuning takes seeds from 100 (default: 0)")
     parser.add_argument("--store", type=Path, help="folder of the results (default: $SP_STORE, else .store)")
-    parser.add_argument("--workers", type=_positive, help="processes (default: one a core)")
+    parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
     parser.add_argument("--cluster", metavar="tcp://HOST:PORT", help="a dask scheduler on whose workers to run")
     parser.add_argument("--csv", type=Path, help="write the table of all runs to this file")
     parser.add_argument("--dry-run", action="store_true", help="say what would run and how long it should take")
@@ -38,17 +205,20 @@ def add_sweep(commands) -> None:
 
 
 def _sweep(chosen: argparse.Namespace) -> int:
+    from sp import metrics
+
+    varied = _parameters(chosen.p)
+    if "seed" in varied:
+        raise ValueError("every point gets every seed: give --seeds and --first-seed in place of -p seed")
     try:
-        varied = _parameters(chosen.p)
-        if "seed" in varied:
-            raise ValueError("every point gets every seed: give --seeds and --first-seed in place of -p seed")
         experiments = points_of(
             studies.on_stream(chosen.stream, chosen.dataset),
             choices.sample(varied, chosen.count, chosen.sample) if chosen.sample else choices.grid(varied),
             range(chosen.first_seed, chosen.first_seed + chosen.seeds),
         )
-    except ValueError as error:
-        return _refuse(error)
+        check_options(experiments)
+    except TypeError as error:  # a value of the wrong type, which was typed and is no fault of the program
+        raise ValueError(str(error)) from error
     store = Store(chosen.store)
     if chosen.dry_run:
         planned = plan(experiments, store)
@@ -62,11 +232,6 @@ def _sweep(chosen: argparse.Namespace) -> int:
     except SweepError as error:
         print(error, file=sys.stderr)
         results, status = error.results, 1
-    except (OSError, ImportError) as error:
-        return _refuse(error)
-    except KeyboardInterrupt:
-        print("Stopped. What is finished is stored: the same command goes on.", file=sys.stderr)
-        return 130
     if results:
         table = results_frame(results)
         if chosen.csv:
@@ -95,16 +260,15 @@ def add_notebooks(commands) -> None:
     parser.add_argument("notebook", type=Path)
     _add_parameters(parser, "a name in the notebook's `parameters` cell; v1,v2,...")
     parser.add_argument("--to", type=Path, help="folder of the executed copies (default: build/notebooks/NOTEBOOK)")
-    parser.add_argument("--workers", type=_positive, help="notebooks at a time (default: one a core)")
+    parser.add_argument("--workers", type=positive, help="notebooks at a time (default: one a core)")
     parser.set_defaults(run=_notebooks)
 
 
 def _notebooks(chosen: argparse.Namespace) -> int:
-    try:
-        points = choices.grid(_parameters(chosen.p))
-        failures, folder = notebook_grid.execute_grid(chosen.notebook, points, chosen.to, chosen.workers)
-    except (ValueError, OSError) as error:
-        return _refuse(error)
+    from sp import notebook_grid
+
+    points = choices.grid(_parameters(chosen.p))
+    failures, folder = notebook_grid.execute_grid(chosen.notebook, points, chosen.to, chosen.workers)
     for failure in failures:
         print(f"FAILED {failure}", file=sys.stderr)
     print(f"{len(points) - len(failures)} of {len(points)} notebooks are in {folder}.")
@@ -120,65 +284,54 @@ def add_record(commands) -> None:
         "first. The notebook then reads figures/NOTEBOOK_DATASET_runs.csv.",
         epilog="example: python -m sp record 06_ablation --dataset mnist",
     )
-    parser.add_argument("notebook", choices=sorted(RECORDED))
-    parser.add_argument("--dataset", default="digits", choices=sorted(studies.SETTINGS))
-    parser.add_argument("--seeds", type=_positive, default=6, help="how many seeds (default: 6)")
-    parser.add_argument("--points", type=_positive, default=24, help="07: points for each arm (default: 24)")
-    parser.add_argument("--tasks", type=_positive, nargs="+", default=[10, 30], help="08: numbers of tasks")
+    parser.add_argument("notebook", choices=RECORDED)
+    _add_dataset(parser)
+    parser.add_argument("--seeds", type=positive, default=6, help="how many seeds (default: 6)")
+    parser.add_argument("--points", type=positive, default=24, help="07: points for each arm (default: 24)")
+    parser.add_argument("--tasks", type=positive, nargs="+", default=[10, 30], help="08: numbers of tasks")
     parser.add_argument(
-        "--long-seeds", type=_positive, default=3, help="08: seeds with more than ten tasks; 13: permuted"
+        "--long-seeds", type=positive, default=3, help="08: seeds with more than ten tasks; 13: permuted"
     )
-    parser.add_argument("--workers", type=_positive, help="processes (default: one a core)")
+    parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
     parser.add_argument("--dry-run", action="store_true", help="say how long it should take")
     parser.set_defaults(run=_record)
 
 
 def _record(chosen: argparse.Namespace) -> int:
-    seeds = range(chosen.seeds)
-    try:
-        study = TUNED_FIRST.get(chosen.notebook)
-        if study is not None and not study.is_tuned(chosen.dataset):
-            if chosen.dry_run:
-                planned = plan([experiment for *_, experiment in study.trials(chosen.dataset)])
-                print(f"Tuning: {planned.describe(chosen.workers)}")
-            else:
-                study.tune(chosen.dataset, workers=chosen.workers)
-        named = RECORDED[chosen.notebook](chosen, seeds)
+    from sp import ablation, dendrite_study, figures, recorded
+
+    study = {"06_ablation": ablation, "13_dendrites": dendrite_study}.get(chosen.notebook)
+    if study is not None and not study.is_tuned(chosen.dataset):
         if chosen.dry_run:
-            print(plan([experiment for _, experiment in named]).describe(chosen.workers))
-            return 0
-        name = f"{chosen.notebook}_{chosen.dataset}_runs"
-        path = figures.save_table(recorded.runs(name, named, workers=chosen.workers), name)
-    except SweepError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except (OSError, LookupError, ValueError) as error:
-        return _refuse(error)
+            planned = plan([experiment for *_, experiment in study.trials(chosen.dataset)])
+            print(f"Tuning: {planned.describe(chosen.workers)}")
+        else:
+            study.tune(chosen.dataset, workers=chosen.workers)
+    named = _runs_of(chosen)
+    if chosen.dry_run:
+        print(plan([experiment for _, experiment in named]).describe(chosen.workers))
+        return 0
+    name = f"{chosen.notebook}_{chosen.dataset}_runs"
+    path = figures.save_table(recorded.runs(name, named, workers=chosen.workers), name)
     print(f"{len(named)} runs are in {path}.")
     return 0
 
 
-def _permuted_runs(chosen: argparse.Namespace, seeds: Sequence[int]) -> recorded.Named:
-    counts = {tasks: range(chosen.long_seeds) if tasks > 10 else seeds for tasks in chosen.tasks}
-    return [
-        pair
-        for tasks, those in counts.items()
-        for pair in recorded.with_seeds(permuted.arms(chosen.dataset, tasks), those)
-    ]
+def _runs_of(chosen: argparse.Namespace) -> list[tuple[str, Experiment]]:
+    from sp import ablation, dendrite_study, permuted, recorded, search
 
-
-RECORDED = {
-    "06_ablation": lambda chosen, seeds: ablation.all_runs(chosen.dataset, seeds, tuned=not chosen.dry_run),
-    "07_hyperparameters": lambda chosen, seeds: [
-        *search.search_runs(chosen.dataset, chosen.points, len(studies.TUNING_SEEDS)),
-        *search.advice_runs(chosen.dataset, seeds),
-    ],
-    "08_permuted": _permuted_runs,
-    "13_dendrites": lambda chosen, seeds: dendrite_study.all_runs(
-        chosen.dataset, seeds, range(chosen.long_seeds), tuned=not chosen.dry_run
-    ),
-}
-TUNED_FIRST = {"06_ablation": ablation, "13_dendrites": dendrite_study}
+    seeds, long_seeds = range(chosen.seeds), range(chosen.long_seeds)
+    if chosen.notebook == "06_ablation":
+        return ablation.all_runs(chosen.dataset, seeds, tuned=not chosen.dry_run)
+    if chosen.notebook == "07_hyperparameters":
+        searched = search.search_runs(chosen.dataset, chosen.points, len(studies.TUNING_SEEDS))
+        return [*searched, *search.advice_runs(chosen.dataset, seeds)]
+    if chosen.notebook == "13_dendrites":
+        return dendrite_study.all_runs(chosen.dataset, seeds, long_seeds, tuned=not chosen.dry_run)
+    named = []
+    for tasks in chosen.tasks:
+        named += recorded.with_seeds(permuted.arms(chosen.dataset, tasks), long_seeds if tasks > 10 else seeds)
+    return named
 
 
 def _add_parameters(parser: argparse.ArgumentParser, help: str) -> None:
@@ -197,12 +350,8 @@ def _parameters(pairs: list[list[str]]) -> dict[str, choices.Values]:
     return varied
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number >= 1, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
     return int(text)
-
-
-def _refuse(error: Exception) -> int:
-    print(f"python -m sp: {error}", file=sys.stderr)
-    return 2

@@ -8,15 +8,16 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 
-from sp import figures, files, metrics, report, studies
-from sp.baselines import kept_bytes, needs, rehearses
+from sp import figures, files, metrics, studies
+from sp.baselines import TITLES, kept_bytes, needs, rehearses
+from sp.checks import check_choice
 from sp.data import load
 from sp.experiment import Experiment, Moment, Store, run
+from sp.models import mlp_size
 from sp.sweep import compare
 
 # Streams by name: those of the retention studies, and more. On long ones a fifth of MNIST's images for each task.
@@ -31,47 +32,26 @@ SCENARIOS = {
     "split2_domain": {"tasks": 2, "scenario": "domain"},
     "split2_task": {"tasks": 2, "scenario": "task"},
 }
-TITLES = report.COLUMNS
 # Sizes of the replay buffer: on digits the same share of the images as 200 and 2,000 of MNIST's.
 CAPACITIES = {"digits": (50, 200), "mnist": (200, 2000), "fashion_mnist": (200, 2000)}
 # What is tuned on one data set and carried over to another, to see how far a setting carries.
 TUNED_ON = {"digits": "digits", "mnist": "mnist", "fashion_mnist": "mnist"}
 
+
+def _titled(*methods: str) -> dict[str, str]:
+    return {TITLES[method]: method for method in methods}
+
+
 # Name in tables -> method in `sp.baselines.METHODS`.
 PLAIN = {
-    "Chance": "chance",
-    "SGD": "sgd",
-    "SGD with momentum": "momentum",
-    "Adam": "adam",
-    "AdamW": "adamw",
-    "Adagrad": "adagrad",
-    "Stable SGD": "stable_sgd",
-    "UPGD": "upgd",
-    "L2": "l2",
-    "EWC": "ewc",
-    "Online EWC": "online_ewc",
-    "SI": "si",
-    "MAS": "mas",
-    "LwF": "lwf",
-    "OWM": "owm",
-    "GPM": "gpm",
-    "NCL": "ncl",
-    "Selective plasticity": "selective",
-    "Consolidation": "consolidating",
-    "Coincidence": "coincidence",
+    **_titled("chance", "sgd", "momentum", "adam", "adamw", "adagrad", "stable_sgd", "upgd", "l2", "ewc", "online_ewc"),
+    **_titled("si", "mas", "lwf", "owm", "gpm", "ncl", "selective", "consolidating", "coincidence"),
     "Coincidence, tuned": "coincidence",
-    "Ridge": "ridge",
-    "Joint training": "joint",
+    **_titled("ridge", "joint"),
 }
 REPLAYED = {
-    "SGD + replay": "sgd",
-    "Adam + replay": "adam",
-    "A-GEM": "agem",
-    "DER++": "derpp",
-    "ER-ACE": "er_ace",
-    "Selective plasticity + replay": "selective",
-    "Consolidation + replay": "consolidating",
-    "Coincidence + replay": "coincidence",
+    TITLES[method] + ("" if rehearses(method) else " + replay"): method
+    for method in ("sgd", "adam", "agem", "derpp", "er_ace", "selective", "consolidating", "coincidence")
 }
 DEFAULTS = ("Chance", "Coincidence", "Coincidence + replay")  # run as they are, without tuning
 
@@ -147,21 +127,13 @@ def tuned_values(scenario: str, dataset: str) -> pd.DataFrame:
 
 def untuned(scenario: str, dataset: str, capacity: int = 0) -> dict[str, Experiment]:
     """`arms` with the default options of each method."""
-    if scenario not in SCENARIOS:
-        raise ValueError(f"scenario must be one of {', '.join(SCENARIOS)}, got {scenario!r}")
+    check_choice("scenario", scenario, SCENARIOS)
     chosen = studies.settings(dataset)
-    base = Experiment(
-        dataset=dataset,
-        hidden=chosen["hidden"],
-        batch_size=chosen["batch_size"],
-        epochs=chosen["epochs"],
-        replay_capacity=capacity,
-        **{**SCENARIOS[scenario], **({"samples_per_task": None} if dataset == "digits" else {})},
-    )
+    base = studies.base(dataset, **SCENARIOS[scenario], replay_capacity=capacity)
     fixed = {
         "selective": {"options": {"warmup_steps": chosen["warmup_steps"]}},
         "owm": {"options": {"batch": chosen["batch_size"]}},
-        "ridge": {"hidden": (studies.equal_features(64 if dataset == "digits" else 784, chosen["hidden"]),)},
+        "ridge": {"hidden": (studies.equal_features(studies.INPUTS[dataset], chosen["hidden"]),)},
         # Gradients of single examples take longer than all else; a task of digits has about as many examples.
         **dict.fromkeys(("ewc", "online_ewc", "mas"), {} if dataset == "digits" else {"options": {"samples": 300}}),
     }
@@ -308,7 +280,7 @@ def costs(dataset: str, rounds: int = 3) -> pd.DataFrame:
     every += [(arm, size, e) for size in (small, large) for arm, e in untuned("split2_class", dataset, size).items()]
     settings = studies.settings(dataset)
     images = 20 * settings["batch_size"]
-    weights = _weights(dataset)
+    weights = mlp_size(studies.INPUTS[dataset], settings["hidden"], 10)
     times: dict[int, list[tuple[float, float]]] = {number: [] for number in range(len(every))}
     kept = {}
     for _ in files.bar(range(rounds), unit="round"):
@@ -376,11 +348,6 @@ class _Clock:
     def task_seconds(self) -> float:
         """Between the last step of the first task and the end of the first step of the second: tests as well."""
         return self.times[0] - self.first_ended
-
-
-def _weights(dataset: str) -> int:
-    widths = (load(dataset).train_x.shape[1], *studies.settings(dataset)["hidden"], 10)
-    return sum((a + 1) * b for a, b in pairwise(widths))
 
 
 def estimate(dataset: str, experiments: Sequence[Experiment], table: pd.DataFrame, store: Store | None = None) -> float:

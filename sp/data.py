@@ -17,7 +17,6 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
-from numbers import Integral
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -29,6 +28,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
+
+from sp.checks import check_choice, check_integer
 
 Kind = Literal["split", "permuted", "rotated"]
 Scenario = Literal["class", "domain", "task"]
@@ -51,6 +52,7 @@ SUMS = {
         "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
     },
 }
+DATASETS = ("digits", *SUMS)
 MIRRORS = {
     "mnist": ("https://ossci-datasets.s3.amazonaws.com/mnist", "https://storage.googleapis.com/cvdf-datasets/mnist"),
     "fashion_mnist": (
@@ -101,7 +103,7 @@ def load(name: str) -> Dataset:
         ValueError: an unknown name.
         DataError: a file is missing, damaged, the wrong one, or cannot be downloaded.
     """
-    _check_choice("name", name, ("digits", *SUMS))
+    check_choice("name", name, DATASETS)
     return _digits() if name == "digits" else _standardised(name, *_images(name, "train"), *_images(name, "t10k"))
 
 
@@ -291,14 +293,15 @@ def make_stream(
 
     Raises:
         ValueError: an argument out of its range, or a task with too few images or with nothing to tell apart.
+        TypeError: a number that is not whole.
     """
-    _check_choice("kind", kind, get_args(Kind))
-    _check_choice("scenario", scenario, get_args(Scenario))
-    _check_choice("evaluation", evaluation, get_args(Evaluation))
-    _check_integer("tasks", tasks, at_least=1)
-    _check_integer("seed", seed, at_least=0)
+    check_choice("kind", kind, get_args(Kind))
+    check_choice("scenario", scenario, get_args(Scenario))
+    check_choice("evaluation", evaluation, get_args(Evaluation))
+    check_integer("tasks", tasks, 1)
+    check_integer("seed", seed, 0)
     if samples_per_task is not None:
-        _check_integer("samples_per_task", samples_per_task, at_least=1)
+        check_integer("samples_per_task", samples_per_task, 1)
     if not first_identity and kind != "permuted":
         raise ValueError(f"first_identity must be True unless kind is 'permuted', got {first_identity} with {kind!r}")
     if kind == "split" and dataset.classes % tasks:
@@ -387,13 +390,3 @@ def _train_and_test(dataset: Dataset, evaluation: Evaluation) -> tuple[tuple[Ten
     # A tenth of digits would be 14 images a class, too few to tune by.
     kept = len(y) - len(y) // (5 if dataset.name == "digits" else 10)
     return (x[:kept], y[:kept]), (x[kept:], y[kept:])
-
-
-def _check_choice(argument: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{argument} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-
-
-def _check_integer(argument: str, value: object, at_least: int) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or not at_least <= value < 2**63:
-        raise ValueError(f"{argument} must be an integer, at least {at_least} and below 2**63, got {value!r}")

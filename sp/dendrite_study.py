@@ -16,7 +16,7 @@ from sp.active_dendrites import ActiveDendrites, k_winners
 from sp.baselines import make_learner
 from sp.data import Stream, load, make_stream
 from sp.experiment import Experiment, Store, stream_of
-from sp.models import mlp
+from sp.models import mlp, mlp_size
 
 # P23: accuracy on both tasks of Split MNIST at the end, and the parameters, as published; one run each.
 PUBLISHED = pd.DataFrame(
@@ -37,7 +37,6 @@ STREAMS = {
     "permuted": {"stream": "permuted", "scenario": "domain", "tasks": 10, "samples_per_task": 12_000},
 }
 SHORT = {"permuted": {"tasks": 5, "samples_per_task": None}}  # on digits
-TITLES = {"split5_class": "Split, 5 tasks", "permuted": "Permuted"}
 CHECK_EVERY = 5  # steps between two validations: nine times or more in each task
 OUTPUTS = 10
 VALUES = ["average_accuracy", "learning_accuracy", "backward_transfer", "parameters"]
@@ -67,12 +66,19 @@ def two_tasks(dataset: str, tuned: bool = True) -> Arms:
     return arms
 
 
+def titles(dataset: str) -> dict[str, str]:
+    """What figures and tables call the streams."""
+    tasks = {name: _tasks(name, dataset)["tasks"] for name in STREAMS}
+    return {name: f"{'Split' if name.startswith('split') else 'Permuted'}, {n} tasks" for name, n in tasks.items()}
+
+
+def _tasks(stream: str, dataset: str) -> dict:
+    return {**STREAMS[stream], **(SHORT.get(stream, {}) if dataset == "digits" else {})}
+
+
 def on_stream(stream: str, dataset: str, tuned: bool = True) -> Arms:
     """Arms of a stream of `STREAMS`: three rules, each alone, in a wider network and with two kinds of dendrites."""
-    chosen = studies.settings(dataset)
-    tasks = {**STREAMS[stream], **(SHORT.get(stream, {}) if dataset == "digits" else {})}
-    sizes = {name: chosen[name] for name in ("hidden", "batch_size", "epochs")}
-    base = Experiment(dataset=dataset, **sizes, **tasks)
+    base = studies.base(dataset, **_tasks(stream, dataset))
     arms = {}
     for rule, optimizer in BASES.items():
         plain = replace(base, optimizer=optimizer)
@@ -113,19 +119,14 @@ def _active(plain: Experiment, **options) -> Experiment:
 
 
 def _wide(plain: Experiment) -> Experiment:
-    inputs = _inputs(plain.dataset)
+    inputs = studies.INPUTS[plain.dataset]
     width = equal_width(grown_size(inputs, plain.hidden, OUTPUTS), inputs, OUTPUTS)
     return replace(plain, hidden=(width, width), options=_without_rate(plain))
 
 
-def _inputs(dataset: str) -> int:
-    return 64 if dataset == "digits" else 784
-
-
 def grown_size(inputs: int, hidden: tuple[int, ...], outputs: int) -> int:
     """Parameters of a perceptron each of whose units has one grown dendrite."""
-    model = mlp(inputs, hidden, outputs)
-    return 2 * sum(p.numel() for p in model.parameters()) + sum(hidden) + outputs
+    return 2 * mlp_size(inputs, hidden, outputs) + sum(hidden) + outputs
 
 
 def equal_width(parameters: int, inputs: int, outputs: int) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -20,13 +20,60 @@ from torch import Tensor
 
 import sp
 from sp import checkpoint, files, metrics
-from sp.baselines import METHODS, make_learner, masked, rehearses
-from sp.baselines import Store as ReplayStore
-from sp.data import Stream, load, make_stream
+from sp.baselines import METHODS, ReplaySource, make_learner, masked, rehearses
+from sp.checks import check_choice, check_integer
+from sp.data import DATASETS, Evaluation, Kind, Scenario, Stream, load, make_stream
 from sp.models import MODELS
-from sp.replay import ReplayBuffer
+from sp.replay import POLICIES, ReplayBuffer
 
 RULES_VERSION = 2  # raised whenever a change of the code changes results, so that stored ones are not taken for new
+
+
+_ALLOWED = {
+    "dataset": DATASETS,
+    "stream": get_args(Kind),
+    "scenario": get_args(Scenario),
+    "evaluation": get_args(Evaluation),
+    "model": tuple(MODELS),
+    "optimizer": tuple(METHODS),
+    "replay_policy": POLICIES,
+    "replay_adds": ("current", "whole"),
+}
+_LOWEST = {
+    "tasks": 1,
+    "epochs": 1,
+    "batch_size": 1,
+    "replay_capacity": 0,
+    "replay_batch": 1,
+    "seed": 0,
+    "curve_points": 0,
+}
+
+
+def _widths(hidden: Any) -> tuple[int, ...]:
+    if isinstance(hidden, str):
+        try:
+            hidden = tuple(int(width) for width in hidden.split("-"))
+        except ValueError as error:
+            raise ValueError(f"hidden must be widths such as 64-64, got {hidden!r}") from error
+    widths = tuple(hidden) if isinstance(hidden, list | tuple) else (hidden,)
+    for width in widths:
+        check_integer("hidden", width, 1)
+    return widths
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A value as JSON gives it back, lists as tuples, so that it compares and hashes equal."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, list | tuple):
+        return tuple(_plain(name, part) for part in value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(
+        f"{name} must be a number, a text, True, False, None or a list of these, got {value!r} of type "
+        f"{type(value).__name__}: give a plain one, such as float(...) of it"
+    )
 
 
 @dataclass(frozen=True)
@@ -37,7 +84,7 @@ class Experiment:
         dataset: ``"digits"``, ``"mnist"`` or ``"fashion_mnist"``.
         stream, tasks, scenario, samples_per_task, first_identity, evaluation: as in `sp.data.make_stream`.
             ``evaluation="validation"`` holds out training images, so that nothing is tuned on test images.
-        model, hidden: a name in `sp.models.MODELS` and its hidden widths.
+        model, hidden: a name in `sp.models.MODELS` and its hidden widths, a tuple or a text such as "64-64".
         optimizer: a name in `sp.baselines.METHODS`: an optimizer of the network, or a method with one of its own.
             ``"ridge"`` has ``hidden[0]`` random features and no network.
         options: arguments of the optimizer or method; a dict is taken as well, and kept as sorted pairs.
@@ -72,18 +119,13 @@ class Experiment:
 
     def __post_init__(self):
         pairs = self.options.items() if isinstance(self.options, dict) else self.options
-        object.__setattr__(self, "options", tuple(sorted((str(name), value) for name, value in pairs)))
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        for name, table in (("optimizer", METHODS), ("model", MODELS)):
-            if getattr(self, name) not in table:
-                raise ValueError(f"{name} must be one of {', '.join(sorted(table))}, got {getattr(self, name)!r}")
-        if self.replay_adds not in ("current", "whole"):
-            raise ValueError(f"replay_adds must be 'current' or 'whole', got {self.replay_adds!r}")
-        lowest = {"tasks": 1, "epochs": 1, "batch_size": 1, "replay_capacity": 0, "replay_batch": 1, "curve_points": 0}
-        for name, low in {**lowest, "seed": 0}.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ValueError(f"{name} must be a whole number >= {low}, got {value!r}")
+        options = sorted((str(name), _plain(f"option {name}", value)) for name, value in pairs)
+        object.__setattr__(self, "options", tuple(options))
+        object.__setattr__(self, "hidden", _widths(self.hidden))
+        for name, allowed in _ALLOWED.items():
+            check_choice(name, getattr(self, name), allowed)
+        for name, low in _LOWEST.items():
+            check_integer(name, getattr(self, name), low)
         if rehearses(self.optimizer) and (not self.replay_capacity or self.replay_adds != "current"):
             raise ValueError(
                 f"optimizer {self.optimizer!r} stores the new examples of each batch: give replay_capacity >= 1 and "
@@ -124,7 +166,7 @@ class Result:
             j > i + 1.
         initial: accuracy on each task before any training; (T,).
         curve: one dict for each measurement inside a task: ``step`` (optimizer steps since the beginning), ``training``
-            and ``task`` (numbers of the task that was learnt and of the one that was tested), ``accuracy``.
+            and ``task`` (numbers, from 0, of the task that was learnt and of the one that was tested), ``accuracy``.
         buffer: label -> how many of the replay buffer's examples have it, at the end; empty without replay.
         seconds: wall time of training and tests. versions: of the software that made the result.
         parameters: how many were trained at the end; None where there is no network, and in results of older versions.
@@ -212,12 +254,14 @@ def run(
         checkpoint_every: steps between two writes, >= 1.
 
     Raises:
-        ValueError: ``checkpoint_every`` is out of range, the file is another experiment's, or the method has no state
-            that could be kept.
+        ValueError, TypeError: ``until`` or ``checkpoint_every`` is out of range, the stream cannot be made
+            (`sp.data.make_stream`), the file is another experiment's, or the method has no state that could be kept.
+        DataError: a file of the data set is missing or damaged.
         OSError: the checkpoint cannot be written.
     """
-    if isinstance(checkpoint_every, bool) or not isinstance(checkpoint_every, int) or checkpoint_every < 1:
-        raise ValueError(f"checkpoint_every must be a whole number >= 1, got {checkpoint_every!r}")
+    check_integer("checkpoint_every", checkpoint_every, 1)
+    if until is not None:
+        check_integer("until", until, 1, experiment.tasks)
     with _isolated(experiment.seed, device):
         start = time.perf_counter()
         training = _Run(experiment, stream_of(experiment), torch.device(device), look)
@@ -239,7 +283,7 @@ class _Run:
                 experiment.replay_capacity, experiment.replay_policy, experiment.replay_distinct, seed=experiment.seed
             )
             if rehearses(experiment.optimizer):
-                store = ReplayStore(buffer, experiment.replay_batch, self._allowed)
+                store = ReplaySource(buffer, experiment.replay_batch, self._allowed)
             else:
                 self.buffer = buffer
         sizes = (stream.inputs, experiment.hidden, stream.outputs)

@@ -8,7 +8,6 @@ import importlib.metadata
 import io
 import json
 import platform
-import re
 import shutil
 import string
 import subprocess
@@ -25,6 +24,7 @@ from matplotlib.figure import Figure
 
 import sp
 from sp import files
+from sp.checks import check_choice
 
 LETTERS = string.ascii_uppercase  # names of tasks
 JOURNALS = {  # inches: a column, and the full width of the text
@@ -36,7 +36,6 @@ JOURNALS = {  # inches: a column, and the full width of the text
 WIDTHS = ("column", "page")
 FORMATS = ("pdf", "png", "svg")
 DATASETS = {"digits": "digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
-MADE_BY = {"retention": "results", "comparison": "compare"}  # tables that no notebook makes
 SMALLEST = 6  # points: what is smaller cannot be read in print
 
 _GREY, _SKY, _WINE, _INDIGO = "#9E9E9E", "#38C2FF", "#6C1542", "#1D0685"
@@ -114,8 +113,7 @@ def figure(width: str = "column", height: float = 2.1, journal: str = "icml", **
         ValueError: an unknown width or journal.
     """
     for name, value, known in (("width", width, WIDTHS), ("journal", journal, JOURNALS)):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+        check_choice(name, value, known)
     plt.style.use(["default", STYLE])  # from the default, so that nobody's own settings change a byte
     size = (JOURNALS[journal][width], height)
     if threading.current_thread() is threading.main_thread():
@@ -173,7 +171,7 @@ def draw(
             put after it.
         width, journal: as for `figure`. formats: some of `FORMATS`.
         keys: of the experiments behind the data; default: those in the column ``key``, where there is one.
-        command: what makes the data; default: the one of `made_by`, such as that which runs its notebook.
+        command: what makes the data; default: the one of `sp.files.made_by`, such as that which runs its notebook.
         about: more JSON values on how it was made.
         options: JSON values, for the plot.
 
@@ -184,7 +182,7 @@ def draw(
         ValueError: an unknown kind, width, journal or format. TypeError: options that are not JSON, or not the plot's.
     """
     shown = _plot(kind).shows
-    counted, (_, dataset) = seeds(data), made_from(name)
+    counted, (_, dataset) = seeds(data), files.made_from(name)
     endings = [
         caption,
         f"Data: {DATASETS[dataset]}." if dataset else "",
@@ -198,7 +196,7 @@ def draw(
         "width": width,
         "journal": journal,
         "provenance": {
-            "command": command or made_by(name),
+            "command": command or files.made_by(name),
             "experiments": sorted(set(data.get("key", ()) if keys is None else keys)),
             "versions": versions(),
             **(about or {}),
@@ -306,7 +304,7 @@ def stored(name: str) -> tuple[Record, pd.DataFrame]:
     if known is None or "kind" not in known[1]:
         similar = get_close_matches(name, [path.stem for path in folder.glob("*.json")], 3, 0.5)
         hint = f"; similar: {', '.join(similar)}" if similar else ""
-        made = made_by(name)
+        made = files.made_by(name)
         raise FileNotFoundError(
             f"{folder} has no figure {name!r} with a CSV and a JSON{hint}" + (f"; make it with  {made}" if made else "")
         )
@@ -326,22 +324,6 @@ def seeds(table: pd.DataFrame) -> str:
         return ""
     ends = sorted({min(counts), max(counts)})
     return "n = " + " to ".join(f"{end:g}" for end in ends)
-
-
-def made_from(name: str) -> tuple[str | None, str | None]:
-    """Notebook and data set in a figure's name, such as ``01_forgetting`` and ``mnist``; None where there is none."""
-    stem, dataset = re.match(r"\d\d_[a-z]+", name), re.search(r"_(digits|fashion_mnist|mnist)(?:_|$)", name)
-    return stem and stem[0], dataset and dataset[1]
-
-
-def made_by(name: str) -> str | None:
-    """The command that makes the data of a figure or table, by its name; None where the name does not tell."""
-    stem, dataset = made_from(name)
-    options = f" --dataset {dataset}" if dataset else ""
-    if stem:
-        return f"python -m sp figures{options} notebooks/{stem}.ipynb"
-    maker = MADE_BY.get(name.split("_")[0])
-    return maker and f"python -m sp {maker}{options}"
 
 
 def versions() -> dict[str, str]:
@@ -366,8 +348,7 @@ def commit() -> str | None:
 def _plot(kind: str) -> Callable[..., Figure]:
     from sp.plots import PLOTS  # they are made with the look above
 
-    if kind not in PLOTS:
-        raise ValueError(f"kind must be one of {', '.join(map(repr, PLOTS))}, got {kind!r}")
+    check_choice("kind", kind, PLOTS)
     return PLOTS[kind]
 
 

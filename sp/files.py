@@ -1,10 +1,14 @@
-"""Where files lie, how they are written (whole or not at all), and the bar that shows how far a long loop is."""
+"""Where files lie, what makes them, how they are written (whole or not at all), and the bar of a long loop."""
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
 from tqdm.auto import tqdm
+
+# Tables that no notebook makes, by the first word of their names.
+MADE_BY = {"retention": "results", "comparison": "compare", "recipes": "recipes"}
 
 
 def folder(name: str) -> Path:
@@ -18,15 +22,39 @@ def folder(name: str) -> Path:
 
 
 def committed(name: str) -> Path:
-    """A file of the project's own ``figures``, wherever new figures go.
+    """A file of the project's own ``figures``, wherever new figures go; errors as `existing`."""
+    return existing(_project() / "figures" / name)
+
+
+def existing(path: Path) -> Path:
+    """A path in a folder for figures, of a file that is there.
 
     Raises:
-        FileNotFoundError: it is not there; the message gives the command that makes it.
+        FileNotFoundError: it is not; the message gives the command that makes it.
     """
-    path = _project() / "figures" / name
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: make it with  make results,  or fetch it with the repository")
+        made = made_by(path.stem)
+        how = f"make it with  {made},  or fetch" if made else "fetch"
+        raise FileNotFoundError(f"{path} is not there: {how} it with the repository")
     return path
+
+
+def made_from(name: str) -> tuple[str | None, str | None]:
+    """Notebook and data set in a figure's name, such as ``01_forgetting`` and ``mnist``; None where there is none."""
+    stem, dataset = re.match(r"\d\d_[a-z]+", name), re.search(r"_(digits|fashion_mnist|mnist)(?:_|$)", name)
+    return stem and stem[0], dataset and dataset[1]
+
+
+def made_by(name: str) -> str | None:
+    """The command that makes the data of a figure or table, by its name; None where the name does not tell."""
+    stem, dataset = made_from(name)
+    options = f" --dataset {dataset}" if dataset else ""
+    if stem and name.endswith("_runs"):
+        return f"python -m sp record {stem}{options}"
+    if stem:
+        return f"python -m sp figures{options} notebooks/{stem}.ipynb"
+    maker = MADE_BY.get(name.split("_")[0])
+    return maker and f"python -m sp {maker}{'' if maker == 'recipes' else options}"
 
 
 def _project() -> Path:

@@ -186,8 +186,9 @@ def paired_difference(
 
     Returns:
         PairedDifference(estimate, low, high, n, p_value, verdict); p_value two-sided, in (0, 1]. The verdict is
-        "higher" or "lower" (a against b) where the interval leaves zero out, else "no difference found", as for a
-        single pair. Below six seeds the interval is too narrow and p_value cannot reach 0.05: claim nothing there.
+        "higher" or "lower" (a against b) where the interval leaves zero out and p_value is below 1 - confidence, else
+        "no difference found". With so few pairs that no p_value can be that low (below six at 0.95), and whose
+        interval is too narrow besides, it is "too few seeds to tell".
 
     Raises:
         ValueError: a and b differ in length; otherwise as `bootstrap_interval`.
@@ -206,7 +207,11 @@ def paired_difference(
             vectorized=True,
             random_state=np.random.default_rng(seed),
         ).pvalue
-    verdict = "higher" if interval.low > 0 else "lower" if interval.high < 0 else "no difference found"
+    verdict = "no difference found"
+    if 2 * 0.5 ** len(a) >= 1 - confidence:
+        verdict = "too few seeds to tell"
+    elif p_value < 1 - confidence and (interval.low > 0 or interval.high < 0):
+        verdict = "higher" if interval.low > 0 else "lower"
     return PairedDifference(*interval, float(p_value), verdict)
 
 
@@ -261,12 +266,14 @@ def interval_table(frame: pd.DataFrame, by: Sequence[str], values: Sequence[str]
 
 
 def readable(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
-    """An `interval_table` as text, "mean [low, high]": a row for each group, a column for each metric."""
+    """An `interval_table` as text, "mean [low, high]": a row for each group, a column for each metric, n over them."""
     by = [column for column in table.columns if column not in ("metric", "mean", "low", "high", "n")]
     figures = table[["mean", "low", "high"]].itertuples(index=False, name=None)
     text = ["{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*row, d=digits) for row in figures]
     wide = table[by].assign(metric=table.metric, text=text)
-    return wide.pivot_table("text", by, "metric", aggfunc="first", sort=False)
+    text = wide.groupby([*by, "metric"], sort=False, dropna=False).text.first().unstack("metric", sort=False)
+    ends = sorted({table.n.min(), table.n.max()})
+    return text.rename_axis(columns="n = " + " to ".join(map(str, ends)))
 
 
 def _diagonal(R: np.ndarray) -> np.ndarray:

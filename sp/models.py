@@ -19,6 +19,11 @@ def mlp(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
 
 
+def mlp_size(inputs: int, hidden: tuple[int, ...], outputs: int) -> int:
+    """How many weights and biases `mlp` has."""
+    return sum((width + 1) * following for width, following in pairwise((inputs, *hidden, outputs)))
+
+
 def convolutional(inputs: int, hidden: tuple[int, int, int], outputs: int) -> nn.Sequential:
     """Two 3x3 convolutions of stride 2 with ``hidden[0]`` and ``hidden[1]`` channels, then a layer of ``hidden[2]``."""
     side = isqrt(inputs)

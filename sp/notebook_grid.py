@@ -6,7 +6,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -140,9 +141,10 @@ def _finished(folder: Path, made_from: str, name: str) -> str | None:
 def _make(notebook: Path, folder: Path, named: dict[str, dict[str, Any]], made_from: str, cores: int, name: str) -> str:
     """Execute one copy, in a worker process; it gets its name when it is finished."""
     draft, failed = folder / f"{name}.running.ipynb", folder / f"{name}.failed.ipynb"
-    os.environ.update(SP_FIGURES=str(folder / name), LOKY_MAX_CPU_COUNT=str(cores), PYDEVD_DISABLE_FILE_VALIDATION="1")
     failed.unlink(missing_ok=True)
-    failure = execute(notebook, draft, named[name])
+    chosen = {"SP_FIGURES": str(folder / name), "LOKY_MAX_CPU_COUNT": str(cores), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    with _environment(chosen):  # this may be the caller's own process
+        failure = execute(notebook, draft, named[name])
     if failure:
         shutil.move(draft, failed)
         return failure.replace(str(draft), str(failed))
@@ -151,3 +153,14 @@ def _make(notebook: Path, folder: Path, named: dict[str, dict[str, Any]], made_f
     write_atomically(folder / f"{name}.ipynb", nbformat.writes(copy) + "\n")
     draft.unlink()
     return FINISHED
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

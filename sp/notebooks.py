@@ -63,7 +63,7 @@ def execute(notebook: Path, target: Path, parameters: dict[str, Any]) -> str | N
     return None
 
 
-def refresh(notebooks: Sequence[Path] = ()) -> int:
+def refresh(notebooks: Sequence[Path] = ()) -> None:
     """Execute notebooks in place on their default data, and store the outputs that the tests compare."""
     for path in tqdm(list(notebooks) or all_notebooks(), unit="notebook"):
         notebook = nbformat.read(path, as_version=4)
@@ -75,7 +75,6 @@ def refresh(notebooks: Sequence[Path] = ()) -> int:
             cell.metadata.pop("execution", None)
         notebook.metadata.pop("widgets", None)
         write_atomically(path, nbformat.writes(notebook) + "\n")
-    return 0
 
 
 def check(notebooks: Sequence[Path] = ()) -> int:

@@ -3,6 +3,7 @@
 import html
 import importlib
 import pkgutil
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,13 +14,17 @@ import sp
 from sp.files import write_atomically
 from sp.notebooks import all_notebooks
 
+TO_NOTEBOOK = re.compile(r"\]\((\d\d_\w+)\.ipynb\)")
 
-def make_pages(notebooks: Sequence[Path] = (), target: Path = Path("build/html")) -> int:
-    """Write notebooks as static pages, with the outputs and figures they are committed with, and an index of them.
 
-    Returns:
-        Exit status 0.
-    """
+def make_all() -> None:
+    """All pages: the documentation and the notebooks."""
+    document()
+    make_pages()
+
+
+def make_pages(notebooks: Sequence[Path] = (), target: Path = Path("build/html")) -> None:
+    """Write notebooks as static pages, with the outputs and figures they are committed with, and an index of them."""
     exporter = HTMLExporter(embed_images=True, exclude_input_prompt=True, exclude_output_prompt=True)
     paths = list(notebooks) or all_notebooks()
     links = []
@@ -29,6 +34,8 @@ def make_pages(notebooks: Sequence[Path] = (), target: Path = Path("build/html")
             for output in cell.get("outputs", []):
                 # What a panel looks like is in the figures below it; without a kernel there is no view of it.
                 output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+            if cell.cell_type == "markdown":
+                cell.source = TO_NOTEBOOK.sub(r"](\1.html)", cell.source)
         page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": path.stem}})
         write_atomically(target / f"{path.stem}.html", page)
         heading = next(cell.source for cell in notebook.cells if cell.cell_type == "markdown").splitlines()[0]
@@ -37,7 +44,6 @@ def make_pages(notebooks: Sequence[Path] = (), target: Path = Path("build/html")
     index = head + "".join(links) + "</ul><p><a href='api/sp.html'>The package</a></p>"
     write_atomically(target / "index.html", index)
     print(f"{len(paths)} pages: open {target / 'index.html'}")
-    return 0
 
 
 def document(modules: Sequence[str] = (), target: Path = Path("build/html/api")) -> None:

@@ -7,7 +7,6 @@ import argparse
 import io
 import json
 import string
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure, SubFigure
 
 from sp import figures, files, report
+from sp.checks import check_choice
 from sp.plots import PLOTS
 
 PREFERRED = ("mnist", "digits")  # data sets; the first that is stored is taken
@@ -95,7 +95,7 @@ def table_claims() -> str:
 def table_cost() -> str:
     """Every method without replay on five class-incremental tasks: what it keeps, and what that costs."""
     name, dataset, table = _table("comparison_{}")
-    costs = pd.read_csv(_path(f"comparison_costs_{name.removeprefix('comparison_')}.csv")).query("capacity == 0")
+    costs = pd.read_csv(_made(f"comparison_costs_{name.removeprefix('comparison_')}.csv")).query("capacity == 0")
     table = table[(table.stream == "split5_class") & (table.capacity == 0)].drop(columns=["stream", "capacity"])
     order = table[table.metric == "average_accuracy"].sort_values("mean", ascending=False).arm
     text = report.wide(table[table.metric.isin(["average_accuracy", "backward_transfer"])]).loc[order]
@@ -183,14 +183,11 @@ def _first(name: str, read: Callable[[str], Any]) -> tuple[str, str, Any]:
 
 
 def _table(name: str) -> tuple[str, str, pd.DataFrame]:
-    return _first(name, lambda stem: pd.read_csv(_path(f"{stem}.csv")))
+    return _first(name, lambda stem: pd.read_csv(_made(f"{stem}.csv")))
 
 
-def _path(name: str) -> Path:
-    path = files.folder("figures") / name
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: make it with  {figures.made_by(path.stem)}")
-    return path
+def _made(name: str) -> Path:
+    return files.existing(files.folder("figures") / name)
 
 
 def add_commands(commands) -> None:
@@ -219,45 +216,34 @@ def add_commands(commands) -> None:
 
 def _figure(chosen: argparse.Namespace) -> int:
     folder = chosen.to or files.folder("figures")
-    try:
-        for name in chosen.names:
-            options = {"width": chosen.width, "journal": chosen.journal, "formats": chosen.formats}
-            plt.close(figures.redraw(name, to=folder, **options))
-            if chosen.latex:
-                caption = figures.stored(name)[0]["caption"]
-                files.write_atomically(folder / f"{name}.tex", report.latex_figure(name, caption))
-    except (OSError, ValueError) as error:
-        return _refuse(error)
+    for name in chosen.names:
+        options = {"width": chosen.width, "journal": chosen.journal, "formats": chosen.formats}
+        plt.close(figures.redraw(name, to=folder, **options))
+        if chosen.latex:
+            caption = figures.stored(name)[0]["caption"]
+            wide = (chosen.width or figures.stored(name)[0]["width"]) == "page"
+            files.write_atomically(folder / f"{name}.tex", report.latex_figure(name, caption, wide))
     return 0
 
 
 def _latex_table(chosen: argparse.Namespace) -> int:
-    try:
-        table = pd.read_csv(_path(f"{chosen.name}.csv"))
-        if "stream" in table and not chosen.metric:
-            raise ValueError(
-                f"{chosen.name} has several streams: name a METRIC, one of {', '.join(table.metric.unique())}"
-            )
-        table = report.across_streams(table, chosen.metric) if chosen.metric else table
-        text = report.latex_table(report.wide(table), f"{chosen.caption} {report.INTERVALS}".strip(), chosen.name)
-        if chosen.to:
-            files.write_atomically(chosen.to / f"{chosen.name}.tex", text)
-        else:
-            print(text, end="")
-    except (OSError, ValueError) as error:
-        return _refuse(error)
+    table = pd.read_csv(_made(f"{chosen.name}.csv"))
+    if missing := [column for column in ("arm", "metric", "mean", "low", "high", "n") if column not in table]:
+        raise ValueError(f"{chosen.name}.csv is not a table of intervals: it has no column {missing[0]!r}")
+    if "stream" in table:
+        check_choice("METRIC", chosen.metric, table.metric.unique())
+    elif chosen.metric:
+        raise ValueError(f"{chosen.name} has one stream and all its metrics in one table: leave METRIC out")
+    table = report.across_streams(table, chosen.metric) if chosen.metric else table
+    text = report.latex_table(report.wide(table), f"{chosen.caption} {report.INTERVALS}".strip(), chosen.name)
+    if chosen.to:
+        files.write_atomically(chosen.to / f"{chosen.name}.tex", text)
+    else:
+        print(text, end="")
     return 0
 
 
 def _paper(chosen: argparse.Namespace) -> int:
-    try:
-        for path in make(chosen.to, chosen.journal):
-            print(path)
-    except (OSError, ValueError) as error:
-        return _refuse(error)
+    for path in make(chosen.to, chosen.journal):
+        print(path)
     return 0
-
-
-def _refuse(error: Exception) -> int:
-    print(f"python -m sp: {error}", file=sys.stderr)
-    return 2

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pandas as pd
 
 from sp import figures, files, metrics
+from sp.checks import check_choice
 from sp.experiment import Experiment, Store
 from sp.sweep import compare
 
@@ -68,7 +69,12 @@ def reproduce(
     Returns:
         One row a recipe: ``recipe``, ``published``, ``mean``, ``low``, ``high`` (95 % bootstrap interval) and ``n`` of
         the average accuracy, and ``difference``, measured less published.
+
+    Raises:
+        ValueError: an unknown recipe. SweepError: a run failed.
     """
+    for name in names:
+        check_choice("names", name, RECIPES)
     path = files.folder("figures") / "recipes_mnist.csv"
     rows = {row["recipe"]: row for row in pd.read_csv(path).to_dict("records")} if path.exists() else {}
     for name in names:

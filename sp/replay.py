@@ -7,10 +7,11 @@ neither stored again nor counted, so the same loop keeps a uniform sample of eve
 """
 
 from collections.abc import Sequence
-from numbers import Integral
 
 import torch
 from torch import Tensor
+
+from sp.checks import check_choice, check_integer
 
 POLICIES = ("reservoir", "class_balanced", "fifo")
 
@@ -36,14 +37,13 @@ class ReplayBuffer:
         seen: how many examples were met so far; with `distinct`, without the rows that were held when they came.
 
     Raises:
-        ValueError: capacity below 1 or not whole; an unknown policy.
+        ValueError: capacity below 1, seed below 0, an unknown policy. TypeError: one that is not a whole number.
     """
 
     def __init__(self, capacity: int = 2000, policy: str = "reservoir", distinct: bool | None = None, seed: int = 0):
-        if not isinstance(capacity, Integral) or capacity < 1:
-            raise ValueError(f"capacity must be a whole number of examples, at least 1; got {capacity!r}")
-        if policy not in POLICIES:
-            raise ValueError(f"policy must be one of {', '.join(map(repr, POLICIES))}; got {policy!r}")
+        check_integer("capacity", capacity, 1)
+        check_choice("policy", policy, POLICIES)
+        check_integer("seed", seed, 0)
         self.capacity = int(capacity)
         self.policy = policy
         self.distinct = policy != "fifo" if distinct is None else bool(distinct)
@@ -105,10 +105,9 @@ class ReplayBuffer:
             x of shape (min(n, len), ...) and its y, copies on the buffer's device.
 
         Raises:
-            ValueError: n is negative or not whole, or the buffer is empty.
+            ValueError: n is negative, or the buffer is empty. TypeError: n is not whole.
         """
-        if not isinstance(n, Integral) or n < 0:
-            raise ValueError(f"n must be a whole number of examples, at least 0; got {n!r}")
+        check_integer("n", n, 0)
         if self._x is None:
             raise ValueError("the replay buffer is empty; add(x, y) before the first sample(n)")
         chosen = torch.randperm(len(self), generator=self._sampling)[:n].to(self._x.device)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from sp import figures
+from sp import files
 
 MARKS = re.compile(r"(<!-- table: (\S+)(?: (\S+))? -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-COLUMNS = {
+TITLES = {
     "final_1": "task A",
     "final_2": "task B",
     "average_accuracy": "all tasks",
@@ -20,7 +20,7 @@ COLUMNS = {
     "split5_domain": "Split, 5 tasks, domain-incremental",
     "split5_task": "Split, 5 tasks, task-incremental",
     "permuted10": "Permuted, 10 tasks",
-    "permuted30": "Permuted, 30 tasks of 20,000",
+    "permuted30": "Permuted, 30 tasks",
     "rotated10": "Rotated, 10 tasks",
     "split2_domain": "Split, 2 tasks, domain-incremental",
     "split2_task": "Split, 2 tasks, task-incremental",
@@ -56,7 +56,7 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
         rows = table[table.metric == metric].set_index("arm")
         seeds = ", ".join(map(str, sorted(set(rows.n))))
         text = [f"{row['mean']:.3f} [{row.low:.3f}, {row.high:.3f}]" for _, row in rows.iterrows()]
-        columns[f"{COLUMNS.get(metric, metric)} (n = {seeds})"] = pd.Series(text, rows.index)
+        columns[f"{TITLES.get(metric, metric)} (n = {seeds})"] = pd.Series(text, rows.index)
     arms = pd.Index(dict.fromkeys(table.arm), name="arm")
     return pd.DataFrame({head: column.reindex(arms).fillna("") for head, column in columns.items()}, arms)
 
@@ -82,7 +82,7 @@ def gallery(root: Path = Path()) -> str:
     section = ""
     for path in sorted((root / "figures").glob("*.json")):
         record, name = json.loads(path.read_text()), path.stem
-        notebook, _ = figures.made_from(name)
+        notebook, _ = files.made_from(name)
         heading = f"[`{notebook}`](../notebooks/{notebook}.ipynb)" if notebook else "Tables across notebooks"
         if heading != section:
             section = heading
@@ -96,7 +96,7 @@ def gallery(root: Path = Path()) -> str:
 
 PICTURES = {  # of notebooks whose first figure says less
     "01_forgetting": "01_forgetting_digits_curves",
-    "02_consolidation": "02_consolidation_digits_split5_class_matrices",
+    "02_consolidation": "02_consolidation_digits_traces",
     "03_coincidence": "03_coincidence_digits_spectrum",
     "04_biology": "04_biology_nmda",
     "05_explore": "05_explore_learning_selective",

@@ -193,13 +193,13 @@ def verdict_of(one: Advice, rows: pd.DataFrame) -> dict:
         one: the sentence. rows: `sp.recorded.runs` of `advice_runs`.
 
     Returns:
-        ``trouble, change, measure, before, mean, low, high, n, price, verdict``; the verdict is "holds" where the
-        interval lies on the promised side of zero, "the opposite" where it lies on the other, else "no difference
-        found". ``price`` is what might suffer, and its mean change.
+        ``trouble, change, measure, before, mean, low, high, n, price, verdict``; the verdict is "holds" where
+        `sp.metrics.paired_difference` finds the promised change, "the opposite" where it finds the other, else its own.
+        ``price`` is what might suffer, and its mean change.
     """
     before, after = (rows[rows.arm == experiment.key()].set_index("seed") for experiment in (one.before, one.after))
-    mean, low, high, n, *_ = metrics.paired_difference(after[one.measure], before[one.measure])
-    sign = int(low > 0) - int(high < 0)
+    mean, low, high, n, _, found = metrics.paired_difference(after[one.measure], before[one.measure])
+    promised, other = ("higher", "lower") if one.better > 0 else ("lower", "higher")
     return {
         "trouble": one.trouble,
         "change": one.change,
@@ -207,7 +207,7 @@ def verdict_of(one: Advice, rows: pd.DataFrame) -> dict:
         "before": before[one.measure].mean(),
         **{"mean": mean, "low": low, "high": high, "n": n},
         "price": f"{one.price} {(after[one.price] - before[one.price]).mean():+.2f}",
-        "verdict": {one.better: "holds", -one.better: "the opposite"}.get(sign, "no difference found"),
+        "verdict": {promised: "holds", other: "the opposite"}.get(found, found),
     }
 
 

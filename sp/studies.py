@@ -13,7 +13,9 @@ from pathlib import Path
 import pandas as pd
 
 from sp import figures, files, metrics, report
+from sp.checks import check_choice
 from sp.experiment import Experiment, Store, results_frame
+from sp.models import mlp_size
 from sp.sweep import compare, run_all
 
 TUNED = Path(__file__).with_name("tuned.csv")
@@ -62,23 +64,26 @@ GRIDS = {
 }
 
 
+INPUTS = {"digits": 64, "mnist": 784, "fashion_mnist": 784}  # pixels
+
+
 def settings(dataset: str) -> dict:
     """The row of `SETTINGS`; an unknown data set is a ValueError that lists the known ones."""
-    if dataset not in SETTINGS:
-        raise ValueError(f"dataset must be one of {', '.join(sorted(SETTINGS))}, got {dataset!r}")
+    check_choice("dataset", dataset, SETTINGS)
     return SETTINGS[dataset]
 
 
+def base(dataset: str, **choices) -> Experiment:
+    """An experiment with a data set's `SETTINGS` and these choices; on digits every task has all images."""
+    usual = {name: settings(dataset)[name] for name in ("hidden", "batch_size", "epochs")}
+    every = {"samples_per_task": None} if dataset == "digits" else {}
+    return Experiment(dataset=dataset, **{**usual, **choices, **every})
+
+
 def on_stream(stream: str, dataset: str) -> Experiment:
-    """An experiment on a stream of `STREAMS` with a data set's `SETTINGS`; the rest is to be chosen."""
-    chosen = settings(dataset)
-    return Experiment(
-        dataset=dataset,
-        hidden=chosen["hidden"],
-        batch_size=chosen["batch_size"],
-        epochs=chosen["epochs"],
-        **{**STREAMS[stream], **({"samples_per_task": None} if dataset == "digits" else {})},
-    )
+    """An experiment on a stream of `STREAMS`; the rest is to be chosen."""
+    check_choice("stream", stream, STREAMS)
+    return base(dataset, **STREAMS[stream])
 
 
 def tuned_options(study: str, dataset: str, arm: str) -> dict:
@@ -112,14 +117,7 @@ def forgetting(
     ``tuned=False``).
     """
     chosen = settings(dataset)
-    base = Experiment(
-        dataset=dataset,
-        tasks=2,
-        hidden=chosen["hidden"],
-        batch_size=chosen["batch_size"],
-        epochs=epochs or chosen["epochs"],
-        curve_points=12,
-    )
+    plain = base(dataset, tasks=2, epochs=epochs or chosen["epochs"], curve_points=12)
     rule = {
         "plasticity_k": plasticity_k,
         "trace_decay": trace_decay,
@@ -135,7 +133,7 @@ def forgetting(
         for suffix, capacity in (("", 0), (" + replay", replay_capacity or chosen["replay_capacity"])):
             arm = label + suffix
             rate = {"lr": lr} if lr is not None else tuned_options("forgetting", dataset, arm) if tuned else {}
-            arms[arm] = replace(base, optimizer=optimizer, options={**options, **rate}, replay_capacity=capacity)
+            arms[arm] = replace(plain, optimizer=optimizer, options={**options, **rate}, replay_capacity=capacity)
     return arms
 
 
@@ -194,9 +192,7 @@ def equal_features(inputs: int, hidden: tuple[int, int], outputs: int = 10) -> i
 
     Counted are the projection, its offsets and the readout, as the perceptron's weights and biases are.
     """
-    first, second = hidden
-    network = (inputs + 1) * first + (first + 1) * second + (second + 1) * outputs
-    return round(network / (inputs + 1 + outputs))
+    return round(mlp_size(inputs, hidden, outputs) / (inputs + 1 + outputs))
 
 
 def retention(
@@ -212,21 +208,21 @@ def retention(
         names: which arms, in this order; None: all.
     """
     chosen = settings(dataset)
-    base = on_stream(stream, dataset)
-    inputs = 64 if dataset == "digits" else 784
+    plain = on_stream(stream, dataset)
+    inputs = INPUTS[dataset]
     arms = {
-        "SGD": replace(base, optimizer="sgd", options={"lr": 0.1}),
-        "Adam": replace(base, optimizer="adam"),
-        "Selective plasticity": replace(base, optimizer="selective", options={"warmup_steps": chosen["warmup_steps"]}),
-        "Consolidation": replace(base, optimizer="consolidating"),
-        "Coincidence, tuned": replace(base, optimizer="coincidence"),
-        "Ridge": replace(base, optimizer="ridge", hidden=(equal_features(inputs, base.hidden),)),
+        "SGD": replace(plain, optimizer="sgd", options={"lr": 0.1}),
+        "Adam": replace(plain, optimizer="adam"),
+        "Selective plasticity": replace(plain, optimizer="selective", options={"warmup_steps": chosen["warmup_steps"]}),
+        "Consolidation": replace(plain, optimizer="consolidating"),
+        "Coincidence, tuned": replace(plain, optimizer="coincidence"),
+        "Ridge": replace(plain, optimizer="ridge", hidden=(equal_features(inputs, plain.hidden),)),
     }
     # Digits are so small that a ridge of that size would have more features than there are images.
     wide = "split" in stream and dataset != "digits"
     if wide:
         features = equal_features(inputs, WIDE)
-        arms["Ridge, 1,000 units"] = replace(base, optimizer="ridge", hidden=(features,))
+        arms["Ridge, 1,000 units"] = replace(plain, optimizer="ridge", hidden=(features,))
     if stream == "split5_class":
         capacity = 200 if dataset != "digits" else 50
         for arm in ("SGD", "Adam"):
@@ -235,7 +231,7 @@ def retention(
         arms["Adam, convolutional"] = replace(arms["Adam"], **convolutional)
     if not tuned:
         return arms
-    coincidence = replace(base, optimizer="coincidence")
+    coincidence = replace(plain, optimizer="coincidence")
     defaults = {"Coincidence": coincidence, "Coincidence, rank 128": replace(coincidence, options={"rank": 128})}
     if wide:
         defaults["Coincidence, 1,000 units"] = replace(coincidence, hidden=WIDE)
@@ -305,7 +301,7 @@ def draw_retention(table: pd.DataFrame, dataset: str) -> None:
         question="Which rule retains, on which stream?",
         caption="Average accuracy over all tasks at the end of each stream; open: with replay.",
         width="page",
-        panels={stream: report.COLUMNS[stream] for stream in dict.fromkeys(table.stream)},
+        panels={stream: report.TITLES[stream] for stream in dict.fromkeys(table.stream)},
         label="Average accuracy at the end",
         panel="stream",
         metric="average_accuracy",
@@ -325,11 +321,11 @@ def tune(
     workers: int | None = None,
 ) -> pd.DataFrame:
     """`tune_arms` for a study of `STUDIES`; ``arms`` are those to tune, default all."""
-    if study not in STUDIES:
-        raise ValueError(f"study must be one of {', '.join(sorted(STUDIES))}, got {study!r}")
-    chosen = {
-        arm: experiment for arm, experiment in STUDIES[study](dataset, tuned=False).items() if not arms or arm in arms
-    }
+    check_choice("study", study, STUDIES)
+    known = STUDIES[study](dataset, tuned=False)
+    for arm in arms:
+        check_choice("arms", arm, known)
+    chosen = {arm: known[arm] for arm in arms or known}
     tried = [
         trial
         for arm, experiment in chosen.items()

@@ -15,11 +15,15 @@ from typing import Any
 
 import joblib
 import pandas as pd
+import torch
 from tqdm import tqdm
 
+from sp.baselines import ReplaySource, make_learner
 from sp.experiment import RULES_VERSION, Experiment, Moment, Result, Store, curves_frame, results_frame, run, stream_of
 from sp.files import bar
+from sp.models import mlp
 from sp.parallel import Failed, call_all
+from sp.replay import ReplayBuffer
 
 CONNECT_SECONDS = 30
 TIMED_ARMS = 6  # how many experiments an estimate times, for these steps, of which the first do not count
@@ -140,6 +144,21 @@ def _run_same_rules(experiment: Experiment, rules_version: int) -> Result:
             "same version of the package in both places"
         )
     return run(experiment)
+
+
+def check_options(experiments: Iterable[Experiment]) -> None:
+    """Make each method once for a tiny network, so that no run has to start for its options to be found wrong.
+
+    Raises:
+        ValueError: a method does not take its options; the message names both.
+    """
+    for method, options in dict.fromkeys((experiment.optimizer, experiment.options) for experiment in experiments):
+        sizes = (4, (2,), 2)
+        source = ReplaySource(ReplayBuffer(1), 1, lambda y: None)
+        try:
+            make_learner(method, lambda sizes=sizes: mlp(*sizes), sizes, torch.device("cpu"), dict(options), source)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"optimizer {method!r} with options {dict(options)}: {error}") from error
 
 
 def vary(experiment: Experiment, choices: Mapping[str, Any]) -> Experiment:

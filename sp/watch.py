@@ -4,11 +4,9 @@
 something there and gives rows for a table. Looks change nothing: a followed network ends as an unwatched one does.
 """
 
-import inspect
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import joblib
 import numpy as np
@@ -18,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sp import rules
+from sp.baselines import WITHOUT_NETWORK
 from sp.biology import Events, PlasticityCounter, Synapses
+from sp.checks import check_choice
 from sp.experiment import Experiment, Moment, Result, Store, results_frame, run
 from sp.optim import ConsolidatingPlasticityOptimizer
 from sp.optim.coincidence import memories
@@ -41,8 +41,8 @@ def follow(experiment: Experiment, look: Look, until: int | None = None) -> pd.D
     Raises:
         ValueError: the experiment has no network.
     """
-    if experiment.optimizer == "ridge":
-        raise ValueError("experiment must train a network, got optimizer='ridge'")
+    if experiment.optimizer in WITHOUT_NETWORK:
+        raise ValueError(f"experiment must train a network, got optimizer={experiment.optimizer!r}")
     rows = []
 
     def record(moment: Moment) -> None:
@@ -203,11 +203,6 @@ def observe(experiment: Experiment, store: Store) -> Observed:
     return seen
 
 
-def default(option: str) -> Any:
-    """The default value of an argument of `ConsolidatingPlasticityOptimizer`."""
-    return inspect.signature(ConsolidatingPlasticityOptimizer).parameters[option].default
-
-
 def memory(optimizer: ConsolidatingPlasticityOptimizer, synapses: Synapses) -> Tensor:
     """The presynaptic memory A of a watched layer as a matrix, (d, d), exact or from its sketch."""
     _, inputs, _ = memories(synapses, optimizer.group_of(synapses.weight))
@@ -300,8 +295,7 @@ def forgets(layers: str) -> Callable[[Moment], None]:
 
     Given to `sp.experiment.run` it changes the training: a layer steps as if it had met no input before the batch.
     """
-    if layers not in ("hidden", "readout", "all"):
-        raise ValueError(f"layers must be 'hidden', 'readout' or 'all', got {layers!r}")
+    check_choice("layers", layers, ("hidden", "readout", "all"))
 
     def wipe(moment: Moment) -> None:
         optimizer = moment.learner.optimizer

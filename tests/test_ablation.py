@@ -52,8 +52,8 @@ def test_verdicts():
     )
     found = dict(zip(table.arm, table.verdict, strict=True))
     assert found == {"up": "better", "down": "worse", "same": "no matter", "tiny": "no matter", "unclear": "open"}
-    lines = ablation.conclusions({"a stream": table})
-    assert lines[0] == "a stream (n = 8)" and "better: up +0.050" in lines[1] and "cannot tell: unclear" in lines[4]
+    text = ablation.side_by_side({"a stream": table})["a stream"]
+    assert text.difference["up"].startswith("+0.050 [") and text.verdict["unclear"] == "open"
 
 
 @given(st.lists(st.floats(-0.4, 0.4), min_size=8, max_size=8), st.floats(0.001, 0.1))

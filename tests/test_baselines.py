@@ -16,7 +16,7 @@ from sp.baselines.learner import GradientLearner
 from sp.baselines.optimizers import UPGD
 from sp.baselines.penalties import EWC, L2, MAS, SI, OnlineEWC, mean_over_examples
 from sp.baselines.projections import GPM, NCL, OWM, extended, kronecker_sum
-from sp.baselines.rehearsal import AGEM, ERACE, DERpp, Store
+from sp.baselines.rehearsal import AGEM, ERACE, DERpp, ReplaySource
 from sp.baselines.stable import StableSGD
 from sp.experiment import Experiment, run
 from sp.models import mlp
@@ -42,7 +42,7 @@ def network(inputs=5, hidden=(4,), outputs=3, seed=0):
 
 
 def store(capacity=50, size=8):
-    return Store(ReplayBuffer(capacity, seed=0), size, lambda y: None)
+    return ReplaySource(ReplayBuffer(capacity, seed=0), size, lambda y: None)
 
 
 # -- effects --

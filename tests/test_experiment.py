@@ -44,17 +44,40 @@ def test_experiments_are_hashable_and_equal_by_their_choices():
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"optimizer": "adamm"}, "optimizer must be one of active_dendrites, adagrad"),
+        ({"optimizer": "adamm"}, "optimizer must be one of .*'adam'.*, got 'adamm'"),
         ({"model": "cnnn"}, "model must be one of"),
+        ({"dataset": "mnists"}, "dataset must be one of 'digits', 'mnist', 'fashion_mnist', got 'mnists'"),
+        ({"stream": "splitted"}, "stream must be one of"),
+        ({"scenario": "clas"}, "scenario must be one of"),
+        ({"evaluation": "train"}, "evaluation must be one of"),
+        ({"replay_policy": "lifo"}, "replay_policy must be one of"),
+        ({"options": {"lr": torch.tensor(0.1)}}, r"option lr must be a number, .*got tensor\(0.1"),
         ({"seed": -1}, "seed must be a whole number >= 0, got -1"),
         ({"epochs": 0}, "epochs must be a whole number >= 1, got 0"),
         ({"batch_size": 2.5}, "batch_size must be a whole number >= 1, got 2.5"),
-        ({"replay_adds": "all"}, "replay_adds must be 'current' or 'whole', got 'all'"),
+        ({"replay_adds": "all"}, "replay_adds must be one of 'current', 'whole', got 'all'"),
     ],
 )
 def test_wrong_choices_are_named(choice, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         Experiment(**choice)
+
+
+def test_an_option_that_is_a_list_is_found_again(tmp_path):
+    experiment = Experiment(hidden=(4,), options={"betas": [0.8, 0.9], "lr": np.float32(0.5)})
+    store = Store(tmp_path)
+    first = store.run(experiment)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same(store.get(experiment), first)
+    assert hash(store.all()[0].experiment) == hash(experiment)
+    assert dict(experiment.options) == {"betas": (0.8, 0.9), "lr": 0.5}
+
+
+@pytest.mark.parametrize("until", [0, -1, 3])
+def test_until_is_the_number_of_a_task(until):
+    with pytest.raises(ValueError, match="until must be a whole number from 1 to 2, got"):
+        run(Experiment(tasks=2), until=until)
 
 
 def test_unknown_choices_list_the_known_ones():

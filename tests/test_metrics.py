@@ -147,10 +147,10 @@ def test_equal_values_and_a_single_value_warn_of_nothing():
         single = metrics.bootstrap_interval([0.3])
         assert (single.estimate, single.n) == (0.3, 1)
         assert np.isnan(single.low) and np.isnan(single.high)
-        assert metrics.paired_difference([0.3], [0.1]).verdict == "no difference found"
+        assert metrics.paired_difference([0.3], [0.1]).verdict == "too few seeds to tell"
         same = metrics.paired_difference([0.1, 0.2, 0.3], [0.1, 0.2, 0.3])
         assert same[:4] == (0, 0, 0, 3)
-        assert (same.p_value, same.verdict) == (1, "no difference found")
+        assert (same.p_value, same.verdict) == (1, "too few seeds to tell")
 
 
 @pytest.mark.parametrize(
@@ -234,3 +234,16 @@ def test_summarise_says_what_is_wrong():
         metrics.summarise(frame, ["arm"], "accuracy")
     with pytest.raises(ValueError, match=r"got \['n'\]: rename"):
         metrics.summarise(frame, ["n"], "accuracy")
+
+
+def test_a_group_with_a_missing_value_is_shown_and_n_is_said():
+    frame = pd.DataFrame({"samples": [None, None, 100.0], "accuracy": [0.1, 0.2, 0.3]})
+    text = metrics.readable(metrics.interval_table(frame, ["samples"], ["accuracy"]))
+    assert len(text) == 2 and text.columns.name == "n = 1 to 2"
+
+
+def test_a_verdict_asks_for_the_interval_and_for_the_test():
+    assert metrics.paired_difference([1.0] * 5, [0.0] * 5).verdict == "too few seeds to tell"
+    assert metrics.paired_difference([1.0] * 6, [0.0] * 6).verdict == "higher"
+    uneven = metrics.paired_difference([0.04, 0.0, 0.0, 0.0, 0.05, 0.001], [0.0] * 6)
+    assert uneven.low > 0 and uneven.p_value > 0.05 and uneven.verdict == "no difference found"

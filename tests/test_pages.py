@@ -1,5 +1,6 @@
 """Pages that need no kernel."""
 
+import re
 from pathlib import Path
 
 from sp.pages import document, make_pages
@@ -8,9 +9,10 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_a_notebook_is_a_page_with_its_figures_in_it(tmp_path, capsys):
-    assert make_pages([ROOT / "notebooks" / "12_overhead.ipynb"], tmp_path) == 0
+    make_pages([ROOT / "notebooks" / "12_overhead.ipynb"], tmp_path)
     page = (tmp_path / "12_overhead.html").read_text()
     assert "What does plasticity cost" in page and "data:image/png;base64" in page
+    assert 'href="13_dendrites.html"' in page and ".ipynb" not in re.findall(r'href="(.*?)"', page)
     assert 'href="12_overhead.html"' in (tmp_path / "index.html").read_text()
 
 

@@ -33,7 +33,7 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path, monke
     assert "python -m sp results --dataset digits" in capsys.readouterr().err
     monkeypatch.delenv("SP_FIGURES")
     assert main(["table", "retention_digits"]) == 2
-    assert "name a METRIC, one of average_accuracy, backward_transfer" in capsys.readouterr().err
+    assert "METRIC must be one of 'average_accuracy', 'backward_transfer'" in capsys.readouterr().err
     assert main(["table", "retention_digits", "average_accuracy"]) == 0
     assert "Permuted, 10 tasks (n = " in capsys.readouterr().out
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from sp import rules, watch
+from sp import ConsolidatingPlasticityOptimizer, rules, watch
 from sp.experiment import Experiment, Store, run
 
 SMALL = Experiment(stream="permuted", tasks=3, scenario="domain", hidden=(16,), samples_per_task=200, seed=1)
@@ -68,7 +68,9 @@ def test_the_memory_is_a_positive_matrix_that_knows_the_tasks_that_were_learnt(o
         assert A.shape == (65, 65)
         torch.testing.assert_close(A, A.T)
         assert torch.linalg.eigvalsh(A.double()).min() > -1e-4
-        assert watch.memory_strength(moment.learner.optimizer, synapses) == watch.default("memory_strength")
+        assert watch.memory_strength(moment.learner.optimizer, synapses) == ConsolidatingPlasticityOptimizer.default(
+            "memory_strength"
+        )
         return watch.spectrum(moment) + watch.input_novelty(moment)
 
     rows = watch.follow(experiment, look)
@@ -93,7 +95,7 @@ def test_a_network_whose_memory_is_wiped_learns_and_forgets():
     wiped = watch.without_memory({"wiped": (whole, "all")}, [0]).iloc[0]
     kept = run(replace(whole, seed=0)).accuracy
     assert wiped.learning_accuracy > 0.8 and wiped.average_accuracy < 0.4 < kept[-1].mean()
-    with pytest.raises(ValueError, match="layers must be 'hidden', 'readout' or 'all', got 'first'"):
+    with pytest.raises(ValueError, match="layers must be one of 'hidden', 'readout', 'all', got 'first'"):
         watch.forgets("first")
 
 
@@ -117,7 +119,9 @@ def _novelty_by_hand(moment):
     if not moment.last:
         return []
     synapses = moment.learner.optimizer.coincidence.synapses[0]
-    P = rules.novelty(watch.memory(moment.learner.optimizer, synapses), watch.default("memory_strength"))
+    P = rules.novelty(
+        watch.memory(moment.learner.optimizer, synapses), ConsolidatingPlasticityOptimizer.default("memory_strength")
+    )
     rows = pd.DataFrame(watch.input_novelty(moment))
     x = moment.stream.tasks[0].test()[0]
     x = torch.cat([x, torch.ones(len(x), 1)], 1)

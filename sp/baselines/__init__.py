@@ -13,7 +13,7 @@ from sp.baselines.learner import GradientLearner, Needs, kept_bytes, masked
 from sp.baselines.optimizers import OPTIMIZERS
 from sp.baselines.penalties import EWC, L2, MAS, SI, OnlineEWC
 from sp.baselines.projections import GPM, NCL, OWM
-from sp.baselines.rehearsal import AGEM, ERACE, DERpp, Rehearsal, Store
+from sp.baselines.rehearsal import AGEM, ERACE, DERpp, Rehearsal, ReplaySource
 from sp.baselines.stable import StableSGD
 
 RIVALS: dict[str, type[GradientLearner]] = {
@@ -36,8 +36,51 @@ RIVALS: dict[str, type[GradientLearner]] = {
 }
 WITHOUT_NETWORK = {"chance": ChanceLearner, "ridge": RidgeLearner}
 METHODS = (*OPTIMIZERS, *RIVALS, *WITHOUT_NETWORK)
+# What tables and figures call them.
+TITLES = {
+    "active_dendrites": "Active dendrites",
+    "adagrad": "Adagrad",
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "agem": "A-GEM",
+    "chance": "Chance",
+    "coincidence": "Coincidence",
+    "consolidating": "Consolidation",
+    "dendrites": "Grown dendrites",
+    "derpp": "DER++",
+    "er_ace": "ER-ACE",
+    "ewc": "EWC",
+    "gpm": "GPM",
+    "joint": "Joint training",
+    "l2": "L2",
+    "lwf": "LwF",
+    "mas": "MAS",
+    "momentum": "SGD with momentum",
+    "ncl": "NCL",
+    "online_ewc": "Online EWC",
+    "owm": "OWM",
+    "ridge": "Ridge",
+    "selective": "Selective plasticity",
+    "selective_coincidence": "Selective plasticity, NMDA",
+    "sgd": "SGD",
+    "si": "SI",
+    "stable_sgd": "Stable SGD",
+    "upgd": "UPGD",
+}
 
-__all__ = ["METHODS", "OPTIMIZERS", "Needs", "Store", "kept_bytes", "make_learner", "masked", "needs", "rehearses"]
+__all__ = [
+    "METHODS",
+    "OPTIMIZERS",
+    "TITLES",
+    "WITHOUT_NETWORK",
+    "Needs",
+    "ReplaySource",
+    "kept_bytes",
+    "make_learner",
+    "masked",
+    "needs",
+    "rehearses",
+]
 
 
 def needs(method: str, replay_capacity: int = 0) -> Needs:
@@ -59,7 +102,7 @@ def make_learner(
     sizes: tuple[int, tuple[int, ...], int],
     device: torch.device,
     options: dict[str, Any],
-    store: Store | None = None,
+    store: ReplaySource | None = None,
 ) -> Any:
     """A learner of `METHODS`.
 

@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 from sp.active_dendrites import ActiveDendrites
 from sp.baselines.learner import GradientLearner, Needs, masked
 from sp.baselines.optimizers import OPTIMIZERS
+from sp.checks import check_choice, check_integer
 from sp.dendrites import Dendrites, acting, coincidence_optimizer
-from sp.optim.common import check_choice, check_integer
 
 HELD_OUT = 10  # one example of so many validates
 KEPT = 1000  # examples by which the network is validated, at most

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sp.baselines.learner import GradientLearner, Needs, masked
-from sp.optim.common import check_number
+from sp.checks import check_number
 
 
 class LwF(GradientLearner):

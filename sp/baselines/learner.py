@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sp.baselines.optimizers import OPTIMIZERS
-from sp.optim.common import check_choice
+from sp.checks import check_choice
 
 
 @dataclass(frozen=True)

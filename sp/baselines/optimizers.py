@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sp.biology import NMDACoincidence
+from sp.checks import check_number
 from sp.optim import ConsolidatingPlasticityOptimizer, SelectivePlasticityOptimizer
-from sp.optim.common import check_number
 
 
 class UPGD(Optimizer):
@@ -22,7 +22,7 @@ class UPGD(Optimizer):
     deviation ``sigma``. What is useful (removing it would raise the loss) is protected, the rest is perturbed.
 
     Args:
-        params: parameters. lr: learning rate > 0. decay: weight decay >= 0. beta: of the utility's trace, in [0, 1).
+        params: parameters. lr: learning rate >= 0. decay: weight decay >= 0. beta: of the utility's trace, in [0, 1).
         sigma: deviation of the noise, >= 0.
     """
 
@@ -47,6 +47,8 @@ class UPGD(Optimizer):
                 state["step"], state["utility"] = 0, torch.zeros_like(p)
             state["step"] += 1
             state["utility"].lerp_(-p.grad * p, 1 - group["beta"])
+        if not trained:
+            return loss
         largest = torch.stack([self.state[p]["utility"].max() for _, p in trained]).max()
         for group, p in trained:
             state = self.state[p]

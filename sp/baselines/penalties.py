@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from sp.baselines.learner import GradientLearner, Needs, masked
-from sp.optim.common import check_integer, check_number
+from sp.checks import check_integer, check_number
 
 CHUNK = 64  # examples whose gradients are held at once
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sp.baselines.learner import GradientLearner, Needs, masked
 from sp.biology import NMDACoincidence, Synapses
-from sp.optim.common import check_integer, check_number
+from sp.checks import check_integer, check_number
 
 
 class Projection(GradientLearner):

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sp.baselines.learner import GradientLearner, Needs, masked
-from sp.optim.common import check_number
+from sp.checks import check_number
 from sp.replay import ReplayBuffer
 
 
 @dataclass(frozen=True)
-class Store:
+class ReplaySource:
     """A replay buffer, how many examples are drawn from it for a step, and which units count for given labels."""
 
     buffer: ReplayBuffer
@@ -37,7 +37,7 @@ class Rehearsal(GradientLearner):
 
     needs = Needs(examples="buffer")
 
-    def __init__(self, model: nn.Module, store: Store, base: str = "sgd", **options: Any):
+    def __init__(self, model: nn.Module, store: ReplaySource, base: str = "sgd", **options: Any):
         super().__init__(model, base, options)
         self.store = store
 
@@ -79,7 +79,13 @@ class DERpp(Rehearsal):
     """
 
     def __init__(
-        self, model: nn.Module, store: Store, alpha: float = 0.5, beta: float = 0.5, base: str = "sgd", **options: Any
+        self,
+        model: nn.Module,
+        store: ReplaySource,
+        alpha: float = 0.5,
+        beta: float = 0.5,
+        base: str = "sgd",
+        **options: Any,
     ):
         check_number("alpha", alpha, 0)
         check_number("beta", beta, 0)
@@ -115,7 +121,7 @@ class ERACE(Rehearsal):
     ``H over the classes in the batch (new examples) + H over all classes met so far (stored examples)``.
     """
 
-    def __init__(self, model: nn.Module, store: Store, base: str = "sgd", **options: Any):
+    def __init__(self, model: nn.Module, store: ReplaySource, base: str = "sgd", **options: Any):
         super().__init__(model, store, base, **options)
         self.met: Tensor | None = None
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sp.baselines.learner import GradientLearner, Needs
-from sp.optim.common import check_number
+from sp.checks import check_number
 
 
 class StableSGD(GradientLearner):

@@ -11,16 +11,12 @@ import pandas as pd
 from joblib.externals.loky import ProcessPoolExecutor
 
 from sp import figures, studies, watch
+from sp.baselines import TITLES
 from sp.experiment import Experiment, Store, curves_frame
 from sp.explore.code import optimizer_code
 from sp.explore.panel import Answer, Panel
 
-METHODS = {
-    "Selective plasticity": "selective",
-    "Consolidation": "consolidating",
-    "Coincidence": "coincidence",
-    "SGD": "sgd",
-}
+METHODS = {TITLES[method]: method for method in ("selective", "consolidating", "coincidence", "sgd")}
 RATES = {"Selective plasticity": 1e-3, "Consolidation": 0.1, "Coincidence": 0.1, "SGD": 0.1}  # lr of each at first
 # Which of the controls are options of which optimizer; the others are greyed.
 OPTIONS = {
@@ -63,7 +59,9 @@ def learning_panel(store: Store | None = None) -> Panel:
     adjust("")
     _seen(store, DEFAULTS)  # so that the panel has something to show at once
     for _ in range(2):
-        _processes().submit(watch.default, "lr")  # so that the processes have imported everything when they are needed
+        _processes().submit(
+            watch.follow.__name__.title
+        )  # so that the processes have imported everything when they are needed
     return Panel(
         "learning",
         "Learning B after A: what is left of A?",
@@ -74,6 +72,10 @@ def learning_panel(store: Store | None = None) -> Panel:
         _code,
         adjust,
     )
+
+
+def _imported() -> None:
+    """What a process is first asked for, so that it has imported everything when it is needed."""
 
 
 def learning_answer(store: Store | None = None, **choices: Any) -> Answer:

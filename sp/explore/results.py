@@ -7,20 +7,11 @@ import ipywidgets as widgets
 import pandas as pd
 
 from sp import metrics
+from sp.baselines import TITLES
 from sp.experiment import Experiment, Store, results_frame
 from sp.explore.code import NAMES, optimizer_code
 from sp.explore.panel import DRAWING, Answer, Panel
 
-LABELS = {
-    "adagrad": "Adagrad",
-    "adam": "Adam",
-    "coincidence": "Coincidence",
-    "consolidating": "Consolidation",
-    "ridge": "Ridge",
-    "selective": "Selective plasticity",
-    "selective_coincidence": "Selective plasticity, NMDA",
-    "sgd": "SGD",
-}
 METRICS = {  # name -> range of the axis
     "average_accuracy": (0, 1),
     "learning_accuracy": (0, 1),
@@ -216,7 +207,7 @@ def _labelled(rows: pd.DataFrame, axis: str) -> pd.DataFrame:
             known = [f"{_readable(name)} {row[name]:g}" for name in differ if _is_number(row[name])]
             known += [str(row[name]) for name in differ if isinstance(row[name], str)]
             brackets = f" ({', '.join(known)})" if known else ""
-            labels[index] = LABELS[method] + ("" if axis == "replay_capacity" else replay[index]) + brackets
+            labels[index] = TITLES[method] + ("" if axis == "replay_capacity" else replay[index]) + brackets
     return rows.assign(arm=labels)
 
 

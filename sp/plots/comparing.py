@@ -161,7 +161,7 @@ def line_panels(
             ax.fill_between(line[x], line.low, line.high, color=styles[name]["color"], alpha=0.2, linewidth=0)
             # Where every point has a marker a long line is all markers.
             every = None if len(line) <= 12 else -(-len(line) // 8)
-            ax.plot(line[x], line["mean"], label=name, markevery=every, **styles[name])
+            ax.plot(line[x], line["mean"], label=name, markevery=every, clip_on=False, **styles[name])
         ax.set(title=title, ylabel=labels[1], ylim=limits)
         if log:
             ax.set_xscale("log")
@@ -293,7 +293,8 @@ def effect_plot(
         ax.set_xscale("symlog", linthresh=margin, linscale=0.5)
         ax.set(title=title, yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
         ends = [end for end in (-0.1, 0.1) if ax.get_xlim()[0] < end < ax.get_xlim()[1]]
-        ax.set(xticks=[*ends, -margin, 0, margin], xticklabels=[*map("{:+g}".format, ends), "", "0", ""])
+        ticks = [*ends, -margin, margin]  # a line marks zero
+        ax.set(xticks=ticks, xticklabels=map("{:+g}".format, ticks))
         ax.minorticks_off()
         ax.tick_params(axis="y", length=0)
     fig.supxlabel(wrapped(label, fig, 1), size=STYLE["axes.labelsize"])
