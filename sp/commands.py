@@ -19,9 +19,8 @@ VALUES = "v1,v2,... or, with --sample, a range low:high or low:high:log"
 
 def add_commands(commands) -> None:
     """All of them."""
-    for add in (add_notebook_runs, add_bench, add_tune, add_results, add_compare, add_recipes):
-        add(commands)
-    for add in (add_sweep, add_notebooks, add_record):
+    studied = (add_notebook_runs, add_bench, add_tune, add_results, add_compare, add_recipes)
+    for add in (*studied, add_sweep, add_notebooks, add_record):
         add(commands)
 
 

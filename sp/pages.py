@@ -13,6 +13,7 @@ from nbconvert import HTMLExporter
 import sp
 from sp.files import write_atomically
 from sp.notebooks import all_notebooks
+from sp.report import title_of
 
 TO_NOTEBOOK = re.compile(r"\]\((\d\d_\w+)\.ipynb\)")
 
@@ -38,8 +39,7 @@ def make_pages(notebooks: Sequence[Path] = (), target: Path = Path("build/html")
                 cell.source = TO_NOTEBOOK.sub(r"](\1.html)", cell.source)
         page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": path.stem}})
         write_atomically(target / f"{path.stem}.html", page)
-        heading = next(cell.source for cell in notebook.cells if cell.cell_type == "markdown").splitlines()[0]
-        links.append(f'<li><a href="{path.stem}.html">{html.escape(heading.lstrip("# "))}</a></li>')
+        links.append(f'<li><a href="{path.stem}.html">{html.escape(title_of(path))}</a></li>')
     head = "<!DOCTYPE html><meta charset='utf-8'><title>sp</title><h1>Notebooks</h1><ul>"
     index = head + "".join(links) + "</ul><p><a href='api/sp.html'>The package</a></p>"
     write_atomically(target / "index.html", index)

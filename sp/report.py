@@ -105,6 +105,11 @@ PICTURES = {  # of notebooks whose first figure says less
 }
 
 
+def title_of(notebook: Path) -> str:
+    """The heading of a notebook, which is the question it asks."""
+    return "".join(json.loads(notebook.read_text())["cells"][0]["source"]).splitlines()[0].removeprefix("# ")
+
+
 def index(root: Path = Path()) -> str:
     """The page of all notebooks in ``notebooks/``: each with a picture, and the question that is its title."""
     lines = [
@@ -117,7 +122,7 @@ def index(root: Path = Path()) -> str:
         "|---|---|",
     ]
     for path in sorted((root / "notebooks").glob("*.ipynb")):
-        title = "".join(json.loads(path.read_text())["cells"][0]["source"]).splitlines()[0].removeprefix("# ")
+        title = title_of(path)
         drawn = sorted(picture.stem for picture in (root / "figures").glob(f"{path.stem}*.png"))
         name = PICTURES.get(path.stem, drawn[0])
         picture = f'<img src="../figures/{name}.png" width="240" alt="{name}">'

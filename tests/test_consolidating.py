@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sp import ConsolidatingPlasticityOptimizer, NMDACoincidence
+from sp import ConsolidatingPlasticityOptimizer, NMDACoincidence, SelectivePlasticityOptimizer
 from sp.experiment import Experiment, run
 from sp.models import MODELS
 from sp.optim import memory as memories
@@ -588,3 +588,14 @@ def test_a_watcher_of_another_model_or_options_without_one_are_pointed_out():
         ConsolidatingPlasticityOptimizer(model)
     with pytest.warns(UserWarning, match="rank has no effect without coincidence="):
         ConsolidatingPlasticityOptimizer(model.parameters(), rank=4)
+
+
+@pytest.mark.parametrize("kind", [ConsolidatingPlasticityOptimizer, SelectivePlasticityOptimizer])
+def test_a_subclass_may_have_arguments_of_its_own(kind):
+    class Named(kind):
+        def __init__(self, params, name):
+            super().__init__(params, lr=0.5)
+            self.name = name
+
+    optimizer = Named([nn.Parameter(torch.zeros(2))], name="mine")
+    assert optimizer.param_groups[0]["lr"] == 0.5 and "name" not in optimizer.param_groups[0]

@@ -83,7 +83,10 @@ class PlasticityOptimizer(Optimizer):
 
     @classmethod
     def chosen(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """Of the local names of ``__init__`` those that are options."""
+        """Of the local names of this class's ``__init__`` those that are options.
+
+        It is called by the class's own name, since a subclass may have other arguments.
+        """
         return {name: given[name] for name in signature(cls.__init__).parameters if name not in _NO_OPTIONS}
 
     @classmethod

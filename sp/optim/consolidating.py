@@ -93,12 +93,11 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         differentiable: bool = False,
         on_nonfinite: str = "skip",
     ):
-        options = self.chosen(locals())
+        options = ConsolidatingPlasticityOptimizer.chosen(locals())
         super().__init__(params, options, coincidence)
-        unused = (
-            [name for name in _OF_COINCIDENCE if options[name] != self.default(name)] if coincidence is None else []
-        )
-        if unused:
+        usual = ConsolidatingPlasticityOptimizer.default
+        unused = [name for name in _OF_COINCIDENCE if options[name] != usual(name)]
+        if unused and coincidence is None:
             warnings.warn(f"{', '.join(unused)} has no effect without coincidence=NMDACoincidence(model)", stacklevel=2)
         device = self.param_groups[0]["params"][0].device
         self.param_groups[0]["shared"] = {

@@ -101,7 +101,7 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         differentiable: bool = False,
         on_nonfinite: str = "skip",
     ):
-        super().__init__(params, {**self.chosen(locals()), "calibration_start": 0}, coincidence)
+        super().__init__(params, {**SelectivePlasticityOptimizer.chosen(locals()), "calibration_start": 0}, coincidence)
         if 0 < threshold_percentile < 1:
             warnings.warn(
                 f"threshold_percentile is in percent, and {threshold_percentile:g} is less than one of them: did you "
