@@ -12,7 +12,8 @@ from dataclasses import replace
 import pandas as pd
 
 from sp import metrics, recorded, studies
-from sp.experiment import Experiment, Store
+from sp.experiment import Experiment
+from sp.store import Store
 
 Arms = dict[str, Experiment]
 

@@ -8,7 +8,9 @@ import joblib
 import pandas as pd
 
 from sp import studies
-from sp.experiment import Experiment, Store, results_frame, run
+from sp.experiment import Experiment, run
+from sp.frames import results_frame
+from sp.store import Store
 from sp.sweep import run_all
 
 ARMS = ("Adam", "Adam + replay", "Selective plasticity", "Selective plasticity + replay")

@@ -14,7 +14,8 @@ import pandas as pd
 
 from sp import files, metrics, studies
 from sp.baselines import needs
-from sp.experiment import Experiment, Moment, results_frame, run
+from sp.experiment import Experiment, Moment, run
+from sp.frames import results_frame
 from sp.metrics import PairedDifference
 from sp.permuted import arms
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from sp import choices, studies
 from sp.baselines import METHODS
-from sp.experiment import Experiment, Store, results_frame
+from sp.experiment import Experiment
 from sp.files import write_atomically
+from sp.frames import results_frame
+from sp.store import Store
 from sp.sweep import SweepError, check_options, plan, points_of, run_all
 
 # What only one command needs is imported by it, for it takes seconds.

@@ -16,22 +16,24 @@ from sp import figures, files, metrics, studies
 from sp.baselines import TITLES, kept_bytes, needs, rehearses
 from sp.checks import check_choice
 from sp.data import load
-from sp.experiment import Experiment, Moment, Store, run
+from sp.experiment import Experiment, Moment, run
 from sp.models import mlp_size
+from sp.store import Store
 from sp.sweep import compare
 
-# Streams by name: those of the retention studies, and more. On long ones a fifth of MNIST's images for each task.
-_LONG = {"tasks": 10, "scenario": "domain", "samples_per_task": 12_000}
+# Streams by name: those of the retention studies, and more. On long ones a fifth or a tenth of MNIST's images a task.
+_LONG = {"tasks": 10, "scenario": "domain"}
 SCENARIOS = {
     "split5_class": studies.STREAMS["split5_class"],
     "split5_domain": studies.STREAMS["split5_domain"],
-    "permuted10": {"stream": "permuted", **_LONG},
+    "permuted10": {"stream": "permuted", **_LONG, "samples_per_task": 12_000},
     "split2_class": studies.STREAMS["split2_class"],
     "split5_task": {"tasks": 5, "scenario": "task"},
-    "rotated10": {"stream": "rotated", **_LONG},
+    "rotated10": {"stream": "rotated", **_LONG, "samples_per_task": 6_000},
     "split2_domain": {"tasks": 2, "scenario": "domain"},
     "split2_task": {"tasks": 2, "scenario": "task"},
 }
+TUNED_TWICE = ("split5_class", "split5_domain", "split2_class")  # on two tuning seeds; the others, for time, on one
 # Sizes of the replay buffer: on digits the same share of the images as 200 and 2,000 of MNIST's.
 CAPACITIES = {"digits": (50, 200), "mnist": (200, 2000), "fashion_mnist": (200, 2000)}
 # What is tuned on one data set and carried over to another, to see how far a setting carries.
@@ -148,8 +150,7 @@ def trials(scenario: str, dataset: str) -> list[studies.Trial]:
     known = tuned_values(scenario, dataset).index
     every = {**untuned(scenario, dataset), **untuned(scenario, dataset, CAPACITIES[dataset][0])}
     missing = {arm: experiment for arm, experiment in every.items() if arm not in known and arm not in DEFAULTS}
-    long = SCENARIOS[scenario].get("stream", "split") != "split"
-    return studies.trials(missing, GRIDS, studies.TUNING_SEEDS[: 1 if long else 2])
+    return studies.trials(missing, GRIDS, studies.TUNING_SEEDS[: 2 if scenario in TUNED_TWICE else 1])
 
 
 def replay_practice(

@@ -15,8 +15,9 @@ from sp import metrics, recorded, studies
 from sp.active_dendrites import ActiveDendrites, k_winners
 from sp.baselines import make_learner
 from sp.data import Stream, load, make_stream
-from sp.experiment import Experiment, Store, stream_of
+from sp.experiment import Experiment, stream_of
 from sp.models import mlp, mlp_size
+from sp.store import Store
 
 # P23: accuracy on both tasks of Split MNIST at the end, and the parameters, as published; one run each.
 PUBLISHED = pd.DataFrame(

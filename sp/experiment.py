@@ -1,4 +1,4 @@
-"""One run: an `Experiment` says everything that was chosen, `run` makes its `Result`, a `Store` remembers it."""
+"""One run: an `Experiment` says everything that was chosen, `run` makes its `Result`; `sp.store` remembers it."""
 
 import hashlib
 import json
@@ -6,7 +6,6 @@ import os
 import platform
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -14,12 +13,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 import sp
-from sp import checkpoint, files, metrics
+from sp import checkpoint, files
 from sp.baselines import METHODS, ReplaySource, make_learner, masked, rehearses
 from sp.checks import check_choice, check_integer
 from sp.data import DATASETS, Evaluation, Kind, Scenario, Stream, load, make_stream
@@ -457,182 +455,3 @@ def _isolated(seed: int, device: str | torch.device) -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(threads)
-
-
-class Store:
-    """Finished runs in a folder, a JSON file each, named by the experiment's hash.
-
-    Beside a result, tables of what was seen in the run may be kept. Writes are atomic, so a run that is killed leaves
-    no half file and several processes may share a store. Files hold data only: reading one cannot run code. A damaged
-    file is recomputed, with a warning.
-
-    Args:
-        folder: where; default is `sp.files.folder("store")`.
-    """
-
-    def __init__(self, folder: str | os.PathLike | None = None):
-        self.folder = Path(folder) if folder is not None else files.folder("store")
-
-    def path(self, experiment: Experiment) -> Path:
-        """Where the result of an experiment lies, or would."""
-        key = experiment.key()
-        return self.folder / key[:2] / f"{key}.json"
-
-    def get(self, experiment: Experiment) -> Result | None:
-        """The stored result, or None where there is none that can be trusted."""
-        path = self.path(experiment)
-        result = _read(path, _result)
-        if result is not None and result.experiment != experiment:
-            warnings.warn(f"{path} holds another experiment and is computed again", stacklevel=2)
-            return None
-        return result
-
-    def all(self) -> list[Result]:
-        """Every stored result that can be trusted and that the present rules made, in the order of their names."""
-        read = ((path, _read(path, _result)) for path in sorted(self.folder.glob("??/*.json")) if "-" not in path.name)
-        return [result for path, result in read if result is not None and self.path(result.experiment) == path]
-
-    def get_table(self, experiment: Experiment, name: str) -> pd.DataFrame | None:
-        """The table kept under this name beside the result, or None as in `get`."""
-        return _read(self._table_path(experiment, name), lambda body: pd.DataFrame(json.loads(body)))
-
-    def put_table(self, experiment: Experiment, name: str, table: pd.DataFrame) -> None:
-        """Keep a table of plain numbers and names beside the result; errors as in `put`."""
-        body = json.dumps(table.to_dict(orient="list"))
-        files.write_atomically(self._table_path(experiment, name), _sealed(body))
-
-    def _table_path(self, experiment: Experiment, name: str) -> Path:
-        return self.path(experiment).with_name(f"{experiment.key()}-{name}.json")
-
-    def put(self, result: Result) -> None:
-        """Keep a result.
-
-        Raises:
-            OSError: the folder cannot be written; the message names it. What was stored before is untouched.
-        """
-        body = json.dumps(result.as_dict(), sort_keys=True)
-        files.write_atomically(self.path(result.experiment), _sealed(body))
-
-    def check_writable(self) -> None:
-        """Write something and delete it again, so that a long run does not end where its result cannot be kept.
-
-        Raises:
-            OSError: as `put`.
-        """
-        probe = self.folder / f".probe{os.getpid()}"
-        files.write_atomically(probe, bytes(2**16))
-        probe.unlink(missing_ok=True)
-
-    def run(self, experiment: Experiment, progress: bool = False, checkpoint_every: int | None = None) -> Result:
-        """The stored result, else a new one, stored.
-
-        With ``checkpoint_every``, a run that is killed goes on at the next call from a checkpoint beside its result.
-        """
-        result = self.get(experiment)
-        if result is None:
-            options = {}
-            if checkpoint_every is not None:
-                path = self.path(experiment).with_suffix(".checkpoint")
-                options = {"checkpoint_path": path, "checkpoint_every": checkpoint_every}
-            result = run(experiment, progress=progress, **options)
-            self.put(result)
-        return result
-
-
-def _sealed(body: str) -> str:
-    return json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest(), "result": body})
-
-
-def _read(path: Path, parse: Callable[[str], Any]) -> Any:
-    """What a sealed file holds, or None where it is missing, or damaged, which is warned of."""
-    try:
-        content = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        envelope = json.loads(content.decode())
-        if hashlib.sha256(envelope["result"].encode()).hexdigest() != envelope["sha256"]:
-            raise ValueError("its checksum is wrong")
-        return parse(envelope["result"])
-    except (ValueError, KeyError, TypeError) as damage:
-        warnings.warn(f"{path} is damaged ({damage}) and is computed again", stacklevel=3)
-        return None
-
-
-def _result(body: str) -> Result:
-    return Result.from_dict(json.loads(body))
-
-
-def results_frame(results: list[Result]) -> pd.DataFrame:
-    """One row a result: every choice of the experiment (options as ``option_NAME``), and the metrics of `sp.metrics`.
-
-    ``final_1``, ``final_2``, ... are the accuracies on each task at the end, ``learned_1``, ... right after it. On
-    split class-incremental streams, ``buffer_share_1``, ... are the tasks' shares of the replay buffer at the end.
-    """
-    measured = _metrics(results)
-    rows = []
-    for result, values in zip(results, measured, strict=True):
-        choices = result.experiment.as_dict()
-        options = {f"option_{name}": value for name, value in choices.pop("options").items()}
-        rows.append(
-            {
-                **choices,
-                "hidden": "-".join(map(str, result.experiment.hidden)),
-                **options,
-                **values,
-                **_buffer_shares(result),
-                **{f"final_{j}": value for j, value in enumerate(result.accuracy[-1].tolist(), 1)},
-                **{f"learned_{j}": value for j, value in enumerate(result.accuracy.diagonal().tolist(), 1)},
-                "seconds": result.seconds,
-                "key": result.experiment.key(),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _metrics(results: list[Result]) -> list[dict[str, float]]:
-    """Of each result; those with as many tasks are computed at once."""
-    measured: list[dict[str, float]] = [{} for _ in results]
-    lengths = [len(result.accuracy) for result in results]
-    for length in set(lengths):
-        places = [place for place, own in enumerate(lengths) if own == length]
-        R = np.stack([results[place].accuracy for place in places])
-        initial = np.stack([results[place].initial for place in places])
-        columns = {
-            "average_accuracy": metrics.average_accuracy(R),
-            "backward_transfer": metrics.backward_transfer(R),
-            "forward_transfer": metrics.forward_transfer(R, initial),
-            "forgetting": metrics.forgetting(R),
-            "learning_accuracy": metrics.learning_accuracy(R),
-            "anytime_accuracy": metrics.anytime_accuracy(R),
-        }
-        for place, values in zip(places, zip(*columns.values(), strict=True), strict=True):
-            measured[place] = dict(zip(columns, map(float, values), strict=True))
-    return measured
-
-
-def _buffer_shares(result: Result) -> dict[str, float]:
-    chosen = result.experiment
-    if not result.buffer or (chosen.stream, chosen.scenario) != ("split", "class"):
-        return {}
-    counts = np.zeros(chosen.tasks)
-    for label, count in result.buffer.items():
-        counts[int(label) * chosen.tasks // 10] += count
-    return {f"buffer_share_{j + 1}": share for j, share in enumerate(counts / counts.sum())}
-
-
-def curves_frame(results: list[Result]) -> pd.DataFrame:
-    """One row a measurement inside a task: ``key`` and ``seed`` of the experiment, ``step``, ``training``, ``task`` and
-    ``accuracy`` (tasks are numbered from 1)."""
-    rows = [
-        {
-            "key": result.experiment.key(),
-            "seed": result.experiment.seed,
-            **point,
-            "training": point["training"] + 1,
-            "task": point["task"] + 1,
-        }
-        for result in results
-        for point in result.curve
-    ]
-    return pd.DataFrame(rows, columns=["key", "seed", "step", "training", "task", "accuracy"])

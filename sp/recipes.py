@@ -10,7 +10,8 @@ import pandas as pd
 
 from sp import figures, files, metrics
 from sp.checks import check_choice
-from sp.experiment import Experiment, Store
+from sp.experiment import Experiment
+from sp.store import Store
 from sp.sweep import compare
 
 # GMvandeVen/continual-learning: Split MNIST, 784-400-400, Adam at 1e-3, 2,000 batches of 128 a task (here 21 passes,

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from sp import files, metrics
-from sp.experiment import Experiment, Result, Store
+from sp.experiment import Experiment, Result
+from sp.store import Store
 from sp.sweep import run_all
 
 Named = list[tuple[str, Experiment]]

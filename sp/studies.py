@@ -14,8 +14,10 @@ import pandas as pd
 
 from sp import figures, files, metrics, report
 from sp.checks import check_choice
-from sp.experiment import Experiment, Store, results_frame
+from sp.experiment import Experiment
+from sp.frames import results_frame
 from sp.models import mlp_size
+from sp.store import Store
 from sp.sweep import compare, run_all
 
 TUNED = Path(__file__).with_name("tuned.csv")

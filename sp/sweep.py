@@ -19,11 +19,13 @@ import torch
 from tqdm import tqdm
 
 from sp.baselines import ReplaySource, make_learner
-from sp.experiment import RULES_VERSION, Experiment, Moment, Result, Store, curves_frame, results_frame, run, stream_of
+from sp.experiment import RULES_VERSION, Experiment, Moment, Result, run, stream_of
 from sp.files import bar
+from sp.frames import curves_frame, results_frame
 from sp.models import mlp
 from sp.parallel import Failed, call_all
 from sp.replay import ReplayBuffer
+from sp.store import Store
 
 CONNECT_SECONDS = 30
 TIMED_ARMS = 6  # how many experiments an estimate times, for these steps, of which the first do not count
@@ -195,7 +197,7 @@ def sweep(
     ``options`` go to `run_all`.
 
     Returns:
-        One row a run, as in `sp.experiment.results_frame`.
+        One row a run, as in `sp.frames.results_frame`.
     """
     return results_frame(run_all(points_of(experiment, points, seeds), store, **options))
 

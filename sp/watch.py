@@ -19,9 +19,11 @@ from sp import rules
 from sp.baselines import WITHOUT_NETWORK
 from sp.biology import Events, PlasticityCounter, Synapses
 from sp.checks import check_choice
-from sp.experiment import Experiment, Moment, Result, Store, results_frame, run
+from sp.experiment import Experiment, Moment, Result, run
+from sp.frames import results_frame
 from sp.optim import ConsolidatingPlasticityOptimizer
 from sp.optim.coincidence import memories
+from sp.store import Store
 from sp.sweep import run_all
 
 Look = Callable[[Moment], list[dict]]
@@ -317,7 +319,7 @@ def without_memory(arms: dict[str, tuple[Experiment, str]], seeds: Iterable[int]
         seeds: of the runs, which are not stored.
 
     Returns:
-        One row a run, as in `sp.experiment.results_frame`, and ``arm``.
+        One row a run, as in `sp.frames.results_frame`, and ``arm``.
     """
     named = [(arm, *choice, seed) for arm, choice in arms.items() for seed in seeds]
     results = joblib.Parallel(n_jobs=min(len(named), os.cpu_count() or 1))(

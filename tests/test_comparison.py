@@ -11,10 +11,10 @@ import torch
 from sp import claims, comparison, figures, recipes, studies
 from sp.baselines import METHODS, ReplaySource, make_learner, rehearses
 from sp.experiment import Experiment, run
-from sp.experiment import Store as Results
 from sp.models import mlp
 from sp.plots import FILLS
 from sp.replay import ReplayBuffer
+from sp.store import Store as Results
 
 
 @pytest.fixture

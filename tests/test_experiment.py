@@ -14,7 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sp.experiment import Experiment, Store, curves_frame, results_frame, run
+from sp.experiment import Experiment, run
+from sp.frames import curves_frame, results_frame
+from sp.store import Store
 
 SMALL = Experiment(hidden=(32,), options={"lr": 1e-2}, epochs=2, curve_points=2)
 
@@ -97,7 +99,8 @@ def test_a_run_repeats_itself_whatever_the_threads_and_the_global_random_state(r
 
 
 def test_a_run_repeats_itself_in_a_new_process(result, tmp_path):
-    script = f"from sp.experiment import *; Store({str(tmp_path)!r}).run(Experiment.from_dict({SMALL.as_dict()!r}))"
+    imports = "from sp.experiment import Experiment; from sp.store import Store"
+    script = f"{imports}; Store({str(tmp_path)!r}).run(Experiment.from_dict({SMALL.as_dict()!r}))"
     subprocess.run([sys.executable, "-c", script], check=True)
     assert same(result, Store(tmp_path).get(SMALL))
 

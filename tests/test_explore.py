@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from sp import explore, figures, watch
-from sp.experiment import Experiment, Store, run
+from sp.experiment import Experiment, run
 from sp.explore import code, gate, learning, results
 from sp.explore.panel import Answer, Latest, Panel
+from sp.store import Store
 
 FAST = {"epochs": 1, "samples_per_task": 100, "hidden": (8,), "curve_points": 2}
 

@@ -8,7 +8,8 @@ import pytest
 
 from sp import permuted, recorded
 from sp.__main__ import main
-from sp.experiment import Experiment, Result, Store, run
+from sp.experiment import Experiment, Result, run
+from sp.store import Store
 
 SMALL = Experiment(hidden=(8,), options={"lr": 1e-3}, curve_points=3)
 

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sp import checkpoint
-from sp.experiment import Experiment, Store, run
+from sp.experiment import Experiment, run
+from sp.store import Store
 from tests.test_experiment import same
 
 BASE = Experiment(tasks=2, hidden=(24,), epochs=2, batch_size=64, curve_points=3)
@@ -62,7 +63,8 @@ def test_a_run_goes_on_to_the_same_weights_and_the_same_result(name, at, tmp_pat
 
 VICTIM = """
 import sys, time
-from sp.experiment import Experiment, Store
+from sp.experiment import Experiment
+from sp.store import Store
 import sp.experiment
 experiment = Experiment.from_dict({experiment!r})
 step = sp.experiment._Run._train_batch

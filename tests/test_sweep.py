@@ -19,7 +19,9 @@ from sp import studies
 from sp.__main__ import main
 from sp.bench_sweep import bench_sweep
 from sp.choices import grid
-from sp.experiment import Experiment, Store, results_frame, run
+from sp.experiment import Experiment, run
+from sp.frames import results_frame
+from sp.store import Store
 from sp.sweep import SweepError, compare, plan, points_of, run_all, sweep, vary
 
 SMALL = Experiment(hidden=(8,), options={"lr": 1e-3}, curve_points=1)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from sp import ConsolidatingPlasticityOptimizer, rules, watch
-from sp.experiment import Experiment, Store, run
+from sp.experiment import Experiment, run
+from sp.store import Store
 
 SMALL = Experiment(stream="permuted", tasks=3, scenario="domain", hidden=(16,), samples_per_task=200, seed=1)
 COINCIDENCE = replace(SMALL, optimizer="coincidence")

@@ -12,9 +12,11 @@ from joblib.externals.loky import ProcessPoolExecutor
 
 from sp import figures, studies, watch
 from sp.baselines import TITLES
-from sp.experiment import Experiment, Store, curves_frame
+from sp.experiment import Experiment
 from sp.explore.code import optimizer_code
 from sp.explore.panel import Answer, Panel
+from sp.frames import curves_frame
+from sp.store import Store
 
 METHODS = {TITLES[method]: method for method in ("selective", "consolidating", "coincidence", "sgd")}
 RATES = {"Selective plasticity": 1e-3, "Consolidation": 0.1, "Coincidence": 0.1, "SGD": 0.1}  # lr of each at first
@@ -44,7 +46,7 @@ def learning_panel(store: Store | None = None) -> Panel:
     """Sliders for an optimizer that learns two tasks of digits one after the other, beside Adam with the same seed.
 
     Args:
-        store: where finished runs are kept; default `sp.experiment.Store()`.
+        store: where finished runs are kept; default `sp.store.Store()`.
     """
     store = store or Store()
     controls = _controls()

@@ -8,9 +8,11 @@ import pandas as pd
 
 from sp import metrics
 from sp.baselines import TITLES
-from sp.experiment import Experiment, Store, results_frame
+from sp.experiment import Experiment
 from sp.explore.code import NAMES, optimizer_code
 from sp.explore.panel import DRAWING, Answer, Panel
+from sp.frames import results_frame
+from sp.store import Store
 
 METRICS = {  # name -> range of the axis
     "average_accuracy": (0, 1),
@@ -31,7 +33,7 @@ def results_panel(store: Store | None = None) -> Panel:
     Runs that are finished later are seen by a new panel.
 
     Args:
-        store: default `sp.experiment.Store()`.
+        store: default `sp.store.Store()`.
 
     Raises:
         LookupError: the store holds no run.
@@ -84,7 +86,7 @@ def results_panel(store: Store | None = None) -> Panel:
 
 
 def finished_runs(store: Store) -> pd.DataFrame:
-    """`sp.experiment.results_frame` of all that a store holds, with ``stream_name`` and ``experiment``.
+    """`sp.frames.results_frame` of all that a store holds, with ``stream_name`` and ``experiment``.
 
     Raises:
         LookupError: it holds nothing.
@@ -148,7 +150,7 @@ def _code(rows: pd.DataFrame, choices: dict) -> str:
     of_stream = _labelled(rows[rows.stream_name == choices["stream"]], choices["axis"])
     chosen = of_stream[of_stream.arm.isin(choices["arms"])]
     lines = [
-        "from sp.experiment import Store",
+        "from sp.store import Store",
         "from sp.explore import results",
         "",
         "rows = results.finished_runs(Store())",
