@@ -164,9 +164,8 @@ def effects(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
     score = rows.pivot(index="seed", columns="arm", values="average_accuracy")
     table = []
     for arm in [arm for arm in dict.fromkeys(rows.arm) if arm != BASE]:
-        difference = score[arm] - score[BASE]
-        mean, low, high, n, *_ = metrics.paired_difference(score[arm], score[BASE])
-        deviation = difference.std()
+        mean, low, high, n, *_ = metrics.difference(rows, arm, BASE)
+        deviation = (score[arm] - score[BASE]).std()
         verdict = "open"
         if max(abs(low), abs(high)) < margin:
             verdict = "no matter"
@@ -181,7 +180,7 @@ def side_by_side(panels: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """`effects` of several streams as text: a row for each arm; difference, size and verdict for each stream."""
     tables = {}
     for title, table in panels.items():
-        text = [f"{row.mean:+.3f} [{row.low:+.3f}, {row.high:+.3f}]" for row in table.itertuples()]
+        text = [metrics.interval_text(row.mean, row.low, row.high, "+.3f") for row in table.itertuples()]
         shown = pd.DataFrame(
             {
                 "difference": text,

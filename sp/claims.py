@@ -16,7 +16,7 @@ from sp import files, metrics, studies
 from sp.baselines import needs
 from sp.experiment import Experiment, Moment, run
 from sp.frames import results_frame
-from sp.metrics import PairedDifference
+from sp.metrics import difference, interval_text
 from sp.permuted import arms
 
 RULE = "Selective plasticity"
@@ -82,12 +82,6 @@ def told_of_boundaries(dataset: str, seeds: Iterable[int]) -> pd.DataFrame:
     return results_frame(results).assign(arm=[arm for arm, *_ in named])
 
 
-def difference(rows: pd.DataFrame, first: str, second: str, value: str = "average_accuracy") -> PairedDifference:
-    """Paired by seed: what the arm ``first`` has more of ``value`` than the arm ``second``."""
-    wide = rows.pivot(index="seed", columns="arm", values=value)
-    return metrics.paired_difference(wide[first], wide[second])
-
-
 def share_of_the_gap(rows: pd.DataFrame) -> tuple[float, float]:
     """Of P19's replay headline: what the buffer and what the optimizer do for task A.
 
@@ -109,10 +103,10 @@ def cost_verdicts(costs: pd.DataFrame, bench: pd.DataFrame) -> list[tuple]:
     alone = costs[costs.capacity == 0].set_index("arm")
     kept = alone.kept[RULE]
     sizes = bench[(bench.part == "size") & (bench.optimizer == RULE)].sort_values("parameters")
-    text = [
-        f"{row.training_ratio - 1:+.0%} [{row.training_ratio_low - 1:+.0%}, {row.training_ratio_high - 1:+.0%}] "
-        f"({row.parameters:,} parameters)"
-        for row in sizes.itertuples()
+    longer = sizes[["training_ratio", "training_ratio_low", "training_ratio_high"]] - 1
+    shown = [
+        f"{interval_text(*row, '+.0%')} ({parameters:,} parameters)"
+        for parameters, row in zip(sizes.parameters, longer.to_numpy(), strict=True)
     ]
     slower = sizes.training_ratio_low > 1 + SLOWER
     told = needs("selective")
@@ -127,7 +121,7 @@ def cost_verdicts(costs: pd.DataFrame, bench: pd.DataFrame) -> list[tuple]:
         (
             "P16",
             f"training time {SLOWER:+.1%} over Adam",
-            "; ".join(text),
+            "; ".join(shown),
             "does not hold" if slower.all() else "holds under a condition" if slower.any() else "holds",
         ),
         (
@@ -145,7 +139,9 @@ def network_verdict(rows: pd.DataFrame) -> tuple:
     behind = {model: mean[f"Adam, {model}"] - mean[f"{RULE}, {model}"] for model in NETWORKS}
     worst = max(behind, key=behind.get)
     gap = difference(rows, f"Adam, {worst}", f"{RULE}, {worst}", "learning_accuracy")
-    measured = f"{len(behind)} networks; most behind Adam on {worst}: {_interval(gap, 3)}, {BEHIND} allowed"
+    measured = (
+        f"{len(behind)} networks; most behind Adam on {worst}: {interval_text(*gap[:3], '+.3f')}, {BEHIND} allowed"
+    )
     fine = behind[worst] < BEHIND
     return "P18", "a drop-in for any PyTorch model", measured, "holds" if fine else "holds under a condition"
 
@@ -161,6 +157,7 @@ def replay_verdicts(rows: pd.DataFrame, alone: pd.DataFrame) -> list[tuple]:
     kept = metrics.bootstrap_interval(alone[alone.arm == RULE].final_1)
     fair = metrics.bootstrap_interval(rows[rows.arm == f"{RULE}, reservoir"].final_1)
     gains = [difference(rows, f"{RULE}, {buffer}", f"Adam, {buffer}", "final_1") for buffer in BUFFERS]
+    by_policy = [interval_text(*gain[:3], "+.2f") for gain in gains]
     by_buffer, by_rule = share_of_the_gap(rows)
     half = (0.8655 - 0.0282) / 2  # of the published gap
     large = [gain.estimate > half for gain in gains]
@@ -180,7 +177,7 @@ def replay_verdicts(rows: pd.DataFrame, alone: pd.DataFrame) -> list[tuple]:
         (
             "P19",
             "with the same replay Adam keeps 0.03 of it",
-            f"the rule less Adam: {_interval(gains[0])} (reservoir), {_interval(gains[1])} (first in, first out); "
+            f"the rule less Adam: {by_policy[0]} (reservoir), {by_policy[1]} (first in, first out); "
             f"the buffer is worth {by_buffer:+.2f}, the rule {by_rule:+.2f}",
             "holds" if all(large) else "holds under a condition" if any(large) else "does not hold",
         ),
@@ -201,7 +198,7 @@ def permuted_verdict(rows: pd.DataFrame, title: str, ending: str = "") -> tuple:
     for metric in of:
         found = difference(rows, RULE + ending, f"Adam{ending}", metric)
         won.append(found.verdict == "higher")
-        parts.append(f"{of[metric][RULE + ending]:.2f}, less Adam's {_interval(found)}")
+        parts.append(f"{of[metric][RULE + ending]:.2f}, less Adam's {interval_text(*found[:3], '+.2f')}")
     little = of.backward_transfer[RULE + ending] > -0.15
     verdict = "does not hold" if not all(won) else "holds" if little else "holds under a condition"
     measured = f"{title}: accuracy {parts[0]}; backward transfer {parts[1]}"
@@ -213,7 +210,8 @@ def advice_verdicts(dataset: str) -> list[tuple]:
     judged = pd.read_csv(files.committed(f"07_hyperparameters_{dataset}_advice.csv"))
     rows = []
     for row in judged.itertuples():
-        changed = f"{row.measure.replace('_', ' ')} {row.before:.2f}, {row.mean:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
+        change = interval_text(row.mean, row.low, row.high, "+.3f")
+        changed = f"{row.measure.replace('_', ' ')} {row.before:.2f}, {change}"
         rows.append(("P21", f"{row.trouble}: {row.change}", changed, row.verdict))
     return rows
 
@@ -222,16 +220,12 @@ def limit_verdicts(told: pd.DataFrame, rows: pd.DataFrame) -> list[tuple]:
     """P22: what the module admits. ``told``: `told_of_boundaries`; ``rows``: runs of `two_tasks`."""
     names = {"higher": "holds", "lower": "does not hold"}
     return [
-        ("P22", claim, f"{text} {_interval(found, 3)}", names.get(found.verdict, found.verdict))
-        for claim, text, found in (
+        ("P22", claim, f"{setting} {interval_text(*found[:3], '+.3f')}", names.get(found.verdict, found.verdict))
+        for claim, setting, found in (
             ("it helps to know task boundaries", "reset at each:", difference(told, "told", "not told")),
             ("it is best with replay", "with replay", difference(rows, f"{RULE} + replay", RULE)),
         )
     ]
-
-
-def _interval(found: PairedDifference, digits: int = 2) -> str:
-    return f"{found.estimate:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
 
 
 def table(rows: Iterable[tuple]) -> pd.DataFrame:

@@ -210,9 +210,8 @@ def additions(rows: pd.DataFrame, value: str = "average_accuracy") -> pd.DataFra
         replay = next((ending for ending in (LOOP, " + replay") if arm.endswith(ending)), "")
         rule, _, variant = arm.removesuffix(replay).partition(", ")
         if variant:
-            one, other = (rows[rows.arm == name].set_index("seed")[value] for name in (arm, rule + replay))
-            difference = metrics.paired_difference(one, other)
-            interval = f"{difference.estimate:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+            difference = metrics.difference(rows, arm, rule + replay, value)
+            interval = metrics.interval_text(*difference[:3], "+.3f")
             found.append((rule + replay, variant, interval, difference.verdict))
     return pd.DataFrame(found, columns=["rule", "with", value.replace("_", " "), "verdict"])
 

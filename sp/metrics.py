@@ -102,6 +102,11 @@ def intransigence(R: ArrayLike, joint: ArrayLike) -> np.ndarray | float:
     return (_checked_vector("joint", joint, R) - _diagonal(R)).mean(-1)
 
 
+def interval_text(estimate: float, low: float, high: float, form: str = ".3f") -> str:
+    """ "estimate [low, high]" with each number in the format ``form``; "+.3f" shows the sign of a difference."""
+    return f"{estimate:{form}} [{low:{form}}, {high:{form}}]"
+
+
 class Interval(NamedTuple):
     """An estimate from n values, and the interval [low, high] around it, in the unit of the values."""
 
@@ -111,7 +116,7 @@ class Interval(NamedTuple):
     n: int
 
     def __str__(self) -> str:
-        return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n})"
+        return f"{interval_text(*self[:3])} (n = {self.n})"
 
 
 class PairedDifference(NamedTuple):
@@ -125,8 +130,7 @@ class PairedDifference(NamedTuple):
     verdict: str
 
     def __str__(self) -> str:
-        interval = f"{self.estimate:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
-        return f"{interval} (n = {self.n}, p = {self.p_value:.3g}): {self.verdict}"
+        return f"{interval_text(*self[:3], '+.3f')} (n = {self.n}, p = {self.p_value:.3g}): {self.verdict}"
 
 
 def bootstrap_interval(
@@ -215,6 +219,27 @@ def paired_difference(
     return PairedDifference(*interval, float(p_value), verdict)
 
 
+def difference(
+    rows: pd.DataFrame, first: str, second: str, value: str = "average_accuracy", **options
+) -> PairedDifference:
+    """`paired_difference` of two arms in a column of tidy results.
+
+    Args:
+        rows: one row a run: ``arm``, ``seed`` and the column ``value``. first, second: arms with the same seeds.
+        options: go to `paired_difference`.
+
+    Raises:
+        ValueError: an arm that the table does not have, or a seed that one of the two lacks.
+    """
+    for name, arm in (("first", first), ("second", second)):
+        if arm not in set(rows.arm):
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, dict.fromkeys(rows.arm)))}, got {arm!r}")
+    both = rows[rows.arm.isin([first, second])].pivot(index="seed", columns="arm", values=value)
+    if len(alone := both.index[both.isna().any(axis=1)]):
+        raise ValueError(f"{first!r} and {second!r} must have the same seeds; only one of them has {list(alone)}")
+    return paired_difference(both[first], both[second], **options)
+
+
 def summarise(
     frame: pd.DataFrame,
     by: Sequence[str],
@@ -269,7 +294,7 @@ def readable(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
     """An `interval_table` as text, "mean [low, high]": a row for each group, a column for each metric, n over them."""
     by = [column for column in table.columns if column not in ("metric", "mean", "low", "high", "n")]
     figures = table[["mean", "low", "high"]].itertuples(index=False, name=None)
-    text = ["{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*row, d=digits) for row in figures]
+    text = [interval_text(*row, f".{digits}f") for row in figures]
     wide = table[by].assign(metric=table.metric, text=text)
     text = wide.groupby([*by, "metric"], sort=False, dropna=False).text.first().unstack("metric", sort=False)
     ends = sorted({table.n.min(), table.n.max()})

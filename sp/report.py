@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sp import files
+from sp import files, metrics
 
 MARKS = re.compile(r"(<!-- table: (\S+)(?: (\S+))? -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 TITLES = {
@@ -50,12 +50,11 @@ def across_streams(table: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:
     """An interval table as text: a row for each arm, a column for each metric, "mean [low, high]", n in its head."""
-    metrics = list(dict.fromkeys(table.metric))
     columns = {}
-    for metric in metrics:
+    for metric in dict.fromkeys(table.metric):
         rows = table[table.metric == metric].set_index("arm")
         seeds = ", ".join(map(str, sorted(set(rows.n))))
-        text = [f"{row['mean']:.3f} [{row.low:.3f}, {row.high:.3f}]" for _, row in rows.iterrows()]
+        text = [metrics.interval_text(*row) for row in rows[["mean", "low", "high"]].to_numpy()]
         columns[f"{TITLES.get(metric, metric)} (n = {seeds})"] = pd.Series(text, rows.index)
     arms = pd.Index(dict.fromkeys(table.arm), name="arm")
     return pd.DataFrame({head: column.reindex(arms).fillna("") for head, column in columns.items()}, arms)

@@ -173,19 +173,18 @@ def forgetting_verdicts(rows: pd.DataFrame, replayed: pd.DataFrame) -> list[str]
         rows: `sp.sweep.compare` of the arms of `forgetting`.
         replayed: the same of "ARM + replay, reservoir" and "ARM + replay, first in first out".
     """
-    of = {arm: group.set_index("seed") for arm, group in [*rows.groupby("arm"), *replayed.groupby("arm")]}
+    rows = pd.concat([rows, replayed])
     rule = "Selective plasticity"
-    alone = metrics.bootstrap_interval(of[rule].final_1)
+    alone = metrics.bootstrap_interval(rows[rows.arm == rule].final_1)
     kept = "keeps" if alone.low > 0.5 else "does not keep"
     lines = [f"Without replay, selective plasticity {kept} task A: accuracy {alone}."]
     for suffix in ("", " + replay"):
-        gain = metrics.paired_difference(of[rule + suffix].average_accuracy, of["Adam" + suffix].average_accuracy)
+        gain = metrics.difference(rows, rule + suffix, "Adam" + suffix)
         lines.append(f"{rule}{suffix} against Adam{suffix}, average accuracy of both tasks: {gain}.")
     for arm in ("Adam", rule):
-        pair = (of[f"{arm} + replay, {policy}"].final_1 for policy in ("reservoir", "first in first out"))
-        lines.append(
-            f"{arm} + replay, task A, reservoir against first in first out: {metrics.paired_difference(*pair)}."
-        )
+        one, other = (f"{arm} + replay, {policy}" for policy in ("reservoir", "first in first out"))
+        gain = metrics.difference(rows, one, other, "final_1")
+        lines.append(f"{arm} + replay, task A, reservoir against first in first out: {gain}.")
     return lines
 
 

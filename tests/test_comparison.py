@@ -49,14 +49,14 @@ def test_a_comparison_tunes_runs_and_goes_on_where_it_stopped(tiny, monkeypatch)
     assert set(table.arm) == {"Chance", "Ridge", "SGD + replay"} and set(table.capacity) == {0, 50, 200}
     assert (table.n == 2).all() and set(table.metric) == set(comparison.VALUES)
     assert comparison.trials("tiny", "digits") == []
-    monkeypatch.setattr("sp.experiment.run", None)  # nothing is run again
+    monkeypatch.setattr("sp.sweep.run", None)  # nothing is run again
     again = comparison.results("digits", ["tiny"], seeds=2, store=tiny, workers=1)
     pd.testing.assert_frame_equal(table, again)
 
 
 def test_tuning_never_sees_a_test_image_or_a_reported_seed(tiny):
     found = comparison.trials("tiny", "digits")
-    assert len(found) == 2 * 7 * 2
+    assert len(found) == 2 * 7  # two arms, seven points
     assert all(trial.evaluation == "validation" and trial.seed >= 100 for *_, trial in found)
 
 

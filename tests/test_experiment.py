@@ -155,7 +155,7 @@ def test_the_store_gives_back_every_bit(result, tmp_path):
 def test_a_stored_result_is_not_computed_again(result, tmp_path, monkeypatch):
     store = Store(tmp_path)
     store.put(result)
-    monkeypatch.setattr("sp.experiment.run", None)
+    monkeypatch.setattr("sp.store.run", None)
     assert same(store.run(SMALL), result)
 
 

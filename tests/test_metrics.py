@@ -247,3 +247,16 @@ def test_a_verdict_asks_for_the_interval_and_for_the_test():
     assert metrics.paired_difference([1.0] * 6, [0.0] * 6).verdict == "higher"
     uneven = metrics.paired_difference([0.04, 0.0, 0.0, 0.0, 0.05, 0.001], [0.0] * 6)
     assert uneven.low > 0 and uneven.p_value > 0.05 and uneven.verdict == "no difference found"
+
+
+def test_a_difference_of_arms_is_paired_by_seed_whatever_the_order_of_rows():
+    rng = np.random.default_rng(0)
+    a, b = rng.random(8), rng.random(8)
+    rows = pd.DataFrame({"arm": ["a"] * 8 + ["b"] * 8, "seed": [*range(8)] * 2, "score": [*a, *b]})
+    found = metrics.difference(rows.sample(frac=1, random_state=1), "a", "b", "score")
+    assert found == metrics.paired_difference(a, b)
+    assert metrics.interval_text(*found[:3], "+.2f") == f"{found.estimate:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+    with pytest.raises(ValueError, match="second must be one of 'a', 'b', got 'c'"):
+        metrics.difference(rows, "a", "c", "score")
+    with pytest.raises(ValueError, match=r"only one of them has \[7\]"):
+        metrics.difference(rows[:-1], "a", "b", "score")
