@@ -11,9 +11,10 @@ from dataclasses import replace
 
 import pandas as pd
 
-from sp import metrics, recorded, studies
+from sp import metrics, studies
 from sp.experiment import Experiment
 from sp.store import Store
+from sp.sweep import Named, with_seeds
 
 Arms = dict[str, Experiment]
 
@@ -138,13 +139,13 @@ def is_tuned(dataset: str) -> bool:
     return True
 
 
-def all_runs(dataset: str, seeds: Sequence[int], tuned: bool = True) -> recorded.Named:
+def all_runs(dataset: str, seeds: Sequence[int], tuned: bool = True) -> Named:
     """Every run of the notebook."""
     return [
         pair
         for rule, streams in STREAMS.items()
         for name in streams
-        for pair in recorded.with_seeds(arms(rule, name, dataset, tuned), seeds)
+        for pair in with_seeds(arms(rule, name, dataset, tuned), seeds)
     ]
 
 

@@ -65,7 +65,7 @@ PARTS = {
 }
 
 
-def bench(parts: Sequence[str] = tuple(PARTS), rounds: int = 15, largest: int = 2048) -> pd.DataFrame:
+def bench(parts: Sequence[str] = tuple(PARTS), rounds: int = 15) -> pd.DataFrame:
     """Time of a step and of a whole training step, and memory, for each optimizer, network and batch size.
 
     In each round every optimizer makes `STEPS` steps after another, so that a busy machine slows all of them alike. A
@@ -74,7 +74,6 @@ def bench(parts: Sequence[str] = tuple(PARTS), rounds: int = 15, largest: int = 
     Args:
         parts: names in `PARTS`.
         rounds: at least 2.
-        largest: wider networks are left out.
 
     Returns:
         One row a part, network, batch size and optimizer: ``part, width, batch, parameters, optimizer``; ``step_us``
@@ -90,9 +89,7 @@ def bench(parts: Sequence[str] = tuple(PARTS), rounds: int = 15, largest: int = 
     cases = [(part, width, batch) for part in parts for width in PARTS[part][0] for batch in PARTS[part][1]]
     try:
         tables = [
-            _measure(part, width, batch, PARTS[part][2], rounds)
-            for part, width, batch in bar(cases, unit="network")
-            if width <= largest
+            _measure(part, width, batch, PARTS[part][2], rounds) for part, width, batch in bar(cases, unit="network")
         ]
     finally:
         torch.set_num_threads(threads)

@@ -11,7 +11,7 @@ from sp.experiment import Experiment
 from sp.files import write_atomically
 from sp.frames import results_frame
 from sp.store import Store
-from sp.sweep import SweepError, check_options, plan, points_of, run_all
+from sp.sweep import SweepError, check_options, plan, points_of, run_all, with_seeds
 
 # What only one command needs is imported by it, for it takes seconds.
 
@@ -319,7 +319,7 @@ def _record(chosen: argparse.Namespace) -> int:
 
 
 def _runs_of(chosen: argparse.Namespace) -> list[tuple[str, Experiment]]:
-    from sp import ablation, dendrite_study, permuted, recorded, search
+    from sp import ablation, dendrite_study, permuted, search
 
     seeds, long_seeds = range(chosen.seeds), range(chosen.long_seeds)
     if chosen.notebook == "06_ablation":
@@ -331,7 +331,7 @@ def _runs_of(chosen: argparse.Namespace) -> list[tuple[str, Experiment]]:
         return dendrite_study.all_runs(chosen.dataset, seeds, long_seeds, tuned=not chosen.dry_run)
     named = []
     for tasks in chosen.tasks:
-        named += recorded.with_seeds(permuted.arms(chosen.dataset, tasks), long_seeds if tasks > 10 else seeds)
+        named += with_seeds(permuted.arms(chosen.dataset, tasks), long_seeds if tasks > 10 else seeds)
     return named
 
 

@@ -18,6 +18,7 @@ from sp.data import Stream, load, make_stream
 from sp.experiment import Experiment, stream_of
 from sp.models import mlp, mlp_size
 from sp.store import Store
+from sp.sweep import Named, with_seeds
 
 # P23: accuracy on both tasks of Split MNIST at the end, and the parameters, as published; one run each.
 PUBLISHED = pd.DataFrame(
@@ -176,11 +177,11 @@ def is_tuned(dataset: str) -> bool:
     return True
 
 
-def all_runs(dataset: str, seeds: Sequence[int], long_seeds: Sequence[int], tuned: bool = True) -> recorded.Named:
+def all_runs(dataset: str, seeds: Sequence[int], long_seeds: Sequence[int], tuned: bool = True) -> Named:
     """Every run of the notebook; ``long_seeds`` are the permuted stream's."""
-    named = recorded.with_seeds(two_tasks(dataset, tuned), seeds)
+    named = with_seeds(two_tasks(dataset, tuned), seeds)
     for stream in STREAMS:
-        named += recorded.with_seeds(on_stream(stream, dataset, tuned), long_seeds if stream == "permuted" else seeds)
+        named += with_seeds(on_stream(stream, dataset, tuned), long_seeds if stream == "permuted" else seeds)
     return named
 
 
@@ -270,4 +271,4 @@ def inferred(experiment: Experiment) -> float:
 def runs(dataset: str, part: str, seeds: int, **options) -> pd.DataFrame:
     """Rows of a part of the notebook, "two_tasks" or a name in `STREAMS`, recorded or run; as `sp.recorded.runs`."""
     arms = two_tasks(dataset) if part == "two_tasks" else on_stream(part, dataset)
-    return recorded.runs(f"13_dendrites_{dataset}_runs", recorded.with_seeds(arms, range(seeds)), **options)
+    return recorded.runs(f"13_dendrites_{dataset}_runs", with_seeds(arms, range(seeds)), **options)

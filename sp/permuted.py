@@ -42,7 +42,7 @@ def arms(dataset: str, tasks: int = 10) -> dict[str, Experiment]:
     return {**usual, **tuned}
 
 
-def by_number_of_tasks(rows: pd.DataFrame, tasks: int) -> pd.DataFrame:
+def averages(rows: pd.DataFrame, tasks: int) -> pd.DataFrame:
     """From `sp.recorded.runs`: ``arm, seed, tasks, average``, the mean accuracy on the first so many tasks."""
     columns = {f"after_{number}": number for number in range(1, tasks + 1)}
     long = rows.melt(["arm", "seed"], list(columns), "tasks", "average")

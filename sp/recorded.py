@@ -4,19 +4,15 @@
 that it is the same experiment under the same rules; what is not in the table is run.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from sp import files, metrics
-from sp.experiment import Experiment, Result
+from sp.experiment import Result
 from sp.store import Store
-from sp.sweep import run_all
-
-Named = list[tuple[str, Experiment]]
+from sp.sweep import Named, run_all
 
 
 def measures(result: Result) -> dict[str, float]:
@@ -48,11 +44,6 @@ def instability(result: Result) -> float:
         curve = [point["accuracy"] for point in result.curve if point["training"] == point["task"] == task]
         falls += list(np.clip(-np.diff(curve), 0, None))
     return float(np.mean(falls)) if falls else np.nan
-
-
-def with_seeds(arms: dict[str, Experiment], seeds: Sequence[int]) -> Named:
-    """Every arm with every seed, by the arm's name."""
-    return [(arm, replace(experiment, seed=seed)) for arm, experiment in arms.items() for seed in seeds]
 
 
 def runs(name: str, named: Named, store: Store | None = None, **options: Any) -> pd.DataFrame:

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from sp import choices, metrics, recorded, studies
+from sp import choices, metrics, studies
 from sp.choices import Range
 from sp.experiment import Experiment
-from sp.sweep import vary
+from sp.sweep import Named, vary, with_seeds
 
 # What is searched, for each optimizer: the published ranges, and a wide one for the learning rate.
 SPACES: dict[str, dict[str, choices.Values]] = {
@@ -61,13 +61,13 @@ def points(dataset: str, count: int) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def search_runs(dataset: str, count: int, seeds: int) -> recorded.Named:
+def search_runs(dataset: str, count: int, seeds: int) -> Named:
     """Every point of every arm, on the first tuning seeds and held-out training images; the arm is named ARM/POINT."""
     named = {}
     for arm, experiment in searched(dataset).items():
         for number, point in enumerate(choices.sample(SPACES[experiment.optimizer], count)):
             named[f"{arm}/{number}"] = replace(vary(experiment, point), evaluation="validation")
-    return recorded.with_seeds(named, studies.TUNING_SEEDS[:seeds])
+    return with_seeds(named, studies.TUNING_SEEDS[:seeds])
 
 
 def outcomes(rows: pd.DataFrame, drawn: pd.DataFrame) -> pd.DataFrame:
@@ -180,10 +180,10 @@ def advice(dataset: str) -> list[Advice]:
     ]
 
 
-def advice_runs(dataset: str, seeds: Sequence[int]) -> recorded.Named:
+def advice_runs(dataset: str, seeds: Sequence[int]) -> Named:
     """Every sentence's experiments before and after, named by their hashes; what several sentences need occurs once."""
     both = [experiment for one in advice(dataset) for experiment in (one.before, one.after)]
-    return recorded.with_seeds({experiment.key(): experiment for experiment in both}, seeds)
+    return with_seeds({experiment.key(): experiment for experiment in both}, seeds)
 
 
 def verdict_of(one: Advice, rows: pd.DataFrame) -> dict:

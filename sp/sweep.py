@@ -185,21 +185,12 @@ def points_of(experiment: Experiment, points: Iterable[Mapping[str, Any]], seeds
     return [replace(vary(experiment, point), seed=seed) for point in points for seed in seeds]
 
 
-def sweep(
-    experiment: Experiment,
-    points: Iterable[Mapping[str, Any]],
-    seeds: Sequence[int],
-    store: Store | None = None,
-    **options: Any,
-) -> pd.DataFrame:
-    """Run an experiment varied to each of the points, with every seed.
+Named = list[tuple[str, Experiment]]
 
-    ``options`` go to `run_all`.
 
-    Returns:
-        One row a run, as in `sp.frames.results_frame`.
-    """
-    return results_frame(run_all(points_of(experiment, points, seeds), store, **options))
+def with_seeds(arms: Mapping[str, Experiment], seeds: Sequence[int]) -> Named:
+    """Every arm with every seed, by the arm's name."""
+    return [(arm, replace(experiment, seed=seed)) for arm, experiment in arms.items() for seed in seeds]
 
 
 def compare(
@@ -215,7 +206,7 @@ def compare(
         `results_frame` and `curves_frame` of the runs, each with a first column ``arm``. Rows with one seed are paired:
         their networks began with the same weights and saw the same data in the same order.
     """
-    named = [(arm, replace(experiment, seed=seed)) for arm, experiment in arms.items() for seed in seeds]
+    named = with_seeds(arms, seeds)
     results = run_all([experiment for _, experiment in named], store, workers, progress)
     rows = results_frame(results)
     rows.insert(0, "arm", [arm for arm, _ in named])

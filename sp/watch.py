@@ -24,7 +24,7 @@ from sp.frames import results_frame
 from sp.optim import ConsolidatingPlasticityOptimizer
 from sp.optim.coincidence import memories
 from sp.store import Store
-from sp.sweep import run_all
+from sp.sweep import run_all, with_seeds
 
 Look = Callable[[Moment], list[dict]]
 
@@ -329,12 +329,12 @@ def without_memory(arms: dict[str, tuple[Experiment, str]], seeds: Iterable[int]
     return results_frame(results).assign(arm=[arm for arm, *_ in named])
 
 
-def accuracy_by_task(arms: dict[str, Experiment], seeds: Iterable[int]) -> pd.DataFrame:
+def accuracy_by_task(arms: dict[str, Experiment], seeds: Sequence[int]) -> pd.DataFrame:
     """R[i, j] as a table: ``arm``, ``seed``, ``after`` (task i was learnt), ``on`` (test on task j), ``accuracy``.
 
     Only tasks learnt so far, j <= i, are in it. Runs that are stored are not run again.
     """
-    named = [(arm, replace(experiment, seed=seed)) for arm, experiment in arms.items() for seed in seeds]
+    named = with_seeds(arms, seeds)
     results = run_all([experiment for _, experiment in named])
     return pd.DataFrame(
         [
@@ -353,14 +353,6 @@ def by_number_of_tasks(accuracies: pd.DataFrame) -> pd.DataFrame:
     average = accuracies.groupby(keys, sort=False).accuracy.mean().rename("average")
     newest = accuracies[accuracies.after == accuracies.on].set_index(keys).accuracy.rename("newest")
     return pd.concat([newest, average], axis=1).reset_index().rename(columns={"after": "tasks"})
-
-
-def mean_matrices(accuracies: pd.DataFrame, value: str = "accuracy", by: str = "arm") -> dict[str, np.ndarray]:
-    """Mean over seeds as matrices: row: after which task, column: on which task; NaN where nothing was measured."""
-    return {
-        str(name): group.pivot_table(value, "after", "on").to_numpy()
-        for name, group in accuracies.groupby(by, sort=False)
-    }
 
 
 def _with_one(x: Tensor, synapses: Synapses) -> Tensor:

@@ -10,6 +10,7 @@ from sp import permuted, recorded
 from sp.__main__ import main
 from sp.experiment import Experiment, Result, run
 from sp.store import Store
+from sp.sweep import with_seeds
 
 SMALL = Experiment(hidden=(8,), options={"lr": 1e-3}, curve_points=3)
 
@@ -24,7 +25,7 @@ def project(tmp_path, monkeypatch):
 
 
 def test_what_is_recorded_is_taken_and_the_rest_is_run(project, monkeypatch):
-    named = recorded.with_seeds({"small": SMALL, "slow": replace(SMALL, options={"lr": 1e-4})}, range(2))
+    named = with_seeds({"small": SMALL, "slow": replace(SMALL, options={"lr": 1e-4})}, range(2))
     fresh = recorded.runs("toy", named, workers=1, progress=False)
     assert list(fresh.arm) == ["small", "small", "slow", "slow"] and list(fresh.seed) == [0, 1, 0, 1]
     table = fresh.iloc[:3].assign(new=[0.125, 0.25, 0.375])
@@ -63,8 +64,8 @@ def test_the_command_records_what_the_notebook_reads(project, capsys):
     assert main(command) == 0
     table = pd.read_csv(project / "figures" / "08_permuted_digits_runs.csv")
     assert len(table) == 2 * len(permuted.arms("digits", 2)) and "14 runs are in" in capsys.readouterr().out
-    rows = recorded.runs("08_permuted_digits_runs", recorded.with_seeds(permuted.arms("digits", 2), range(1)))
-    curves = permuted.by_number_of_tasks(rows, 2)
+    rows = recorded.runs("08_permuted_digits_runs", with_seeds(permuted.arms("digits", 2), range(1)))
+    curves = permuted.averages(rows, 2)
     assert set(curves.tasks) == {1, 2} and len(curves) == 2 * len(rows) and curves.average.notna().all()
     assert "after_3" not in rows
 

@@ -22,7 +22,7 @@ from sp.choices import grid
 from sp.experiment import Experiment, run
 from sp.frames import results_frame
 from sp.store import Store
-from sp.sweep import SweepError, compare, plan, points_of, run_all, sweep, vary
+from sp.sweep import SweepError, compare, plan, points_of, run_all, vary
 
 SMALL = Experiment(hidden=(8,), options={"lr": 1e-3}, curve_points=1)
 
@@ -142,7 +142,7 @@ def test_a_failing_run_is_reported_and_the_others_finish(tmp_path, capsys):
     assert "average_accuracy" in out and len(stored(tmp_path)) == 2
     assert main([*command, "-p", "tasks", "2"]) == 0
     with pytest.raises(SweepError) as raised:
-        sweep(SMALL, grid({"tasks": [2, 3]}), range(1), Store(tmp_path), workers=1, progress=False)
+        run_all(points_of(SMALL, grid({"tasks": [2, 3]}), range(1)), Store(tmp_path), workers=1, progress=False)
     assert [e.tasks for e, _ in raised.value.failures] == [3] and len(raised.value.results) == 1
 
 
