@@ -10,15 +10,10 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-import pandas as pd
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-
-from sp.checks import check_integer, check_number
 
 
 @dataclass
@@ -233,156 +228,8 @@ class NMDACoincidence:
         self.remove()
 
 
-@dataclass
-class Events:
-    """What a counter saw of one parameter.
-
-    Attributes:
-        looks: steps that were looked at.
-        ltp, ltd: for each synapse, in how many of them its weight grew, or shrank, while its gate was open.
-        shut: in how many of them its gate was shut. All three int32, shaped like the parameter.
-    """
-
-    looks: int
-    ltp: Tensor
-    ltd: Tensor
-    shut: Tensor
-
-
-class PlasticityCounter:
-    """Counts long-term potentiation and depression, synapse by synapse, while an optimizer steps (P10, P11).
-
-    An LTP event: the weight grew in a step and the gate was open. An LTD event: it shrank, and the gate was open. Works
-    with every ``torch.optim`` optimizer; one without ``get_param_gate`` has no gate, which counts as open. Growing is
-    meant with its sign, as the published text has it: a negative weight that grows is an inhibition that weakens, so
-    that here the analogy ends. In the coincidence form of consolidation, a projection, the gate is what its
-    ``get_param_gate`` says: the share of a change at the one synapse that passes.
-
-    Every twentieth step is looked at, so that it may be left on: the events of all steps are about ``every`` times as
-    many. It keeps three int32 for each synapse, and for as long as such a step lasts the weights from before it. It
-    does not keep the optimizer alive, nor does the optimizer keep the counter.
-
-    Args:
-        optimizer_or_model: an optimizer; or a model, which gives the parameters their names, for whichever optimizers
-            step it. An optimizer made with ``named_parameters()`` knows the names as well, others get numbers.
-        every: steps from one look to the next, >= 1; 1 counts every step.
-        open_at: smallest gate that counts as open, in (0, 1].
-
-    Attributes:
-        events: what was seen so far, by the parameter's name.
-
-    Raises:
-        TypeError: ``optimizer_or_model`` is neither, or a number is none. ValueError: a number outside its range.
-    """
-
-    def __init__(self, optimizer_or_model: Optimizer | nn.Module, every: int = 20, open_at: float = 0.5):
-        check_integer("every", every, 1)
-        check_number("open_at", open_at, 0, 1, low_open=True)
-        if not isinstance(optimizer_or_model, Optimizer | nn.Module):
-            raise TypeError(
-                "optimizer_or_model must be a torch optimizer or a torch.nn.Module, got a "
-                f"{type(optimizer_or_model).__name__}"
-            )
-        self.every, self.open_at = every, open_at
-        self._parameters = dict(_named_parameters(optimizer_or_model))
-        self._steps: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
-        self._before: dict[str, Tensor] = {}
-        self.reset()
-        me = weakref.ref(self)
-        if isinstance(optimizer_or_model, Optimizer):
-            before, after = optimizer_or_model.register_step_pre_hook, optimizer_or_model.register_step_post_hook
-        else:
-            before, after = register_optimizer_step_pre_hook, register_optimizer_step_post_hook
-        self._handles = [before(_step_hook(me, "_remember")), after(_step_hook(me, "_count"))]
-        weakref.finalize(self, _remove_all, self._handles)
-
-    def reset(self) -> None:
-        """Begin to count anew, as at the switch to another task."""
-        self.events = {
-            name: Events(0, *(torch.zeros_like(p, dtype=torch.int32) for _ in range(3)))
-            for name, p in self._parameters.items()
-        }
-
-    def frame(self, synapses: bool = False) -> pd.DataFrame:
-        """The events as a tidy table.
-
-        Args:
-            synapses: False: one row a parameter. True: one row a synapse.
-
-        Returns:
-            ``parameter``, ``synapses`` (how many; or, one row each, ``synapse``, its place in the flattened parameter),
-            ``looks`` (steps looked at), ``ltp``, ``ltd``, ``shut`` (numbers of events, summed over the row's synapses).
-        """
-        tables = []
-        for name, seen in self.events.items():
-            counts = {kind: getattr(seen, kind).flatten().cpu() for kind in ("ltp", "ltd", "shut")}
-            if synapses:
-                rows = {"synapse": range(len(counts["ltp"])), "looks": seen.looks}
-                rows.update({kind: count.numpy() for kind, count in counts.items()})
-            else:
-                rows = {"synapses": [len(counts["ltp"])], "looks": [seen.looks]}
-                rows.update({kind: [int(count.sum())] for kind, count in counts.items()})
-            tables.append(pd.DataFrame({"parameter": name, **rows}))
-        return pd.concat(tables, ignore_index=True)
-
-    def remove(self) -> None:
-        """Stop counting; what was counted stays. A second call does nothing."""
-        _remove_all(self._handles)
-
-    def __enter__(self) -> "PlasticityCounter":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.remove()
-
-    def _remember(self, optimizer: Optimizer) -> None:
-        self._steps[optimizer] = self._steps.get(optimizer, 0) + 1
-        if self._steps[optimizer] % self.every:
-            return
-        held = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
-        self._before = {name: p.detach().clone() for name, p in self._parameters.items() if id(p) in held}
-
-    @torch.no_grad()
-    def _count(self, optimizer: Optimizer) -> None:
-        for name, before in self._before.items():
-            weight, seen = self._parameters[name], self.events[name]
-            grew, shrank = weight > before, weight < before
-            gate = optimizer.get_param_gate(weight) if hasattr(optimizer, "get_param_gate") else None
-            if gate is not None:
-                shut = gate < self.open_at
-                seen.shut += shut
-                is_open = shut.logical_not_()
-                grew &= is_open
-                shrank &= is_open
-            seen.ltp += grew
-            seen.ltd += shrank
-            seen.looks += 1
-        self._before = {}
-
-
-def _named_parameters(owner: Optimizer | nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    if isinstance(owner, nn.Module):
-        for name, p in owner.named_parameters():
-            yield name.removeprefix("_orig_mod."), p
-        return
-    number = 0
-    for group in owner.param_groups:
-        for place, p in enumerate(group["params"]):
-            yield group["param_names"][place] if "param_names" in group else f"parameter {number}", p
-            number += 1
-
-
-def _step_hook(counter: weakref.ref, method: str):
-    """A step hook that does not hold the counter alive."""
-
-    def call(optimizer: Optimizer, *_) -> None:
-        if (counting := counter()) is not None:
-            getattr(counting, method)(optimizer)
-
-    return call
-
-
-def _remove_all(handles: list) -> None:
+def remove_all(handles: list) -> None:
+    """Remove hooks by their handles, each once."""
     while handles:
         handles.pop().remove()
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from sp import rules
 from sp.baselines import WITHOUT_NETWORK
-from sp.biology import Events, PlasticityCounter, Synapses
+from sp.biology import Synapses
 from sp.checks import check_choice
+from sp.counter import Events, PlasticityCounter
 from sp.experiment import Experiment, Moment, Result, run
 from sp.frames import results_frame
 from sp.optim import ConsolidatingPlasticityOptimizer

@@ -1,0 +1,143 @@
+"""The counter of potentiation and depression counts what happened, and changes nothing."""
+
+import io
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.optimizer import _global_optimizer_pre_hooks
+
+from sp import ConsolidatingPlasticityOptimizer, NMDACoincidence, PlasticityCounter, SelectivePlasticityOptimizer
+
+
+class Fixed(torch.optim.SGD):
+    """SGD that says which synapses its gate holds open."""
+
+    gate = None
+
+    def get_param_gate(self, param):
+        return self.gate
+
+
+def steps(optimizer, parameter, gradients):
+    for gradient in gradients:
+        parameter.grad = torch.tensor(gradient)
+        optimizer.step()
+
+
+def test_growing_and_shrinking_while_the_gate_is_open_are_counted():
+    parameter = nn.Parameter(torch.zeros(4))
+    optimizer = Fixed([parameter], lr=1.0)
+    counter = PlasticityCounter(optimizer, every=1)
+    optimizer.gate = torch.tensor([1.0, 0.5, 0.4, 1.0])
+    steps(optimizer, parameter, [[-1.0, 1.0, -1.0, 0.0], [-1.0, -1.0, 1.0, 0.0], [2.0, -1.0, 1.0, 1.0]])
+    seen = counter.events["parameter 0"]
+    assert seen.looks == 3
+    assert seen.ltp.tolist() == [2, 2, 0, 0]
+    assert seen.ltd.tolist() == [1, 1, 0, 1]
+    assert seen.shut.tolist() == [0, 0, 3, 0]
+    row = counter.frame().iloc[0]
+    assert row.to_dict() == {"parameter": "parameter 0", "synapses": 4, "looks": 3, "ltp": 4, "ltd": 3, "shut": 3}
+    each = counter.frame(synapses=True)
+    assert each.synapse.tolist() == [0, 1, 2, 3] and each.ltp.tolist() == [2, 2, 0, 0]
+    counter.reset()
+    assert counter.frame()[["looks", "ltp", "ltd", "shut"]].sum().sum() == 0
+
+
+def test_every_so_many_steps_are_looked_at():
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    with PlasticityCounter(optimizer, every=3) as counter:
+        steps(optimizer, parameter, [[-1.0]] * 7)
+        parameter.grad = None
+        optimizer.step()
+        optimizer.step()  # the ninth, without a gradient
+        assert counter.frame().loc[0, ["looks", "ltp", "ltd"]].tolist() == [2, 2, 0]
+    steps(optimizer, parameter, [[-1.0]] * 9)
+    assert counter.events["parameter 0"].looks == 2
+
+
+OPTIMIZERS = {
+    "adam": lambda model: torch.optim.Adam(model.parameters()),
+    "selective": lambda model: SelectivePlasticityOptimizer(model.parameters(), warmup_steps=0),
+    "consolidating": lambda model: ConsolidatingPlasticityOptimizer(model.parameters()),
+    "coincidence": lambda model: ConsolidatingPlasticityOptimizer(
+        model.parameters(), coincidence=NMDACoincidence(model)
+    ),
+    "coincidence, rank": lambda model: ConsolidatingPlasticityOptimizer(
+        model.parameters(), coincidence=NMDACoincidence(model), rank=2, memory_strength=2.0
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_counter_changes_nothing_and_knows_the_gate_of_every_optimizer(name):
+    ends = []
+    for counted in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(2, 3, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(27, 5))
+        optimizer = OPTIMIZERS[name](model)
+        counter = PlasticityCounter(model, every=1) if counted else None
+        for _ in range(40):
+            optimizer.zero_grad()
+            F.cross_entropy(model(torch.randn(6, 2, 8, 8)), torch.randint(5, (6,))).backward()
+            optimizer.step()
+        ends.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(p, q) for p, q in zip(*ends, strict=True))
+    table = counter.frame().set_index("parameter")
+    assert list(table.index) == [name for name, _ in model.named_parameters()]
+    assert (table.looks == 40).all() and (table.filter(like="weight", axis=0)[["ltp", "ltd"]] > 0).all().all()
+    assert (table.ltp + table.ltd + table.shut <= table.synapses * table.looks).all()
+    assert (table.shut > 0).any() == (name != "adam")
+    if name != "adam":
+        gates = [optimizer.get_param_gate(p) for p in model.parameters()]
+        assert [gate.shape for gate in gates] == [p.shape for p in model.parameters()]
+        everything = torch.cat([gate.flatten() for gate in gates])
+        assert everything.min() >= 0 and everything.max() <= 1 + 1e-6
+        assert optimizer.get_diagnostics()["gate_mean"] == pytest.approx(everything.mean().item(), rel=1e-4)
+
+
+def test_a_counter_of_a_model_counts_its_own_parameters_only_and_ends_with_its_owner():
+    model, other = nn.Linear(2, 1), nn.Linear(2, 1)
+    counter = PlasticityCounter(model, every=1)
+    optimizer, unrelated = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, other))
+    for module, step in ((model, optimizer), (other, unrelated)):
+        module(torch.ones(1, 2)).sum().backward()
+        step.step()
+    assert counter.frame().looks.tolist() == [1, 1]
+    gone = weakref.ref(counter)
+    before = len(_global_optimizer_pre_hooks)
+    del counter
+    assert gone() is None and len(_global_optimizer_pre_hooks) == before - 1
+
+
+def test_what_the_counter_cannot_count_is_an_error():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
+    with pytest.raises(TypeError, match="must be a torch optimizer or a torch"):
+        PlasticityCounter([1])
+    with pytest.raises(ValueError, match="every must be a whole number >= 1, got 0"):
+        PlasticityCounter(optimizer, every=0)
+    with pytest.raises(ValueError, match=r"open_at must be a finite number in \(0, 1\], got 0"):
+        PlasticityCounter(optimizer, open_at=0)
+
+
+def test_a_counter_goes_on_from_what_was_saved():
+    parameter = nn.Parameter(torch.zeros(2))
+    optimizer = Fixed([parameter], lr=1.0)
+    optimizer.gate = torch.tensor([1.0, 0.0])
+    counter = PlasticityCounter(optimizer, every=1)
+    steps(optimizer, parameter, [[-1.0, 1.0]] * 3)
+    file = io.BytesIO()
+    torch.save(counter.state_dict(), file)
+    file.seek(0)
+    counter.remove()
+    another = PlasticityCounter(optimizer, every=1)
+    another.load_state_dict(torch.load(file))
+    assert another.frame().equals(counter.frame())
+    steps(optimizer, parameter, [[-1.0, 1.0]])
+    assert another.frame().loc[0, ["looks", "ltp", "shut"]].tolist() == [4, 4, 4]
+    assert counter.frame().loc[0, "looks"] == 3
+    with pytest.raises(ValueError, match="differs in parameter 0"):
+        PlasticityCounter(Fixed([nn.Parameter(torch.zeros(3))])).load_state_dict(counter.state_dict())
