@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sp import figures, rules, studies, watch
 from sp.explore.code import optimizer_code
 from sp.explore.panel import Answer, Panel, encoded
+from sp.explore.sliders import published_sliders
 from sp.plots import GatePicture
 
 SYNAPSES = 1500  # of the network's weights, drawn at random
@@ -33,31 +34,7 @@ def gate_panel() -> Panel:
     The network learnt task A of two-task digits with Adam; the last slider goes on into task B with it.
     """
     controls = {
-        "plasticity_k": widgets.FloatSlider(
-            DEFAULTS["plasticity_k"],
-            min=0,
-            max=10,
-            step=0.25,
-            description="k (sharpness)",
-            tooltip="Protection strength, without unit. Published: 1-3 lenient, 3-7 balanced, 7-10 strict; 0: no gate.",
-        ),
-        "trace_decay": widgets.FloatSlider(
-            DEFAULTS["trace_decay"],
-            min=0.95,
-            max=0.999,
-            step=0.001,
-            readout_format=".3f",
-            description="β (per step)",
-            tooltip="Decay of the eligibility trace: it remembers about 1 / (1 - β) steps. Published: 0.95 to 0.999.",
-        ),
-        "threshold_percentile": widgets.IntSlider(
-            DEFAULTS["threshold_percentile"],
-            min=5,
-            max=100,
-            step=5,
-            description="percentile (%)",
-            tooltip="Percentile of the eligibility that counts as fully used: the threshold θ. Published: 75.",
-        ),
+        **published_sliders(DEFAULTS),
         "gate_min": widgets.FloatSlider(
             DEFAULTS["gate_min"],
             min=0,

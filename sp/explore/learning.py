@@ -15,6 +15,7 @@ from sp.baselines import TITLES
 from sp.experiment import Experiment
 from sp.explore.code import optimizer_code
 from sp.explore.panel import Answer, Panel
+from sp.explore.sliders import published_sliders
 from sp.frames import curves_frame
 from sp.store import Store
 
@@ -61,9 +62,7 @@ def learning_panel(store: Store | None = None) -> Panel:
     adjust("")
     _seen(store, DEFAULTS)  # so that the panel has something to show at once
     for _ in range(2):
-        _processes().submit(
-            watch.follow.__name__.title
-        )  # so that the processes have imported everything when they are needed
+        _processes().submit(_imported)
     return Panel(
         "learning",
         "Learning B after A: what is left of A?",
@@ -172,34 +171,7 @@ def _controls() -> dict[str, widgets.Widget]:
             description="learning rate",
             tooltip="Step size. Published advice: Adam's, or 1.5 to 3 times it.",
         ),
-        "plasticity_k": slider(
-            real,
-            "plasticity_k",
-            0,
-            10,
-            0.5,
-            "k (sharpness)",
-            "Protection strength, without unit. Published: 1-3 lenient, 3-7 balanced, 7-10 strict.",
-        ),
-        "trace_decay": slider(
-            real,
-            "trace_decay",
-            0.95,
-            0.999,
-            0.001,
-            "β (per step)",
-            "Decay of the eligibility trace: it remembers about 1 / (1 - β) steps.",
-            readout_format=".3f",
-        ),
-        "threshold_percentile": slider(
-            whole,
-            "threshold_percentile",
-            5,
-            100,
-            5,
-            "percentile (%)",
-            "Percentile of the eligibility that counts as fully used.",
-        ),
+        **published_sliders(DEFAULTS),
         "warmup_steps": slider(
             whole,
             "warmup_steps",
