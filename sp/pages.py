@@ -4,7 +4,7 @@ import html
 import importlib
 import pkgutil
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import nbformat
@@ -15,6 +15,7 @@ from sp.files import write_atomically
 from sp.notebooks import all_notebooks
 from sp.report import title_of
 
+NO_ALTERNATIVE = 'alt="No description has been provided for this image"'  # what nbconvert writes for a figure
 TO_NOTEBOOK = re.compile(r"\]\((\d\d_\w+)\.ipynb\)")
 
 
@@ -37,13 +38,26 @@ def make_pages(notebooks: Sequence[Path] = (), target: Path = Path("build/html")
                 output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
             if cell.cell_type == "markdown":
                 cell.source = TO_NOTEBOOK.sub(r"](\1.html)", cell.source)
+        texts = _alternatives(notebook)
         page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": path.stem}})
+        page = re.sub(NO_ALTERNATIVE, lambda _, texts=texts: f'alt="{html.escape(next(texts))}"', page)
         write_atomically(target / f"{path.stem}.html", page)
         links.append(f'<li><a href="{path.stem}.html">{html.escape(title_of(path))}</a></li>')
     head = "<!DOCTYPE html><meta charset='utf-8'><title>sp</title><h1>Notebooks</h1><ul>"
     index = head + "".join(links) + "</ul><p><a href='api/sp.html'>The package</a></p>"
     write_atomically(target / "index.html", index)
     print(f"{len(paths)} pages: open {target / 'index.html'}")
+
+
+def _alternatives(notebook: nbformat.NotebookNode) -> Iterator[str]:
+    """For each figure of a notebook, what it is about: the heading that it stands under."""
+    heading = ""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            heading = [heading, *re.findall(r"^#+ (.+)$", cell.source, re.MULTILINE)][-1]
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                yield f"Figure: {heading}"
 
 
 def document(modules: Sequence[str] = (), target: Path = Path("build/html/api")) -> None:
