@@ -52,13 +52,15 @@ def _status(error: Exception) -> int | None:
 
 def _add_readme(commands) -> None:
     parser = commands.add_parser(
-        "readme", help="write the README's tables, the gallery of the committed figures and the index of the notebooks"
+        "readme",
+        help="write the tables of the documents, the gallery of figures, the index of notebooks",
     )
     parser.set_defaults(run=_readme)
 
 
 def _readme(_: argparse.Namespace) -> None:
-    write_atomically(Path("README.md"), report.fill_tables(Path("README.md").read_text()))
+    for page in map(Path, report.FILLED):
+        write_atomically(page, report.fill_tables(page.read_text()))
     write_atomically(Path("figures/README.md"), report.gallery())
     write_atomically(Path("notebooks/README.md"), report.index())
 

@@ -2,13 +2,16 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from sp import files, metrics
 
-MARKS = re.compile(r"(<!-- table: (\S+)(?: (\S+))? -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+MARKS = re.compile(r"(<!-- table: (\S+)((?: \S+)*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+FILLED = ("README.md", "docs/comparison.md")  # whose tables come from files
 TITLES = {
     "final_1": "task A",
     "final_2": "task B",
@@ -30,21 +33,42 @@ TITLES = {
 def fill_tables(text: str, root: Path = Path()) -> str:
     """The text with every ``<!-- table: FILE.csv -->`` ... ``<!-- end -->`` filled from that file under ``root``.
 
-    The file is an interval table (`sp.metrics.interval_table`), with columns ``arm, metric, mean, low, high, n``.
-    With a metric after its name, the file has a column ``stream``, and the table one column a stream for that metric.
-    Where it has a column ``capacity`` as well, the size of a replay buffer, only rows without one are taken.
+    The file is an interval table (`sp.metrics.interval_table`), with columns ``arm, metric, mean, low, high, n``. With
+    more words after its name it has a column ``stream`` as well, and the table one column a stream:
+
+    - ``metric=NAME``: the metric to show.
+    - ``streams=NAME,NAME``: which streams, in this order; default: all.
+    - ``capacity=N``: size of the replay buffer, where the file has such a column; default 0, without one.
+
+    Raises:
+        ValueError: another word.
     """
 
     def filled(match: re.Match) -> str:
-        table = pd.read_csv(root / match[2])
-        return match[1] + markdown(across_streams(table, match[3]) if match[3] else table) + match[5]
+        table, words = pd.read_csv(root / match[2]), dict(word.partition("=")[::2] for word in match[3].split())
+        if unknown := set(words) - {"metric", "streams", "capacity"}:
+            raise ValueError(f"a table mark knows metric=, streams= and capacity=, got {sorted(unknown)}")
+        if words:
+            streams = words["streams"].split(",") if "streams" in words else None
+            table = across_streams(table, words["metric"], streams, int(words.get("capacity", 0)))
+        return match[1] + markdown(table) + match[5]
 
     return MARKS.sub(filled, text)
 
 
-def across_streams(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """One metric of a table with a column ``stream``, as an interval table with the streams in place of metrics."""
-    table = table[(table.metric == metric) & (table.get("capacity", 0) == 0)]
+def across_streams(
+    table: pd.DataFrame, metric: str, streams: Sequence[str] | None = None, capacity: int = 0
+) -> pd.DataFrame:
+    """One metric of a table with a column ``stream``, as an interval table with the streams in place of metrics.
+
+    Args:
+        streams: which ones, in this order; None: all. capacity: of the replay buffer, where there is such a column.
+    """
+    table = table[(table.metric == metric) & (table.get("capacity", 0) == capacity)]
+    if streams is not None:
+        arms = {arm: place for place, arm in enumerate(dict.fromkeys(table.arm))}
+        table = table[table.stream.isin(streams)]
+        table = table.iloc[np.lexsort([table.arm.map(arms), table.stream.map(list(streams).index)])]
     return table.drop(columns="metric").rename(columns={"stream": "metric"})
 
 

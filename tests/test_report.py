@@ -5,16 +5,18 @@ from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from sp import figures
 from sp.plots import PLOTS
-from sp.report import MARKS, fill_tables, gallery, index, markdown
+from sp.report import FILLED, MARKS, fill_tables, gallery, index, markdown
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_readme_s_tables_come_from_the_committed_files():
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", FILLED)
+def test_the_tables_of_the_documents_come_from_the_committed_files(page):
+    text = (ROOT / page).read_text()
     assert MARKS.search(text)
     assert fill_tables(text, ROOT) == text, "run  python -m sp readme"
 
@@ -35,13 +37,24 @@ def test_a_table_over_streams_has_a_gap_where_an_arm_was_not_run(tmp_path):
     columns = ["stream", "arm", "metric", "mean", "low", "high", "n"]
     other = [("a", "one", "y", 0.9, 0.9, 0.9, 10)]
     pd.DataFrame(rows + other, columns=columns).to_csv(tmp_path / "t.csv", index=False)
-    filled = fill_tables("<!-- table: t.csv x -->\n<!-- end -->", tmp_path).splitlines()
+    filled = fill_tables("<!-- table: t.csv metric=x -->\n<!-- end -->", tmp_path).splitlines()
     assert filled[1:-1] == [
         "| | a (n = 10) | b (n = 10) |",
         "|---|---|---|",
         "| one | 0.500 [0.500, 0.500] | 0.200 [0.200, 0.200] |",
         "| two |  | 1.000 [1.000, 1.000] |",
     ]
+
+
+def test_a_table_over_streams_takes_those_and_the_buffer_that_are_asked_for(tmp_path):
+    rows = [(s, c, arm, "x", 0.5, c, 1, 10) for s in ("a", "b", "d") for c in (0, 7) for arm in ("two", "one")]
+    columns = ["stream", "capacity", "arm", "metric", "mean", "low", "high", "n"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "t.csv", index=False)
+    filled = fill_tables("<!-- table: t.csv metric=x streams=d,a capacity=7 -->\n<!-- end -->", tmp_path).splitlines()
+    assert filled[1] == "| | d (n = 10) | a (n = 10) |"
+    assert filled[3:5] == [f"| {arm} | 0.500 [7.000, 1.000] | 0.500 [7.000, 1.000] |" for arm in ("two", "one")]
+    with pytest.raises(ValueError, match=r"knows metric=, streams= and capacity=, got \['metrics'\]"):
+        fill_tables("<!-- table: t.csv metrics=x -->\n<!-- end -->", tmp_path)
 
 
 def test_the_gallery_shows_every_committed_figure():
