@@ -2,6 +2,7 @@
 
 import json
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -184,6 +185,15 @@ def latex_figure(name: str, caption: str, wide: bool = False) -> str:
     return "\n".join([*lines, rf"\label{{fig:{name}}}", rf"\end{{{kind}}}", ""])
 
 
+def _latex_head(text: str) -> str:
+    """A head that is wider than an interval, in lines of its own."""
+    together = re.sub(r"\(n = .*?\)", lambda match: match[0].replace(" ", "\u00a0"), text)
+    lines = [latex(line).replace("\u00a0", "~") for line in textwrap.wrap(together, 22, break_on_hyphens=False)]
+    if len(lines) < 2:
+        return latex(text)
+    return "\n".join([r"\begin{tabular}{@{}c@{}}", " \\\\\n".join(lines), r"\end{tabular}"])
+
+
 def latex_table(table: pd.DataFrame, caption: str, name: str, columns: str | None = None) -> str:
     """A ``table*`` environment (packages booktabs and graphicx), no wider than the text.
 
@@ -192,7 +202,7 @@ def latex_table(table: pd.DataFrame, caption: str, name: str, columns: str | Non
         columns: LaTeX column format; None: names to the left, figures centred.
     """
     columns = columns or "l" + "c" * table.shape[1]
-    escaped = table.rename(index=latex, columns=latex).map(lambda cell: latex(str(cell))).rename_axis(None)
+    escaped = table.rename(index=latex, columns=_latex_head).map(lambda cell: latex(str(cell))).rename_axis(None)
     body = escaped.to_latex(escape=False, column_format=columns).rstrip()
     lines = [r"\begin{table*}", r"\centering", rf"\caption{{{latex(caption)}}}", rf"\label{{tab:{name}}}"]
     return "\n".join([*lines, r"\resizebox{\textwidth}{!}{%", body + "}", r"\end{table*}", ""])

@@ -1,5 +1,8 @@
 """The sheets and tables for a paper come from what is committed, and say what is missing."""
 
+import shutil
+import subprocess
+
 import pandas as pd
 import pytest
 
@@ -23,6 +26,19 @@ def test_five_figures_and_three_tables_are_collected_with_their_captions(tmp_pat
         assert r"\toprule" in text and r"\caption" in text and "nan" not in text, name
 
 
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="LaTeX is not installed")
+def test_what_is_collected_compiles_and_fits_a_page(tmp_path):
+    assert main(["paper", "--to", str(tmp_path)]) == 0
+    inputs = "".join(rf"\input{{{name}}}" for name in [*paper.TABLES, *paper.FIGURES])
+    page = r"\usepackage[letterpaper,textwidth=6.75in,textheight=9in]{geometry}"  # as at ICML
+    text = rf"\documentclass{{article}}\usepackage{{booktabs,graphicx}}{page}\begin{{document}}{inputs}\end{{document}}"
+    (tmp_path / "all.tex").write_text(text)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout and "too large" not in done.stdout
+
+
 def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SP_FIGURES", str(tmp_path / "none"))
     assert main(["paper", "--to", str(tmp_path)]) == 2
@@ -35,7 +51,7 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path, monke
     assert main(["table", "retention_digits"]) == 2
     assert "METRIC must be one of 'average_accuracy', 'backward_transfer'" in capsys.readouterr().err
     assert main(["table", "retention_digits", "average_accuracy"]) == 0
-    assert "Permuted, 10 tasks (n = " in capsys.readouterr().out
+    assert "Permuted, 10 tasks \\\\\n(n~=~" in capsys.readouterr().out
 
 
 def test_a_table_of_results_is_latex_with_intervals_and_seeds(tmp_path, monkeypatch, capsys):
