@@ -25,8 +25,17 @@ def mlp_size(inputs: int, hidden: tuple[int, ...], outputs: int) -> int:
 
 
 def convolutional(inputs: int, hidden: tuple[int, int, int], outputs: int) -> nn.Sequential:
-    """Two 3x3 convolutions of stride 2 with ``hidden[0]`` and ``hidden[1]`` channels, then a layer of ``hidden[2]``."""
-    side = isqrt(inputs)
+    """Two 3x3 convolutions of stride 2 with ``hidden[0]`` and ``hidden[1]`` channels, then a layer of ``hidden[2]``.
+
+    Raises:
+        ValueError: ``hidden`` has not three widths, or ``inputs`` pixels are no square.
+    """
+    side = _side(inputs)
+    if len(hidden) != 3:
+        raise ValueError(
+            f"hidden must be three widths for a convolutional network, two of channels and one of units, such as "
+            f"16-32-100; got {'-'.join(map(str, hidden))}"
+        )
     first, second, dense = hidden
     positions = (-(-side // 4)) ** 2
     return nn.Sequential(
@@ -40,6 +49,13 @@ def convolutional(inputs: int, hidden: tuple[int, int, int], outputs: int) -> nn
         nn.ReLU(),
         nn.Linear(dense, outputs),
     )
+
+
+def _side(inputs: int) -> int:
+    """Of the square image that so many pixels make."""
+    if isqrt(inputs) ** 2 != inputs:
+        raise ValueError(f"inputs must be the pixels of a square image, such as 784, got {inputs}")
+    return isqrt(inputs)
 
 
 class ResidualNetwork(nn.Module):
@@ -79,11 +95,15 @@ class AttentionBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """An image's rows as tokens of width ``hidden[0]``, through ``len(hidden)`` attention blocks, then averaged."""
+    """An image's rows as tokens of width ``hidden[0]``, through ``len(hidden)`` attention blocks, then averaged.
+
+    Raises:
+        ValueError: ``inputs`` pixels are no square.
+    """
 
     def __init__(self, inputs: int, hidden: tuple[int, ...], outputs: int):
         super().__init__()
-        self.side, width = isqrt(inputs), hidden[0]
+        self.side, width = _side(inputs), hidden[0]
         self.embed = nn.Linear(self.side, width)
         self.place = nn.Parameter(torch.randn(self.side, width) * 0.1)
         self.blocks = nn.Sequential(*(AttentionBlock(width) for _ in hidden))

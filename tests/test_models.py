@@ -1,0 +1,34 @@
+"""The networks of the experiments take flat images and say what they cannot be made of."""
+
+import pytest
+import torch
+
+from sp.models import MODELS, mlp_size
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("inputs", [64, 784])
+def test_each_gives_logits_that_depend_on_the_image_and_trains_every_parameter(name, inputs):
+    torch.manual_seed(0)
+    model = MODELS[name](inputs, (4, 6, 8) if name == "convolutional" else (8, 8), 10)
+    logits = model(torch.randn(3, inputs))
+    assert logits.shape == (3, 10) and not torch.allclose(logits[0], logits[1])
+    logits.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_the_size_of_a_perceptron_is_counted_without_making_it():
+    assert mlp_size(7, (6, 5), 4) == sum(p.numel() for p in MODELS["mlp"](7, (6, 5), 4).parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "hidden", "message"),
+    [
+        ("convolutional", 64, (8, 8), "hidden must be three widths for a convolutional network.*got 8-8"),
+        ("convolutional", 60, (4, 4, 8), "inputs must be the pixels of a square image, such as 784, got 60"),
+        ("attention", 60, (8,), "inputs must be the pixels of a square image, such as 784, got 60"),
+    ],
+)
+def test_what_a_network_cannot_be_made_of_is_an_error(name, inputs, hidden, message):
+    with pytest.raises(ValueError, match=message):
+        MODELS[name](inputs, hidden, 10)
