@@ -164,6 +164,23 @@ def test_the_advice_is_judged_as_notebook_07_judged_it():
         claims.advice_verdicts("other")
 
 
+def test_the_companion_is_judged_by_what_dendrites_change():
+    loop = "Adam, dendrites + replay, published loop"
+    arms = ["Adam", "Adam, dendrites", claims.RULE, f"{claims.RULE}, dendrites", loop]
+
+    def rows(gain, kept=0.0):
+        new = {arm: 0.9 + gain * ("dendrites" in arm) for arm in arms}
+        return pd.DataFrame(
+            {"arm": arm, "seed": seed, "old": kept, "new": new[arm] + seed / 1000} for arm in arms for seed in range(8)
+        )
+
+    assert [row[3] for row in claims.dendrite_verdicts(rows(0.01))] == ["holds", "holds", "holds"]
+    assert [row[3] for row in claims.dendrite_verdicts(rows(-0.01, 0.5))] == ["does not hold"] * 3
+    mixed = rows(0.01)
+    mixed.loc[mixed.arm == f"{claims.RULE}, dendrites", "new"] = 0.5
+    assert claims.dendrite_verdicts(mixed)[1][3] == "holds under a condition"
+
+
 def test_being_told_of_a_boundary_resets_the_trace():
     experiment = Experiment(optimizer="selective", hidden=(8,), scenario="domain")
     told, quiet = run(experiment, look=claims.resets), run(experiment)
