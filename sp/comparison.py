@@ -211,7 +211,7 @@ def trade_off_panel(table: pd.DataFrame, costs: pd.DataFrame, scenario: str, cos
     """Accuracy against a column of `costs`, all buffer sizes, for `sp.plots.trade_off`."""
     rows = table[(table.stream == scenario) & (table.metric == "average_accuracy")]
     rows = rows.merge(costs[["arm", "capacity", cost]].rename(columns={cost: "cost"}), on=["arm", "capacity"])
-    names = rows.arm + np.where(rows.capacity > 0, " (" + rows.capacity.astype(str) + ")", "")
+    names = rows.arm + np.where(rows.capacity > 0, rows.capacity.map(" ({:,})".format), "")
     return rows.assign(kind=rows.arm.map(kinds()), arm=names)
 
 

@@ -258,9 +258,8 @@ def _name_points(ax: Axes, rows: pd.DataFrame, spacing: float) -> None:
     from scipy.optimize import isotonic_regression  # takes a quarter of a second to import
 
     steps = spacing * np.arange(len(rows))
-    places = isotonic_regression(rows["mean"].to_numpy() + steps, increasing=False).x - steps
-    places += max(0.0, -places.min())
-    places -= max(0.0, places.max() - 1.04)
+    shifted = isotonic_regression(rows["mean"].to_numpy() + steps, increasing=False).x
+    places = shifted.clip(steps[-1], 1.04) - steps
     for row, place in zip(rows.itertuples(), places, strict=True):
         to = {"xytext": (1.04, place), "textcoords": ax.get_yaxis_transform(), "va": "center"}
         line = {"arrowstyle": "-", "color": colour(row.arm), "linewidth": 0.4, "alpha": 0.6, "relpos": (0, 0.5)}
