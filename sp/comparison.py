@@ -21,15 +21,15 @@ from sp.models import mlp_size
 from sp.store import Store
 from sp.sweep import compare
 
-# Streams by name: those of the retention studies, and more. On long ones a fifth or a tenth of MNIST's images a task.
-_LONG = {"tasks": 10, "scenario": "domain"}
+# Streams by name: those of the retention studies, and more. On long ones a fifth of MNIST's images for each task.
+_LONG = {"scenario": "domain", "samples_per_task": 12_000}
 SCENARIOS = {
     "split5_class": studies.STREAMS["split5_class"],
     "split5_domain": studies.STREAMS["split5_domain"],
-    "permuted10": {"stream": "permuted", **_LONG, "samples_per_task": 12_000},
+    "permuted10": {"stream": "permuted", "tasks": 10, **_LONG},
     "split2_class": studies.STREAMS["split2_class"],
     "split5_task": {"tasks": 5, "scenario": "task"},
-    "rotated10": {"stream": "rotated", **_LONG, "samples_per_task": 6_000},
+    "rotated5": {"stream": "rotated", "tasks": 5, **_LONG},
     "split2_domain": {"tasks": 2, "scenario": "domain"},
     "split2_task": {"tasks": 2, "scenario": "task"},
 }

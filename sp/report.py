@@ -25,7 +25,7 @@ TITLES = {
     "split5_task": "Split, 5 tasks, task-incremental",
     "permuted10": "Permuted, 10 tasks",
     "permuted30": "Permuted, 30 tasks",
-    "rotated10": "Rotated, 10 tasks",
+    "rotated5": "Rotated, 5 tasks",
     "split2_domain": "Split, 2 tasks, domain-incremental",
     "split2_task": "Split, 2 tasks, task-incremental",
 }
