@@ -234,23 +234,19 @@ def dendrite_verdicts(rows: pd.DataFrame) -> list[tuple]:
     Args:
         rows: of `sp.dendrite_study.runs`, part "two_tasks": ``arm, seed, old`` (task A at the end), ``new`` (task B).
     """
-    arms = dict(tuple(rows.groupby("arm")))
-
-    def of(arm: str, task: str) -> str:
-        return f"{arm} {interval_text(*metrics.bootstrap_interval(arms[arm][task])[:3], '.2f')}"
-
     lost = ["Adam", "Adam, dendrites", f"{RULE}, dendrites"]
     loop = "Adam, dendrites + replay, published loop"
     gains = {rule: difference(rows, f"{rule}, dendrites", rule, "new") for rule in ("Adam", RULE)}
     higher = [gain.verdict == "higher" for gain in gains.values()]
     changed = "; ".join(f"{rule} {interval_text(*gain[:3], '+.3f')}" for rule, gain in gains.items())
-    kept = {arm: metrics.bootstrap_interval(arms[arm].old) for arm in (*lost, loop)}
+    kept = {arm: metrics.bootstrap_interval(rows[rows.arm == arm].old) for arm in (*lost, loop)}
+    shown = {arm: f"{arm} {interval_text(*interval[:3], '.2f')}" for arm, interval in kept.items()}
     gone = [kept[arm].high < 0.05 for arm in lost]
     return [
         (
             "P23",
             "with dendrites as without, task A is lost: 0.00 (both together 0.0002)",
-            "; ".join(of(arm, "old") for arm in lost),
+            "; ".join(shown[arm] for arm in lost),
             "holds" if all(gone) else "does not hold",
         ),
         (
@@ -262,7 +258,7 @@ def dendrite_verdicts(rows: pd.DataFrame) -> list[tuple]:
         (
             "P23",
             "with dendrites and the published loop of replay next to nothing of task A is kept (0.03)",
-            of(loop, "old"),
+            shown[loop],
             "holds" if kept[loop].high < 0.1 else "does not hold",
         ),
     ]

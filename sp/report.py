@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from sp import files, metrics
@@ -67,9 +66,7 @@ def across_streams(
     """
     table = table[(table.metric == metric) & (table.get("capacity", 0) == capacity)]
     if streams is not None:
-        arms = {arm: place for place, arm in enumerate(dict.fromkeys(table.arm))}
-        table = table[table.stream.isin(streams)]
-        table = table.iloc[np.lexsort([table.arm.map(arms), table.stream.map(list(streams).index)])]
+        table = pd.concat([table[table.stream == stream] for stream in streams])
     return table.drop(columns="metric").rename(columns={"stream": "metric"})
 
 
