@@ -31,15 +31,16 @@ def save(path: Path, state: dict[str, Any]) -> None:
     files.write_atomically(path, hashlib.sha256(buffer.getbuffer()).digest() + buffer.getvalue())
 
 
-def load(path: Path, experiment: dict[str, Any]) -> dict[str, Any] | None:
+def load(path: Path, key: str) -> dict[str, Any] | None:
     """The state in a file, or None where there is none that can be trusted (a damaged file is warned of).
 
     Args:
         path: the file.
-        experiment: what the state's ``"experiment"`` has to be.
+        key: of the experiment, which the state's ``"key"`` has to be.
 
     Raises:
-        ValueError: the file is intact and belongs to another experiment, whose state is not thrown away.
+        ValueError: the file is intact and belongs to another experiment, or to other rules or data; its state is not
+            thrown away.
     """
     try:
         content = path.read_bytes()
@@ -52,6 +53,9 @@ def load(path: Path, experiment: dict[str, Any]) -> dict[str, Any] | None:
     except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as damage:
         warnings.warn(f"{path} is damaged ({damage}) and the run begins again", stacklevel=3)
         return None
-    if state["experiment"] != experiment:
-        raise ValueError(f"{path} is the checkpoint of another experiment: delete it, or name another file")
+    if state.get("key") != key:
+        raise ValueError(
+            f"{path} is the checkpoint of another experiment, or of another version of the rules or the data: delete "
+            "it, or name another file"
+        )
     return state

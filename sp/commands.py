@@ -133,10 +133,13 @@ def add_compare(commands) -> None:
     parser = commands.add_parser("compare", help="run the comparison of notebook 09 and keep its tables in figures/")
     _add_dataset(parser)
     parser.add_argument(
-        "--scenarios", nargs="+", metavar="SCENARIO", help="split5_class, permuted10, ...; default: all"
+        "--scenarios",
+        nargs="+",
+        metavar="SCENARIO",
+        help="split5_class, permuted10, ... (a wrong name lists them); default: all",
     )
     parser.add_argument("--seeds", type=positive, default=10)
-    parser.add_argument("--long-seeds", type=positive, default=5, help="seeds of the permuted and rotated streams")
+    parser.add_argument("--long-seeds", type=positive, default=6, help="seeds of the permuted and rotated streams")
     parser.add_argument("--no-replay", action="store_true", help="only the arms without replay")
     parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
     parser.add_argument("--estimate", action="store_true", help="only say how long it will take")

@@ -4,19 +4,20 @@
 not tuned and runs the reported seeds. What was run before is read from the store.
 """
 
+import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from sp import figures, files, metrics, studies
+from sp import figures, files, metrics, report, studies
 from sp.baselines import TITLES, kept_bytes, needs, rehearses
 from sp.checks import check_choice
 from sp.data import load
-from sp.experiment import Experiment, Moment, run
+from sp.experiment import METHOD_VERSIONS, RULES_VERSION, Experiment, Moment, run
 from sp.models import mlp_size
 from sp.store import Store
 from sp.sweep import compare
@@ -62,8 +63,11 @@ def _grid(**columns: tuple) -> list[dict]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-_A, _B, _C = 1e-3, 3e-4, 1e-4  # learning rates of Adam under the penalties
-# Seven points for every method, its learning rate included.
+# Learning rates of Adam under the penalties and distillation. The last is what Adam alone takes where it forgets most:
+# a penalty that is of no use should not be held to a worse rate than Adam's.
+_A, _B, _C = 1e-3, 1e-4, 1e-5
+# Seven points for every method, its learning rate included, and then at most so many of their neighbours.
+FURTHER = 6
 GRIDS = {
     **studies.GRIDS,
     "momentum": _grid(lr=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
@@ -75,12 +79,12 @@ GRIDS = {
         decay=(0.4, 0.4, 0.4, 0.7, 0.7, 0.7, 0.9),
     ),
     "upgd": _grid(lr=(3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 3e-2, 1e-1), sigma=(1e-3, 1e-3, 1e-3, 1e-3, 1e-3, 1e-2, 1e-2)),
-    "l2": _grid(lr=(_A, _A, _A, _A, _B, _B, _C), strength=(0.01, 0.1, 1.0, 10.0, 0.1, 1.0, 0.1)),
-    "ewc": _grid(lr=(_A, _A, _A, _A, _A, _B, _C), strength=(10.0, 1e2, 1e3, 1e4, 1e5, 1e3, 1e2)),
-    "online_ewc": _grid(lr=(_A, _A, _A, _A, _A, _B, _C), strength=(10.0, 1e2, 1e3, 1e4, 1e5, 1e3, 1e2)),
-    "mas": _grid(lr=(_A, _A, _A, _A, _A, _B, _C), strength=(0.01, 0.1, 1.0, 3.0, 10.0, 1.0, 0.1)),
-    "si": _grid(lr=(_A, _A, _A, _A, _A, _B, _C), strength=(1.0, 10.0, 1e2, 1e3, 1e4, 1e2, 10.0)),
-    "lwf": _grid(lr=(_A, _A, _A, _B, _B, _B, _C), strength=(0.3, 1.0, 3.0, 1.0, 3.0, 10.0, 10.0)),
+    "l2": _grid(lr=(_A, _A, _A, _A, _B, _B, _C), strength=(0.01, 0.1, 1.0, 10.0, 0.1, 1.0, 0.01)),
+    "ewc": _grid(lr=(_A, _A, _A, _A, _B, _B, _C), strength=(10.0, 1e2, 1e3, 1e4, 1e2, 1e4, 10.0)),
+    "online_ewc": _grid(lr=(_A, _A, _A, _A, _B, _B, _C), strength=(10.0, 1e2, 1e3, 1e4, 1e2, 1e4, 10.0)),
+    "mas": _grid(lr=(_A, _A, _A, _A, _B, _B, _C), strength=(0.01, 0.1, 1.0, 10.0, 0.1, 1.0, 0.01)),
+    "si": _grid(lr=(_A, _A, _A, _A, _B, _B, _C), strength=(1.0, 10.0, 1e2, 1e3, 10.0, 1e3, 1.0)),
+    "lwf": _grid(lr=(_A, _A, _A, _B, _B, _B, _C), strength=(0.3, 1.0, 3.0, 0.3, 3.0, 10.0, 0.3)),
     "owm": _grid(lr=(0.3, 0.3, 0.3, 0.1, 0.1, 0.1, 0.1), alpha=(0.01, 0.1, 1.0, 1e-3, 0.01, 0.1, 1.0)),
     "gpm": _grid(lr=(0.3, 0.3, 0.3, 0.1, 0.1, 0.1, 0.03), threshold=(0.9, 0.95, 0.99, 0.9, 0.95, 0.99, 0.9)),
     "ncl": _grid(lr=(0.3, 0.3, 0.3, 0.3, 0.1, 0.1, 0.1), prior=(1e-5, 1e-4, 1e-3, 1e-2, 1e-4, 1e-3, 1e-2)),
@@ -121,10 +125,36 @@ def arms(scenario: str, dataset: str, capacity: int = 0, names: Sequence[str] | 
 
 
 def tuned_values(scenario: str, dataset: str) -> pd.DataFrame:
-    """What tuning chose on a scenario: ``options`` (JSON) and ``accuracy`` on held-out training images, by arm."""
+    """What tuning chose on a scenario: ``options`` (JSON) and ``accuracy`` on held-out training images, by arm.
+
+    Only what the present grids, settings and rules would choose again.
+    """
     table = pd.read_csv(studies.TUNED)
     rows = table[(table.study == f"comparison_{scenario}") & (table.dataset == TUNED_ON[dataset])]
+    rows = rows[rows.search == rows.arm.map(_searches(scenario, dataset))]
     return rows.set_index("arm")[["options", "accuracy"]]
+
+
+def _tried_arms(scenario: str, dataset: str) -> dict[str, Experiment]:
+    """Every arm that is tuned, as it is when it is tuned but for its point and its seed."""
+    source = TUNED_ON[dataset]
+    every = {**untuned(scenario, source), **untuned(scenario, source, CAPACITIES[source][0])}
+    return {arm: experiment for arm, experiment in every.items() if arm not in DEFAULTS}
+
+
+def _tuning_seeds(scenario: str) -> tuple[int, ...]:
+    return studies.TUNING_SEEDS[: 2 if scenario in TUNED_TWICE else 1]
+
+
+def _searches(scenario: str, dataset: str) -> dict[str, str]:
+    """Arm -> a hash of all that its tuned value depends on."""
+    found = {}
+    for arm, experiment in _tried_arms(scenario, dataset).items():
+        method = experiment.optimizer
+        versions = RULES_VERSION, METHOD_VERSIONS.get(method)
+        parts = [GRIDS[method], FURTHER, _tuning_seeds(scenario), versions, experiment.as_dict()]
+        found[arm] = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+    return found
 
 
 def untuned(scenario: str, dataset: str, capacity: int = 0) -> dict[str, Experiment]:
@@ -144,13 +174,13 @@ def untuned(scenario: str, dataset: str, capacity: int = 0) -> dict[str, Experim
 
 
 def trials(scenario: str, dataset: str) -> list[studies.Trial]:
-    """What tuning has to try on a scenario for the arms that the table of tuned values does not have yet."""
+    """The grids that tuning has to try on a scenario, of arms that the table of tuned values does not have."""
+    check_choice("scenario", scenario, SCENARIOS)
     if TUNED_ON[dataset] != dataset:
         return []
     known = tuned_values(scenario, dataset).index
-    every = {**untuned(scenario, dataset), **untuned(scenario, dataset, CAPACITIES[dataset][0])}
-    missing = {arm: experiment for arm, experiment in every.items() if arm not in known and arm not in DEFAULTS}
-    return studies.trials(missing, GRIDS, studies.TUNING_SEEDS[: 2 if scenario in TUNED_TWICE else 1])
+    missing = {arm: e for arm, e in _tried_arms(scenario, dataset).items() if arm not in known}
+    return studies.trials(missing, GRIDS, _tuning_seeds(scenario))
 
 
 def replay_practice(
@@ -200,11 +230,7 @@ def scenario_table(table: pd.DataFrame, costs: pd.DataFrame, scenario: str, capa
     rows = rows.assign(metric=rows.metric.str.replace("average_", "").str.replace("_", " "))
     order = rows[rows.metric == "accuracy"].sort_values("mean", ascending=False).arm
     text = metrics.readable(rows.drop(columns=["stream", "capacity"])).loc[order]
-    cost = costs[costs.capacity == capacity].set_index("arm")
-    cost.loc["Coincidence, tuned"] = cost.loc["Coincidence"] if "Coincidence" in cost.index else np.nan
-    text["step (Adam = 1)"] = cost.step_ratio.round(1).reindex(order)
-    text["kept (weights = 1)"] = cost.kept.round(1).reindex(order)
-    return text.join(needs_table().set_index("arm")).fillna("-")
+    return text.join(report.cost_columns(costs, order, capacity)).join(needs_table().set_index("arm")).fillna("-")
 
 
 def trade_off_panel(table: pd.DataFrame, costs: pd.DataFrame, scenario: str, cost: str = "kept") -> pd.DataFrame:
@@ -215,15 +241,22 @@ def trade_off_panel(table: pd.DataFrame, costs: pd.DataFrame, scenario: str, cos
     return rows.assign(kind=rows.arm.map(kinds()), arm=names)
 
 
-def ahead(table: pd.DataFrame, arm: str, scenario: str) -> tuple[list[str], list[str]]:
-    """Arms without replay whose interval lies above that of ``arm``, and those whose intervals overlap; best first."""
-    rows = table[(table.stream == scenario) & (table.capacity == 0) & (table.metric == "average_accuracy")]
-    rows = rows.sort_values("mean", ascending=False).set_index("arm")
-    own = rows.loc[arm]
-    others = rows.drop(index=[name for name in rows.index if name.startswith("Coincidence")])
-    above = others[others.low > own.high]
-    level = others[(others.low <= own.high) & (others.high >= own.low)]
-    return list(above.index), list(level.index)
+def ahead(rows: pd.DataFrame, arm: str, scenario: str, capacity: int = 0) -> tuple[list[str], list[str]]:
+    """Arms with a higher average accuracy than one without replay, and those in which no difference was found.
+
+    Seed by seed (`sp.metrics.difference`), best first.
+
+    Args:
+        rows: one row a run, as `known_seeds` returns them. arm: without replay. capacity: of the others' buffer.
+    """
+    rows = rows[rows.stream == scenario]
+    others = rows[(rows.capacity == capacity) & (rows.arm != arm)]
+    own = rows[(rows.capacity == 0) & (rows.arm == arm)]
+    means = others.groupby("arm").average_accuracy.mean().sort_values(ascending=False)
+    verdicts = {name: metrics.difference(pd.concat([own, others]), name, arm).verdict for name in means.index}
+    return [name for name in verdicts if verdicts[name] == "higher"], [
+        name for name in verdicts if verdicts[name] not in ("higher", "lower")
+    ]
 
 
 VALUES = ["average_accuracy", "backward_transfer", "learning_accuracy"]
@@ -233,44 +266,65 @@ def results(
     dataset: str,
     scenarios: Sequence[str] = tuple(SCENARIOS),
     seeds: int = 10,
-    long_seeds: int = 10,
+    long_seeds: int = 6,
     replay: bool = True,
     store: Store | None = None,
     workers: int | None = None,
 ) -> pd.DataFrame:
-    """Tune and run a comparison and keep ``figures/comparison_DATASET.csv``, written anew after every scenario.
+    """Tune and run a comparison and keep its tables in ``figures/``, written anew after every scenario.
 
-    Scenarios that the file has and that are not asked for stay in it.
+    ``comparison_DATASET_seeds.csv`` has one row a run: ``stream, capacity, arm, seed`` and `VALUES`;
+    ``comparison_DATASET.csv`` the intervals over the seeds. Scenarios and buffers that are not asked for stay in them.
 
     Returns:
-        One row a scenario, buffer size, arm and metric: ``stream, capacity, arm, mean, low, high, n, metric``.
+        The intervals, one row a scenario, buffer size, arm and metric: ``stream, capacity, arm, mean, low, high, n,
+        metric``.
+
+    Raises:
+        ValueError: a scenario that is not in `SCENARIOS`.
     """
     name = f"comparison_{dataset}"
-    path = files.folder("figures") / f"{name}.csv"
-    for scenario in scenarios:
+    groups = ["stream", "capacity", "arm"]
+    for scenario, parts in _parts(dataset, scenarios, seeds, long_seeds, replay):
         if todo := trials(scenario, dataset):
-            studies.tune_arms(f"comparison_{scenario}", dataset, todo, store, workers)
-        count = long_seeds if SCENARIOS[scenario].get("stream", "split") != "split" else seeds
-        tables = []
-        for capacity in (0, *(CAPACITIES[dataset] if replay else ())):
+            searches = _searches(scenario, dataset)
+            studies.tune_arms(f"comparison_{scenario}", dataset, todo, store, workers, FURTHER, searches)
+        for capacity, count in parts:
             rows, _ = compare(arms(scenario, dataset, capacity), range(count), store, workers)
-            rows = rows.assign(stream=scenario, capacity=capacity)
-            tables.append(metrics.interval_table(rows, ["stream", "capacity", "arm"], VALUES))
-        old = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=tables[0].columns)
-        kept = [old[old.stream == other] for other in SCENARIOS if other != scenario]
-        parts = [part for part in [*kept, *tables] if len(part)]
-        table = pd.concat(parts, ignore_index=True)
-        order = table.stream.map(list(SCENARIOS).index)
-        figures.save_table(table.iloc[order.argsort(kind="stable")], name)
-    return pd.read_csv(path)
+            rows = rows.assign(stream=scenario, capacity=capacity)[[*groups, "seed", *VALUES]]
+            _add(rows.round(6), f"{name}_seeds")
+            table = _add(metrics.interval_table(rows, groups, VALUES), name)
+    return table
+
+
+def _add(new: pd.DataFrame, name: str) -> pd.DataFrame:
+    """A table of ``figures/`` with these rows of one scenario and buffer in place of those that it had."""
+    path = files.folder("figures") / f"{name}.csv"
+    if path.exists():
+        old = pd.read_csv(path)
+        new = pd.concat([old[(old.stream != new.stream[0]) | (old.capacity != new.capacity[0])], new])
+    order = new.stream.map(list(SCENARIOS).index) * 1_000_000 + new.capacity
+    new = new.iloc[order.argsort(kind="stable")].reset_index(drop=True)
+    figures.save_table(new, name)
+    return new
+
+
+def _parts(
+    dataset: str, scenarios: Sequence[str], seeds: int, long_seeds: int, replay: bool
+) -> Iterator[tuple[str, list[tuple[int, int]]]]:
+    """Each scenario with its sizes of buffer, 0 for none, and how many seeds each has."""
+    for scenario in scenarios:
+        check_choice("scenario", scenario, SCENARIOS)
+        count = seeds if SCENARIOS[scenario].get("stream", "split") == "split" else long_seeds
+        yield scenario, [(capacity, count) for capacity in (0, *(CAPACITIES[dataset] if replay else ()))]
 
 
 def costs(dataset: str, rounds: int = 3) -> pd.DataFrame:
     """What a training step costs, and what is kept from step to step; also in ``figures/comparison_costs_DATASET.csv``.
 
     Measured in the second of two tasks, all arms in turn in one process on one thread. A step takes CPU time, without
-    what is done at the end of a task. What is kept is every number besides the weights: optimizer state, anchors,
-    projectors, second networks, stored examples.
+    what is done at the end of a task. What is kept after both is every number besides the weights: optimizer state,
+    anchors, projectors, second networks, stored examples (for joint training all images of the data set).
 
     Returns:
         One row an arm: ``arm, capacity, step_ms, step_ratio`` (to Adam), ``task_ms`` (at the end of a task, more than
@@ -292,8 +346,11 @@ def costs(dataset: str, rounds: int = 3) -> pd.DataFrame:
             clock = _Clock()
             run(replace(experiment, options=options, epochs=2, samples_per_task=images), look=clock)
             times[number].append((clock.step_seconds(), clock.task_seconds()))
-            stored = 0 if rehearses(experiment.optimizer) else size * (4 * load(dataset).train_x.shape[1] + 8)
-            kept[number] = (clock.kept + stored) / (4 * weights)
+            images_stored = 0 if rehearses(experiment.optimizer) else size
+            held = clock.kept
+            if arm == "Joint training":  # in a whole stream, every image
+                images_stored, held = len(load(dataset).train_x), 0
+            kept[number] = (held + images_stored * (4 * load(dataset).train_x.shape[1] + 8)) / (4 * weights)
     names = [arm for arm, _, _ in every]
     step, end = np.median([times[number] for number in times], axis=1).T
     step[names.index("Joint training")] = np.nan  # it only collects until a task ends
@@ -328,20 +385,29 @@ def known_results(dataset: str) -> pd.DataFrame:
     return pd.read_csv(files.committed(f"comparison_{dataset}.csv"))
 
 
+def known_seeds(dataset: str) -> pd.DataFrame:
+    """The single runs behind `known_results`; errors as there."""
+    return pd.read_csv(files.committed(f"comparison_{dataset}_seeds.csv"))
+
+
 class _Clock:
-    """CPU time at each step of the second task and between the tasks, and what the learner keeps at the end."""
+    """CPU time at each step of the second task and between the tasks, and what the learner keeps when both are over."""
 
     def __init__(self):
         self.times: list[float] = []
-        self.first_ended, self.kept = 0.0, 0
+        self.first_ended, self.learner = 0.0, None
 
     def __call__(self, moment: Moment) -> None:
         if moment.task == 1 and moment.last:
             self.first_ended = time.process_time()
         if moment.task == 2:
             self.times.append(time.process_time())
-        if moment.task == 2 and moment.last:
-            self.kept = kept_bytes(moment.learner)
+        self.learner = moment.learner
+
+    @property
+    def kept(self) -> int:
+        """Bytes besides the weights."""
+        return kept_bytes(self.learner)
 
     def step_seconds(self) -> float:
         return (self.times[-1] - self.times[0]) / (len(self.times) - 1)
@@ -381,14 +447,16 @@ def estimate(dataset: str, experiments: Sequence[Experiment], table: pd.DataFram
 
 
 def planned(
-    dataset: str, scenarios: Sequence[str], seeds: int = 10, long_seeds: int = 10, replay: bool = True
+    dataset: str, scenarios: Sequence[str], seeds: int = 10, long_seeds: int = 6, replay: bool = True
 ) -> list[Experiment]:
-    """What `results` will run: tuning, and the reported seeds (with whatever options; they cost the same)."""
+    """What `results` will run: the grids of tuning, and the reported seeds (whatever the options; they cost the same).
+
+    Not the neighbours that tuning goes on to, which follow from what it finds.
+    """
     todo = []
-    for scenario in scenarios:
+    for scenario, parts in _parts(dataset, scenarios, seeds, long_seeds, replay):
         todo += [experiment for *_, experiment in trials(scenario, dataset)]
-        count = long_seeds if SCENARIOS[scenario].get("stream", "split") != "split" else seeds
-        for capacity in (0, *(CAPACITIES[dataset] if replay else ())):
+        for capacity, count in parts:
             chosen = untuned(scenario, dataset, capacity)
             known = [arm for arm in chosen if arm in DEFAULTS or arm in tuned_values(scenario, dataset).index]
             chosen |= arms(scenario, dataset, capacity, known)

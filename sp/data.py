@@ -3,12 +3,13 @@
 Where the IDX files of MNIST and Fashion-MNIST come from, the first that applies:
 
 1. ``$SP_DATA/mnist/`` and ``$SP_DATA/fashion_mnist/``, gzipped or not, where SP_DATA is set. Their form is checked, not
-   their content, so that a subset or a look-alike can stand in.
+   their content, so that a subset or a look-alike can stand in (its results are stored apart, see `look_alike`).
 2. The cache, ``$SP_CACHE`` or else the system's usual place. Its content is checked against known sums.
 3. A download into the cache, from ``$SP_MIRROR/mnist/`` and so on, or from public mirrors where SP_MIRROR is unset.
 """
 
 import gzip
+import hashlib
 import math
 import os
 import string
@@ -105,6 +106,26 @@ def load(name: str) -> Dataset:
     """
     check_choice("name", name, DATASETS)
     return _digits() if name == "digits" else _standardised(name, *_images(name, "train"), *_images(name, "t10k"))
+
+
+def look_alike(name: str) -> str | None:
+    """A sum of the content that stands in for a data set in ``$SP_DATA``; None for the known content, or without it.
+
+    Results on a look-alike are not results on the data set, and it is by this sum that a store tells them apart.
+    """
+    root = os.environ.get("SP_DATA")
+    return _look_alike(name, root) if root and name in SUMS else None
+
+
+@cache
+def _look_alike(name: str, root: str) -> str | None:
+    found = []
+    for file in SUMS[name]:
+        try:
+            found.append(hashlib.md5(_unpacked(_locate(name, file))).hexdigest())
+        except (DataError, OSError, EOFError, zlib.error):  # `load` says what is wrong with it
+            return None
+    return None if found == list(SUMS[name].values()) else hashlib.md5("".join(found).encode()).hexdigest()
 
 
 def _digits() -> Dataset:

@@ -19,13 +19,13 @@ from torch import Tensor
 import sp
 from sp import checkpoint, files
 from sp.baselines import METHODS, ReplaySource, make_learner, masked, rehearses
-from sp.checks import check_choice, check_integer
-from sp.data import DATASETS, Evaluation, Kind, Scenario, Stream, load, make_stream
+from sp.checks import check_choice, check_flag, check_integer
+from sp.data import DATASETS, Evaluation, Kind, Scenario, Stream, load, look_alike, make_stream
 from sp.models import MODELS
 from sp.replay import POLICIES, ReplayBuffer
 
 RULES_VERSION = 2  # raised whenever a change of the code changes results, so that stored ones are not taken for new
-
+METHOD_VERSIONS = {"mas": 2, "si": 2}  # raised instead where a change concerns the results of one method only
 
 _ALLOWED = {
     "dataset": DATASETS,
@@ -57,7 +57,7 @@ def _widths(hidden: Any) -> tuple[int, ...]:
     widths = tuple(hidden) if isinstance(hidden, list | tuple) else (hidden,)
     for width in widths:
         check_integer("hidden", width, 1)
-    return widths
+    return tuple(int(width) for width in widths)
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -124,6 +124,18 @@ class Experiment:
             check_choice(name, getattr(self, name), allowed)
         for name, low in _LOWEST.items():
             check_integer(name, getattr(self, name), low)
+            object.__setattr__(self, name, int(getattr(self, name)))  # NumPy's is not JSON
+        if self.samples_per_task is not None:
+            check_integer("samples_per_task", self.samples_per_task, 1)
+            object.__setattr__(self, "samples_per_task", int(self.samples_per_task))
+        check_flag("first_identity", self.first_identity)
+        if self.replay_distinct is not None:
+            check_flag("replay_distinct", self.replay_distinct)
+        if self.optimizer == "active_dendrites" and self.replay_capacity:
+            raise ValueError(
+                "optimizer 'active_dendrites' takes every example for one of the present task, stored ones too: give "
+                f"replay_capacity 0, got {self.replay_capacity!r}"
+            )
         if rehearses(self.optimizer) and (not self.replay_capacity or self.replay_adds != "current"):
             raise ValueError(
                 f"optimizer {self.optimizer!r} stores the new examples of each batch: give replay_capacity >= 1 and "
@@ -145,9 +157,17 @@ class Experiment:
         return cls(**values)
 
     def key(self) -> str:
-        """Name of the experiment in a store: a hash of every choice that differs from its default."""
+        """Name of the experiment in a store: a hash of every choice that differs from its default.
+
+        The version of the rules is part of it, and so is the content of data that stand in for a known set.
+        """
         chosen = {name: value for name, value in self.as_dict().items() if value != _DEFAULTS[name]}
-        text = json.dumps({"rules_version": RULES_VERSION, **chosen}, sort_keys=True)
+        made_by = {"rules_version": RULES_VERSION}
+        if self.optimizer in METHOD_VERSIONS:
+            made_by["method_version"] = METHOD_VERSIONS[self.optimizer]
+        if content := look_alike(self.dataset):
+            made_by["data"] = content
+        text = json.dumps({**made_by, **chosen}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
@@ -261,17 +281,17 @@ def run(
     if until is not None:
         check_integer("until", until, 1, experiment.tasks)
     with _isolated(experiment.seed, device):
-        start = time.perf_counter()
         training = _Run(experiment, stream_of(experiment), torch.device(device), look)
         if checkpoint_path is not None:
             training.keep_in(Path(checkpoint_path), checkpoint_every)
-        return training.train(progress, start, until)
+        return training.train(progress, until)
 
 
 class _Run:
     """A network, its optimizer and its buffer on their way through a stream."""
 
     def __init__(self, experiment: Experiment, stream: Stream, device: torch.device, look: Callable | None):
+        self.start = time.perf_counter()
         self.experiment, self.stream, self.device, self.look = experiment, stream, device, look
         self.unit_task = _task_of_each_unit(stream, device)
         self.order = torch.Generator().manual_seed(experiment.seed)
@@ -305,12 +325,14 @@ class _Run:
         """Write checkpoints from now on; go on from the one that is there."""
         if "state_dict" not in vars(type(self.learner)):  # an inherited one would leave out what the rival keeps
             raise ValueError(
-                f"optimizer {self.experiment.optimizer!r} has no state_dict of its own, so it cannot be checkpointed"
+                f"optimizer {self.experiment.optimizer!r} has no state_dict of its own, so it cannot be checkpointed: "
+                "leave out checkpoint_path (in a Store or a sweep, checkpoint_every)"
             )
         self.checkpoint = (path, every)
-        state = checkpoint.load(path, self.experiment.as_dict())
+        state = checkpoint.load(path, self.experiment.key())
         if state is None:
             return
+        self.start -= state["seconds"]
         self.learner.load_state_dict(state["learner"])
         if self.buffer is not None:
             self.buffer.load_state_dict(state["buffer"])
@@ -324,7 +346,8 @@ class _Run:
     def _keep(self) -> None:
         on_gpu = self.device.type == "cuda"
         state = {
-            "experiment": self.experiment.as_dict(),
+            "key": self.experiment.key(),
+            "seconds": time.perf_counter() - self.start,
             "learner": self.learner.state_dict(),
             "buffer": None if self.buffer is None else self.buffer.state_dict(),
             "place": self.place,
@@ -338,7 +361,7 @@ class _Run:
         }
         checkpoint.save(self.checkpoint[0], state)
 
-    def train(self, progress: bool, start: float, until: int | None) -> Result:
+    def train(self, progress: bool, until: int | None) -> Result:
         tests = [self._on_device(task.outputs, *task.test()) for task in self.stream.tasks]
         if self.initial is None:
             self.initial = np.array([self._accuracy(j, test) for j, test in enumerate(tests)])
@@ -350,7 +373,7 @@ class _Run:
                     continue
                 x, y = self._on_device(task.outputs, *task.train())
                 self._train_task(i, x, y, tests, bar)
-                if self.learner.needs.boundaries:
+                if self.learner.needs.boundaries and self._finite():
                     self.learner.end_task(x, y, self._allowed(y))
                 # Of the tasks still to come only the next one is tested, which forward transfer needs.
                 self.accuracy[i, : i + 2] = [self._accuracy(j, test) for j, test in enumerate(tests[: i + 2])]
@@ -363,7 +386,7 @@ class _Run:
             initial=self.initial,
             curve=self.curve,
             buffer={str(label): count for label, count in self._class_counts().items()},
-            seconds=time.perf_counter() - start,
+            seconds=time.perf_counter() - self.start,
             versions={"sp": sp.__version__, "torch": torch.__version__, "python": platform.python_version()},
             parameters=self._trained(),
         )
@@ -402,6 +425,11 @@ class _Run:
             whole = self.experiment.replay_adds == "whole"
             self.buffer.add(*((seen_x, seen_y) if whole else (x, y)))
         self.steps += 1
+
+    def _finite(self) -> bool:
+        """Whether the network has not diverged; one that has knows nothing that a method could keep of a task."""
+        model = getattr(self.learner, "model", None)
+        return model is None or all(p.isfinite().all() for p in model.parameters())
 
     def _trained(self) -> int | None:
         if getattr(self.learner, "model", None) is None:

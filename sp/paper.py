@@ -95,19 +95,17 @@ def table_claims() -> str:
     caption = f"The published claims and what was measured, {dataset}. Verdicts are rules in code."
     heads = {column: column.capitalize() for column in table}
     table = table.rename(columns=heads).set_index("Promise")
-    return report.latex_table(table, caption, name, "lp{0.28\\textwidth}p{0.36\\textwidth}p{0.16\\textwidth}")
+    return report.latex_table(table, caption, name, "lp{0.29\\textwidth}p{0.42\\textwidth}p{0.13\\textwidth}")
 
 
 def table_cost() -> str:
     """Every method without replay on five class-incremental tasks: what it keeps, and what that costs."""
     name, dataset, table = _table("comparison_{}")
-    costs = pd.read_csv(_made(f"comparison_costs_{name.removeprefix('comparison_')}.csv")).query("capacity == 0")
+    costs = pd.read_csv(_made(f"comparison_costs_{name.removeprefix('comparison_')}.csv"))
     table = table[(table.stream == "split5_class") & (table.capacity == 0)].drop(columns=["stream", "capacity"])
     order = table[table.metric == "average_accuracy"].sort_values("mean", ascending=False).arm
     text = report.wide(table[table.metric.isin(["average_accuracy", "backward_transfer"])]).loc[order]
-    costs = costs.set_index("arm")
-    for head, column in {"step (Adam = 1)": "step_ratio", "kept (weights = 1)": "kept"}.items():
-        text[head] = costs[column].dropna().map("{:.1f}".format).reindex(order).fillna("")
+    text = text.join(report.cost_columns(costs, order)).fillna("")
     caption = (
         f"Methods without replay on five class-incremental tasks, {dataset}, best first; time of a training step, and "
         f"what is kept from step to step besides the weights. {report.INTERVALS}"

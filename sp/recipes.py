@@ -77,11 +77,11 @@ def reproduce(
     for name in names:
         check_choice("names", name, RECIPES)
     path = files.folder("figures") / "recipes_mnist.csv"
-    rows = {row["recipe"]: row for row in pd.read_csv(path).to_dict("records")} if path.exists() else {}
     for name in names:
         published, experiment = RECIPES[name]
         runs, _ = compare({name: experiment}, range(seeds), store, workers)
         interval = metrics.bootstrap_interval(runs.average_accuracy)
+        rows = {row["recipe"]: row for row in pd.read_csv(path).to_dict("records")} if path.exists() else {}
         rows[name] = {
             "recipe": name,
             "published": published,

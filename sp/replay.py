@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sp.checks import check_choice, check_integer
+from sp.checks import check_choice, check_flag, check_integer
 
 POLICIES = ("reservoir", "class_balanced", "fifo")
 
@@ -44,9 +44,11 @@ class ReplayBuffer:
         check_integer("capacity", capacity, 1)
         check_choice("policy", policy, POLICIES)
         check_integer("seed", seed, 0)
+        if distinct is not None:
+            check_flag("distinct", distinct)
         self.capacity = int(capacity)
         self.policy = policy
-        self.distinct = policy != "fifo" if distinct is None else bool(distinct)
+        self.distinct = policy != "fifo" if distinct is None else distinct
         self.seed = seed
         self.seen = 0
         # Two generators, so that runs that differ only in how much they replay still share what the buffer holds.

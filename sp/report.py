@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from sp import files, metrics
+from sp.checks import check_choice
 
 MARKS = re.compile(r"(<!-- table: (\S+)((?: \S+)*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 FILLED = ("README.md", "docs/comparison.md")  # whose tables come from files
@@ -41,13 +42,15 @@ def fill_tables(text: str, root: Path = Path()) -> str:
     - ``capacity=N``: size of the replay buffer, where the file has such a column; default 0, without one.
 
     Raises:
-        ValueError: another word.
+        ValueError: another word, words without ``metric=``, or a stream that the file does not have.
     """
 
     def filled(match: re.Match) -> str:
         table, words = pd.read_csv(root / match[2]), dict(word.partition("=")[::2] for word in match[3].split())
         if unknown := set(words) - {"metric", "streams", "capacity"}:
             raise ValueError(f"a table mark knows metric=, streams= and capacity=, got {sorted(unknown)}")
+        if words and "metric" not in words:
+            raise ValueError(f"a table mark with {sorted(words)} needs metric= as well")
         if words:
             streams = words["streams"].split(",") if "streams" in words else None
             table = across_streams(table, words["metric"], streams, int(words.get("capacity", 0)))
@@ -65,6 +68,8 @@ def across_streams(
         streams: which ones, in this order; None: all. capacity: of the replay buffer, where there is such a column.
     """
     table = table[(table.metric == metric) & (table.get("capacity", 0) == capacity)]
+    for stream in streams or ():
+        check_choice("streams", stream, dict.fromkeys(table.stream))
     if streams is not None:
         table = pd.concat([table[table.stream == stream] for stream in streams])
     return table.drop(columns="metric").rename(columns={"stream": "metric"})
@@ -88,6 +93,18 @@ def markdown(table: pd.DataFrame) -> str:
     lines = ["| | " + " | ".join(text.columns) + " |", "|---" * (len(text.columns) + 1) + "|"]
     lines += [f"| {arm} | " + " | ".join(row) + " |" for arm, row in zip(text.index, text.to_numpy(), strict=True)]
     return "\n".join(lines) + "\n"
+
+
+def cost_columns(costs: pd.DataFrame, arms: Sequence[str], capacity: int = 0) -> pd.DataFrame:
+    """What a step costs and what is kept, as text for a table of these arms; missing where it is not known.
+
+    Args:
+        costs: as `sp.comparison.costs` returns it. arms: rows. capacity: of the buffer; 0: without replay.
+    """
+    cost = costs[costs.capacity == capacity].set_index("arm")
+    cost = cost.reindex([arm.removesuffix(", tuned") for arm in arms]).set_axis(pd.Index(arms, name="arm"))
+    heads = {"step (Adam = 1)": cost.step_ratio, "kept (weights = 1)": cost.kept}
+    return pd.DataFrame({head: column.map("{:.1f}".format, na_action="ignore") for head, column in heads.items()})
 
 
 def gallery(root: Path = Path()) -> str:

@@ -17,6 +17,7 @@ from sp.checks import check_choice
 from sp.experiment import Experiment
 from sp.frames import results_frame
 from sp.models import mlp_size
+from sp.pattern_search import neighbours
 from sp.store import Store
 from sp.sweep import compare, run_all
 
@@ -40,7 +41,8 @@ STREAMS = {
     "permuted30": {"stream": "permuted", "tasks": 30, "scenario": "domain", "samples_per_task": 20_000},
 }
 
-DEFAULTS = ("Coincidence", "Coincidence, rank 128")  # arms of the retention studies that run with no tuned option
+# Arms of the retention studies that run with no tuned option and get all seeds on ten permuted tasks.
+DEFAULTS = ("Coincidence", "Coincidence, rank 128")
 WIDE = (1000, 1000)  # the wider network of the retention studies
 
 # The same number of points for every optimizer.
@@ -274,8 +276,6 @@ def retention_results(
         One row a stream, arm and metric: ``stream, arm, mean, low, high, n, metric``.
     """
     path = files.folder("figures") / f"retention_{dataset}.csv"
-    known = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["stream"])
-    tables = {stream: rows for stream, rows in known.groupby("stream") if stream in STREAMS}
     for stream in streams:
         arms = retention(stream, dataset)
         long = {"permuted10": set(arms) - set(DEFAULTS), "permuted30": set(arms)}.get(stream, set())
@@ -287,6 +287,8 @@ def retention_results(
         )
         rows = rows.sort_values("arm", key=lambda column: column.map(list(arms).index), kind="stable")
         values = ["average_accuracy", "backward_transfer", "learning_accuracy", "final_1"]
+        known = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["stream"])
+        tables = {name: rows for name, rows in known.groupby("stream") if name in STREAMS}
         tables[stream] = metrics.interval_table(rows.assign(stream=stream), ["stream", "arm"], values)
         table = pd.concat([tables[name] for name in STREAMS if name in tables], ignore_index=True)
         draw_retention(table, dataset)
@@ -349,34 +351,69 @@ def trials(arms: dict[str, Experiment], grids: dict[str, list[dict]], seeds: Seq
 
 
 def tune_arms(
-    study: str, dataset: str, trials: Sequence[Trial], store: Store | None = None, workers: int | None = None
+    study: str,
+    dataset: str,
+    trials: Sequence[Trial],
+    store: Store | None = None,
+    workers: int | None = None,
+    further: int = 0,
+    searches: dict[str, str] | None = None,
 ) -> pd.DataFrame:
     """Run trials and keep the best point of each arm in the table of tuned values.
 
     A point is judged by its mean average accuracy over all tasks, at the end, on held-out training images.
 
+    Args:
+        further: how many points more an arm may have, each a neighbour of its best one (`sp.pattern_search`), until no
+            neighbour is better.
+        searches: arm -> what its choice depends on, kept in a column, by which a choice is known to be out of date.
+
     Returns:
         One row a point: ``study, dataset, arm, options, accuracy`` and ``chosen``.
     """
-    frame = results_frame(run_all([experiment for *_, experiment in trials], store, workers))
-    frame = pd.DataFrame(
-        {
-            "study": study,
-            "dataset": dataset,
-            "arm": [arm for arm, *_ in trials],
-            "options": [json.dumps(point) for _, point, _ in trials],
-            "accuracy": frame.average_accuracy,
-        }
-    )
-    points = frame.groupby(["study", "dataset", "arm", "options"], sort=False, as_index=False).accuracy.mean()
+    points = _judged(trials, store, workers)
+    allowed = points.groupby("arm").size() + further
+    while more := _further(points, trials, allowed):
+        points = pd.concat([points, _judged(more, store, workers)], ignore_index=True)
     points["chosen"] = points.index.isin(points.groupby("arm").accuracy.idxmax())
+    points.insert(0, "study", study)
+    points.insert(1, "dataset", dataset)
     best = points[points.chosen].drop(columns="chosen").round({"accuracy": 4})
+    best["search"] = best.arm.map(searches or {})
     if TUNED.exists():
         old = pd.read_csv(TUNED)
         again = (old.study == study) & (old.dataset == dataset) & old.arm.isin(best.arm)
         best = pd.concat([old[~again], best])
     files.write_atomically(TUNED, best.sort_values(["study", "dataset", "arm"]).to_csv(index=False))
     return points
+
+
+def _judged(trials: Sequence[Trial], store: Store | None, workers: int | None) -> pd.DataFrame:
+    """One row a point: ``arm, options`` and ``accuracy``, the mean over its seeds."""
+    frame = results_frame(run_all([experiment for *_, experiment in trials], store, workers))
+    frame = pd.DataFrame(
+        {
+            "arm": [arm for arm, *_ in trials],
+            "options": [json.dumps(point) for _, point, _ in trials],
+            "accuracy": frame.average_accuracy,
+        }
+    )
+    return frame.groupby(["arm", "options"], sort=False, as_index=False).accuracy.mean()
+
+
+def _further(points: pd.DataFrame, trials: Sequence[Trial], allowed: pd.Series) -> list[Trial]:
+    """Trials of the neighbours of each arm's best point that were not tried, as far as it may have more points."""
+    found = []
+    for arm, tried in points.groupby("arm", sort=False):
+        best = json.loads(tried.options[tried.accuracy.idxmax()])
+        new = [point for point in neighbours(best) if json.dumps(point) not in set(tried.options)]
+        own = [experiment for name, _, experiment in trials if name == arm]
+        found += [
+            (arm, point, replace(own[0], options={**dict(own[0].options), **point}, seed=seed))
+            for point in new[: allowed[arm] - len(tried)]
+            for seed in dict.fromkeys(experiment.seed for experiment in own)
+        ]
+    return found
 
 
 _TUNING = {"evaluation": "validation", "curve_points": 0}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sp.baselines import METHODS, OPTIMIZERS, RIVALS, kept_bytes, needs, rehearses
+from sp.baselines import METHODS, OPTIMIZERS, RIVALS, kept_bytes, needs, projections, rehearses
 from sp.baselines.bounds import ChanceLearner, JointLearner, RidgeLearner
 from sp.baselines.distillation import LwF
 from sp.baselines.learner import GradientLearner
@@ -301,6 +301,13 @@ def test_mas_is_the_dependence_of_the_output_on_each_weight():
     np.testing.assert_allclose(learner.importance[0].numpy(), expected, rtol=1e-5)
 
 
+def test_mas_looks_at_the_units_of_the_task_only():
+    learner, (x, y) = MAS(nn.Linear(5, 3, bias=False)), batch()
+    allowed = torch.tensor([True, False, True]).expand(len(x), 3)
+    learner.end_task(x, y, allowed)
+    assert learner.importance[0][1].abs().max() == 0 and learner.importance[0][[0, 2]].min() > 0
+
+
 def test_si_is_what_each_weight_did_for_the_loss():
     learner = SI(nn.Linear(5, 3, bias=False), strength=0.0, base="sgd", lr=0.1, xi=0.1)
     start = learner.model.weight.detach().clone()
@@ -313,6 +320,10 @@ def test_si_is_what_each_weight_did_for_the_loss():
     learner.end_task(x, y, None)
     moved = learner.model.weight.detach() - start
     torch.testing.assert_close(learner.importance[0], path / (moved**2 + 0.1))
+    before = learner.importance[0].clone()
+    learner.path[0].fill_(-0.5 * before.max() * 0.1)  # a task in which every weight made the loss worse
+    learner.end_task(x, y, None)
+    torch.testing.assert_close(learner.importance[0], (before - 0.5 * before.max()).clamp(min=0))
 
 
 def test_lwf_s_loss():
@@ -373,6 +384,26 @@ def test_ncl_s_step_and_precision():
     learner.adjust_gradients()
     natural = 0.01 * torch.linalg.inv(S) @ G @ torch.linalg.inv(A)  # at the anchor, nothing pulls
     torch.testing.assert_close(learner.watcher.synapses[0].gradient(), natural)
+
+
+@pytest.mark.parametrize("rival", [OWM, GPM, NCL])
+def test_a_projection_says_what_it_does_not_protect(rival):
+    with pytest.raises(ValueError, match=r"also trains 1.bias, 1.weight: freeze them"):
+        rival(nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3)))
+    rival(nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3).requires_grad_(False)))
+
+
+def test_the_precision_of_a_convolution_sums_inputs_and_averages_errors_over_positions(monkeypatch):
+    found = []
+    monkeypatch.setattr(projections, "kronecker_sum", lambda old, new: found.append(new) or old)
+    learner, x = NCL(nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(8, 3))), torch.ones(6, 1, 3, 3)
+    errors = []
+    monkeypatch.setattr(learner, "recorded", lambda *data: errors.append(NCL.recorded(learner, *data)) or errors[0])
+    learner.end_task(x, torch.zeros(6, dtype=torch.int64), None)
+    (A, S), (_, D) = found[0], errors[0][0]
+    assert D.shape == (6 * 4, 2)
+    torch.testing.assert_close(A, torch.full((5, 5), 4.0))
+    torch.testing.assert_close(S, D.T @ D / 24)
 
 
 def test_kronecker_sum_is_balanced_and_never_too_small():

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from sp import data
-from sp.data import DataError, Dataset, load, make_stream, read_idx
+from sp.data import SUMS, DataError, Dataset, load, look_alike, make_stream, read_idx
 
 REAL_DATA = os.environ.get("SP_DATA")
 KINDS, SCENARIOS = ("split", "permuted", "rotated"), ("class", "domain", "task")
@@ -597,3 +597,19 @@ def test_the_real_files(name: str, counts: list[int], mean: float, deviation: fl
     darkest, brightest = float(dataset.train_x.min()), float(dataset.train_x.max())
     assert -darkest / (brightest - darkest) == pytest.approx(mean, abs=5e-5)
     assert 1 / (brightest - darkest) == pytest.approx(deviation, abs=5e-5)
+
+
+def test_what_stands_in_for_a_data_set_is_known_by_its_content(tmp_path, monkeypatch):
+    assert look_alike("mnist") is None  # the cache is checked against the known sums
+    for folder, files in (("a", FILES), ("b", FILES), ("c", {**FILES, TEST_LABELS: idx(labels(20)[::-1])})):
+        write(tmp_path / folder, files, ".gz" if folder == "b" else "")
+    sums = []
+    for folder in "abc":
+        monkeypatch.setenv("SP_DATA", str(tmp_path / folder))
+        sums.append(look_alike("mnist"))
+    assert sums[0] == sums[1] != sums[2] and None not in sums
+    assert look_alike("digits") is None and look_alike("fashion_mnist") is None
+    known = {file: hashlib.md5(content).hexdigest() for file, content in FILES.items()}
+    monkeypatch.setitem(SUMS, "mnist", known)
+    monkeypatch.setenv("SP_DATA", f"{tmp_path}/a/.")  # another name, so that nothing is remembered
+    assert look_alike("mnist") is None

@@ -225,3 +225,43 @@ def test_runs_of_other_rules_are_not_among_all(result, tmp_path):
     old = store.path(SMALL)
     old.rename(old.with_name(f"{'0' * 24}.json"))  # as under a hash of an older version
     assert store.all() == []
+
+
+@pytest.mark.parametrize("optimizer", ["gpm", "ncl", "ewc"])
+def test_a_network_that_diverges_ends_with_a_result(optimizer):
+    result = run(replace(SMALL, optimizer=optimizer, options={"lr": 1e30}))
+    assert result.accuracy[1].max() < 0.6
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"first_identity": "false"}, TypeError, "first_identity must be True or False, got 'false'"),
+        ({"replay_distinct": "false"}, TypeError, "replay_distinct must be True or False, got 'false'"),
+        ({"samples_per_task": 0}, ValueError, "samples_per_task must be a whole number >= 1, got 0"),
+        (
+            {"optimizer": "active_dendrites", "replay_capacity": 5},
+            ValueError,
+            "'active_dendrites' .* replay_capacity 0, got 5",
+        ),
+    ],
+)
+def test_a_choice_that_would_do_something_else_is_refused(change, error, message):
+    with pytest.raises(error, match=message):
+        replace(SMALL, **change)
+
+
+def test_whole_numbers_of_numpy_are_those_of_python():
+    changed = {"seed": 3, "hidden": (32,), "samples_per_task": 50}
+    numpy = {"seed": np.int64(3), "hidden": np.int64(32), "samples_per_task": np.int32(50)}
+    assert replace(SMALL, **numpy).key() == replace(SMALL, **changed).key()
+
+
+def test_the_key_knows_a_correction_of_one_method_and_data_that_stand_in(monkeypatch, tmp_path):
+    keys = [replace(SMALL, optimizer=optimizer).key() for optimizer in ("adam", "si")]
+    monkeypatch.setattr("sp.experiment.METHOD_VERSIONS", {"si": 99})
+    assert replace(SMALL, optimizer="adam").key() == keys[0] and replace(SMALL, optimizer="si").key() != keys[1]
+    mnist = Experiment(dataset="mnist")
+    known = mnist.key()
+    monkeypatch.setattr("sp.experiment.look_alike", {"mnist": "0123"}.get)
+    assert mnist.key() != known and SMALL.key() == replace(SMALL).key()

@@ -87,7 +87,7 @@ def test_a_run_killed_by_the_system_resumes_from_the_store(tmp_path):
     time.sleep(0.1)
     victim.send_signal(signal.SIGKILL)
     assert victim.wait() == -signal.SIGKILL and store.get(experiment) is None and path.exists()
-    assert checkpoint.load(path, experiment.as_dict())["steps"] >= 3
+    assert checkpoint.load(path, experiment.key())["steps"] >= 3
     assert same(store.run(experiment, checkpoint_every=3), run(experiment))
     assert [file.suffix for file in tmp_path.rglob("*") if file.is_file()] == [".json"]
 
@@ -107,7 +107,7 @@ def test_the_checkpoint_of_another_experiment_is_kept_and_refused(tmp_path):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     path = tmp_path_factory.mktemp("checkpoint") / "run.checkpoint"
-    checkpoint.save(path, {"experiment": BASE.as_dict(), "x": torch.arange(5.0), "place": {"task": 1}})
+    checkpoint.save(path, {"key": BASE.key(), "x": torch.arange(5.0), "place": {"task": 1}})
     return path
 
 
@@ -124,7 +124,7 @@ def test_a_damaged_checkpoint_is_never_loaded(written, data):
     damaged.write_bytes(content)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert checkpoint.load(damaged, BASE.as_dict()) is None
+        assert checkpoint.load(damaged, BASE.key()) is None
     assert "begins again" in str(caught[0].message)
 
 
@@ -143,11 +143,11 @@ def test_no_file_in_the_store_can_run_code(writer, tmp_path):
     for path in (store.path(BASE), store.path(BASE).with_suffix(".checkpoint")):
         path.parent.mkdir(parents=True, exist_ok=True)
         if writer == "checkpoint":
-            checkpoint.save(path, {"experiment": BASE.as_dict(), "x": Payload(str(trap))})
+            checkpoint.save(path, {"key": BASE.key(), "x": Payload(str(trap))})
         else:
             path.write_bytes(content)
     with pytest.warns(UserWarning, match="damaged"):
         assert store.get(BASE) is None
     with pytest.warns(UserWarning, match="damaged"):
-        assert checkpoint.load(store.path(BASE).with_suffix(".checkpoint"), BASE.as_dict()) is None
+        assert checkpoint.load(store.path(BASE).with_suffix(".checkpoint"), BASE.key()) is None
     assert not trap.exists()

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sp.baselines.learner import GradientLearner, Needs
+from sp.checks import check_number
 
 
 class RidgeLearner:
@@ -18,12 +19,13 @@ class RidgeLearner:
 
     Args:
         inputs, features, outputs: sizes; ``features * outputs`` numbers are learnt.
-        penalty: >= 0, per example and in units of the features' mean square.
+        penalty: > 0, per example and in units of the features' mean square.
     """
 
     needs = Needs()
 
     def __init__(self, inputs: int, features: int, outputs: int, device: torch.device, penalty: float = 1e-4):
+        check_number("penalty", penalty, 0, low_open=True)
         self.projection = torch.randn(inputs, features).to(device) * (2 / inputs) ** 0.5
         self.offset = torch.rand(features).to(device) * 2 - 1
         self.penalty, self.count, self.weight = penalty, 0, None

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from sp.active_dendrites import ActiveDendrites
 from sp.baselines.learner import GradientLearner, Needs, masked
 from sp.baselines.optimizers import OPTIMIZERS
-from sp.checks import check_choice, check_integer
+from sp.checks import check_choice, check_flag, check_integer
 from sp.dendrites import Dendrites, acting, coincidence_optimizer
 
 HELD_OUT = 10  # one example of so many validates
@@ -132,6 +132,7 @@ class ActiveDendritesLearner(GradientLearner):
         winners: float = 0.2,
         **options: Any,
     ):
+        check_flag("told", told)
         super().__init__(ActiveDendrites(model, contexts, segments, winners), base, options)
         self.needs = replace(self.needs, task=told)
 

@@ -98,10 +98,7 @@ class EWC(MeasuredPenalty):
         def likelihood(logits: Tensor, y: Tensor, allowed: Tensor) -> Tensor:
             return F.cross_entropy(masked(logits, allowed), y)
 
-        everything = torch.ones(len(x), 1, dtype=torch.bool, device=x.device)
-        return mean_over_examples(
-            self.model, likelihood, torch.square, x, y, everything if allowed is None else allowed
-        )
+        return mean_over_examples(self.model, likelihood, torch.square, x, y, _counting(x, allowed))
 
 
 class OnlineEWC(EWC):
@@ -126,13 +123,18 @@ class OnlineEWC(EWC):
 class MAS(MeasuredPenalty):
     """Memory aware synapses (Aljundi et al. 2018, eq. 2): importance is how much the output depends on a weight.
 
-    ``Omega <- Omega + mean over examples of |d ||f(x)||^2 / dw|``; labels are not used.
+    ``Omega <- Omega + mean over examples of |d ||f(x)||^2 / dw|``, f the units that count for an example; labels are
+    not used.
     """
 
     @torch.no_grad()
     def end_task(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
-        (x,) = _some(self.samples, x)
-        new = mean_over_examples(self.model, lambda logits: logits.square().sum(), torch.abs, x)
+        x, allowed = _some(self.samples, x, allowed)
+
+        def power(logits: Tensor, allowed: Tensor) -> Tensor:
+            return logits.masked_fill(~allowed, 0).square().sum()
+
+        new = mean_over_examples(self.model, power, torch.abs, x, _counting(x, allowed))
         for importance, dependence in zip(self.importance, new, strict=True):
             importance += dependence
         self._anchor_here()
@@ -142,7 +144,8 @@ class SI(Penalty):
     """Synaptic intelligence (Zenke, Poole & Ganguli 2017, eq. 3-5): importance is what a weight did for the loss.
 
     Along the way ``omega <- omega - g dw``, g the gradient of the loss without the penalty; when a task ends
-    ``Omega <- Omega + omega / (d^2 + xi)``, d the way that the weight came in the task. The penalty of the paper is
+    ``Omega <- max(Omega + omega / (d^2 + xi), 0)``, d the way that the weight came in the task: a task may take from an
+    importance, but no spring pushes away (as in the authors' code). The penalty of the paper is
     ``c sum Omega (w - anchor)^2``: ``strength`` is ``2 c``.
 
     Args:
@@ -170,7 +173,7 @@ class SI(Penalty):
     @torch.no_grad()
     def end_task(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
         for importance, path, p, anchor in zip(self.importance, self.path, self.parameters, self.anchor, strict=True):
-            importance += path.clamp(min=0) / ((p - anchor) ** 2 + self.xi)
+            importance.add_(path / ((p - anchor) ** 2 + self.xi)).clamp_(min=0)
             path.zero_()
         self._anchor_here()
 
@@ -195,6 +198,11 @@ def mean_over_examples(
         for name, gradients in each(trained, *rows).items():
             totals[name] += size(gradients).sum(0)
     return [total / len(columns[0]) for total in totals.values()]
+
+
+def _counting(x: Tensor, allowed: Tensor | None) -> Tensor:
+    """Which units count for each example, as a column that can be split and broadcast."""
+    return torch.ones(len(x), 1, dtype=torch.bool, device=x.device) if allowed is None else allowed
 
 
 def _some(count: int, x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -18,19 +18,29 @@ from sp.checks import check_integer, check_number
 class Projection(GradientLearner):
     """A network whose layers are watched. Subclasses change gradients with what `recorded` shows of a finished task.
 
+    The optimizer is SGD, since one that scales each weight by itself would turn a step out of its subspace.
+
     Args:
-        model: the network. base, options: optimizer and its arguments.
+        model: the network. options: arguments of SGD.
+
+    Raises:
+        ValueError: the model has trained parameters outside its Linear and Conv2d layers, which nothing would protect.
     """
 
     needs = Needs(boundaries=True, again=True)
 
-    def __init__(self, model: nn.Module, base: str = "sgd", **options: Any):
-        super().__init__(model, base, options)
+    def __init__(self, model: nn.Module, **options: Any):
+        super().__init__(model, "sgd", options)
         self.watcher = NMDACoincidence(model)
+        trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        if outside := sorted(trained - set(self.watcher.covered())):
+            raise ValueError(
+                f"{type(self).__name__} protects Linear and Conv2d layers only, and model also trains "
+                f"{', '.join(outside)}: freeze them with requires_grad_(False), or take a model without"
+            )
 
-    def learn(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
+    def after_step(self) -> None:
         self.watcher.clear()
-        super().learn(x, y, allowed)
 
     def recorded(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         """For each layer, its inputs (N, d + 1) and the gradients of the summed loss at its outputs (N, out)."""
@@ -61,10 +71,10 @@ class OWM(Projection):
         batch: size of the batches whose means are taken.
     """
 
-    def __init__(self, model: nn.Module, alpha: float = 1e-2, batch: int = 32, base: str = "sgd", **options: Any):
+    def __init__(self, model: nn.Module, alpha: float = 1e-2, batch: int = 32, **options: Any):
         check_number("alpha", alpha, 0, low_open=True)
         check_integer("batch", batch, 1)
-        super().__init__(model, base, **options)
+        super().__init__(model, **options)
         self.alpha, self.batch = alpha, batch
         self.projectors = [_identity(synapses) for synapses in self.watcher.synapses]
 
@@ -95,12 +105,10 @@ class GPM(Projection):
         threshold: in [0, 1]. samples: examples of a task whose inputs are taken.
     """
 
-    def __init__(
-        self, model: nn.Module, threshold: float = 0.95, samples: int = 300, base: str = "sgd", **options: Any
-    ):
+    def __init__(self, model: nn.Module, threshold: float = 0.95, samples: int = 300, **options: Any):
         check_number("threshold", threshold, 0, 1)
         check_integer("samples", samples, 1)
-        super().__init__(model, base, **options)
+        super().__init__(model, **options)
         self.threshold, self.samples = threshold, samples
         self.bases = [_identity(synapses)[:, :0] for synapses in self.watcher.synapses]
 
@@ -135,17 +143,18 @@ class NCL(Projection):
     tasks left, in units of one task's data, in Kronecker factors (Martens & Grosse 2015): at first
     ``sqrt(prior) I`` each and the anchor zero, so that the first task is learnt by SGD with a small weight decay. When
     a task ends, the precision of its likelihood, mean of xx' ⊗ mean of dd' for labels drawn from the network's own
-    prediction, is added approximately (`kronecker_sum`).
+    prediction, is added approximately (`kronecker_sum`). In a convolution xx' is summed over positions and dd' is a
+    mean over them (Grosse & Martens 2016).
 
     Args:
         prior: precision before any task, > 0. samples: examples of a task on which its precision is measured.
         lr: learning rate.
     """
 
-    def __init__(self, model: nn.Module, lr: float = 0.1, prior: float = 1e-3, samples: int = 1000, base: str = "sgd"):
+    def __init__(self, model: nn.Module, lr: float = 0.1, prior: float = 1e-3, samples: int = 1000):
         check_number("prior", prior, 0, low_open=True)
         check_integer("samples", samples, 1)
-        super().__init__(model, base, lr=lr)
+        super().__init__(model, lr=lr)
         self.prior, self.samples = prior, samples
         root = prior**0.5
         self.factors = [
@@ -171,7 +180,7 @@ class NCL(Projection):
         drawn = torch.multinomial(masked(self.logits(x), allowed).softmax(1), 1).flatten()
         seen = self.recorded(x, drawn, allowed)
         self.factors = [
-            kronecker_sum(old, (X.T @ X / len(x), D.T @ D / len(x)))
+            kronecker_sum(old, (X.T @ X / len(x), D.T @ D / len(D)))
             for old, (X, D) in zip(self.factors, seen, strict=True)
         ]
         self.anchors = [_matrix(synapses).clone() for synapses in self.watcher.synapses]

@@ -24,10 +24,10 @@ class StableSGD(GradientLearner):
 
     needs = Needs(boundaries=True)
 
-    def __init__(self, model: nn.Module, lr: float = 0.1, dropout: float = 0.25, decay: float = 0.7, base: str = "sgd"):
+    def __init__(self, model: nn.Module, lr: float = 0.1, dropout: float = 0.25, decay: float = 0.7):
         check_number("dropout", dropout, 0, 1, high_open=True)
         check_number("decay", decay, 0, 1, low_open=True)
-        super().__init__(model, base, {"lr": lr})
+        super().__init__(model, "sgd", {"lr": lr})
         self.decay = decay
         hidden = [module for module in model.modules() if isinstance(module, nn.ReLU)]
         if not hidden:
