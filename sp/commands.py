@@ -130,7 +130,12 @@ def _results(chosen: argparse.Namespace) -> None:
 
 def add_compare(commands) -> None:
     """``compare``: the rivals of notebook 09."""
-    parser = commands.add_parser("compare", help="run the comparison of notebook 09 and keep its tables in figures/")
+    parser = commands.add_parser(
+        "compare",
+        help="run the comparison of notebook 09 and keep its tables in figures/",
+        description="What is stored, or in figures/comparison_DATASET_seeds.csv, is not run again: delete that table, "
+        "and the store, to measure afresh.",
+    )
     _add_dataset(parser)
     parser.add_argument(
         "--scenarios",
@@ -284,8 +289,8 @@ def add_record(commands) -> None:
     parser = commands.add_parser(
         "record",
         help="run what a long notebook shows, and keep the table of its runs in figures/",
-        description="What is stored is not run again. Arms whose learning rate is to be tuned and is not, are tuned "
-        "first. The notebook then reads figures/NOTEBOOK_DATASET_runs.csv.",
+        description="What is stored, or in the table, is not run again. Arms whose learning rate is to be tuned and is "
+        "not, are tuned first. The notebook then reads figures/NOTEBOOK_DATASET_runs.csv.",
         epilog="example: python -m sp record 06_ablation --dataset mnist",
     )
     parser.add_argument("notebook", choices=RECORDED)

@@ -1,7 +1,7 @@
 """The field beside the rule: every rival on every scenario, tuned with the same effort (notebooks 09 and 11).
 
 ``python -m sp compare --dataset DATASET`` measures what a step costs, says how long the rest will take, tunes what is
-not tuned and runs the reported seeds. What was run before is read from the store.
+not tuned and runs the reported seeds. What was run before is read from its table in ``figures/``, or from the store.
 """
 
 import hashlib
@@ -13,14 +13,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from sp import figures, files, metrics, report, studies
+from sp import figures, files, metrics, recorded, report, studies
 from sp.baselines import TITLES, kept_bytes, needs, rehearses
 from sp.checks import check_choice
 from sp.data import load
 from sp.experiment import METHOD_VERSIONS, RULES_VERSION, Experiment, Moment, run
 from sp.models import mlp_size
 from sp.store import Store
-from sp.sweep import compare
+from sp.sweep import with_seeds
 
 # Streams by name: those of the retention studies, and more. On long ones a fifth of MNIST's images for each task.
 _LONG = {"scenario": "domain", "samples_per_task": 12_000}
@@ -273,8 +273,9 @@ def results(
 ) -> pd.DataFrame:
     """Tune and run a comparison and keep its tables in ``figures/``, written anew after every scenario.
 
-    ``comparison_DATASET_seeds.csv`` has one row a run: ``stream, capacity, arm, seed`` and `VALUES`;
+    ``comparison_DATASET_seeds.csv`` has one row a run: ``stream, capacity, arm, seed, key`` and `VALUES`;
     ``comparison_DATASET.csv`` the intervals over the seeds. Scenarios and buffers that are not asked for stay in them.
+    A run whose ``key`` is in the committed table is read from there (`sp.recorded`); delete it to measure afresh.
 
     Returns:
         The intervals, one row a scenario, buffer size, arm and metric: ``stream, capacity, arm, mean, low, high, n,
@@ -290,9 +291,10 @@ def results(
             searches = _searches(scenario, dataset)
             studies.tune_arms(f"comparison_{scenario}", dataset, todo, store, workers, FURTHER, searches)
         for capacity, count in parts:
-            rows, _ = compare(arms(scenario, dataset, capacity), range(count), store, workers)
-            rows = rows.assign(stream=scenario, capacity=capacity)[[*groups, "seed", *VALUES]]
-            _add(rows.round(6), f"{name}_seeds")
+            named = with_seeds(arms(scenario, dataset, capacity), range(count))
+            rows = recorded.runs(f"{name}_seeds", named, store, workers=workers)
+            rows = rows.assign(stream=scenario, capacity=capacity)[[*groups, "seed", "key", *VALUES]].round(6)
+            _add(rows, f"{name}_seeds")
             table = _add(metrics.interval_table(rows, groups, VALUES), name)
     return table
 
@@ -418,15 +420,16 @@ class _Clock:
 
 
 def estimate(dataset: str, experiments: Sequence[Experiment], table: pd.DataFrame, store: Store | None = None) -> float:
-    """CPU seconds that the experiments of them will take that are not in the store, from the `costs` of a step."""
+    """CPU seconds for those of the experiments that neither the store nor the table has, from the `costs` of a step."""
     store = store or Store()
+    known = recorded.recorded(f"comparison_{dataset}_seeds")
     step, end = {}, {}
     for row in table.itertuples():
         method = {**PLAIN, **REPLAYED}[row.arm], row.capacity > 0
         step[method], end[method] = row.step_ms / 1000, row.task_ms / 1000
     seconds = 0.0
     for experiment in dict.fromkeys(experiments):
-        if store.path(experiment).exists():
+        if store.path(experiment).exists() or experiment.key() in known:
             continue
         images = len(load(dataset).train_x)
         if experiment.stream != "split":

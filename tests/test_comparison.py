@@ -56,6 +56,27 @@ def test_a_comparison_tunes_runs_and_goes_on_where_it_stopped(tiny, monkeypatch)
     pd.testing.assert_frame_equal(table, again)
 
 
+def test_a_run_of_the_committed_table_is_read_and_further_seeds_are_run(tiny, tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    comparison.results("digits", ["tiny"], seeds=1, replay=False, store=tiny, workers=1)
+    path = tmp_path / "figures" / "comparison_digits_seeds.csv"
+    pd.read_csv(path).assign(average_accuracy=0.125).to_csv(path, index=False)
+    empty = Results(tmp_path / "empty")
+    table = comparison.results("digits", ["tiny"], seeds=2, replay=False, store=empty, workers=1)
+    assert len(list((tmp_path / "empty").rglob("*.json"))) == 2  # the second seed of both arms
+    rows = pd.read_csv(path)
+    assert (rows.average_accuracy[rows.seed == 0] == 0.125).all() and (
+        rows.average_accuracy[rows.seed == 1] != 0.125
+    ).all()
+    assert (table.n == 2).all()
+    costs = pd.DataFrame({"arm": ["SGD", "Ridge"], "capacity": 0, "step_ms": 1.0, "task_ms": 0.0})
+    known = replace(comparison.arms("tiny", "digits")["Ridge"], seed=1)
+    monkeypatch.setattr(comparison, "PLAIN", {"SGD": "sgd", "Ridge": "ridge"})
+    assert comparison.estimate("digits", [known], costs, Results(tmp_path / "other")) == 0
+    assert comparison.estimate("digits", [replace(known, seed=2)], costs, Results(tmp_path / "other")) > 0
+
+
 def test_tuning_never_sees_a_test_image_or_a_reported_seed(tiny):
     found = comparison.trials("tiny", "digits")
     assert len(found) == 2 * 7  # two arms, seven points
