@@ -34,8 +34,8 @@ COLUMNS = ["promise", "claim", "measured", "verdict"]
 
 
 def judged(interval: Sequence[float], bound: float, below: bool = False) -> str:
-    """Whether an interval, (low, high), lies above a bound, or below it: "holds", "does not hold" or "open"."""
-    low, high = interval
+    """Whether an interval, (estimate, low, high), is above a bound, or below it: "holds", "does not hold" or "open"."""
+    _, low, high, *_ = interval
     above, under = low > bound, high < bound
     if not (above or under):
         return "open"
@@ -132,7 +132,7 @@ def cost_verdicts(costs: pd.DataFrame, bench: pd.DataFrame) -> list[tuple]:
         f"{interval_text(*row, '+.0%')} ({parameters:,} parameters)"
         for parameters, row in zip(sizes.parameters, longer.to_numpy(), strict=True)
     ]
-    slower = [judged(row[1:], SLOWER, below=True) for row in longer.to_numpy()]
+    slower = [judged(row, SLOWER, below=True) for row in longer.to_numpy()]
     told = needs("selective")
     quiet = not (told.boundaries or told.again or told.second_network)
     return [
@@ -159,13 +159,11 @@ def cost_verdicts(costs: pd.DataFrame, bench: pd.DataFrame) -> list[tuple]:
 
 def network_verdict(rows: pd.DataFrame) -> tuple:
     """P18: the rule learns what Adam learns, to within `BEHIND`, on every network."""
-    behind = {
-        model: difference(rows, f"Adam, {model}", f"{RULE}, {model}", "learning_accuracy")[:3] for model in NETWORKS
-    }
+    behind = {model: difference(rows, f"Adam, {model}", f"{RULE}, {model}", "learning_accuracy") for model in NETWORKS}
     worst = max(behind, key=lambda model: behind[model][0])
-    gap = interval_text(*behind[worst], "+.3f")
+    gap = interval_text(*behind[worst][:3], "+.3f")
     measured = f"{len(behind)} networks; most behind Adam on {worst}: {gap}, {BEHIND} allowed"
-    verdict = together([judged(one[1:], BEHIND, below=True) for one in behind.values()])
+    verdict = together([judged(one, BEHIND, below=True) for one in behind.values()])
     return "P18", "a drop-in for any PyTorch model", measured, verdict
 
 
@@ -189,20 +187,20 @@ def replay_verdicts(rows: pd.DataFrame, alone: pd.DataFrame) -> list[tuple]:
             "P19",
             "alone, the rule keeps nothing of task A (published 0.00)",
             f"task A {kept}",
-            judged((kept.low, kept.high), 0.05, below=True),
+            judged(kept, 0.05, below=True),
         ),
         (
             "P19",
             "with replay the rule keeps most of task A (published 0.87)",
             f"task A {fair} with a reservoir",
-            judged((fair.low, fair.high), 0.8),
+            judged(fair, 0.8),
         ),
         (
             "P19",
             "with the same replay Adam keeps 0.03 of it",
             f"the rule less Adam: {by_policy[0]} (reservoir), {by_policy[1]} (first in, first out); "
             f"the buffer is worth {by_buffer:+.2f}, the rule {by_rule:+.2f}",
-            together([judged(gain[1:3], half) for gain in gains]),
+            together([judged(gain, half) for gain in gains]),
         ),
     ]
 
@@ -217,7 +215,7 @@ def permuted_verdicts(rows: pd.DataFrame, title: str, ending: str = "") -> list[
     published = {"average_accuracy": 0.76, "backward_transfer": -0.07}
     own = {metric: bootstrap_interval(rows[rows.arm == RULE + ending][metric]) for metric in published}
     gains = {metric: difference(rows, RULE + ending, f"Adam{ending}", metric) for metric in published}
-    reached = [judged((own[metric].low, own[metric].high), value - NEAR) for metric, value in published.items()]
+    reached = [judged(own[metric], value - NEAR) for metric, value in published.items()]
     texts = {metric: interval_text(*own[metric][:3], ".2f") for metric in published}
     against = {metric: interval_text(*gains[metric][:3], "+.2f") for metric in published}
     return [
@@ -242,9 +240,9 @@ def advice_verdicts(dataset: str) -> list[tuple]:
     Raises:
         FileNotFoundError: it did not on this data set.
     """
-    judged = pd.read_csv(files.committed(f"07_hyperparameters_{dataset}_advice.csv"))
+    advice = pd.read_csv(files.committed(f"07_hyperparameters_{dataset}_advice.csv"))
     rows = []
-    for row in judged.itertuples():
+    for row in advice.itertuples():
         change = interval_text(row.mean, row.low, row.high, "+.3f")
         changed = f"{dataset}: {row.measure.replace('_', ' ')} {row.before:.2f}, {change}"
         verdict = "open" if row.verdict in UNDECIDED else row.verdict
@@ -263,11 +261,12 @@ def limit_verdicts(told: pd.DataFrame, rows: pd.DataFrame) -> list[tuple]:
     ]
 
 
-def dendrite_verdicts(rows: pd.DataFrame) -> list[tuple]:
+def dendrite_verdicts(rows: pd.DataFrame, title: str) -> list[tuple]:
     """P23: the companion's table of two tasks, in sentences.
 
     Args:
         rows: of `sp.dendrite_study.runs`, part "two_tasks": ``arm, seed, old`` (task A at the end), ``new`` (task B).
+        title: of the data.
     """
     lost = ["Adam", "Adam, dendrites", f"{RULE}, dendrites"]
     loop = "Adam, dendrites + replay, published loop"
@@ -275,25 +274,25 @@ def dendrite_verdicts(rows: pd.DataFrame) -> list[tuple]:
     changed = "; ".join(f"{rule} {interval_text(*gain[:3], '+.3f')}" for rule, gain in gains.items())
     kept = {arm: bootstrap_interval(rows[rows.arm == arm].old) for arm in (*lost, loop)}
     shown = {arm: f"{arm} {interval_text(*interval[:3], '.2f')}" for arm, interval in kept.items()}
-    gone = [judged((kept[arm].low, kept[arm].high), 0.05, below=True) for arm in lost]
+    gone = [judged(kept[arm], 0.05, below=True) for arm in lost]
     return [
         (
             "P23",
             "with dendrites as without, task A is lost: 0.00 (both together 0.0002)",
-            "; ".join(shown[arm] for arm in lost),
+            f"{title}: " + "; ".join(shown[arm] for arm in lost),
             together(gone),
         ),
         (
             "P23",
             "dendrites add to task B: Adam 0.9813 to 0.9817, the rule 0.8840 to 0.8869",
-            changed,
+            f"{title}: {changed}",
             together([of_difference(gain) for gain in gains.values()]),
         ),
         (
             "P23",
             "with dendrites and the published loop of replay next to nothing of task A is kept (0.03)",
-            shown[loop],
-            judged((kept[loop].low, kept[loop].high), 0.1, below=True),
+            f"{title}: {shown[loop]}",
+            judged(kept[loop], 0.1, below=True),
         ),
     ]
 

@@ -340,6 +340,7 @@ def costs(dataset: str, rounds: int = 3) -> pd.DataFrame:
     settings = studies.settings(dataset)
     images = 20 * settings["batch_size"]
     weights = mlp_size(studies.INPUTS[dataset], settings["hidden"], 10)
+    image_bytes = 4 * load(dataset).train_x.shape[1] + 8  # with its label
     times: dict[int, list[tuple[float, float]]] = {number: [] for number in range(len(every))}
     kept = {}
     for _ in files.bar(range(rounds), unit="round"):
@@ -354,7 +355,7 @@ def costs(dataset: str, rounds: int = 3) -> pd.DataFrame:
             held = clock.kept
             if arm == "Joint training":  # in a whole stream, every image
                 images_stored, held = len(load(dataset).train_x), 0
-            kept[number] = (held + images_stored * (4 * load(dataset).train_x.shape[1] + 8)) / (4 * weights)
+            kept[number] = (held + images_stored * image_bytes) / (4 * weights)
     names = [arm for arm, _, _ in every]
     step, end = np.median([times[number] for number in times], axis=1).T
     step[names.index("Joint training")] = np.nan  # it only collects until a task ends

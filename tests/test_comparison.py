@@ -196,9 +196,9 @@ def test_the_verdicts_on_ten_permutations(accuracy, transfer, verdict):
 
 
 def test_a_verdict_is_open_where_the_interval_is():
-    assert claims.judged((0.1, 0.2), 0.05) == claims.judged((-0.1, 0.0), 0.05, below=True) == "holds"
-    assert claims.judged((0.1, 0.2), 0.15) == claims.judged((0.1, 0.2), 0.15, below=True) == "open"
-    assert claims.judged((0.1, 0.2), 0.05, below=True) == "does not hold"
+    assert claims.judged((0.15, 0.1, 0.2), 0.05) == claims.judged((-0.05, -0.1, 0.0), 0.05, below=True) == "holds"
+    assert claims.judged((0.15, 0.1, 0.2), 0.15) == claims.judged((0.15, 0.1, 0.2), 0.15, below=True) == "open"
+    assert claims.judged((0.15, 0.1, 0.2), 0.05, below=True) == "does not hold"
     assert claims.together(["holds", "open"]) == "holds under a condition"
     assert claims.together(["does not hold", "open"]) == "does not hold" and claims.together(["open"]) == "open"
     few = claims.difference(runs(a=[1.0, 2.0], b=[0.0, 1.0]), "a", "b")
@@ -238,11 +238,11 @@ def test_the_companion_is_judged_by_what_dendrites_change():
             {"arm": arm, "seed": seed, "old": kept, "new": new[arm] + seed / 1000} for arm in arms for seed in range(8)
         )
 
-    assert [row[3] for row in claims.dendrite_verdicts(rows(0.01))] == ["holds", "holds", "holds"]
-    assert [row[3] for row in claims.dendrite_verdicts(rows(-0.01, 0.5))] == ["does not hold"] * 3
+    assert [row[3] for row in claims.dendrite_verdicts(rows(0.01), "x")] == ["holds", "holds", "holds"]
+    assert [row[3] for row in claims.dendrite_verdicts(rows(-0.01, 0.5), "x")] == ["does not hold"] * 3
     mixed = rows(0.01)
     mixed.loc[mixed.arm == f"{claims.RULE}, dendrites", "new"] = 0.5
-    assert claims.dendrite_verdicts(mixed)[1][3] == "holds under a condition"
+    assert claims.dendrite_verdicts(mixed, "x")[1][3] == "holds under a condition"
 
 
 def test_being_told_of_a_boundary_resets_the_trace():
