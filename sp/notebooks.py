@@ -78,12 +78,18 @@ def refresh(notebooks: Sequence[Path] = ()) -> None:
 
 
 def check(notebooks: Sequence[Path] = ()) -> int:
-    """Execute notebooks afresh with nbval and compare every output with the stored one; returns the exit status."""
+    """Execute notebooks afresh with nbval and compare each output with the stored one (`sp.close_outputs`).
+
+    Returns:
+        pytest's exit status.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         environment = {**os.environ, **_quiet(), "SP_STORE": f"{scratch}/store", "SP_FIGURES": f"{scratch}/figures"}
-        command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-p", "no:cacheprovider"]
+        options = ["--nbval", "--nbval-current-env", "-p", "no:cacheprovider", "-p", "sp.close_outputs"]
         paths = [str(path) for path in notebooks or all_notebooks()]
-        return subprocess.run([*command, *paths], env=environment, check=False).returncode
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", *options, *paths], env=environment, check=False
+        ).returncode
 
 
 def _quiet() -> dict[str, str]:

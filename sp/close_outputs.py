@@ -1,0 +1,63 @@
+"""A plugin for pytest: nbval compares outputs of notebooks by their words and, nearly, their numbers.
+
+Processors round sums in different ways and training amplifies that, so that no training gives the same last digit
+everywhere. What is sorted by a number may change places as well.
+"""
+
+import re
+from collections import Counter
+
+import pytest
+from nbval.plugin import IPyNbCell
+
+NUMBER = re.compile(r"[-+−]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?")
+TOLERANCE = 0.1  # for the largest of 1 and the number
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two texts have the same words, and numbers that lie close, whatever their order.
+
+    Numbers are compared from the smallest to the largest of each text: each may differ by `TOLERANCE`, or by as large a
+    part of it where it is above 1.
+    """
+    first, second = _numbers(one), _numbers(other)
+    return (
+        _words(one) == _words(other)
+        and len(first) == len(second)
+        and all(abs(a - b) <= TOLERANCE * max(1, abs(a)) for a, b in zip(first, second, strict=True))
+    )
+
+
+def _words(text: str) -> Counter:
+    return Counter(NUMBER.sub("0", text).split())
+
+
+def _numbers(text: str) -> list[float]:
+    return sorted(float(found.replace(",", "").replace("−", "-")) for found in NUMBER.findall(text))
+
+
+class Output(str):
+    """A text of an output that equals what is the `same`."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, str) and same(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let every cell compare its outputs as `Output`."""
+    for cell in items:
+        if isinstance(cell, IPyNbCell):
+            cell.sanitize = _as_outputs(cell.sanitize)
+
+
+def _as_outputs(sanitize):
+    def sanitized(found):
+        text = sanitize(found)
+        return Output(text) if isinstance(text, str) else text
+
+    return sanitized
