@@ -15,6 +15,8 @@ from tqdm import tqdm
 
 from sp.files import folder, write_atomically
 
+SILENT = ["--IPKernelApp.log_level=50"]  # a kernel would write into the bar
+
 
 def all_notebooks() -> list[Path]:
     """The notebooks of the collection in their order."""
@@ -56,7 +58,7 @@ def execute(notebook: Path, target: Path, parameters: dict[str, Any]) -> str | N
             cwd=str(notebook.parent),
             kernel_name="python3",
             progress_bar=False,
-            extra_arguments=["--IPKernelApp.log_level=50"],  # kernels would write into the bar
+            extra_arguments=SILENT,
         )
     except papermill.PapermillExecutionError as error:
         return f"{target}#papermill-error-cell, cell {error.exec_count}: {error.ename}: {error.evalue}"
@@ -69,7 +71,8 @@ def refresh(notebooks: Sequence[Path] = ()) -> None:
         notebook = nbformat.read(path, as_version=4)
         with tempfile.TemporaryDirectory() as store:
             environment = {**os.environ, **_quiet(), "SP_STORE": store}
-            client = NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}})
+            resources = {"metadata": {"path": str(path.parent)}}
+            client = NotebookClient(notebook, kernel_name="python3", resources=resources, extra_arguments=SILENT)
             client.execute(env=environment)
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)
