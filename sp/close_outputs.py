@@ -10,16 +10,18 @@ from collections import Counter
 import pytest
 from nbval.plugin import IPyNbCell
 
+P_VALUE = re.compile(r"p = [\d.e+-]+")  # a small change of what is compared changes it out of proportion
 NUMBER = re.compile(r"[-+−]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?")
-TOLERANCE = 0.1  # for the largest of 1 and the number
+TOLERANCE = 0.2  # of two runs of the shortest trainings at high rates, on two processors, .09 was seen
 
 
 def same(one: str, other: str) -> bool:
     """Whether two texts have the same words, and numbers that lie close, whatever their order.
 
     Numbers are compared from the smallest to the largest of each text: each may differ by `TOLERANCE`, or by as large a
-    part of it where it is above 1.
+    part of it where it is above 1. Values of p are left out.
     """
+    one, other = P_VALUE.sub("p", one), P_VALUE.sub("p", other)
     first, second = _numbers(one), _numbers(other)
     return (
         _words(one) == _words(other)

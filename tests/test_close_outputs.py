@@ -12,7 +12,7 @@ from sp.close_outputs import Output, same
     [
         ("accuracy 0.914 [0.901, 0.924]", "accuracy 0.931  [0.92, 0.94]"),
         ("A  0.91\nB  0.90", "B  0.92\nA  0.91"),  # sorted by what changed
-        ("gain -0.01", "gain +0.01"),
+        ("gain -0.01 (n = 8, p = 0.0938)", "gain +0.01 (n = 8, p = 0.6)"),
         ("26,506 parameters", "26,509 parameters"),
     ],
 )
