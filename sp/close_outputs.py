@@ -19,15 +19,27 @@ ALL_BUT = 0.1  # of an output's numbers: ratios to a small spread, and trainings
 def same(one: str, other: str) -> bool:
     """Whether two texts have the same words, and as many numbers, of which all but a tenth are close, in any order.
 
-    Numbers are compared from the smallest to the largest of each text. Two are close if they differ by no more than
-    `TOLERANCE`, or by as large a part of one that is above 1. Values of p are left out.
+    Two numbers are close if they differ by no more than `TOLERANCE`, or by as large a part of one that is above 1.
+    Values of p are left out.
     """
     one, other = P_VALUE.sub("p", one), P_VALUE.sub("p", other)
     first, second = _numbers(one), _numbers(other)
     if _words(one) != _words(other) or len(first) != len(second):
         return False
-    far = sum(abs(a - b) > TOLERANCE * max(1, abs(a)) for a, b in zip(first, second, strict=True))
-    return far <= ALL_BUT * len(first)
+    return len(first) - _pairs(first, second) <= ALL_BUT * len(first)
+
+
+def _pairs(first: list[float], second: list[float]) -> int:
+    """How many numbers of two sorted lists can be paired with a close one."""
+    pairs = i = j = 0
+    while i < len(first) and j < len(second):
+        if abs(first[i] - second[j]) <= TOLERANCE * max(1, abs(first[i])):
+            pairs, i, j = pairs + 1, i + 1, j + 1
+        elif first[i] < second[j]:
+            i += 1
+        else:
+            j += 1
+    return pairs
 
 
 def _words(text: str) -> Counter:
