@@ -11,6 +11,11 @@ import pytest
 from nbval.plugin import IPyNbCell
 
 P_VALUE = re.compile(r"p = [\d.e+-]+")  # a small change of what is compared changes it out of proportion
+# Where an interval ends near a bound, its verdict is decided by rounding; the numbers beside it are compared.
+VERDICT = re.compile(
+    r"\b(no (difference|effect) found|too few seeds to tell|no matter|open|higher|lower|raises|lowers|better|worse|"
+    r"holds( under a condition)?|does not hold|the opposite)\b"
+)
 NUMBER = re.compile(r"[-+−]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?")
 TOLERANCE = 0.2  # of two runs of the shortest trainings at high rates, on two processors, .09 was seen
 ALL_BUT = 0.1  # of an output's numbers: ratios to a small spread, and trainings on the brink, differ by more
@@ -20,7 +25,7 @@ def same(one: str, other: str) -> bool:
     """Whether two texts have the same words, and as many numbers, of which all but a tenth are close, in any order.
 
     Two numbers are close if they differ by no more than `TOLERANCE`, or by as large a part of one that is above 1.
-    Values of p are left out.
+    Values of p are left out, and verdicts ("higher", "open", ...) count as one word.
     """
     one, other = P_VALUE.sub("p", one), P_VALUE.sub("p", other)
     first, second = _numbers(one), _numbers(other)
@@ -43,7 +48,7 @@ def _pairs(first: list[float], second: list[float]) -> int:
 
 
 def _words(text: str) -> Counter:
-    return Counter(NUMBER.sub("0", text).split())
+    return Counter(NUMBER.sub("0", VERDICT.sub("verdict", text)).split())
 
 
 def _numbers(text: str) -> list[float]:

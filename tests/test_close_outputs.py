@@ -14,6 +14,7 @@ from sp.close_outputs import Output, same
         ("A  0.91\nB  0.90", "B  0.92\nA  0.91"),  # sorted by what changed
         ("gain -0.01 (n = 8, p = 0.0938)", "gain +0.01 (n = 8, p = 0.6)"),
         ("26,506 parameters", "26,509 parameters"),
+        ("+0.010 [-0.001, +0.02] no difference found", "+0.012 [+0.001, +0.02] higher"),
         ("1 2 3 4 5 6 7 8 9 0.5", "1 2 3 4 5 6 7 8 9 10"),  # one of ten
     ],
 )
@@ -29,7 +30,7 @@ def test_numbers_may_differ_a_little_and_rows_change_places(one, other):
         ("kept 0.9 0.9", "kept 0.9"),
         ("1 2 3 4 5 6 7 8 0.1 0.5", "1 2 3 4 5 6 7 8 10 10"),
         ("26,506 parameters", "53,012 parameters"),
-        ("holds", "does not hold"),
+        ("ahead: Ridge", "ahead: nobody"),
     ],
 )
 def test_words_and_larger_differences_count(one, other):
