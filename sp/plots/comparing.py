@@ -62,7 +62,9 @@ def interval_plot(
             place, style = arms.index(row["arm"]), marker_style(row["arm"], 4)
             ax.plot([row["low"], row["high"]], [place] * 2, color=style["color"], linewidth=1.4, solid_capstyle="butt")
             ax.plot(row["mean"], place, linestyle="", clip_on=False, **style)
-        ax.set(title=wrapped(title, fig, len(panels)), xlim=(limits[0] - margin, limits[1] + margin), xticks=ticks)
+        ax.set(
+            title=wrapped(title, fig, len(panels), arms), xlim=(limits[0] - margin, limits[1] + margin), xticks=ticks
+        )
         ax.set(yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms) - 0.5, -0.5))
         ax.xaxis.set_major_formatter(FuncFormatter(short))
         ax.tick_params(axis="y", length=0)
@@ -292,7 +294,12 @@ def effect_plot(
             ax.plot(row.mean, place, marker, color=ink, alpha=strength, markersize=3)
         # Effects differ by orders of magnitude, and the small ones decide what does not matter.
         ax.set_xscale("symlog", linthresh=margin, linscale=0.5)
-        ax.set(title=title, yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+        ax.set(
+            title=wrapped(title, fig, len(titles), names),
+            yticks=range(len(names)),
+            yticklabels=names,
+            ylim=(len(names) - 0.5, -0.5),
+        )
         ends = [end for end in (-0.1, 0.1) if ax.get_xlim()[0] < end < ax.get_xlim()[1]]
         ticks = [*ends, -margin, margin]  # a line marks zero
         ax.set(xticks=ticks, xticklabels=map("{:+g}".format, ticks))

@@ -151,6 +151,8 @@ def points(fig: FigureBase) -> float:
     return fig.bbox.width / fig.dpi * 72
 
 
-def wrapped(title: str, fig: FigureBase, panels: int) -> str:
-    """A title in as many lines as its share of the width asks for."""
-    return "\n".join(textwrap.wrap(title, max(10, int(points(fig) / panels / 4.4)), break_on_hyphens=False))
+def wrapped(title: str, fig: FigureBase, panels: int, names: Sequence[str] = ("",)) -> str:
+    """A title in as many lines as its share of the width, beside a column of names, asks for."""
+    letters = (points(fig) / 4.4 - max(map(len, names))) / panels
+    whole = {"break_on_hyphens": False, "break_long_words": False}
+    return "\n".join(textwrap.wrap(title, max(10, int(letters)), **whole))
