@@ -170,7 +170,7 @@ def test_the_replay_headline_is_split_into_buffer_and_optimizer():
     }
     rows = runs(**{arm: [value, value + 0.01] for arm, value in values.items()})
     assert claims.share_of_the_gap(rows) == pytest.approx((0.8, 0.1))
-    alone = runs(**{claims.RULE: [0.0, 0.0]})
+    alone = runs(**{claims.PUBLISHED_RATE: [0.0, 0.0]})
     assert [row[3] for row in claims.replay_verdicts(rows, alone)] == ["holds", "holds", "does not hold"]
     apart = rows.assign(final_1=rows.final_1.where(rows.arm != f"Adam, {fair}", 0.1))
     assert claims.replay_verdicts(apart, alone)[2][3] == "holds under a condition"
