@@ -144,7 +144,6 @@ def add_compare(commands) -> None:
         help="split5_class, permuted10, ... (a wrong name lists them); default: all",
     )
     parser.add_argument("--seeds", type=positive, default=10)
-    parser.add_argument("--long-seeds", type=positive, default=6, help="seeds of the permuted and rotated streams")
     parser.add_argument("--no-replay", action="store_true", help="only the arms without replay")
     parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
     parser.add_argument("--estimate", action="store_true", help="only say how long it will take")
@@ -155,7 +154,7 @@ def _compare(chosen: argparse.Namespace) -> None:
     from sp import comparison
 
     scenarios = chosen.scenarios or list(comparison.SCENARIOS)
-    planned = (chosen.dataset, scenarios, chosen.seeds, chosen.long_seeds, not chosen.no_replay)
+    planned = (chosen.dataset, scenarios, chosen.seeds, not chosen.no_replay)
     costs = comparison.known_costs(chosen.dataset)
     seconds = comparison.estimate(chosen.dataset, comparison.planned(*planned), costs)
     print(f"About {seconds / 60:.0f} minutes of CPU time; what is finished is kept.", flush=True)

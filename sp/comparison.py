@@ -7,7 +7,7 @@ not tuned and runs the reported seeds. What was run before is read from its tabl
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -268,7 +268,6 @@ def results(
     dataset: str,
     scenarios: Sequence[str] = tuple(SCENARIOS),
     seeds: int = 10,
-    long_seeds: int = 6,
     replay: bool = True,
     store: Store | None = None,
     workers: int | None = None,
@@ -288,12 +287,13 @@ def results(
     """
     name = f"comparison_{dataset}"
     groups = ["stream", "capacity", "arm"]
-    for scenario, parts in _parts(dataset, scenarios, seeds, long_seeds, replay):
+    capacities = _capacities(dataset, replay)
+    for scenario in scenarios:
         if todo := trials(scenario, dataset):
             searches = _searches(scenario, dataset)
             studies.tune_arms(f"comparison_{scenario}", dataset, todo, store, workers, FURTHER, searches)
-        for capacity, count in parts:
-            named = with_seeds(arms(scenario, dataset, capacity), range(count))
+        for capacity in capacities:
+            named = with_seeds(arms(scenario, dataset, capacity), range(seeds))
             rows = recorded.runs(f"{name}_seeds", named, store, workers=workers)
             rows = rows.assign(stream=scenario, capacity=capacity)[[*groups, "seed", "key", *VALUES]].round(6)
             _add(rows, f"{name}_seeds")
@@ -313,14 +313,9 @@ def _add(new: pd.DataFrame, name: str) -> pd.DataFrame:
     return new
 
 
-def _parts(
-    dataset: str, scenarios: Sequence[str], seeds: int, long_seeds: int, replay: bool
-) -> Iterator[tuple[str, list[tuple[int, int]]]]:
-    """Each scenario with its sizes of buffer, 0 for none, and how many seeds each has."""
-    for scenario in scenarios:
-        check_choice("scenario", scenario, SCENARIOS)
-        count = seeds if SCENARIOS[scenario].get("stream", "split") == "split" else long_seeds
-        yield scenario, [(capacity, count) for capacity in (0, *(CAPACITIES[dataset] if replay else ()))]
+def _capacities(dataset: str, replay: bool) -> tuple[int, ...]:
+    """Sizes of the buffer, 0 for none."""
+    return (0, *(CAPACITIES[dataset] if replay else ()))
 
 
 def costs(dataset: str, rounds: int = 3) -> pd.DataFrame:
@@ -452,19 +447,17 @@ def estimate(dataset: str, experiments: Sequence[Experiment], table: pd.DataFram
     return seconds
 
 
-def planned(
-    dataset: str, scenarios: Sequence[str], seeds: int = 10, long_seeds: int = 6, replay: bool = True
-) -> list[Experiment]:
+def planned(dataset: str, scenarios: Sequence[str], seeds: int = 10, replay: bool = True) -> list[Experiment]:
     """What `results` will run: the grids of tuning, and the reported seeds (whatever the options; they cost the same).
 
     Not the neighbours that tuning goes on to, which follow from what it finds.
     """
     todo = []
-    for scenario, parts in _parts(dataset, scenarios, seeds, long_seeds, replay):
+    for scenario in scenarios:
         todo += [experiment for *_, experiment in trials(scenario, dataset)]
-        for capacity, count in parts:
+        for capacity in _capacities(dataset, replay):
             chosen = untuned(scenario, dataset, capacity)
             known = [arm for arm in chosen if arm in DEFAULTS or arm in tuned_values(scenario, dataset).index]
             chosen |= arms(scenario, dataset, capacity, known)
-            todo += [replace(experiment, seed=seed) for experiment in chosen.values() for seed in range(count)]
+            todo += [replace(experiment, seed=seed) for experiment in chosen.values() for seed in range(seeds)]
     return todo
