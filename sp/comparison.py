@@ -246,7 +246,7 @@ def trade_off_panel(table: pd.DataFrame, costs: pd.DataFrame, scenario: str, cos
 def ahead(rows: pd.DataFrame, arm: str, scenario: str, capacity: int = 0) -> tuple[list[str], list[str]]:
     """Arms with a higher average accuracy than one without replay, and those in which no difference was found.
 
-    Seed by seed (`sp.metrics.difference`), best first.
+    Seed by seed (`sp.metrics.difference`), on the seeds that both have, best first.
 
     Args:
         rows: one row a run, as `known_seeds` returns them. arm: without replay. capacity: of the others' buffer.
@@ -254,6 +254,7 @@ def ahead(rows: pd.DataFrame, arm: str, scenario: str, capacity: int = 0) -> tup
     rows = rows[rows.stream == scenario]
     others = rows[(rows.capacity == capacity) & (rows.arm != arm)]
     own = rows[(rows.capacity == 0) & (rows.arm == arm)]
+    own, others = own[own.seed.isin(others.seed)], others[others.seed.isin(own.seed)]
     means = others.groupby("arm").average_accuracy.mean().sort_values(ascending=False)
     verdicts = {name: metrics.difference(pd.concat([own, others]), name, arm).verdict for name in means.index}
     return [name for name in verdicts if verdicts[name] == "higher"], [

@@ -120,6 +120,8 @@ def test_who_is_ahead_is_read_seed_by_seed():
     rows = pd.concat([rows, other, buffered])
     assert comparison.ahead(rows, "Coincidence", "s") == (["A"], ["B"])
     assert comparison.ahead(rows, "Coincidence", "s", 200) == (["D"], [])
+    more = pd.concat([rows, buffered.assign(seed=buffered.seed + len(noise))])  # seeds that the arm does not have
+    assert comparison.ahead(more, "Coincidence", "s", 200) == (["D"], [])
 
 
 def test_a_choice_that_other_grids_would_make_counts_as_not_made(tiny, monkeypatch):
