@@ -59,7 +59,7 @@ bench: $(ENVIRONMENT) ## measure time and memory of a step beside Adam, and what
 
 results: $(ENVIRONMENT) ## every stored table behind notebooks 09 to 11, on MNIST (hours; goes on where it stopped; says first how long)
 	@$(BIN)/python -m sp compare --dataset mnist
-	@$(BIN)/python -m sp compare --dataset fashion_mnist --scenarios split5_class split5_domain permuted10 --seeds 6
+	@$(BIN)/python -m sp compare --dataset fashion_mnist --scenarios split5_class split5_domain permuted10
 	@$(BIN)/python -m sp recipes
 	@$(BIN)/python -m sp figures --dataset mnist notebooks/09_comparison.ipynb notebooks/10_claims.ipynb notebooks/11_replay.ipynb
 
