@@ -25,7 +25,8 @@ from sp.models import MODELS
 from sp.replay import POLICIES, ReplayBuffer
 
 RULES_VERSION = 2  # raised whenever a change of the code changes results, so that stored ones are not taken for new
-METHOD_VERSIONS = {"mas": 2, "si": 2}  # raised instead where a change concerns the results of one method only
+# Raised instead where a change concerns the results of one method only, or of one method on one model.
+METHOD_VERSIONS = {"mas": 2, "si": 2, "coincidence, convolutional": 2}
 
 _ALLOWED = {
     "dataset": DATASETS,
@@ -163,8 +164,9 @@ class Experiment:
         """
         chosen = {name: value for name, value in self.as_dict().items() if value != _DEFAULTS[name]}
         made_by = {"rules_version": RULES_VERSION}
-        if self.optimizer in METHOD_VERSIONS:
-            made_by["method_version"] = METHOD_VERSIONS[self.optimizer]
+        for method in (self.optimizer, f"{self.optimizer}, {self.model}"):
+            if method in METHOD_VERSIONS:
+                made_by["method_version"] = METHOD_VERSIONS[method]
         if content := look_alike(self.dataset):
             made_by["data"] = content
         text = json.dumps({**made_by, **chosen}, sort_keys=True)

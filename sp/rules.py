@@ -250,6 +250,19 @@ def absorbed(norm: Tensor, mean_norm: Tensor, absorber: float) -> Tensor:
     return torch.minimum(norm, absorber * mean_norm)
 
 
+def bounded(moved: Tensor, largest: Tensor) -> Tensor:
+    """Factor of a step, in [0, 1], with which it changes a layer's response by no more than is allowed.
+
+    ``min(1, sqrt(largest / moved))``: what LARS (You et al. 2017) asks of weights, asked of what they do. 1 where
+    ``moved`` is zero or is no number.
+
+    Args:
+        moved: mean square of the change that the whole step would make in the outputs, >= 0.
+        largest: the same of the change that is allowed, > 0.
+    """
+    return torch.where(moved > largest, (largest / moved).sqrt(), 1)
+
+
 def _inverse_of_one_plus(matrix: Tensor) -> Tensor:
     """``(I + M)^-1`` for M >= 0; zero, its limit, where M has overflowed, as in a training that diverges."""
     # What cannot be resolved beside the heaviest direction is lifted until it can; an ordinary M stays as it is.

@@ -16,13 +16,14 @@ from sp.models import MODELS
 class NumpyCoincidence:
     """The coincidence form with exact memories once more from its text, for a perceptron with one hidden layer."""
 
-    def __init__(self, weights, lr, a, p, absorber, every):
+    def __init__(self, weights, lr, a, p, absorber, every, response_bound):
+        self.response_bound = response_bound or math.inf
         self.weights, self.lr, self.p, self.absorber, self.every = weights, lr, p, absorber, every
         self.strengths, self.powers = [a, 0.1], [2, 1]
         self.A = [np.zeros((w.shape[1],) * 2) for w in weights]
         self.P = [np.eye(w.shape[1]) for w in weights]
         self.S, self.Q = np.zeros((len(weights[0]),) * 2), np.eye(len(weights[0]))
-        self.power, self.t, self.mean_norm = [0.0, 0.0], 0, None
+        self.power, self.t, self.mean_norm, self.bounded = [0.0, 0.0], 0, None, 0
 
     def step(self, x, y):
         self.t += 1
@@ -54,8 +55,13 @@ class NumpyCoincidence:
                 P = np.linalg.inv(np.eye(len(self.A[i])) + self.A[i] / self.strengths[i])
                 self.P[i] = np.linalg.matrix_power(P, self.powers[i])
             step = gradients[i] @ self.P[i] * kept / norm / self.scale / self.power[i]
-            step = (self.Q @ step) if i == 0 else step
-            self.weights[i] = self.weights[i] - self.lr * 80 / self.strengths[i] * math.sqrt(size / 128) * step
+            step = self.lr * 80 / self.strengths[i] * math.sqrt(size / 128) * step
+            if i == 0:
+                step = self.Q @ step
+                excess = math.sqrt(3 * ((x @ step.T) ** 2).mean() / (x**2).mean()) / self.response_bound
+                self.bounded += excess > 1
+                step = step / max(1, excess)
+            self.weights[i] = self.weights[i] - step
 
 
 def digits_like(seed, steps, size=16, inputs=7, classes=4):
@@ -64,8 +70,15 @@ def digits_like(seed, steps, size=16, inputs=7, classes=4):
     return x, torch.randint(classes, (steps, size), generator=generator)
 
 
-@pytest.mark.parametrize("options", [{}, {"lr": 0.02, "memory_strength": 3.0, "equalisation": 5.0, "absorber": 1.0}])
-def test_coincidence_form_agrees_with_numpy(options):
+@pytest.mark.parametrize(
+    ("options", "bounded"),
+    [
+        ({}, False),
+        ({"lr": 0.02, "memory_strength": 3.0, "equalisation": 5.0, "absorber": 1.0}, False),
+        ({"lr": 0.3, "response_bound": 0.5}, True),
+    ],
+)
+def test_coincidence_form_agrees_with_numpy(options, bounded):
     torch.manual_seed(0)
     model = MODELS["mlp"](7, (6,), 4).double()
     weights = [torch.cat([m.weight, m.bias[:, None]], 1).detach().numpy() for m in (model[0], model[2])]
@@ -73,16 +86,60 @@ def test_coincidence_form_agrees_with_numpy(options):
         model.parameters(), coincidence=NMDACoincidence(model), refresh_every=8, **options
     )
     group = optimizer.param_groups[0]
-    names = ("lr", "memory_strength", "equalisation", "absorber", "refresh_every")
+    names = ("lr", "memory_strength", "equalisation", "absorber", "refresh_every", "response_bound")
     numpy = NumpyCoincidence(weights, *(group[name] for name in names))
     for x, y in zip(*digits_like(1, 60), strict=True):
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
         numpy.step(x.numpy(), y.numpy())
+    assert (numpy.bounded > 0) == bounded
     for module, expected in zip((model[0], model[2]), numpy.weights, strict=True):
         np.testing.assert_allclose(module.weight.detach().numpy(), expected[:, :-1], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(module.bias.detach().numpy(), expected[:, -1], rtol=1e-4, atol=1e-5)
+
+
+def responses(layers, inputs):
+    return [layer(x).detach() for layer, x in zip(layers, inputs, strict=True)]
+
+
+@pytest.mark.parametrize("rank", [4, None])
+def test_no_step_overturns_a_hidden_layer_while_the_readout_steps_as_far_as_it_likes(rank):
+    torch.manual_seed(0)
+    model = MODELS["convolutional"](64, (4, 6, 12), 3)
+    optimizer = ConsolidatingPlasticityOptimizer(
+        model.parameters(), lr=50.0, coincidence=NMDACoincidence(model), rank=rank, equalisation=0.0
+    )
+    layers, inputs = [m for m in model if isinstance(m, nn.Linear | nn.Conv2d)], []
+    hooks = [m.register_forward_hook(lambda module, args, out: inputs.append(args[0].detach())) for m in layers]
+    F.cross_entropy(model(torch.randn(32, 64)), torch.randint(3, (32,))).backward()
+    for hook in hooks:
+        hook.remove()
+    before = responses(layers, inputs)
+    optimizer.step()
+    after = responses(layers, inputs)
+    changes = [
+        ((new - old).square().mean() / old.square().mean()).sqrt() for old, new in zip(before, after, strict=True)
+    ]
+    assert all(0.5 < change < 2 for change in changes[:-1]) and changes[-1] > 10, changes
+
+
+@pytest.mark.parametrize("start", [0.0, 100.0])
+@pytest.mark.parametrize("response_bound", [0.5, 2.0, None])
+def test_the_bound_is_in_units_of_a_fresh_layer_s_response_and_a_perceptron_has_none(start, response_bound):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 2))
+    nn.init.constant_(model[0].weight, start), nn.init.zeros_(model[0].bias)
+    optimizer = ConsolidatingPlasticityOptimizer(
+        model.parameters(), lr=50.0, coincidence=NMDACoincidence(model), response_bound=response_bound
+    )
+    x = torch.randn(16, 5)
+    before = model[0](x)
+    F.cross_entropy(model(x), torch.randint(2, (16,))).backward()
+    optimizer.step()
+    fresh = torch.cat([x, torch.ones(16, 1)], 1).square().mean() / 3
+    change = ((model[0](x) - before).square().mean() / fresh).sqrt().item()
+    assert change > 10 if response_bound is None else change == pytest.approx(response_bound, rel=1e-3)
 
 
 def two_tasks(model, optimizer, steps=40, scale=1.0, size=32):

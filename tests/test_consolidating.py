@@ -123,6 +123,8 @@ def test_a_gradient_that_is_not_finite_can_raise():
         ("rank", 2.5, TypeError),
         ("refresh_every", 0, ValueError),
         ("equalisation", -1, ValueError),
+        ("response_bound", 0.0, ValueError),
+        ("response_bound", "1", TypeError),
         ("absorber", 0.5, ValueError),
         ("foreach", None, TypeError),
         ("on_nonfinite", "ignore", ValueError),

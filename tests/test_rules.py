@@ -80,3 +80,9 @@ def test_a_burst_is_forgotten_with_the_decay_of_the_trace_and_the_bcm_threshold_
     assert gates.is_monotonic_decreasing and gates.iloc[0] > 0.99 > 0.01 > gates.iloc[-1]
     conductance = mechanisms.nmda().groupby("glutamate").conductance.max()
     assert conductance["glutamate 1"] == pytest.approx(10 * conductance["glutamate 0.1"])
+
+
+def test_a_step_is_bounded_by_what_it_does_and_left_alone_below_the_bound():
+    largest = torch.tensor(4.0)
+    moved = torch.tensor([0.0, 3.9, 4.0, 16.0, math.inf, math.nan])
+    assert rules.bounded(moved, largest).tolist() == [1.0, 1.0, 1.0, 0.5, 0.0, 1.0]

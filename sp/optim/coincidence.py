@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sp import rules
 from sp.biology import Activity, Synapses
 from sp.optim.common import scalar_dtype, signed_rate, zero_unless
 from sp.optim.memory import ROWS, SMALLEST, ExactMemory, Memory, SketchedMemory
@@ -15,6 +16,8 @@ SCALE_STEPS = 10  # steps in which the scales of gradients and inputs are measur
 READOUT_STRENGTH = 0.1  # memory strength of the layer next to the loss
 READOUT_LOOKS = 4  # times as often as at a hidden layer's memory, because the readout steps far on what is new
 EXACT_UP_TO = 3  # times the rank: the widest layer that remembers exactly all the same
+SAMPLED = 64  # rows of a batch on which a step's effect on a hidden layer's response is measured
+GOLDEN = (5**0.5 - 1) / 2
 GAIN = 80  # so that one learning rate suits both forms of the rule
 
 
@@ -26,6 +29,14 @@ def horizon(examples: int) -> float:
 def batch_factor(examples: int) -> float:
     """What a batch counts for, in steps and in memory: more than a smaller one, but less than in proportion."""
     return (examples / REFERENCE_BATCH) ** 0.5
+
+
+def sampled(rows: Tensor) -> Tensor:
+    """At most `SAMPLED` of the rows (N, d), spread by the golden ratio, so as not to hit one place of all images."""
+    if len(rows) <= SAMPLED:
+        return rows
+    places = torch.arange(SAMPLED, device=rows.device) * GOLDEN
+    return rows[(places.frac() * len(rows)).long()]
 
 
 class WatchedLayer:
@@ -89,13 +100,14 @@ class WatchedLayer:
         flat = self.gradient.flatten()
         return (torch.dot(flat, flat) * self.per_power).to(self.steps.device)
 
-    def update(self, absorbed: Tensor, unit: Tensor, learns: list[bool]) -> None:
+    def update(self, absorbed: Tensor, unit: Tensor, learns: list[bool], bound: float | None) -> None:
         """Remember the activity, and move the weights along what is new.
 
         Args:
             absorbed: factor that the shock absorber leaves of gradients and errors, in [0, 1].
             unit: the same, in units of the norm that the gradient had when the run began.
             learns: for the weight, and the bias where there is one, whether it is the optimizer's to change.
+            bound: largest change of a hidden layer's response, in units of what a fresh layer answers; None: any.
         """
         if self.activity is not None:
             self._remember(self.activity, absorbed)
@@ -104,7 +116,18 @@ class WatchedLayer:
             turned, by_errors = self.errors.multiply(self.state, change.T)
             change, factor = turned.T, factor * by_errors
         size = signed_rate(self.group) * GAIN / self.strength * batch_factor(self.examples)
-        self.synapses.subtract_(change, size * unit.to(change.device) * self.per_power * factor, bias=all(learns))
+        size = size * unit.to(change.device) * self.per_power * factor
+        # The readout has to step far on what is new. A hidden layer that did so would lose its features.
+        if bound is not None and self.activity is not None and not self.synapses.readout:
+            size = size * self._bounded(sampled(self.activity.presynaptic), change, size, bound)
+        self.synapses.subtract_(change, size, bias=all(learns))
+
+    def _bounded(self, presynaptic: Tensor, change: Tensor, size: Tensor, bound: float) -> Tensor:
+        rows = zero_unless(self.finite, presynaptic).to(change.dtype)
+        moved = (rows @ change.T).square().mean() * size**2
+        # Of a layer as PyTorch initialises it. What it answers at the moment would let it double with every step.
+        initial = rows.square().mean() / 3
+        return rules.bounded(moved, bound**2 * initial)
 
 
 def memories(

@@ -16,7 +16,7 @@ from sp.optim.common import PlasticityOptimizer, by_device_and_dtype, scalar_dty
 from sp.optim.fast import blocks, local, summed_over_shards, whole
 from sp.optim.memory import SMALLEST, Memory
 
-_OF_COINCIDENCE = ("memory_strength", "rank", "refresh_every", "equalisation")
+_OF_COINCIDENCE = ("memory_strength", "rank", "refresh_every", "equalisation", "response_bound")
 FLOOR = 0.5  # of the norm at the beginning: a task learnt to the end must not leave the absorber shut for the next
 
 Groups = list[tuple[dict[str, Any], list[Tensor]]]
@@ -39,9 +39,10 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         [w, b] <- [w, b] - lr 80 / a  Q G P P
 
     A synapse moves only along what is new in its input. The layer next to the loss is linear in its weights: there one
-    factor P does, as in recursive least squares, and Q is left out. Parameters that are not watched follow the diagonal
-    form, and count besides as having a constant input: their step is multiplied by ``1 / (1 + t / a)``, with t the
-    number of examples so far, in units of 128.
+    factor P does, as in recursive least squares, and Q is left out. A hidden layer's step is shortened where it would
+    change the layer's response to the batch by more than ``response_bound``. Parameters that are not watched follow the
+    diagonal form, and count besides as having a constant input: their step is multiplied by ``1 / (1 + t / a)``, with t
+    the number of examples so far, in units of 128.
 
     In both forms the gradient's norm over all parameters is held to ``absorber`` times its own running mean (or half
     the norm at the beginning, where that is more), and multiplying the loss by a constant changes nothing.
@@ -59,6 +60,9 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         refresh_every: coincidence form: steps between two looks at the memories, >= 1; the readout's is looked at four
             times as often.
         equalisation: coincidence form: p >= 0; 0 leaves Q out.
+        response_bound: coincidence form: largest change of a hidden layer's response to the batch in one step, in units
+            of what a freshly initialised layer answers, > 0. None: 1 in a network with a convolution, whose features
+            the first long steps would overturn, and no bound in others, which do without.
         absorber: largest gradient norm in units of its running mean, >= 1. It, ``threshold_quantile`` and
             ``warmup_steps`` are of all groups together: another group may not have others.
         coincidence: a watcher of the model, or None.
@@ -84,6 +88,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         rank: int | None = None,
         refresh_every: int = 20,
         equalisation: float = 30.0,
+        response_bound: float | None = None,
         absorber: float = 1.25,
         coincidence: NMDACoincidence | None = None,
         weight_decay: float = 0.0,
@@ -125,6 +130,8 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
             check_integer("rank", options["rank"], 1)
         check_integer("refresh_every", options["refresh_every"], 1)
         check_number("equalisation", options["equalisation"], 0)
+        if options["response_bound"] is not None:
+            check_number("response_bound", options["response_bound"], 0, low_open=True)
         check_number("absorber", options["absorber"], 1)
 
     def misfit(self, parameter: Tensor, state: dict[str, Tensor]) -> str | None:
@@ -188,9 +195,15 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         absorbed = self._absorb(shared, norm, finite, horizon(examples))
         unit = absorbed / (shared["scale"] + SMALLEST)
         for layer in layers:
-            layer.update(absorbed, unit, [id(p) in covered for p in layer.synapses.parameters])
+            learns = [id(p) in covered for p in layer.synapses.parameters]
+            layer.update(absorbed, unit, learns, self._response_bound(layer.group))
         self._diagonal(rest, shared, finite, absorbed)
         self.param_groups[0]["shared"] = shared
+
+    def _response_bound(self, group: dict[str, Any]) -> float | None:
+        if group["response_bound"] is None and any(s.weight.dim() == 4 for s in self.coincidence.synapses):
+            return 1.0
+        return group["response_bound"]
 
     def _absorb(self, shared: dict[str, Tensor], norm: Tensor, finite: Tensor, keep: float) -> Tensor:
         """Move the running mean of the gradient's norm, and return the factor that the absorber leaves of it."""
