@@ -1,6 +1,7 @@
 """The consolidating rule: its diagonal form, what it keeps of old tasks, and its arguments."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -101,6 +102,15 @@ def test_old_tasks_are_kept_without_replay_and_without_boundaries(stream):
 def test_other_networks_keep_old_tasks(name, hidden):
     kept = run(Experiment(optimizer="coincidence", epochs=5, tasks=5, model=name, hidden=hidden)).accuracy[-1]
     assert kept.mean() > 0.8
+
+
+def test_convolutions_keep_the_features_that_long_first_steps_would_overturn():
+    def kept(**options):
+        base = Experiment(optimizer="coincidence", options=options, epochs=5, tasks=5)
+        runs = [run(replace(base, model="convolutional", hidden=(8, 16, 64), seed=seed)) for seed in (1, 4)]
+        return np.mean([result.accuracy[-1].mean() for result in runs])
+
+    assert kept() > 0.87 and kept(response_bound=1e6) < 0.8
 
 
 def test_a_gradient_that_is_not_finite_can_raise():
