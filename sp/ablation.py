@@ -53,6 +53,7 @@ COINCIDENCE = {
     "learning rate (0.1)": {"lr = 0.03": {"lr": 0.03}, "lr = 0.3": {"lr": 0.3}},
     "rank (all)": {"rank = 8": {"rank": 8}},
     "equalisation (30)": {"no equalisation": {"equalisation": 0.0}},
+    "response bound (none)": {"response bound = 1": {"response_bound": 1.0}},
     "absorber (1.25)": {"absorber = 1": {"absorber": 1.0}, "absorber = 3": {"absorber": 3.0}},
     "refreshed every (20) steps": {"refreshed every 5": {"refresh_every": 5}, "every 100": {"refresh_every": 100}},
 }
