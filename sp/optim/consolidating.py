@@ -62,7 +62,8 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         equalisation: coincidence form: p >= 0; 0 leaves Q out.
         response_bound: coincidence form: largest change of a hidden layer's response to the batch in one step, in units
             of what a freshly initialised layer answers, > 0. None: 1 in a network with a convolution, whose features
-            the first long steps would overturn, and no bound in others, which do without.
+            the first long steps would overturn, and no bound in others. Perceptrons of more than three hidden layers
+            want 1 as well.
         absorber: largest gradient norm in units of its running mean, >= 1. It, ``threshold_quantile`` and
             ``warmup_steps`` are of all groups together: another group may not have others.
         coincidence: a watcher of the model, or None.
