@@ -185,6 +185,7 @@ class NMDACoincidence:
             elif synapses.bias is not bias:
                 synapses.bias = None  # tied weights with biases of their own: the biases follow the diagonal rule
             self._handles.append(module.register_forward_hook(_Hook(self, synapses, module), with_kwargs=True))
+        self.convolutional = any(synapses.weight.dim() == 4 for synapses in self.synapses)
         if not self.synapses:
             raise ValueError(
                 f"model ({type(model).__name__}) has no Linear or Conv2d layer that can be watched; use the optimizer "

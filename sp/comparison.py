@@ -17,7 +17,7 @@ from sp import figures, files, metrics, recorded, report, studies
 from sp.baselines import TITLES, kept_bytes, needs, rehearses
 from sp.checks import check_choice
 from sp.data import load
-from sp.experiment import METHOD_VERSIONS, RULES_VERSION, Experiment, Moment, run
+from sp.experiment import RULES_VERSION, Experiment, Moment, run
 from sp.models import mlp_size
 from sp.store import Store
 from sp.sweep import with_seeds
@@ -153,7 +153,7 @@ def _searches(scenario: str, dataset: str) -> dict[str, str]:
     found = {}
     for arm, experiment in _tried_arms(scenario, dataset).items():
         method = experiment.optimizer
-        versions = RULES_VERSION, METHOD_VERSIONS.get(method)
+        versions = RULES_VERSION, experiment.method_version
         parts = [GRIDS[method], FURTHER, _tuning_seeds(scenario), versions, experiment.as_dict()]
         found[arm] = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
     return found

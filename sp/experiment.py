@@ -157,6 +157,11 @@ class Experiment:
             raise ValueError(f"unknown choice(s) {', '.join(unknown)}; an Experiment has {', '.join(known)}")
         return cls(**values)
 
+    @property
+    def method_version(self) -> int | None:
+        """What `METHOD_VERSIONS` has of the method on this model, or else of the method; None where it has neither."""
+        return METHOD_VERSIONS.get(f"{self.optimizer}, {self.model}", METHOD_VERSIONS.get(self.optimizer))
+
     def key(self) -> str:
         """Name of the experiment in a store: a hash of every choice that differs from its default.
 
@@ -164,9 +169,8 @@ class Experiment:
         """
         chosen = {name: value for name, value in self.as_dict().items() if value != _DEFAULTS[name]}
         made_by = {"rules_version": RULES_VERSION}
-        for method in (self.optimizer, f"{self.optimizer}, {self.model}"):
-            if method in METHOD_VERSIONS:
-                made_by["method_version"] = METHOD_VERSIONS[method]
+        if self.method_version is not None:
+            made_by["method_version"] = self.method_version
         if content := look_alike(self.dataset):
             made_by["data"] = content
         text = json.dumps({**made_by, **chosen}, sort_keys=True)

@@ -16,7 +16,6 @@ SCALE_STEPS = 10  # steps in which the scales of gradients and inputs are measur
 READOUT_STRENGTH = 0.1  # memory strength of the layer next to the loss
 READOUT_LOOKS = 4  # times as often as at a hidden layer's memory, because the readout steps far on what is new
 EXACT_UP_TO = 3  # times the rank: the widest layer that remembers exactly all the same
-SAMPLED = 64  # rows of a batch on which a step's effect on a hidden layer's response is measured
 GOLDEN = (5**0.5 - 1) / 2
 GAIN = 80  # so that one learning rate suits both forms of the rule
 
@@ -32,10 +31,10 @@ def batch_factor(examples: int) -> float:
 
 
 def sampled(rows: Tensor) -> Tensor:
-    """At most `SAMPLED` of the rows (N, d), spread by the golden ratio, so as not to hit one place of all images."""
-    if len(rows) <= SAMPLED:
+    """At most `ROWS` of the rows (N, d), spread by the golden ratio: a stride may hit one place of all images."""
+    if len(rows) <= ROWS:
         return rows
-    places = torch.arange(SAMPLED, device=rows.device) * GOLDEN
+    places = torch.arange(ROWS, device=rows.device) * GOLDEN
     return rows[(places.frac() * len(rows)).long()]
 
 

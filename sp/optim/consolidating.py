@@ -202,9 +202,8 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         self.param_groups[0]["shared"] = shared
 
     def _response_bound(self, group: dict[str, Any]) -> float | None:
-        if group["response_bound"] is None and any(s.weight.dim() == 4 for s in self.coincidence.synapses):
-            return 1.0
-        return group["response_bound"]
+        bound = group["response_bound"]
+        return 1.0 if bound is None and self.coincidence.convolutional else bound
 
     def _absorb(self, shared: dict[str, Tensor], norm: Tensor, finite: Tensor, keep: float) -> Tensor:
         """Move the running mean of the gradient's norm, and return the factor that the absorber leaves of it."""
