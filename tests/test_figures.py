@@ -46,11 +46,13 @@ def contents(folder):
 def in_pdf(data: bytes) -> tuple[bytes, list[float]]:
     """Everything in a PDF, unpacked, and the sizes of its text."""
     parts = [data]
-    for found in re.finditer(rb"stream\r?\n(.*?)\r?\nendstream", data, re.DOTALL):
-        try:
-            parts.append(zlib.decompress(found[1]))
-        except zlib.error:
-            continue  # an image in another format
+    for found in re.finditer(rb"obj\n(<<.*?>>)\nstream\n", data, re.DOTALL):
+        if b"/FlateDecode" in found[1]:
+            # Only its length tells where a stream ends: its last bytes may be the end of a line.
+            length, elsewhere = re.search(rb"/Length (\d+)( 0 R)?", found[1]).groups()
+            if elsewhere:
+                length = re.search(rb"\n%s 0 obj\n(\d+)\n" % length, data)[1]
+            parts.append(zlib.decompress(data[found.end() : found.end() + int(length)]))
     text = b"".join(parts)
     return text, [float(size) for size in re.findall(rb"/F\d+ ([\d.]+) Tf", text)]
 
@@ -58,6 +60,16 @@ def in_pdf(data: bytes) -> tuple[bytes, list[float]]:
 def runs_in(code: str, folder: Path, hash_seed: str) -> None:
     environment = {**matplotlib.os.environ, "SP_FIGURES": str(folder), "PYTHONHASHSEED": hash_seed}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("last", [b"\r", b"\n", b"."])
+@pytest.mark.parametrize("length", [b"%d", b"2 0 R"])
+def test_a_stream_of_a_pdf_is_read_whatever_byte_it_ends_with(last, length):
+    packed = [zlib.compress(b"/F1 7.5 Tf %c" % code) for code in range(256)]
+    (stream,) = [data for data in packed if data.endswith(last)]
+    head = b"1 0 obj\n<< /Length %s /Filter /FlateDecode >>\nstream\n" % length.replace(b"%d", b"%d" % len(stream))
+    pdf = b"%s%s\nendstream\nendobj\n2 0 obj\n%d\nendobj\n" % (head, stream, len(stream))
+    assert in_pdf(pdf)[1] == [7.5]
 
 
 def test_a_figure_leaves_with_its_table_and_record_and_is_drawn_again_as_the_same_bytes(folder, tmp_path):
