@@ -1,0 +1,141 @@
+"""Every method has one tiny run on digits whose accuracies are kept, so that a rule that changes is seen by its name.
+
+``python tests/test_golden_runs.py [RUN ...]`` records runs again in ``tests/golden_runs.csv``, all of them by default.
+"""
+
+import argparse
+import importlib.util
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sp.baselines import METHODS
+from sp.experiment import Experiment, Moment, run
+from sp.files import write_atomically
+
+RECORDED = Path(__file__).with_name("golden_runs.csv")
+COLUMNS = ["a_after_a", "b_after_a", "a_after_b", "b_after_b"]  # accuracy on a task after training on a task
+TOLERANCE = 0.02  # of an accuracy, about 4 images: processors round differently
+
+# Domain-incremental, so that a part of task A is kept; of few steps, after which no network is at its end.
+SMALL = {"scenario": "domain", "hidden": (32, 32)}
+REHEARSING = {"replay_capacity": 100, "options": {"lr": 0.1}}
+# Without these a method would stay near chance in so few steps, or do what the optimizer under it does alone.
+CHOICES = {
+    "active_dendrites": {"epochs": 2},
+    "adamw": {"options": {"weight_decay": 10.0}},
+    "agem": {**REHEARSING, "epochs": 2},
+    "consolidating": {"options": {"warmup_steps": 20}},
+    "dendrites": {"options": {"check_every": 4, "patience": 1}},
+    "derpp": REHEARSING,
+    "er_ace": {**REHEARSING, "scenario": "class"},
+    "ewc": {"options": {"strength": 1000.0}},
+    "gpm": {"options": {"lr": 0.1}},
+    "lwf": {"epochs": 2, "options": {"strength": 4.0}},
+    "mas": {"options": {"strength": 50.0}},
+    "momentum": {"options": {"lr": 0.02}},
+    "ncl": {"options": {"prior": 0.1}},
+    "online_ewc": {"options": {"strength": 1000.0}},
+    "owm": {"options": {"lr": 0.1}},
+    "ridge": {"options": {"penalty": 10.0}},
+    "selective": {"epochs": 2, "options": {"warmup_steps": 5}},
+    "selective_coincidence": {"epochs": 2, "options": {"warmup_steps": 5}},
+    "sgd": {"options": {"lr": 0.1}},
+    "si": {"options": {"strength": 2000.0}},
+    "upgd": {"epochs": 10, "options": {"sigma": 0.1}},
+}
+RUNS = {method: Experiment(optimizer=method, **{**SMALL, **CHOICES.get(method, {})}) for method in METHODS}
+RUNS["coincidence, convolutional"] = Experiment(
+    optimizer="coincidence", model="convolutional", **{**SMALL, "hidden": (4, 8, 32)}
+)
+# The first and last have no rate; the others make their optimizer anew.
+WITHOUT_LASTING_RATE = ("chance", "dendrites", "joint", "ridge")
+NEEDS_PACKAGE = "it needs the extra `dendrites`: make dendrites"
+
+
+def can_run(name: str) -> bool:
+    return name != "dendrites" or importlib.util.find_spec("perforatedai") is not None
+
+
+def recorded() -> pd.DataFrame:
+    return pd.read_csv(RECORDED, index_col="run")
+
+
+def recorded_of(name: str) -> np.ndarray:
+    table = recorded()
+    if name not in table.index:
+        pytest.fail(f"{RECORDED.name} has no run {name!r}: record it with  {command(name)}")
+    return table.loc[name].to_numpy()
+
+
+def command(name: str) -> str:
+    return f"python tests/{Path(__file__).name} {shlex.quote(name)}"
+
+
+def differs(one: np.ndarray, other: np.ndarray) -> bool:
+    return not np.abs(one - other).max() <= TOLERANCE  # in this way NaN differs as well
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_accuracies_are_those_that_were_recorded(name):
+    expected = recorded_of(name)
+    if not can_run(name):
+        pytest.skip(NEEDS_PACKAGE)
+    measured = run(RUNS[name]).accuracy.ravel()
+    assert not differs(measured, expected), (
+        f"{name} has accuracies {measured.round(3)}, recorded are {expected.round(3)} ({', '.join(COLUMNS)}). If its "
+        f"rule was meant to change, raise its version in sp/experiment.py and record it again with  {command(name)}"
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name not in WITHOUT_LASTING_RATE])
+@pytest.mark.parametrize("factor", [0.5, 2])
+def test_another_learning_rate_is_seen(name, factor):
+    def change(moment: Moment) -> None:
+        if moment.step == 1:
+            for group in moment.learner.optimizer.param_groups:
+                group["lr"] *= factor
+
+    assert differs(run(RUNS[name], look=change).accuracy.ravel(), recorded_of(name))
+
+
+def test_no_run_is_recorded_that_is_not_made():
+    assert set(recorded().index) <= set(RUNS)
+
+
+def test_a_run_that_is_missing_is_named_with_its_command_which_adds_it_and_leaves_the_others(tmp_path, monkeypatch):
+    before, copy = recorded(), tmp_path / RECORDED.name
+    monkeypatch.setitem(globals(), "RECORDED", copy)
+    before.drop(index="ridge").to_csv(copy)
+    with pytest.raises(pytest.fail.Exception, match=r"no run 'ridge': record it with  python tests/.* ridge"):
+        recorded_of("ridge")
+    main(["ridge"])
+    assert list(recorded().index) == list(before.index) and not differs(recorded().to_numpy(), before.to_numpy())
+    with pytest.raises(SystemExit):
+        main(["rigde"])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run and record what is named, all runs by default; other rows stay as they are."""
+    parser = argparse.ArgumentParser(description="Run and record tiny runs; other rows stay as they are.")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help=f"default: all of {'; '.join(RUNS)}")
+    names = parser.parse_args(arguments).runs or list(RUNS)
+    if unknown := sorted(set(names) - set(RUNS)):
+        parser.error(f"RUN must be one of {'; '.join(RUNS)}, got {'; '.join(unknown)}")
+    table = recorded() if RECORDED.is_file() else pd.DataFrame(columns=COLUMNS, index=pd.Index([], name="run"))
+    for name in names:
+        if can_run(name):
+            table.loc[name] = run(RUNS[name]).accuracy.ravel()
+            print(name, table.loc[name].to_numpy(dtype=float).round(3))
+        else:
+            print(f"{name} is not recorded: {NEEDS_PACKAGE}")
+    kept = table.loc[[name for name in RUNS if name in table.index]]
+    write_atomically(RECORDED, kept.to_csv(float_format="%.4f"))
+
+
+if __name__ == "__main__":
+    main()
