@@ -222,9 +222,10 @@ class ReplayBuffer:
         if arrival < self.capacity:
             own.append(arrival)
             return arrival
-        most = max(map(len, self._class_slots.values()))
-        largest = [other for other, held in self._class_slots.items() if len(held) == most]
-        self._full_classes.update(largest)
+        if label not in self._full_classes:  # a class that was once among the largest is full for good
+            most = max(map(len, self._class_slots.values()))
+            largest = [other for other, held in self._class_slots.items() if len(held) == most]
+            self._full_classes.update(largest)
         if label in self._full_classes:
             stays = whether < len(own) / self._class_seen[label]
             return own[int(which * len(own))] if stays else self.capacity
