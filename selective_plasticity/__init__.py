@@ -1,5 +1,17 @@
-"""The published import: ``from selective_plasticity import SelectivePlasticityOptimizer, ReplayBuffer``."""
+"""All of `sp` under its published name: ``from selective_plasticity import SelectivePlasticityOptimizer``."""
 
-from sp import ReplayBuffer, SelectivePlasticityOptimizer
+from sp import (
+    ConsolidatingPlasticityOptimizer,
+    NMDACoincidence,
+    PlasticityCounter,
+    ReplayBuffer,
+    SelectivePlasticityOptimizer,
+)
 
-__all__ = ["ReplayBuffer", "SelectivePlasticityOptimizer"]
+__all__ = [
+    "ConsolidatingPlasticityOptimizer",
+    "NMDACoincidence",
+    "PlasticityCounter",
+    "ReplayBuffer",
+    "SelectivePlasticityOptimizer",
+]

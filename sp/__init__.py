@@ -4,8 +4,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sp.biology import NMDACoincidence
-    from sp.counter import PlasticityCounter
+    from sp.biology import NMDACoincidence, PlasticityCounter
     from sp.optim import ConsolidatingPlasticityOptimizer, SelectivePlasticityOptimizer
     from sp.replay import ReplayBuffer
 
@@ -22,7 +21,7 @@ __all__ = [
 _MODULES = {
     "ConsolidatingPlasticityOptimizer": "sp.optim",
     "NMDACoincidence": "sp.biology",
-    "PlasticityCounter": "sp.counter",
+    "PlasticityCounter": "sp.biology",
     "ReplayBuffer": "sp.replay",
     "SelectivePlasticityOptimizer": "sp.optim",
 }

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.profiler import ProfilerActivity, profile
 
-from sp.biology import NMDACoincidence
+from sp.biology import NMDACoincidence, PlasticityCounter
 from sp.checks import check_choice
-from sp.counter import PlasticityCounter
 from sp.files import bar
 from sp.models import mlp
 from sp.optim import ConsolidatingPlasticityOptimizer, SelectivePlasticityOptimizer

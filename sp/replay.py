@@ -7,6 +7,7 @@ neither stored again nor counted, so the same loop keeps a uniform sample of eve
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ class ReplayBuffer:
 
     Args:
         capacity: the most examples held, at least 1. Memory for all of them is taken at the first `add`, on the device
-            of its `x`, and does not grow afterwards.
+            of its `x`, and does not grow afterwards; with `distinct` their bytes are held once more, on the CPU.
         policy: which examples stay once the buffer is full.
             "reservoir": a uniform sample of all examples met so far (algorithm R; Vitter 1985).
             "class_balanced": as many of each class as the stream allows, a uniform sample within each class
@@ -56,6 +57,9 @@ class ReplayBuffer:
         self._sampling = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=self._keeping)))
         self._x: Tensor | None = None
         self._y: Tensor | None = None
+        # Where rows must be distinct: what each slot holds, and all of it together.
+        self._content: dict[int, bytes] = {}
+        self._held: set[bytes | None] = set()
         self._class_slots: dict[int, list[int]] = {}
         self._class_seen: dict[int, int] = {}
         self._full_classes: set[int] = set()
@@ -77,24 +81,16 @@ class ReplayBuffer:
             TypeError: x or y is not a tensor.
             ValueError: x and y differ in length, or a row differs in shape or dtype from those of the first batch.
         """
-        x, y = self._checked(x, y)
+        self._check(x, y)
         if len(x) == 0:
             return
-        if self._x is None:
-            self._allocate(x, y)
-        x, y = x.to(self._x.device), y.to(self._x.device)
-
-        hashes = self._hash(x, y) if self.distinct else []
-        fresh = self._fresh_rows(x, y, hashes) if self.distinct else range(len(x))
+        device = x.device if self._x is None else self._x.device
+        x, y = x.detach().to(device), y.detach().to(device)
+        contents = _contents(x, y) if self.distinct else []
+        fresh = self._fresh_rows(contents) if self.distinct else range(len(x))
         slots = self._choose_slots(y, fresh)
         # A slot beyond the last means "not kept"; of two rows for one slot a dict keeps the later, as one by one would.
-        row_of_slot = {slot: row for row, slot in zip(fresh, slots, strict=True) if slot < self.capacity}
-        if row_of_slot:
-            into, rows = torch.tensor([*row_of_slot.items()], device=x.device).T
-            self._x[into], self._y[into] = x[rows], y[rows]
-        if self.distinct:
-            for slot, row in row_of_slot.items():
-                self._index(slot, hashes[row])
+        self._store(x, y, contents, {slot: row for slot, row in zip(slots, fresh, strict=True) if slot < self.capacity})
         self.seen += len(slots)
 
     def sample(self, n: int) -> tuple[Tensor, Tensor]:
@@ -143,7 +139,7 @@ class ReplayBuffer:
             "y": None if self._y is None else self._y[: len(self)].clone(),
             "keeping": self._keeping.get_state(),
             "sampling": self._sampling.get_state(),
-            "class_slots": {label: list(slots) for label, slots in self._class_slots.items()},
+            "class_slots": deepcopy(self._class_slots),
             "class_seen": dict(self._class_seen),
             "full_classes": sorted(self._full_classes),
         }
@@ -164,21 +160,15 @@ class ReplayBuffer:
         # A generator's state lives on the CPU even where torch.load mapped every tensor to another device.
         self._keeping.set_state(state["keeping"].cpu())
         self._sampling.set_state(state["sampling"].cpu())
-        self._class_slots = {label: list(slots) for label, slots in state["class_slots"].items()}
+        self._class_slots = deepcopy(state["class_slots"])
         self._class_seen = dict(state["class_seen"])
         self._full_classes = set(state["full_classes"])
-        self._x = self._y = None
+        self._x, self._y, self._content, self._held = None, None, {}, set()
         if state["x"] is not None:
-            held = len(self)
-            self._allocate(state["x"], state["y"])
-            self._x[:held], self._y[:held] = state["x"], state["y"]
-            if self.distinct:
-                for slot, content in enumerate(self._hash(state["x"], state["y"])):
-                    self._index(slot, content)
+            contents = _contents(state["x"], state["y"]) if self.distinct else []
+            self._store(state["x"], state["y"], contents, {slot: slot for slot in range(len(self))})
 
-    # -- what comes in --
-
-    def _checked(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _check(self, x: Tensor, y: Tensor) -> None:
         for name, rows, held in (("x", x, self._x), ("y", y, self._y)):
             if not isinstance(rows, Tensor):
                 raise TypeError(f"{name} must be a tensor; got {type(rows).__name__}: wrap it with torch.as_tensor")
@@ -200,111 +190,68 @@ class ReplayBuffer:
                 f"y must hold one integer label an example for policy='class_balanced', shape (B,); got shape "
                 f"{tuple(y.shape)} and {y.dtype}: pass class indices, or use policy='reservoir'"
             )
-        return x.detach(), y.detach()
 
-    def _allocate(self, x: Tensor, y: Tensor) -> None:
-        self._x = x.new_empty((self.capacity, *x.shape[1:]))
-        self._y = y.new_empty((self.capacity, *y.shape[1:]), device=x.device)
-        if self.distinct:
-            self._hash_of: dict[int, int] = {}
-            self._slots_of: dict[int, set[int]] = {}
-            self._multipliers = _odd_numbers(_words(self._x).shape[1] + _words(self._y).shape[1], x.device)
-
-    # -- which rows are new --
-
-    def _hash(self, x: Tensor, y: Tensor) -> list[int]:
-        """64 bits of content for each row: a sum of products modulo 2^64."""
-        x_words, y_words = _words(x), _words(y)
-        x_multipliers, y_multipliers = self._multipliers.split([x_words.shape[1], y_words.shape[1]])
-        return ((x_words * x_multipliers).sum(1) + (y_words * y_multipliers).sum(1)).tolist()
-
-    def _index(self, slot: int, content: int) -> None:
-        """Notes that `slot` now holds a row of this hash, and no longer the one it held."""
-        if slot in self._hash_of:
-            others = self._slots_of[self._hash_of[slot]]
-            others.remove(slot)
-            if not others:
-                del self._slots_of[self._hash_of[slot]]
-        self._hash_of[slot] = content
-        self._slots_of.setdefault(content, set()).add(slot)
-
-    def _fresh_rows(self, x: Tensor, y: Tensor, hashes: list[int]) -> list[int]:
-        """The rows, ascending, that equal neither a held row nor an earlier row of the batch.
-
-        Rows of one hash are compared word by word, so a collision costs a comparison and never an example.
-        """
-        x, y, x_held, y_held = _words(x), _words(y), _words(self._x), _words(self._y)
-        held = set()
-        candidates = [(row, slot) for row, content in enumerate(hashes) for slot in self._slots_of.get(content, ())]
-        if candidates:
-            rows, slots = torch.tensor(candidates, device=x.device).T
-            same = (x[rows] == x_held[slots]).all(1) & (y[rows] == y_held[slots]).all(1)
-            held.update(rows[same].tolist())
-
-        fresh, fresh_of_hash = [], {}
-        for row, content in enumerate(hashes):
-            if row not in held:
-                alike = fresh_of_hash.setdefault(content, [])
-                if not any(torch.equal(x[row], x[other]) and torch.equal(y[row], y[other]) for other in alike):
-                    alike.append(row)
-                    fresh.append(row)
-        return fresh
-
-    # -- which slot a new row takes --
+    def _fresh_rows(self, contents: list[bytes]) -> list[int]:
+        """The rows, ascending, that equal neither a held row nor an earlier row of the batch."""
+        fresh: dict[bytes, int] = {}
+        for row, content in enumerate(contents):
+            if content not in self._held:
+                fresh.setdefault(content, row)
+        return list(fresh.values())
 
     def _choose_slots(self, y: Tensor, fresh: Sequence[int]) -> list[int]:
         """The slot of each new row, in order; a number of `capacity` or more means that the row is not kept."""
+        arrivals = range(self.seen, self.seen + len(fresh))
         if self.policy == "fifo":
-            return [(self.seen + arrival) % self.capacity for arrival in range(len(fresh))]
-        if self.policy == "reservoir":
-            return self._reservoir_slots(len(fresh))
-        labels = y.tolist()
-        return self._class_balanced_slots([labels[row] for row in fresh])
-
-    def _reservoir_slots(self, count: int) -> list[int]:
-        arrival = torch.arange(self.seen, self.seen + count)
+            return [arrival % self.capacity for arrival in arrivals]
         # Drawn while the buffer fills, too: then the content does not depend on how the stream was cut into batches.
-        draws = torch.rand(count, dtype=torch.float64, generator=self._keeping)
-        return torch.where(arrival < self.capacity, arrival, (draws * (arrival + 1)).long()).tolist()
+        if self.policy == "reservoir":
+            draws = torch.rand(len(fresh), dtype=torch.float64, generator=self._keeping).tolist()
+            places = zip(arrivals, draws, strict=True)
+            return [arrival if arrival < self.capacity else int(draw * (arrival + 1)) for arrival, draw in places]
+        draws = torch.rand(len(fresh), 2, dtype=torch.float64, generator=self._keeping).tolist()
+        labels = y.tolist()
+        return [
+            self._class_balanced_slot(arrival, labels[row], *draw)
+            for arrival, row, draw in zip(arrivals, fresh, draws, strict=True)
+        ]
 
-    def _class_balanced_slots(self, labels: list[int]) -> list[int]:
-        draws = torch.rand(len(labels), 2, dtype=torch.float64, generator=self._keeping).tolist()
-        slots = []
-        for arrival, (label, (which, whether)) in enumerate(zip(labels, draws, strict=True), start=self.seen):
-            own = self._class_slots.setdefault(label, [])
-            self._class_seen[label] = self._class_seen.get(label, 0) + 1
-            if arrival < self.capacity:
-                own.append(arrival)
-                slots.append(arrival)
-                continue
+    def _class_balanced_slot(self, arrival: int, label: int, which: float, whether: float) -> int:
+        own = self._class_slots.setdefault(label, [])
+        self._class_seen[label] = self._class_seen.get(label, 0) + 1
+        if arrival < self.capacity:
+            own.append(arrival)
+            return arrival
+        if label not in self._full_classes:  # a class that was once among the largest is full for good
             most = max(map(len, self._class_slots.values()))
             largest = [other for other, held in self._class_slots.items() if len(held) == most]
             self._full_classes.update(largest)
-            if label not in self._full_classes:
-                choice = int(which * most * len(largest))
-                victims, place = self._class_slots[largest[choice // most]], choice % most
-                own.append(victims[place])
-                slots.append(victims[place])
-                victims[place] = victims[-1]
-                victims.pop()
-            elif whether < len(own) / self._class_seen[label]:
-                slots.append(own[int(which * len(own))])
-            else:
-                slots.append(self.capacity)
-        return slots
+        if label in self._full_classes:
+            stays = whether < len(own) / self._class_seen[label]
+            return own[int(which * len(own))] if stays else self.capacity
+        choice = int(which * most * len(largest))
+        victims, place = self._class_slots[largest[choice // most]], choice % most
+        own.append(victims[place])
+        victims[place] = victims[-1]
+        victims.pop()
+        return own[-1]
+
+    def _store(self, x: Tensor, y: Tensor, contents: list[bytes], row_of_slot: dict[int, int]) -> None:
+        if self._x is None:
+            self._x = x.new_empty((self.capacity, *x.shape[1:]))
+            self._y = y.new_empty((self.capacity, *y.shape[1:]))
+        into, rows = torch.tensor(list(row_of_slot.items()), dtype=torch.long, device=x.device).reshape(-1, 2).T
+        self._x[into], self._y[into] = x[rows], y[rows]
+        if self.distinct:
+            self._held.difference_update(map(self._content.get, row_of_slot))
+            self._content.update({slot: contents[row] for slot, row in row_of_slot.items()})
+            self._held.update(map(self._content.get, row_of_slot))
 
 
-def _words(rows: Tensor) -> Tensor:
-    """The bytes of each row as integers, shape (B, words), in the widest type that divides a row."""
-    flat = (rows.flatten(1) if rows.dim() > 1 else rows.unsqueeze(1)).contiguous()
-    size = flat.shape[1] * flat.element_size()
-    word = next(word for word in (torch.int64, torch.int32, torch.uint8) if size % word.itemsize == 0)
-    if flat.storage_offset() * flat.element_size() % word.itemsize:
-        flat = flat.clone()  # view(dtype) refuses a tensor that starts in the middle of a word
-    return flat.view(word)
-
-
-def _odd_numbers(count: int, device: torch.device) -> Tensor:
-    # Any fixed seed would do; odd, because an odd factor loses no bit of the word it multiplies.
-    generator = torch.Generator().manual_seed(1)
-    return (torch.randint(-(2**63), 2**63 - 1, (count,), generator=generator) | 1).to(device)
+def _contents(x: Tensor, y: Tensor) -> list[bytes]:
+    """The bytes of each example, of x and y together."""
+    parts = [rows.reshape(len(rows), -1).contiguous().view(torch.uint8).cpu() for rows in (x, y)]
+    width = sum(part.shape[1] for part in parts)
+    data = memoryview(bytearray(len(x) * width))
+    torch.cat(parts, 1, out=torch.frombuffer(data, dtype=torch.uint8).view(len(x), width))
+    return [data[start : start + width].tobytes() for start in range(0, len(data), width)]

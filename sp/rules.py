@@ -39,7 +39,7 @@ def saturating_ratio(magnitude: Tensor, threshold: Tensor | float) -> Tensor:
     """Synaptic scaling (P14): a magnitude >= 0 in units of a threshold > 0, saturating at one.
 
     ``min(magnitude / threshold, 1)``, in [0, 1] and without a unit. An infinite threshold gives zero everywhere. Only
-    an analogy to Turrigiano et al. (1998), see `synaptic_scaling`: a record of use is scaled, not the weights.
+    an analogy to Turrigiano et al. (1998): a record of use is scaled, not the weights.
     """
     return (magnitude / threshold).clamp(max=1)
 
@@ -87,88 +87,11 @@ def coincidence(activation_norm: Tensor, gradient_norm: Tensor) -> Tensor:
     """NMDA receptor (P8, P9): open where the presynaptic and the postsynaptic side are active together.
 
     ``a_norm * g_norm``, both arguments and the result in [0, 1]: zero where either is absent. It has the form of
-    `nmda_conductance`, with activation in the place of glutamate. The gradient in the place of the voltage is only an
-    analogy: it is itself a product of activity and error, and so is zero wherever either of them is in every example.
+    `sp.biology.textbook.nmda_conductance`, with activation in the place of glutamate. The gradient in the place of the
+    voltage is only an analogy: it is itself a product of activity and error, and so is zero wherever either of them is
+    in every example.
     """
     return activation_norm * gradient_norm
-
-
-def magnesium_block(voltage: Tensor, magnesium: float = 1.0) -> Tensor:
-    """Share of NMDA receptors that magnesium leaves unblocked (Jahr & Stevens 1990; effect: Nowak et al. 1984).
-
-    ``B(V) = 1 / (1 + [Mg] exp(-0.062 V) / 3.57)``, in (0, 1), rising with the voltage.
-
-    Args:
-        voltage: membrane potential V, in mV.
-        magnesium: concentration outside the cell, >= 0, in mM; about 1 in the brain.
-    """
-    return 1 / (1 + magnesium * torch.exp(-0.062 * voltage) / 3.57)
-
-
-def nmda_conductance(glutamate: Tensor, voltage: Tensor, magnesium: float = 1.0, largest: float = 1.0) -> Tensor:
-    """Conductance of a synapse's NMDA receptors: both glutamate and depolarisation are needed (Jahr & Stevens 1990).
-
-    ``g = g_max * s * B(V)``, with B of `magnesium_block`.
-
-    Args:
-        glutamate: share s of receptors that hold glutamate, in [0, 1].
-        voltage: membrane potential V, in mV, same shape or one that broadcasts.
-        magnesium: concentration outside the cell, >= 0, in mM.
-        largest: g_max >= 0, whose unit the result has (nS); 1 gives it as a share.
-    """
-    return largest * glutamate * magnesium_block(voltage, magnesium)
-
-
-def bcm_change(presynaptic: Tensor, postsynaptic: Tensor, threshold: Tensor | float) -> Tensor:
-    """Change of a synapse after Bienenstock, Cooper & Munro (1982): ``x y (y - theta)``, per unit of learning rate.
-
-    LTD where the postsynaptic rate lies between zero and the threshold, LTP above it, nothing without presynaptic rate.
-
-    Args:
-        presynaptic: rate x >= 0. postsynaptic: rate y >= 0, in the same unit (Hz).
-        threshold: theta > 0, in the unit of y.
-    """
-    return presynaptic * postsynaptic * (postsynaptic - threshold)
-
-
-def bcm_threshold(threshold: Tensor, postsynaptic: Tensor, decay: float, target: float = 1.0) -> Tensor:
-    """The sliding threshold between LTD and LTP (Intrator & Cooper 1992): it follows the mean squared rate.
-
-    ``theta <- decay * theta + (1 - decay) * y^2 / target``, so that a steady rate equal to ``target`` is its own
-    threshold. A busy neuron comes to need more for LTP, a quiet one less.
-
-    Args:
-        threshold: theta so far, >= 0, in the unit of y. postsynaptic: rate y >= 0 (Hz).
-        decay: share of the old threshold that is kept, in [0, 1).
-        target: rate > 0 at which theta comes to rest at y.
-    """
-    return decay * threshold + (1 - decay) * postsynaptic**2 / target
-
-
-def captured(late: Tensor, tag: Tensor, proteins: Tensor | float) -> Tensor:
-    """Synaptic tagging and capture (Frey & Morris 1997): a tagged synapse turns proteins into a lasting change.
-
-    ``late <- late + proteins * tag``. A weak stimulus leaves a tag that fades (`eligibility_trace`); if a strong one
-    elsewhere on the neuron brings proteins before that, the change lasts. The simplest form of models such as Clopath
-    et al. (2008); `consolidated_eligibility` is the same with the proteins always there.
-
-    Args:
-        late: lasting change of each synapse. tag: its fading one, same shape and unit.
-        proteins: share of a tag that is captured in this step, in [0, 1].
-    """
-    return late + proteins * tag
-
-
-def synaptic_scaling(weights: Tensor, rate: Tensor | float, target: float) -> Tensor:
-    """Synaptic scaling (Turrigiano et al. 1998): all synapses of a neuron by one factor that restores its rate.
-
-    ``w * target / rate``: ratios between synapses are kept. For a neuron whose rate is proportional to its weights.
-
-    Args:
-        weights: incoming weights of one neuron, any shape.
-        rate: its mean rate > 0 (Hz). target: the rate it returns to, > 0, same unit.
-    """
-    return weights * (target / rate)
 
 
 def sampled_quantile(tensors: Sequence[Tensor], fraction: float, seed: int, sample: int = 8192) -> Tensor:

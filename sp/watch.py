@@ -17,9 +17,8 @@ from torch import Tensor
 
 from sp import rules
 from sp.baselines import WITHOUT_NETWORK
-from sp.biology import Synapses
+from sp.biology import Events, PlasticityCounter, Synapses
 from sp.checks import check_choice
-from sp.counter import Events, PlasticityCounter
 from sp.experiment import Experiment, Moment, Result, run
 from sp.frames import results_frame
 from sp.optim import ConsolidatingPlasticityOptimizer
@@ -132,7 +131,7 @@ class Plasticity:
     """Look: LTP and LTD events and the mean gate of each layer, task by task.
 
     Attributes:
-        events: rows of `PlasticityCounter.frame`, with ``task``.
+        events: rows of `PlasticityCounter.rows`, with ``task``.
         gates: rows of ``task``, ``parameter``, ``row``, ``column`` and ``gate``: the mean over the looks in the task
             and over a block of synapses, of which a weight has at most ``blocks`` in each direction; none for an
             optimizer without a gate.
@@ -165,8 +164,7 @@ class Plasticity:
                     self._sums[name] = self._sums.get(name, 0) + seen
         if moment.last:
             self.last_events = self._counter.events
-            frame = self._counter.frame().assign(task=moment.task)
-            self.events += frame.to_dict("records")
+            self.events += [{**row, "task": moment.task} for row in self._counter.rows()]
             self._counter.reset()
             for name, total in self._sums.items():
                 means = (total / self._looks).tolist()

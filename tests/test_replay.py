@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from sp import replay
 from sp.replay import POLICIES, ReplayBuffer
 
 
@@ -31,13 +30,9 @@ def held(buffer):
     distinct=st.booleans(),
     capacity=st.integers(1, 12),
     batches=st.lists(st.lists(st.integers(0, 20), max_size=15), max_size=6),
-    hash_bits=st.sampled_from([0, 1, 64]),
 )
-def test_invariants(policy, distinct, capacity, batches, hash_bits):
+def test_invariants(policy, distinct, capacity, batches):
     buffer = ReplayBuffer(capacity, policy, distinct)
-    if hash_bits < 64:  # collisions on purpose
-        full_hash = buffer._hash
-        buffer._hash = lambda x, y: [content % 2**hash_bits for content in full_hash(x, y)]
     met = Counter()
     for batch in batches:
         numbers = torch.tensor(batch, dtype=torch.long)
@@ -63,6 +58,23 @@ def test_how_the_stream_is_cut_does_not_matter(policy, distinct):
     for start, stop in ((0, 1), (1, 50), (50, 50), (50, 53), (53, 200)):
         cut.add(x[start:stop], y[start:stop])
     assert held(whole) == held(cut)
+
+
+@pytest.mark.parametrize(
+    ("policy", "content", "drawn"),
+    [
+        ("reservoir", [65, 41, 36, 27, 4, 5], [1, 1, 3]),
+        ("class_balanced", [83, 53, 2, 55, 80, 33], [1, 3, 3]),
+        ("fifo", [94, 95, 96, 97, 98, 99], [3, 2, 1]),
+    ],
+)
+def test_a_seed_keeps_and_draws_what_it_always_did(policy, content, drawn):
+    """Stored results with replay stay valid only as long as this does."""
+    buffer = ReplayBuffer(6, policy, seed=7)
+    for start in range(0, 90, 30):  # ten of each forty come twice
+        buffer.add(*stream(start, start + 40, classes=4))
+    assert held(buffer) == content
+    assert buffer.sample(3)[1].tolist() == drawn
 
 
 def test_reservoir_is_uniform():
@@ -181,6 +193,24 @@ def test_an_example_is_its_x_and_its_y():
     assert buffer.class_counts() == {0: 1, 1: 1, 2: 1}
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_bytes_tell_examples_apart_and_one_that_left_is_new_again(policy):
+    buffer = ReplayBuffer(3, policy, distinct=True)
+    apart = torch.tensor([[0.0, 1.0], [-0.0, 1.0], [1.0, 0.0]])
+    labels = torch.zeros(3, dtype=torch.long)
+    buffer.add(apart, labels)
+    assert len(buffer) == buffer.seen == 3
+    for seen, number in enumerate(range(100, 200), start=4):
+        buffer.add(torch.full((1, 2), float(number)), labels[:1])
+        assert buffer.seen == seen
+    held_now = buffer.state_dict()["x"][:, 0].tolist()
+    buffer.add(buffer.state_dict()["x"], labels)
+    assert buffer.seen == 103 and buffer.state_dict()["x"][:, 0].tolist() == held_now
+    left = next(number for number in range(100, 200) if number not in held_now)
+    buffer.add(torch.full((1, 2), float(left)), labels[:1])
+    assert buffer.seen == 104
+
+
 def test_one_huge_batch_of_equal_rows():
     buffer = ReplayBuffer(10)
     buffer.add(torch.zeros(5000, 4), torch.zeros(5000))
@@ -275,7 +305,7 @@ def test_storage_is_taken_once():
     for start in range(10, 500, 70):
         buffer.add(*stream(start, start + 70))
     assert buffer._x.data_ptr() == address
-    assert len(buffer._x) == len(buffer) == len(buffer._hash_of) == sum(map(len, buffer._slots_of.values())) == 30
+    assert len(buffer._x) == len(buffer) == len(buffer._content) == len(buffer._held) == 30
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -339,12 +369,3 @@ def test_labels_are_needed_where_classes_matter():
     buffer.add(x, torch.zeros(5, 2))
     with pytest.raises(ValueError, match="class_counts needs one label an example"):
         buffer.class_counts()
-
-
-def test_the_hash_spreads():
-    buffer = ReplayBuffer(10)
-    images = torch.randint(0, 2, (4000, 28, 28), generator=torch.Generator().manual_seed(0)).float()
-    labels = torch.zeros(4000, dtype=torch.long)
-    buffer.add(images[:1], labels[:1])
-    assert len(set(buffer._hash(images, labels))) == 4000
-    assert replay._words(images).dtype == torch.int64

@@ -1,4 +1,4 @@
-"""The optimizers as drop-ins in PyTorch Lightning and Hugging Face accelerate: the same weights as in a plain loop."""
+"""The optimizers in PyTorch Lightning, accelerate and Hugging Face's Trainer: the same weights as in a plain loop."""
 
 import logging
 import warnings
@@ -32,10 +32,10 @@ def batches():
     return DataLoader(TensorDataset(x, y), batch_size=8)
 
 
-def plain(make):
+def plain(make, gamma=0.95):
     model = network()
     optimizer = make(model)
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.95)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma)
     for x, y in [*batches(), *batches()]:  # two epochs
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
@@ -99,3 +99,63 @@ def test_accelerate(make, tmp_path):
             accelerator.save_state(tmp_path)
             accelerator.load_state(tmp_path)
     torch.testing.assert_close(accelerator.unwrap_model(model).state_dict(), plain(make).state_dict())
+
+
+class WithLoss(nn.Module):
+    """A model as Hugging Face's Trainer takes one: it answers with its loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = network()
+
+    def forward(self, x, labels):
+        return {"loss": F.cross_entropy(self.network(x), labels)}
+
+
+CLASSES = {
+    "selective": (SelectivePlasticityOptimizer, {"lr": 0.01, "warmup_steps": 8}),
+    "consolidating": (ConsolidatingPlasticityOptimizer, {"warmup_steps": 8}),
+}
+RECIPES = [(kind, recipe) for kind in KINDS for recipe in ("optimizer", "method", "class")]
+
+
+@pytest.mark.parametrize(("kind", "recipe"), [pair for pair in RECIPES if pair != ("coincidence", "class")])
+def test_hugging_face(kind, recipe, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    examples = [{"x": x, "labels": y} for batch in batches() for x, y in zip(*batch, strict=True)]
+
+    class Trainer(transformers.Trainer):
+        def get_train_dataloader(self):
+            return DataLoader(examples, batch_size=8)
+
+    class OwnOptimizer(Trainer):
+        def create_optimizer(self, model=None):
+            if self.optimizer is None:
+                self.optimizer = KINDS[kind](self.model if model is None else model)
+            return self.optimizer
+
+    def fit(epochs, resume=None):
+        model = WithLoss()
+        given = {
+            "optimizer": lambda: Trainer(model, arguments(epochs), optimizers=(KINDS[kind](model), None)),
+            "method": lambda: OwnOptimizer(model, arguments(epochs)),
+            "class": lambda: Trainer(model, arguments(epochs), optimizer_cls_and_kwargs=CLASSES[kind]),
+        }
+        given[recipe]().train(resume_from_checkpoint=resume)
+        return model.network.state_dict()
+
+    def arguments(epochs):
+        return transformers.TrainingArguments(
+            output_dir=tmp_path,
+            num_train_epochs=epochs,
+            lr_scheduler_type="constant",
+            save_strategy="epoch",
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+            logging_strategy="no",
+        )
+
+    expected = plain(KINDS[kind], gamma=1.0).state_dict()
+    torch.testing.assert_close(fit(2), expected, rtol=0, atol=0)
+    torch.testing.assert_close(fit(2, tmp_path / "checkpoint-10"), expected, rtol=0, atol=0)

@@ -1,17 +1,17 @@
 """Counting potentiation and depression, synapse by synapse, while any optimizer steps."""
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from sp.biology import remove_all
 from sp.checks import check_integer, check_number
+
+_KINDS = ("ltp", "ltd", "shut")
 
 
 @dataclass
@@ -69,13 +69,12 @@ class PlasticityCounter:
         self._steps: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         self._before: dict[str, Tensor] = {}
         self.reset()
-        me = weakref.ref(self)
         if isinstance(optimizer_or_model, Optimizer):
             before, after = optimizer_or_model.register_step_pre_hook, optimizer_or_model.register_step_post_hook
         else:
             before, after = register_optimizer_step_pre_hook, register_optimizer_step_post_hook
-        self._handles = [before(_step_hook(me, "_remember")), after(_step_hook(me, "_count"))]
-        weakref.finalize(self, remove_all, self._handles)
+        self._handles = [before(_weakly(self._remember)), after(_weakly(self._count))]
+        weakref.finalize(self, _remove_all, self._handles)
 
     def reset(self) -> None:
         """Begin to count anew, as at the switch to another task."""
@@ -84,27 +83,18 @@ class PlasticityCounter:
             for name, p in self._parameters.items()
         }
 
-    def frame(self, synapses: bool = False) -> pd.DataFrame:
-        """The events as a tidy table.
-
-        Args:
-            synapses: False: one row a parameter. True: one row a synapse.
+    def rows(self) -> list[dict[str, str | int]]:
+        """The events as a table, one row a parameter; `events` has them synapse by synapse.
 
         Returns:
-            ``parameter``, ``synapses`` (how many; or, one row each, ``synapse``, its place in the flattened parameter),
-            ``looks`` (steps looked at), ``ltp``, ``ltd``, ``shut`` (numbers of events, summed over the row's synapses).
+            ``parameter``, ``synapses`` (how many it has), ``looks`` (steps looked at), ``ltp``, ``ltd``, ``shut``
+            (events of all its synapses). ``pandas.DataFrame`` takes it as it is.
         """
-        tables = []
+        rows = []
         for name, seen in self.events.items():
-            counts = {kind: getattr(seen, kind).flatten().cpu() for kind in ("ltp", "ltd", "shut")}
-            if synapses:
-                rows = {"synapse": range(len(counts["ltp"])), "looks": seen.looks}
-                rows.update({kind: count.numpy() for kind, count in counts.items()})
-            else:
-                rows = {"synapses": [len(counts["ltp"])], "looks": [seen.looks]}
-                rows.update({kind: [int(count.sum())] for kind, count in counts.items()})
-            tables.append(pd.DataFrame({"parameter": name, **rows}))
-        return pd.concat(tables, ignore_index=True)
+            sums = {kind: int(getattr(seen, kind).sum()) for kind in _KINDS}
+            rows.append({"parameter": name, "synapses": seen.ltp.numel(), "looks": seen.looks, **sums})
+        return rows
 
     def state_dict(self) -> dict[str, dict[str, int | Tensor]]:
         """The events so far by the parameter's name, in tensors and numbers that ``torch.save`` keeps.
@@ -127,12 +117,12 @@ class PlasticityCounter:
                 "make the counter of the same model or optimizer"
             )
         for name, p in self._parameters.items():
-            values = {kind: state[name][kind].to(p.device, torch.int32, copy=True) for kind in ("ltp", "ltd", "shut")}
+            values = {kind: state[name][kind].to(p.device, torch.int32, copy=True) for kind in _KINDS}
             self.events[name] = Events(int(state[name]["looks"]), **values)
 
     def remove(self) -> None:
         """Stop counting; what was counted stays. A second call does nothing."""
-        remove_all(self._handles)
+        _remove_all(self._handles)
 
     def __enter__(self) -> "PlasticityCounter":
         return self
@@ -177,11 +167,17 @@ def _named_parameters(owner: Optimizer | nn.Module) -> Iterator[tuple[str, nn.Pa
             number += 1
 
 
-def _step_hook(counter: weakref.ref, method: str):
+def _remove_all(handles: list) -> None:
+    while handles:
+        handles.pop().remove()
+
+
+def _weakly(method: Callable[[Optimizer], None]) -> Callable[..., None]:
     """A step hook that does not hold the counter alive."""
+    reference = weakref.WeakMethod(method)
 
     def call(optimizer: Optimizer, *_) -> None:
-        if (counting := counter()) is not None:
-            getattr(counting, method)(optimizer)
+        if (alive := reference()) is not None:
+            alive(optimizer)
 
     return call
