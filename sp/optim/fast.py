@@ -1,8 +1,7 @@
-"""What makes a step fast: pieces that stay in the cache, a compiled form, and shards instead of distributed tensors."""
+"""What makes a step fast: pieces that stay in the cache, and shards instead of distributed tensors."""
 
-import types
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,44 +20,59 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def summed_over_shards(value: Tensor, parameter: Tensor) -> Tensor:
-    """The sum of a number over the processes that hold the shards of a parameter; itself where there is only one."""
+def summed_over_shards(values: Tensor, parameter: Tensor) -> Tensor:
+    """Sums over the processes that hold the shards of a parameter; the values themselves where there is only one."""
     if not isinstance(parameter, DTensor):
-        return value
-    value = value.clone()
+        return values
+    values = values.clone()
     for dimension, placement in enumerate(parameter.placements):
         if placement.is_shard():
-            torch.distributed.all_reduce(value, group=parameter.device_mesh.get_group(dimension))
-    return value
+            torch.distributed.all_reduce(values, group=parameter.device_mesh.get_group(dimension))
+    return values
 
 
-def blocks(lists: Sequence[Sequence[Tensor]]) -> Iterator[tuple[list[int], list[list[Tensor]]]]:
+def alike(parameters: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Parameters in lists that the foreach functions can take at once: of one device, one dtype and one sharding."""
+    lists: dict[Any, list[Tensor]] = {}
+    for p in parameters:
+        sharding = (p.device_mesh, p.placements) if isinstance(p, DTensor) else None
+        lists.setdefault((p.device, p.dtype, sharding), []).append(p)
+    return list(lists.values())
+
+
+def blocks(*lists: Sequence[Tensor], scratch: int) -> Iterator[tuple[list[int], list[list[Tensor]]]]:
     """Cut lists of tensors of equal shapes into blocks, one after another, along the tensors' first dimension.
 
     A rule is a dozen elementwise operations. Over whole tensors each of them reads and writes memory; over a block the
-    intermediate results never leave the cache, and no large ones are ever there. An accelerator, where a kernel costs
-    more to start than it saves, gets everything as one block.
+    intermediate results never leave the cache, and all blocks write theirs in the same place. An accelerator, where a
+    kernel costs more to start than it saves, gets everything as one block.
 
     Args:
         lists: of equal length; the tensors at one place have one shape and lie on one device.
+        scratch: how many lists of tensors to write intermediate results to are wanted, of the last list's dtype.
 
     Yields:
-        For each piece in the block which place it is from, and the pieces of each list.
+        For each piece in the block which place it is from; and the pieces of each list, followed by the scratch ones.
     """
-    places: list[int] = []
-    block: list[list[Tensor]] = [[] for _ in lists]
-    size = 0
+    cut: list[list[tuple[int, tuple[Tensor, ...]]]] = [[]]
+    sizes = [0]
     for place, tensors in enumerate(zip(*lists, strict=True)):
         for pieces in _pieces(tensors):
-            if size and size + pieces[0].numel() > BLOCK and pieces[0].device.type == "cpu":
-                yield places, block
-                places, block, size = [], [[] for _ in lists], 0
-            places.append(place)
-            size += pieces[0].numel()
-            for members, piece in zip(block, pieces, strict=True):
-                members.append(piece)
-    if places:
-        yield places, block
+            count = pieces[0].numel()
+            if sizes[-1] and sizes[-1] + count > BLOCK and pieces[0].device.type == "cpu":
+                cut.append([])
+                sizes.append(0)
+            cut[-1].append((place, pieces))
+            sizes[-1] += count
+    rooms = [lists[-1][0].new_empty(max(sizes)) for _ in range(scratch)]
+    for block, size in zip(cut, sizes, strict=True):
+        places, pieces = zip(*block, strict=True)
+        counts = [first.numel() for first, *_ in pieces]
+        results = [
+            [part.view(first.shape) for part, (first, *_) in zip(room[:size].split(counts), pieces, strict=True)]
+            for room in rooms
+        ]
+        yield list(places), [*map(list, zip(*pieces, strict=True)), *results]
 
 
 def _pieces(tensors: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
@@ -67,36 +81,3 @@ def _pieces(tensors: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
         return iter((tensors,))
     rows = max(1, BLOCK * len(first) // first.numel())
     return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
-
-
-class Compiled:
-    """A function under ``torch.compile(fullgraph=True)``, or as it is where compiling turns out to be impossible.
-
-    Compiling takes some 20 s the first time on a machine, and a few from its cache, at the first call and whenever
-    other shapes come.
-    """
-
-    def __init__(self, function: Callable):
-        # Dynamo counts how often a piece of code was compiled and gives up at a limit: each optimizer gets a copy.
-        code, name = function.__code__.replace(), function.__name__
-        own = types.FunctionType(code, function.__globals__, name, function.__defaults__)
-        own.__kwdefaults__ = function.__kwdefaults__
-        self.plain, self.call = function, torch.compile(own, fullgraph=True, dynamic=False)
-
-    def __call__(self, *arguments, **options):
-        if self.call is self.plain:
-            return self.plain(*arguments, **options)
-        try:
-            return self.call(*arguments, **options)
-        except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
-            # Raised before the compiled code ran, so nothing was changed yet.
-            reason = " ".join(str(error).split())[:300]
-            warnings.warn(
-                "compile=True: this step cannot be compiled here, and the optimizer goes on without, more slowly and "
-                "with the same results. On a CPU a C++ compiler is needed (Debian: apt-get install g++). The reason: "
-                f"{type(error).__name__}: {reason}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            self.call = self.plain
-            return self.plain(*arguments, **options)
