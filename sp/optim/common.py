@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from sp.biology import NMDACoincidence, Synapses
 from sp.checks import check_choice, check_flag, check_number
-from sp.optim.fast import alike, local, summed_over_shards, whole
+from sp.optim.fast import Blocks, alike, local, summed_over_shards, whole
 
 Groups = list[tuple[dict[str, Any], list[Tensor]]]
 
@@ -52,6 +52,7 @@ class PlasticityOptimizer(Optimizer):
     parameter_state: tuple[str, ...] = ()
     number_state: tuple[str, ...] = ()
     wide_state: tuple[str, ...] = ()
+    scratch = 1  # tensors of each parameter's shape that its fast form needs for intermediate results
     group_state: tuple[str, ...] = ("step_count",)  # what the first parameter group of a saved state has to hold
 
     def __init__(self, params: Iterable, defaults: dict[str, Any], coincidence: NMDACoincidence | None):
@@ -171,6 +172,11 @@ class PlasticityOptimizer(Optimizer):
                     f"{p.grad.dtype} for the parameter of shape {tuple(p.shape)}; nothing was changed. Build an "
                     "Embedding with sparse=False, or give that parameter to another optimizer."
                 )
+
+    @property
+    def blocks(self) -> Blocks:
+        """What cuts this optimizer's tensors; a copy of the optimizer has its own."""
+        return self.__dict__.setdefault("_blocks", Blocks(self.scratch))
 
     @property
     def asks(self) -> bool:

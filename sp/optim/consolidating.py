@@ -13,7 +13,7 @@ from sp.biology import NMDACoincidence, Synapses
 from sp.checks import check_integer, check_number
 from sp.optim.coincidence import REFERENCE_BATCH, SCALE_STEPS, WatchedLayer, horizon, memories
 from sp.optim.common import Groups, PlasticityOptimizer, scalar_dtype, signed_rate
-from sp.optim.fast import alike, blocks, local, summed_over_shards, whole
+from sp.optim.fast import Blocks, alike, local, summed_over_shards, whole
 from sp.optim.memory import Memory
 
 _OF_ALL_GROUPS = ("absorber", "threshold_quantile", "warmup_steps")
@@ -185,11 +185,11 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
                 f"coincidence: the layer {sharded[0]!r} is sharded by fully_shard, and a memory needs all of a layer's "
                 "gradient; nothing was changed. Use DistributedDataParallel, or the optimizer without coincidence."
             )
-        squares: dict[int, Tensor] = {}
-        for members in alike(parameters):
-            norms = torch._foreach_norm([local(p.grad) for p in members], 2, scalar_dtype(members[0]))
-            seen = summed_over_shards(torch.stack(norms).square(), members[0])
-            squares |= zip(map(id, members), seen.to(parameters[0].device, torch.float32).unbind(), strict=True)
+        lists = alike(parameters)
+        found = [_squared_norms(members).to(parameters[0].device, torch.float32) for members in lists]
+        if len(lists) == 1:
+            return found[0]
+        squares = {id(p): s for ps, norms in zip(lists, found, strict=True) for p, s in zip(ps, norms, strict=True)}
         return torch.stack([squares[id(p)] for p in parameters])
 
     @torch.compiler.disable(recursive=False)
@@ -201,11 +201,8 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
     def _calls(self, groups: Groups, measured: Tensor) -> Calls:
         """Make the watched parameters' step; the functions that make that of the others, with their arguments."""
         covered = self.watched()
-        parameters = [p for _, members in groups for p in members]
-        squares = [square for p, square in zip(parameters, measured, strict=True) if id(p) not in covered]
         layers = self._layers(groups, covered) if covered else []
-        squares += [layer.squared_norm().to(measured.device, torch.float32) for layer in layers]
-        norm = torch.stack(squares).sum().sqrt() if squares else measured.new_zeros(())
+        norm = self._norm(groups, covered, layers, measured) if covered else measured.sum().sqrt()
         if (self.asks or norm.device.type == "cpu") and not norm:
             return []
         examples = max([layer.examples for layer in layers], default=REFERENCE_BATCH)
@@ -218,6 +215,15 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         self._coincident(layers, covered, shared, factor)
         rest = [(group, [p for p in members if id(p) not in covered]) for group, members in groups]
         return self._diagonal(rest, shared, factor)
+
+    def _norm(
+        self, groups: Groups, covered: dict[int, Synapses], layers: list[WatchedLayer], measured: Tensor
+    ) -> Tensor:
+        """Of the gradient, in which that of a watched layer is in units of its inputs."""
+        parameters = [p for _, members in groups for p in members]
+        squares = [square for p, square in zip(parameters, measured, strict=True) if id(p) not in covered]
+        squares += [layer.squared_norm().to(measured.device, torch.float32) for layer in layers]
+        return torch.stack(squares).sum().sqrt() if squares else measured.new_zeros(())
 
     def _absorb(self, shared: dict[str, Any], norm: Tensor, keep: float) -> Tensor:
         """Move the running mean of the gradient's norm, and return the factor that the absorber leaves of it."""
@@ -267,15 +273,18 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
                 c.copy_(rules.consolidated_eligibility(c, factor.to(c.device) * g.to(c.dtype)))
             shared["threshold"] = self._threshold(steps).to(factor.device)
         calls = []
-        for group, parameters in members:
+        for number, (group, parameters) in enumerate(members):
             size = signed_rate(group) * shared["threshold"].sqrt()  # theta / sqrt(theta)
             if self.coincidence is not None:
                 size = size * self._novelty(group, shared)
-            numbers = [number.to(parameters[0].device) for number in (factor, shared["threshold"], size)]
+            numbers = [x.to(parameters[0].device) for x in (factor, shared["threshold"], size)]
             consolidated = [self.state[p]["consolidated"] for p in parameters]
             tensors = [[local(t) for t in ts] for ts in (parameters, [p.grad for p in parameters], consolidated)]
-            by_hand = group["foreach"] and (self.asks or factor.device.type == "cpu")
-            calls.append((_multi_tensor if by_hand else _single_tensor, (*tensors, *numbers, measuring)))
+            arguments = (*tensors, *numbers, measuring)
+            if group["foreach"] and (self.asks or factor.device.type == "cpu"):  # else the device would be waited for
+                calls.append((_multi_tensor, (self.blocks, number, *arguments)))
+            else:
+                calls.append((_single_tensor, arguments))
         return calls
 
     def _threshold(self, steps: int) -> Tensor:
@@ -330,6 +339,12 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         return self.state.get(synapses.weight, {}), synapses, inputs
 
 
+def _squared_norms(members: list[Tensor]) -> Tensor:
+    """Of the gradients of parameters that are alike, (n,)."""
+    norms = torch._foreach_norm([local(p.grad) for p in members], 2, scalar_dtype(members[0]))
+    return summed_over_shards(torch.stack(norms).square(), members[0])
+
+
 def _single_tensor(
     parameters: list[Tensor],
     gradients: list[Tensor],
@@ -348,6 +363,8 @@ def _single_tensor(
 
 
 def _multi_tensor(
+    blocks: Blocks,
+    key: int,
     parameters: list[Tensor],
     gradients: list[Tensor],
     consolidated: list[Tensor],
@@ -360,7 +377,7 @@ def _multi_tensor(
     if torch.compiler.is_compiling():  # the compiler makes of the reference what is done by hand here
         return _single_tensor(parameters, gradients, consolidated, factor, threshold, size, captured)
     share, theta, rate = torch.stack([factor, threshold, size]).tolist()
-    for _, (w, g, c, scale) in blocks(parameters, gradients, consolidated, scratch=1):
+    for _, (g, w, c, scale) in blocks.cut(key, gradients, parameters, consolidated):
         if not captured:
             torch._foreach_addcmul_(c, g, g, share**2)
         torch._foreach_copy_(scale, c)

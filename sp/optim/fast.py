@@ -40,44 +40,86 @@ def alike(parameters: Sequence[Tensor]) -> list[list[Tensor]]:
     return list(lists.values())
 
 
-def blocks(*lists: Sequence[Tensor], scratch: int) -> Iterator[tuple[list[int], list[list[Tensor]]]]:
-    """Cut lists of tensors of equal shapes into blocks, one after another, along the tensors' first dimension.
+class Blocks:
+    """Cuts lists of tensors of equal shapes into blocks, one after another, along the tensors' first dimension.
 
     A rule is a dozen elementwise operations. Over whole tensors each of them reads and writes memory; over a block the
     intermediate results never leave the cache, and all blocks write theirs in the same place. An accelerator, where a
-    kernel costs more to start than it saves, gets everything as one block.
+    kernel costs more to start than it saves, gets everything as one block. To cut costs as much time as the arithmetic
+    of a small network, so what lies where it lay before is not cut again.
 
     Args:
-        lists: of equal length; the tensors at one place have one shape and lie on one device.
-        scratch: how many lists of tensors to write intermediate results to are wanted, of the last list's dtype.
-
-    Yields:
-        For each piece in the block which place it is from; and the pieces of each list, followed by the scratch ones.
+        scratch: how many tensors to write intermediate results to come with each piece.
     """
-    cut: list[list[tuple[int, tuple[Tensor, ...]]]] = [[]]
-    sizes = [0]
-    for place, tensors in enumerate(zip(*lists, strict=True)):
-        for pieces in _pieces(tensors):
-            count = pieces[0].numel()
-            if sizes[-1] and sizes[-1] + count > BLOCK and pieces[0].device.type == "cpu":
-                cut.append([])
-                sizes.append(0)
-            cut[-1].append((place, pieces))
-            sizes[-1] += count
-    rooms = [lists[-1][0].new_empty(max(sizes)) for _ in range(scratch)]
-    for block, size in zip(cut, sizes, strict=True):
-        places, pieces = zip(*block, strict=True)
-        counts = [first.numel() for first, *_ in pieces]
-        results = [
-            [part.view(first.shape) for part, (first, *_) in zip(room[:size].split(counts), pieces, strict=True)]
-            for room in rooms
-        ]
-        yield list(places), [*map(list, zip(*pieces, strict=True)), *results]
+
+    def __init__(self, scratch: int):
+        self.scratch = scratch
+        self._rooms: dict[Any, list[Tensor]] = {}
+        self._kept: dict[Any, tuple[list[int], list[_Block]]] = {}
+
+    def cut(
+        self, key: Any, gradients: Sequence[Tensor], *lists: Sequence[Tensor]
+    ) -> Iterator[tuple[Sequence[int], list[list[Tensor]]]]:
+        """Blocks of tensors.
+
+        Args:
+            key: what the lists are known by from one step to the next.
+            gradients: may lie elsewhere in each step.
+            lists: as long as ``gradients``; tensors at one place have one shape and lie on one device. Scratch tensors
+                have the dtype of the last list.
+
+        Yields:
+            For each piece in the block which place it is from; and the pieces of ``gradients`` and of each list,
+            followed by the scratch ones.
+        """
+        if gradients[0].device.type != "cpu":
+            results = [[torch.empty_like(t) for t in lists[-1]] for _ in range(self.scratch)]
+            yield range(len(gradients)), [list(gradients), *map(list, lists), *results]
+            return
+        where = [t.data_ptr() for tensors in lists for t in tensors]
+        known, kept = self._kept.get(key, (None, []))
+        if known != where:
+            kept = self._cut(lists)
+            self._kept[key] = where, kept
+        for places, rows, pieces in kept:
+            parts = [gradients[i] if r is None else gradients[i][r] for i, r in zip(places, rows, strict=True)]
+            yield places, [parts, *pieces]
+
+    def _cut(self, lists: Sequence[Sequence[Tensor]]) -> list["_Block"]:
+        blocks: list[list[tuple[int, slice | None]]] = []
+        room = 0
+        for place, tensor in enumerate(lists[0]):
+            for rows, count in _rows(tensor):
+                if count > room:
+                    blocks.append([])
+                    room = BLOCK
+                blocks[-1].append((place, rows))
+                room -= count
+        return [self._block(block, lists) for block in blocks]
+
+    def _block(self, block: list[tuple[int, slice | None]], lists: Sequence[Sequence[Tensor]]) -> "_Block":
+        pieces = [[ts[place] if rows is None else ts[place][rows] for place, rows in block] for ts in lists]
+        counts = [piece.numel() for piece in pieces[-1]]
+        dtype = pieces[-1][0].dtype
+        rooms = self._rooms.get(dtype, [])
+        if not rooms or len(rooms[0]) < sum(counts):
+            rooms = self._rooms[dtype] = [torch.empty(sum(counts), dtype=dtype) for _ in range(self.scratch)]
+        for room in rooms:
+            parts = room[: sum(counts)].split(counts)
+            pieces.append([part.view(piece.shape) for part, piece in zip(parts, pieces[0], strict=True)])
+        places, rows = zip(*block, strict=True)
+        return places, rows, pieces
 
 
-def _pieces(tensors: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
-    first = tensors[0]
-    if first.device.type != "cpu" or first.numel() <= BLOCK:
-        return iter((tensors,))
-    rows = max(1, BLOCK * len(first) // first.numel())
-    return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+_Block = tuple[tuple[int, ...], tuple[slice | None, ...], list[list[Tensor]]]
+
+
+def _rows(tensor: Tensor) -> Iterator[tuple[slice | None, int]]:
+    """Ranges of rows that a tensor is cut into (None: it stays whole), each with the number of its elements."""
+    if tensor.numel() <= BLOCK:
+        yield None, tensor.numel()
+        return
+    width = tensor.numel() // len(tensor)
+    step = max(1, BLOCK // width)
+    for start in range(0, len(tensor), step):
+        yield slice(start, start + step), min(step, len(tensor) - start) * width

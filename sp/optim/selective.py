@@ -12,7 +12,7 @@ from sp import rules
 from sp.biology import NMDACoincidence
 from sp.checks import check_choice, check_flag, check_integer, check_number
 from sp.optim.common import Groups, PlasticityOptimizer, scalar_dtype, signed_rate
-from sp.optim.fast import alike, blocks, local, whole
+from sp.optim.fast import Blocks, alike, local, whole
 
 REFRESH_EVERY = 50  # steps between two looks at the distribution of the eligibility
 SMALLEST_THRESHOLD = 1e-30  # where most of a tensor was never used; its reciprocal is still finite
@@ -77,6 +77,7 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
 
     parameter_state = ("eligibility", "momentum")
     number_state = ("step", "threshold")
+    scratch = 2
 
     def __init__(
         self,
@@ -161,13 +162,13 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         """The functions that make this step, with their arguments, in order."""
         calls = []
         activations = self._activations()
-        for group, with_gradient in groups:
+        for number, (group, with_gradient) in enumerate(groups):
             age = group["step_count"] - group["calibration_start"]
             look = age % REFRESH_EVERY == 0 or age == max(group["warmup_steps"], 1)
             rate = signed_rate(group)
             if not isinstance(rate, Tensor):  # of a number that changes a compiler would make one case after another
                 rate = torch.tensor(rate, dtype=torch.float64)
-            for parameters in alike(with_gradient):
+            for part, parameters in enumerate(alike(with_gradient)):
                 p8 = [activations.get(id(p)) for p in parameters]
                 by_hand = (
                     group["foreach"]
@@ -179,7 +180,10 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
                 )
                 gradients, states = [p.grad for p in parameters], [self.state[p] for p in parameters]
                 arguments = (parameters, gradients, states, p8, rate, group, look)
-                calls.append((_multi_tensor if by_hand else _single_tensor, arguments))
+                if by_hand:
+                    calls.append((_multi_tensor, (self.blocks, (number, part), *arguments)))
+                else:
+                    calls.append((_single_tensor, arguments))
         return calls
 
     def _activations(self) -> dict[int, Tensor]:
@@ -301,6 +305,8 @@ def _single_tensor(
 
 
 def _multi_tensor(
+    blocks: Blocks,
+    key: tuple[int, int],
     parameters: list[Tensor],
     gradients: list[Tensor],
     states: list[State],
@@ -323,8 +329,8 @@ def _multi_tensor(
     pairs = zip(numbers[: len(steps)], numbers[len(steps) :], strict=True)
     factors = [_factors(step, threshold, float(rate), dtype, options) for step, threshold in pairs]
     gated = any(scale for _, _, _, scale, _, _ in factors)
-    lists = [parameters, gradients, [state["eligibility"] for state in states], [state["momentum"] for state in states]]
-    for places, (w, g, e, m, a, b) in blocks(*([local(t) for t in members] for members in lists), scratch=2):
+    lists = [gradients, parameters, *([state[name] for state in states] for name in ("eligibility", "momentum"))]
+    for places, (g, w, e, m, a, b) in blocks.cut(key, *([local(t) for t in members] for members in lists)):
         sizes, units, thresholds, scales, floors, eps = zip(*(factors[place] for place in places), strict=True)
         torch._foreach_copy_(a, g)
         torch._foreach_abs_(a)
