@@ -1,5 +1,6 @@
 """What the optimizers share: gradients that are looked at before anything changes, skipped steps, state dicts."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -151,7 +152,7 @@ class PlasticityOptimizer(Optimizer):
         filled = [(group, [p for p in parameters if p.numel() > 0]) for group, parameters in groups]
         with_gradient = [p for _, parameters in filled for p in parameters]
         measured = self.measure(with_gradient) if with_gradient else None
-        if measured is not None and self.asks and not measured.sum().isfinite():
+        if measured is not None and self.asks and not math.isfinite(measured.sum()):
             self._skip(with_gradient)
             return loss, [], None
         for group, parameters in groups:

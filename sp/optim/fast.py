@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-BLOCK = 131_072  # elements: so many of weights, gradients, state and intermediate results fit a CPU's cache
+BLOCK = 262_144  # elements: so many of weights, gradients, state and intermediate results fit a CPU's cache
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class Blocks:
 
     def cut(
         self, key: Any, gradients: Sequence[Tensor], *lists: Sequence[Tensor]
-    ) -> Iterator[tuple[Sequence[int], list[list[Tensor]]]]:
+    ) -> Iterator[tuple[Sequence[int], list[list[Tensor]], list[list[Tensor]]]]:
         """Blocks of tensors.
 
         Args:
@@ -69,21 +69,23 @@ class Blocks:
                 have the dtype of the last list.
 
         Yields:
-            For each piece in the block which place it is from; and the pieces of ``gradients`` and of each list,
-            followed by the scratch ones.
+            For each piece in the block which place it is from; the pieces of ``gradients`` and of each list, followed
+            by the scratch ones; and the pieces of all but ``gradients`` and the first list once more, where they lie
+            side by side (`side_by_side`) joined to one.
         """
         if gradients[0].device.type != "cpu":
             results = [[torch.empty_like(t) for t in lists[-1]] for _ in range(self.scratch)]
-            yield range(len(gradients)), [list(gradients), *map(list, lists), *results]
+            pieces = [*map(list, lists), *results]
+            yield range(len(gradients)), [list(gradients), *pieces], pieces[1:]
             return
         where = [t.data_ptr() for tensors in lists for t in tensors]
         known, kept = self._kept.get(key, (None, []))
         if known != where:
             kept = self._cut(lists)
             self._kept[key] = where, kept
-        for places, rows, pieces in kept:
+        for places, rows, pieces, joined in kept:
             parts = [gradients[i] if r is None else gradients[i][r] for i, r in zip(places, rows, strict=True)]
-            yield places, [parts, *pieces]
+            yield places, [parts, *pieces], joined
 
     def _cut(self, lists: Sequence[Sequence[Tensor]]) -> list["_Block"]:
         blocks: list[list[tuple[int, slice | None]]] = []
@@ -108,10 +110,37 @@ class Blocks:
             parts = room[: sum(counts)].split(counts)
             pieces.append([part.view(piece.shape) for part, piece in zip(parts, pieces[0], strict=True)])
         places, rows = zip(*block, strict=True)
-        return places, rows, pieces
+        return places, rows, pieces, _joined(pieces[1:])
 
 
-_Block = tuple[tuple[int, ...], tuple[slice | None, ...], list[list[Tensor]]]
+_Block = tuple[tuple[int, ...], tuple[slice | None, ...], list[list[Tensor]], list[list[Tensor]]]
+
+
+def side_by_side(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Zeros, shaped like each of some parameters that are alike, one after another in one piece of memory.
+
+    What is done to all of them alike is then one operation: on small tensors every single one costs more to call than
+    to do. Parameters that do not lie in memory in the order of their elements, or are sharded, get tensors apart.
+    """
+    if not all(p.is_contiguous() and not isinstance(p, DTensor) for p in parameters):
+        return [torch.zeros_like(p, memory_format=torch.preserve_format) for p in parameters]
+    counts = [p.numel() for p in parameters]
+    parts = parameters[0].new_zeros(sum(counts)).split(counts)
+    return [part.view(p.shape) for part, p in zip(parts, parameters, strict=True)]
+
+
+def _joined(lists: list[list[Tensor]]) -> list[list[Tensor]]:
+    """Each list as one tensor where in every list the tensors lie side by side; the lists themselves elsewhere."""
+    for tensors in lists:
+        end = tensors[0].data_ptr()
+        for t in tensors:
+            if t.data_ptr() != end or not t.is_contiguous():
+                return lists
+            end += t.nbytes
+        if tensors[-1].untyped_storage().data_ptr() != tensors[0].untyped_storage().data_ptr():
+            return lists
+    count = sum(t.numel() for t in lists[0])
+    return [[ts[0].as_strided((count,), (1,))] for ts in lists]
 
 
 def _rows(tensor: Tensor) -> Iterator[tuple[slice | None, int]]:
