@@ -377,9 +377,9 @@ def _multi_tensor(
     if torch.compiler.is_compiling():  # the compiler makes of the reference what is done by hand here
         return _single_tensor(parameters, gradients, consolidated, factor, threshold, size, captured)
     share, theta, rate = torch.stack([factor, threshold, size]).tolist()
-    for _, (g, w, c, scale), (all_c, all_scales) in blocks.cut(key, gradients, parameters, consolidated):
+    for _, (g, w, c, scale) in blocks.cut(key, gradients, parameters, consolidated):
         if not captured:
             torch._foreach_addcmul_(c, g, g, share**2)
-        torch._foreach_copy_(all_scales, all_c)
-        torch._foreach_add_(all_scales, theta)
+        torch._foreach_copy_(scale, c)
+        torch._foreach_add_(scale, theta)
         torch._foreach_addcdiv_(w, g, scale, -rate * share)

@@ -12,7 +12,7 @@ from sp import rules
 from sp.biology import NMDACoincidence
 from sp.checks import check_choice, check_flag, check_integer, check_number
 from sp.optim.common import Groups, PlasticityOptimizer, scalar_dtype, signed_rate
-from sp.optim.fast import Blocks, alike, local, side_by_side, whole
+from sp.optim.fast import Blocks, alike, local, whole
 
 REFRESH_EVERY = 50  # steps between two looks at the distribution of the eligibility
 SMALLEST_THRESHOLD = 1e-30  # where most of a tensor was never used; its reciprocal is still finite
@@ -142,16 +142,15 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         check_number("gate_min", options["gate_min"], 0, 1)
 
     def initialise(self, parameters: list[Tensor]) -> None:
-        for members in alike(parameters):
-            for p, eligibility, momentum in zip(members, side_by_side(members), side_by_side(members), strict=True):
-                number = {"dtype": scalar_dtype(p), "device": p.device}
-                self.state[p] = {
-                    "step": torch.zeros((), **number),
-                    # An infinite threshold protects nothing, which is right until the distribution has been looked at.
-                    "threshold": torch.full((), math.inf, **number),
-                    "eligibility": eligibility,
-                    "momentum": momentum,
-                }
+        for p in parameters:
+            number = {"dtype": scalar_dtype(p), "device": p.device}
+            self.state[p] = {
+                "step": torch.zeros((), **number),
+                # An infinite threshold protects nothing, which is right until the distribution has been looked at.
+                "threshold": torch.full((), math.inf, **number),
+                "eligibility": torch.zeros_like(p, memory_format=torch.preserve_format),
+                "momentum": torch.zeros_like(p, memory_format=torch.preserve_format),
+            }
 
     @torch.compiler.disable(recursive=False)
     def update(self, groups: Groups, measured: Tensor | None) -> None:
@@ -331,26 +330,25 @@ def _multi_tensor(
     factors = [_factors(step, threshold, float(rate), dtype, options) for step, threshold in pairs]
     gated = any(scale for *_, scale, _ in factors)
     lists = [gradients, parameters, *([state[name] for state in states] for name in ("eligibility", "momentum"))]
-    cut = blocks.cut(key, *([local(t) for t in members] for members in lists))
-    for places, (g, w, _, m, a, b), (all_e, all_m, all_a, all_b) in cut:
+    for places, (g, w, e, m, a, b) in blocks.cut(key, *([local(t) for t in members] for members in lists)):
         sizes, eps, units, thresholds, shares, scales, floors = zip(*[factors[i] for i in places], strict=True)
         torch._foreach_copy_(a, g)
-        torch._foreach_lerp_(all_m, all_a, 1 - options["momentum"])
-        torch._foreach_abs_(all_a)
-        torch._foreach_lerp_(all_e, all_a, 1 - options["trace_decay"])
+        torch._foreach_abs_(a)
+        torch._foreach_lerp_(e, a, 1 - options["trace_decay"])
+        torch._foreach_lerp_(m, g, 1 - options["momentum"])
         if gated:
             # b = unit e_norm (1 - g_norm), cut where the gate reaches its floor
-            torch._foreach_copy_(all_b, all_e)
+            torch._foreach_copy_(b, e)
             torch._foreach_clamp_max_(b, units)
             torch._foreach_clamp_max_(a, thresholds)
             torch._foreach_addcmul_(b, b, a, shares)
             torch._foreach_clamp_max_(b, floors)
         # a = gate m = m - k / unit b m
-        torch._foreach_copy_(all_a, all_m)
+        torch._foreach_copy_(a, m)
         if gated:
             torch._foreach_addcmul_(a, b, m, scales)
         if options["base"] == "adam":
-            torch._foreach_copy_(all_b, all_e)
+            torch._foreach_copy_(b, e)
             torch._foreach_add_(b, eps)
             torch._foreach_addcdiv_(w, a, b, sizes)
         else:
