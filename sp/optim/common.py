@@ -191,9 +191,9 @@ class PlasticityOptimizer(Optimizer):
         sums = []  # nothing costs less
         for members in alike(parameters):
             half = {"dtype": torch.float32} if members[0].dtype.itemsize == 2 else {}
-            seen = torch.stack([local(p.grad).sum(**half) for p in members]).sum()
+            seen = torch.stack([local(p.grad).sum(**half) for p in members])
             sums.append(summed_over_shards(seen, members[0]))
-        return sums[0] if len(sums) == 1 else torch.stack([s.to(sums[0].device, sums[0].dtype) for s in sums])
+        return sums[0] if len(sums) == 1 else torch.cat([s.to(sums[0].device, sums[0].dtype) for s in sums])
 
     def _skip(self, parameters: list[Tensor]) -> None:
         if any(group["on_nonfinite"] == "raise" for group in self.param_groups):

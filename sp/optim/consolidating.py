@@ -208,8 +208,8 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         examples = max([layer.examples for layer in layers], default=REFERENCE_BATCH)
         shared = self.param_groups[0]["shared"]
         shared = {name: v.to(norm.device) if isinstance(v, Tensor) else v for name, v in shared.items()}
-        shared["steps"] += 1
-        shared["age"] += examples / REFERENCE_BATCH
+        shared["steps"] = int(shared["steps"]) + 1
+        shared["age"] = float(shared["age"]) + examples / REFERENCE_BATCH
         self.param_groups[0]["shared"] = shared
         factor = self._absorb(shared, norm, horizon(examples))
         self._coincident(layers, covered, shared, factor)
