@@ -204,6 +204,8 @@ class PlasticityOptimizer(Optimizer):
             )
         for group in self.param_groups:
             group["skipped_steps"] += 1
+        if self.coincidence is not None:  # what made this gradient must not count in the next step
+            self.coincidence.clear()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on exactly where ``state_dict()`` was taken; numbers keep their precision in half-precision models.

@@ -380,6 +380,6 @@ def _multi_tensor(
     for _, (g, w, c, scale) in blocks.cut(key, gradients, parameters, consolidated):
         if not captured:
             torch._foreach_addcmul_(c, g, g, share**2)
-        torch._foreach_copy_(scale, c)
-        torch._foreach_add_(scale, theta)
+        for out, x in zip(scale, c, strict=True):
+            torch.add(x, theta, out=out)
         torch._foreach_addcdiv_(w, g, scale, -rate * share)

@@ -332,24 +332,26 @@ def _multi_tensor(
     lists = [gradients, parameters, *([state[name] for state in states] for name in ("eligibility", "momentum"))]
     for places, (g, w, e, m, a, b) in blocks.cut(key, *([local(t) for t in members] for members in lists)):
         sizes, eps, units, thresholds, shares, scales, floors = zip(*[factors[i] for i in places], strict=True)
-        torch._foreach_copy_(a, g)
-        torch._foreach_abs_(a)
+        # Where the result goes into another tensor a loop is faster than a copy and a foreach function.
+        for out, x in zip(a, g, strict=True):
+            torch.abs(x, out=out)
         torch._foreach_lerp_(e, a, 1 - options["trace_decay"])
         torch._foreach_lerp_(m, g, 1 - options["momentum"])
         if gated:
             # b = unit e_norm (1 - g_norm), cut where the gate reaches its floor
-            torch._foreach_copy_(b, e)
-            torch._foreach_clamp_max_(b, units)
+            for out, x, unit in zip(b, e, units, strict=True):
+                torch.clamp(x, max=unit, out=out)
             torch._foreach_clamp_max_(a, thresholds)
             torch._foreach_addcmul_(b, b, a, shares)
             torch._foreach_clamp_max_(b, floors)
-        # a = gate m = m - k / unit b m
-        torch._foreach_copy_(a, m)
-        if gated:
-            torch._foreach_addcmul_(a, b, m, scales)
+            # a = gate m = m - k / unit b m
+            for out, x, y, scale in zip(a, m, b, scales, strict=True):
+                torch.addcmul(x, x, y, value=scale, out=out)
+        else:
+            torch._foreach_copy_(a, m)
         if options["base"] == "adam":
-            torch._foreach_copy_(b, e)
-            torch._foreach_add_(b, eps)
+            for out, x, added in zip(b, e, eps, strict=True):
+                torch.add(x, added, out=out)
             torch._foreach_addcdiv_(w, a, b, sizes)
         else:
             torch._foreach_mul_(a, sizes)
