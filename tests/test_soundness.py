@@ -99,6 +99,21 @@ def test_a_skipped_step_is_as_if_it_had_never_been(make):
 
 
 @every
+def test_a_skipped_step_leaves_no_activity_behind(make):
+    ends = []
+    for broken in (True, False):
+        model = network()
+        optimizer = make(model)
+        for step in range(12):
+            for size in (20, 8) if broken and step == 5 else (8,):
+                model.zero_grad()  # the watcher does not see this
+                (loss_of(model, step, size) * (math.nan if size == 20 else 1)).backward()
+                optimizer.step()
+        ends.append(model)
+    same(*ends)
+
+
+@every
 def test_who_ignores_what_is_not_finite_learns_the_same_and_is_not_protected(make):
     model, asked = network(), network()
     optimizer = make(model, on_nonfinite="ignore")
