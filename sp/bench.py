@@ -38,19 +38,21 @@ def _counted(name: str, model: nn.Module) -> Optimizer:
     return optimizer
 
 
+def _compiled(name: str, model: nn.Module) -> Optimizer:
+    optimizer = OPTIMIZERS[name](model)
+    optimizer.step = torch.compile(optimizer.step)
+    return optimizer
+
+
 OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
     "Adam": lambda model: torch.optim.Adam(model.parameters()),
     "Adam, fused": lambda model: torch.optim.Adam(model.parameters(), fused=True),
     "SGD": lambda model: torch.optim.SGD(model.parameters()),
     "Selective plasticity": lambda model: SelectivePlasticityOptimizer(model.parameters(), warmup_steps=5),
-    "Selective plasticity, compiled": lambda model: SelectivePlasticityOptimizer(
-        model.parameters(), warmup_steps=5, compile=True
-    ),
+    "Selective plasticity, compiled": lambda model: _compiled("Selective plasticity", model),
     "Selective plasticity, counted": lambda model: _counted("Selective plasticity", model),
     "Consolidation": lambda model: ConsolidatingPlasticityOptimizer(model.parameters(), warmup_steps=50),
-    "Consolidation, compiled": lambda model: ConsolidatingPlasticityOptimizer(
-        model.parameters(), warmup_steps=50, compile=True
-    ),
+    "Consolidation, compiled": lambda model: _compiled("Consolidation", model),
     "Consolidation, counted": lambda model: _counted("Consolidation", model),
     "Coincidence": lambda model: _coincidence(model, None),
     "Coincidence, rank 128": lambda model: _coincidence(model, 128),

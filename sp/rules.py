@@ -151,7 +151,7 @@ def novelty(memory: Tensor, strength: float | Tensor) -> Tensor:
     return _inverse_of_one_plus(memory / strength)
 
 
-def novelty_of_constant(steps: Tensor, strength: float) -> Tensor:
+def novelty_of_constant(steps: float, strength: float) -> float:
     """`novelty` for an input that was 1 at each of ``steps`` steps: ``1 / (1 + t / a)``, in (0, 1]."""
     return 1 / (1 + steps / strength)
 
@@ -168,9 +168,10 @@ def equaliser(errors: Tensor, share: float) -> Tensor:
 def absorbed(norm: Tensor, mean_norm: Tensor, absorber: float) -> Tensor:
     """Shock absorber: the norm that a gradient may keep, at most ``absorber`` times its own running mean.
 
-    ``min(|g|, absorber * mean)``: a switch of task makes the gradient jump, and must not jolt the network.
+    ``min(|g|, absorber * mean)``, and all of it while there is no mean yet (0): a switch of task makes the gradient
+    jump, and must not jolt the network.
     """
-    return torch.minimum(norm, absorber * mean_norm)
+    return torch.where(mean_norm > 0, torch.minimum(norm, absorber * mean_norm), norm)
 
 
 def bounded(moved: Tensor, largest: Tensor) -> Tensor:

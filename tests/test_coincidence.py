@@ -429,7 +429,7 @@ def test_a_state_of_another_kind_is_refused_and_changes_nothing():
     (_, adam), (_, fresh_adam) = (made(6, False, torch.optim.Adam, steps) for steps in (2, 0))
     for state, into, message in (
         (wider.state_dict(), watched, "has a memory of 10 inputs in place of 7"),
-        (plain.state_dict(), watched, "lacks 'input_power'"),
+        (plain.state_dict(), watched, "lacks the memory of its inputs"),
         (watched.state_dict(), plain, "lacks 'consolidated'"),
         (adam.state_dict(), plain, "its first group lacks 'step_count'"),
         (fresh_adam.state_dict(), watched, "its first group lacks 'step_count'"),

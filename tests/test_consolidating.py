@@ -137,7 +137,7 @@ def test_a_gradient_that_is_not_finite_can_raise():
         ("response_bound", "1", TypeError),
         ("absorber", 0.5, ValueError),
         ("foreach", None, TypeError),
-        ("on_nonfinite", "ignore", ValueError),
+        ("on_nonfinite", "warn", ValueError),
     ],
 )
 def test_wrong_arguments_are_named_with_their_value(name, value, error):
@@ -152,6 +152,8 @@ def test_what_all_groups_share_cannot_be_another_group_s(name, value):
     with pytest.raises(ValueError, match=f"{name} must be that of all groups"):
         ConsolidatingPlasticityOptimizer([{"params": [first]}, {"params": [second], name: value}])
     ConsolidatingPlasticityOptimizer([{"params": [first]}, {"params": [second], "lr": 0.5}], **{name: value})
+    equal = [{"params": [first], name: value}, {"params": [second], name: value}]
+    assert ConsolidatingPlasticityOptimizer(equal).param_groups[1][name] == value
 
 
 def test_a_watcher_of_another_model_or_options_without_one_are_pointed_out():

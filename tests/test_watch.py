@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from sp import ConsolidatingPlasticityOptimizer, rules, watch
+from sp import rules, watch
 from sp.experiment import Experiment, run
 from sp.store import Store
 
@@ -69,9 +69,8 @@ def test_the_memory_is_a_positive_matrix_that_knows_the_tasks_that_were_learnt(o
         assert A.shape == (65, 65)
         torch.testing.assert_close(A, A.T)
         assert torch.linalg.eigvalsh(A.double()).min() > -1e-4
-        assert watch.memory_strength(moment.learner.optimizer, synapses) == ConsolidatingPlasticityOptimizer.default(
-            "memory_strength"
-        )
+        optimizer = moment.learner.optimizer
+        assert watch.memory_strength(optimizer, synapses) == optimizer.defaults["memory_strength"]
         return watch.spectrum(moment) + watch.input_novelty(moment)
 
     rows = watch.follow(experiment, look)
@@ -120,9 +119,8 @@ def _novelty_by_hand(moment):
     if not moment.last:
         return []
     synapses = moment.learner.optimizer.coincidence.synapses[0]
-    P = rules.novelty(
-        watch.memory(moment.learner.optimizer, synapses), ConsolidatingPlasticityOptimizer.default("memory_strength")
-    )
+    optimizer = moment.learner.optimizer
+    P = rules.novelty(watch.memory(optimizer, synapses), optimizer.defaults["memory_strength"])
     rows = pd.DataFrame(watch.input_novelty(moment))
     x = moment.stream.tasks[0].test()[0]
     x = torch.cat([x, torch.ones(len(x), 1)], 1)

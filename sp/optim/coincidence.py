@@ -7,8 +7,8 @@ from torch import Tensor
 
 from sp import rules
 from sp.biology import Activity, Synapses
-from sp.optim.common import scalar_dtype, signed_rate, zero_unless
-from sp.optim.memory import ROWS, SMALLEST, ExactMemory, Memory, SketchedMemory
+from sp.optim.common import scalar_dtype, signed_rate
+from sp.optim.memory import ROWS, SMALLEST, ExactMemory, Memory, SketchedMemory, zero_unless
 
 AVERAGE = 0.99  # share of the old value that a running mean keeps in a step of `REFERENCE_BATCH` examples
 REFERENCE_BATCH = 128  # batch size for which the constants are meant; others are scaled to it

@@ -1,34 +1,23 @@
 """What the optimizers share: gradients that are looked at before anything changes, skipped steps, state dicts."""
 
+import math
 from collections.abc import Callable, Iterable
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from sp.biology import NMDACoincidence, Synapses
 from sp.checks import check_choice, check_flag, check_number
-from sp.optim.fast import Compiled, local, summed_over_shards, whole
+from sp.optim.fast import Blocks, alike, local, summed_over_shards, whole
+
+Groups = list[tuple[dict[str, Any], list[Tensor]]]
 
 
 def scalar_dtype(parameter: Tensor) -> torch.dtype:
     """The type in which thresholds and corrections of a parameter are kept: never narrower than float32."""
     return torch.promote_types(parameter.dtype, torch.float32)
-
-
-def zero_unless(finite: Tensor, values: Tensor) -> Tensor:
-    """``values`` where the tensor ``finite`` is True, else zeros, in which no NaN is left.
-
-    A CPU's flag is there to be looked at. An accelerator is not waited for: there the bits are masked, since a NaN
-    times zero is still NaN.
-    """
-    if values.device.type == "cpu":
-        return values if finite else torch.zeros_like(values)
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
-    return torch.bitwise_and(values.view(integer), -finite.to(integer)).view(values.dtype)
 
 
 def signed_rate(group: dict[str, Any]) -> float | Tensor:
@@ -37,23 +26,23 @@ def signed_rate(group: dict[str, Any]) -> float | Tensor:
     return -rate if group["maximize"] else rate
 
 
-_NO_OPTIONS = ("self", "params", "coincidence")
-
-
 class PlasticityOptimizer(Optimizer):
     """Base of the optimizers. A subclass defines five methods:
 
     ``check_options(options)`` raises a ValueError or TypeError that names the first wrong option of a parameter group,
     after those that are checked here for all optimizers;
     ``initialise(parameters)`` makes the state of parameters before their first step;
-    ``update(groups, finite)`` changes parameters and their state, given each group with those of its parameters that
-    have a gradient, and leaves all as it is where the tensor ``finite`` is False;
+    ``update(groups, measured)`` changes parameters and their state, given each group with those of its parameters that
+    have a gradient, and what `measure` found; it is called only where every gradient is finite, or nobody asks;
     ``get_param_eligibility(param)`` and ``get_param_gate(param)`` give a tensor of the parameter's shape, or None where
     it has no state.
 
-    What of a parameter's state has the parameter's shape is named in ``parameter_state``. It has the parameter's dtype
-    as well, unless ``wide_state`` names it, too: that and everything else is kept in float32 or wider, also when a
-    state dict is loaded into a half-precision model.
+    A parameter's state holds tensors and nothing else: those named in ``parameter_state`` have the parameter's shape,
+    those in ``number_state`` have no dimension. The first have the parameter's dtype as well, unless ``wide_state``
+    names them, too: these and all numbers are kept in float32 or wider, also when a state dict is loaded into a
+    half-precision model.
+
+    ``torch.compile(optimizer.step)`` compiles what ``update`` calls and does not mark with `torch.compiler.disable`.
 
     Args:
         params: parameters, or dicts of parameters with options of their own.
@@ -62,7 +51,9 @@ class PlasticityOptimizer(Optimizer):
     """
 
     parameter_state: tuple[str, ...] = ()
+    number_state: tuple[str, ...] = ()
     wide_state: tuple[str, ...] = ()
+    scratch = 1  # tensors of each parameter's shape that its fast form needs for intermediate results
     group_state: tuple[str, ...] = ("step_count",)  # what the first parameter group of a saved state has to hold
 
     def __init__(self, params: Iterable, defaults: dict[str, Any], coincidence: NMDACoincidence | None):
@@ -81,48 +72,26 @@ class PlasticityOptimizer(Optimizer):
                 "they belong to"
             )
 
-    @classmethod
-    def chosen(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """Of the local names of this class's ``__init__`` those that are options.
-
-        It is called by the class's own name, since a subclass may have other arguments.
-        """
-        return {name: given[name] for name in signature(cls.__init__).parameters if name not in _NO_OPTIONS}
-
-    @classmethod
-    def default(cls, option: str) -> Any:
-        """The value of an option that is not given."""
-        return signature(cls).parameters[option].default
-
     def check_options(self, options: dict[str, Any]) -> None:
         """Raise for the first wrong option; here for those that all optimizers have."""
         check_number("lr", options["lr"], 0)
         check_number("weight_decay", options["weight_decay"], 0)
-        for name in ("maximize", "foreach", "compile", "differentiable"):
+        for name in ("maximize", "foreach", "differentiable"):
             check_flag(name, options[name])
         if options["differentiable"]:
             raise ValueError(
                 "differentiable must be False, got True: the step works in place and cannot be differentiated through; "
                 "for meta-learning take gradients of the inner updates with torch.func instead"
             )
-        if options["compile"] and not options["foreach"]:
-            raise ValueError("foreach must be True with compile=True, got False: leave one of the two out")
-        check_choice("on_nonfinite", options["on_nonfinite"], ("skip", "raise"))
-
-    def compiled(self, function: Callable) -> Compiled:
-        """This optimizer's compiled form of a function; compiled when it is first called."""
-        known = self.__dict__.setdefault("_compiled", {})
-        if function not in known:
-            known[function] = Compiled(function)
-        return known[function]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "coincidence": self.coincidence}
+        check_choice("on_nonfinite", options["on_nonfinite"], ("skip", "raise", "ignore"))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with options of their own; wrong options raise before anything is added."""
         self.check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "coincidence": self.coincidence}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, and what the watcher recorded beside them."""
@@ -150,8 +119,9 @@ class PlasticityOptimizer(Optimizer):
                 return group
         raise ValueError(f"param must be one of this optimizer's, got one of shape {tuple(param.shape)} that is not")
 
-    @torch.no_grad()
-    def step(self, closure=None):
+    # Not compiled itself, since it counts in Python, and every count would be a case of its own to a compiler.
+    @torch.compiler.disable(recursive=False)
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step from the gradients that are there.
 
         Args:
@@ -164,28 +134,38 @@ class PlasticityOptimizer(Optimizer):
             TypeError: a gradient is sparse or complex; nothing was changed.
             FloatingPointError: a gradient holds NaN or infinity and ``on_nonfinite="raise"``; nothing was changed.
         """
+        with torch.no_grad():
+            loss, groups, measured = self._prepare(closure)
+            if groups:
+                self.update(groups, measured)
+        return loss
+
+    @torch.compiler.disable
+    def _prepare(self, closure: Callable[[], Any] | None) -> tuple[Any, Groups, Tensor | None]:
+        """All that comes before `update`: no groups where the step is skipped, or nothing has a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        groups = [
-            (group, [p for p in group["params"] if p.grad is not None and p.numel() > 0]) for group in self.param_groups
-        ]
-        finite = self._finite([p for _, parameters in groups for p in parameters])
-        not_finite = finite.logical_not()
+        groups = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
+        self._refuse([p for _, parameters in groups for p in parameters])
+        filled = [(group, [p for p in parameters if p.numel() > 0]) for group, parameters in groups]
+        with_gradient = [p for _, parameters in filled for p in parameters]
+        measured = self.measure(with_gradient) if with_gradient else None
+        if measured is not None and self.asks and not math.isfinite(measured.sum()):
+            self._skip(with_gradient)
+            return loss, [], None
         for group, parameters in groups:
             group["step_count"] += 1
-            group["skipped_steps"] = group["skipped_steps"] + not_finite
-            new = [p for p in parameters if not self.state[p]]
-            if new:
-                self.initialise(new)
+            self.initialise([p for p in parameters if not self.state.get(p)])
             if group["weight_decay"]:
-                _decay(parameters, abs(signed_rate(group)) * group["weight_decay"], finite)
-        self.update(groups, finite)
-        return loss
+                kept = 1 - abs(signed_rate(group)) * group["weight_decay"]
+                for members in alike(parameters):
+                    factor = kept.to(members[0].device) if isinstance(kept, Tensor) else kept
+                    torch._foreach_mul_([local(p) for p in members], factor)
+        return loss, filled if with_gradient else [], measured
 
-    def _finite(self, parameters: list[Tensor]) -> Tensor:
-        """True, on the device, when every gradient is finite; found without waiting for the device."""
+    def _refuse(self, parameters: list[Tensor]) -> None:
         for p in parameters:
             if p.grad.layout != torch.strided or p.grad.is_complex():
                 raise TypeError(
@@ -193,43 +173,66 @@ class PlasticityOptimizer(Optimizer):
                     f"{p.grad.dtype} for the parameter of shape {tuple(p.shape)}; nothing was changed. Build an "
                     "Embedding with sparse=False, or give that parameter to another optimizer."
                 )
-        finite = None
-        for members in by_device_and_dtype(parameters):
-            seen = self.total(members).isfinite()
-            finite = seen if finite is None else finite & seen.to(finite.device, non_blocking=True)
-        if finite is None:
-            return torch.tensor(True)
-        if any(group["on_nonfinite"] == "raise" for group in self.param_groups) and not finite:
-            wrong = [tuple(p.shape) for p in parameters if not p.grad.isfinite().all()]
+
+    @property
+    def blocks(self) -> Blocks:
+        """What cuts this optimizer's tensors; a copy of the optimizer has its own."""
+        return self.__dict__.setdefault("_blocks", Blocks(self.scratch))
+
+    @property
+    def asks(self) -> bool:
+        """Whether it is asked, once a step, if all gradients are finite: unless all groups ignore it."""
+        return any(group["on_nonfinite"] != "ignore" for group in self.param_groups)
+
+    def measure(self, parameters: list[Tensor]) -> Tensor | None:
+        """Numbers whose sum is finite where all gradients of the parameters are; None where nobody asks."""
+        if not self.asks:
+            return None
+        sums = []  # nothing costs less
+        for members in alike(parameters):
+            half = {"dtype": torch.float32} if members[0].dtype.itemsize == 2 else {}
+            seen = torch.stack([local(p.grad).sum(**half) for p in members])
+            sums.append(summed_over_shards(seen, members[0]))
+        return sums[0] if len(sums) == 1 else torch.cat([s.to(sums[0].device, sums[0].dtype) for s in sums])
+
+    def _skip(self, parameters: list[Tensor]) -> None:
+        if any(group["on_nonfinite"] == "raise" for group in self.param_groups):
+            wrong = [tuple(p.shape) for p in parameters if not p.grad.isfinite().all()] or ["all together"]
             raise FloatingPointError(
                 f"the gradient of the parameter(s) of shape {', '.join(map(str, wrong))} holds NaN or infinity; "
                 'nothing was changed. Lower lr or clip the gradient, or skip such steps with on_nonfinite="skip".'
             )
-        return finite
-
-    def total(self, members: list[Tensor]) -> Tensor:
-        """A number that is finite where all gradients of parameters of one device and dtype are."""
-        # A sum is, and nothing costs less.
-        half = {"dtype": torch.float32} if members[0].dtype.itemsize == 2 else {}
-        return summed_over_shards(torch.stack([local(p.grad).sum(**half) for p in members]).sum(), members[0])
+        for group in self.param_groups:
+            group["skipped_steps"] += 1
+        if self.coincidence is not None:  # what made this gradient must not count in the next step
+            self.coincidence.clear()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on exactly where ``state_dict()`` was taken; numbers keep their precision in half-precision models.
 
         Raises:
-            ValueError: groups or shapes are those of other parameters; nothing was changed.
+            ValueError: groups or shapes are those of other parameters, or the state is that of another optimizer;
+                nothing was changed.
         """
-        seen = []
-        # The hooks of a caller may give another dict, so it is looked at last before it is loaded.
-        handles = [
-            self.register_load_state_dict_pre_hook(lambda _, final: seen.append(self._checked(final))),
-            self.register_load_state_dict_post_hook(lambda _: self._restore_precision(*seen), prepend=True),
-        ]
+        loaded = []
+
+        def look(_: Optimizer, given: dict[str, Any]) -> None:  # after the hooks of a caller, which may change it
+            self._check_state(given)
+            loaded.append(given)
+
+        handle = self.register_load_state_dict_pre_hook(look)
         try:
             super().load_state_dict(state_dict)
         finally:
-            for handle in handles:
-                handle.remove()
+            handle.remove()
+        for group in self.param_groups:  # options that the saved optimizer did not have yet
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+        for p, state in self._pairs(loaded[0]):
+            for name, value in state.items():
+                if name not in self.parameter_state or name in self.wide_state:
+                    dtype = scalar_dtype(p) if value.is_floating_point() else value.dtype
+                    self.state[p][name] = value.to(p.device, dtype, copy=True)
 
     def _pairs(self, state_dict: dict[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
         """Each parameter with what a state dict has for it; the order of the parameters tells which is whose."""
@@ -237,17 +240,21 @@ class PlasticityOptimizer(Optimizer):
         own = [p for group in self.param_groups for p in group["params"]]
         return [(p, state_dict["state"].get(i, {})) for i, p in zip(ids, own, strict=False)]
 
-    def misfit(self, parameter: Tensor, state: dict[str, Tensor]) -> str | None:
+    def misfit(self, parameter: Tensor, state: dict[str, Any]) -> str | None:
         """What is wrong with a state (not an empty one) for a parameter; None where it fits."""
-        for name in self.parameter_state:
+        shapes = dict.fromkeys(self.parameter_state, parameter.shape) | dict.fromkeys(self.number_state, torch.Size())
+        for name, shape in shapes.items():
             if name not in state:
                 return f"lacks {name!r}"
-            if state[name].shape != parameter.shape:
+            if not isinstance(state[name], Tensor):
+                return f"has {name!r} of type {type(state[name]).__name__} in place of a tensor"
+            if state[name].shape != shape:
                 return f"has {name!r} of shape {tuple(state[name].shape)}"
-        return None
+        foreign = [name for name in state if name not in shapes]
+        return f"has {foreign[0]!r}, which this optimizer does not know," if foreign else None
 
-    def _checked(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        if not state_dict.get("param_groups"):
+    def _check_state(self, state_dict: dict[str, Any]) -> None:
+        if not state_dict.get("param_groups") or not isinstance(state_dict.get("state"), dict):
             raise ValueError(
                 "state_dict must be what optimizer.state_dict() gave, with 'state' and 'param_groups'; got one with "
                 f"{', '.join(map(repr, list(state_dict)[:3])) or 'nothing'}. Nothing was changed."
@@ -258,6 +265,13 @@ class PlasticityOptimizer(Optimizer):
                 f"state_dict is not that of a {type(self).__name__}, its first group lacks {lacking[0]!r}; nothing was "
                 "changed. Load it into an optimizer of the kind that was saved, or begin with a new one."
             )
+        ids = {i for group in state_dict["param_groups"] for i in group["params"]}
+        foreign = [i for i in state_dict["state"] if i not in ids]
+        if foreign:
+            raise ValueError(
+                f"state_dict has a state for {foreign[0]!r}, which is none of its parameters; nothing was changed. "
+                "Take that entry out of its 'state'."
+            )
         for p, state in self._pairs(state_dict):
             if state and (wrong := self.misfit(p, state)):
                 raise ValueError(
@@ -266,17 +280,6 @@ class PlasticityOptimizer(Optimizer):
                     f"with{'' if self.coincidence is not None else 'out'} coincidence, with the parameters of the same "
                     "model in the same order; or begin with a new one."
                 )
-        return state_dict
-
-    def _restore_precision(self, state_dict: dict[str, Any]) -> None:
-        for group in self.param_groups:  # options that the saved optimizer did not have yet
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
-        for p, state in self._pairs(state_dict):
-            for name, value in state.items():
-                if name not in self.parameter_state or name in self.wide_state:
-                    dtype = scalar_dtype(p) if value.is_floating_point() else value.dtype
-                    self.state[p][name] = value.to(p.device, dtype, copy=True)
 
     @torch.no_grad()
     def get_diagnostics(self) -> dict[str, float]:
@@ -288,32 +291,16 @@ class PlasticityOptimizer(Optimizer):
             `get_param_gate`, in [0, 1], over all parameters that have a state. Before the first step they are 0 and 1:
             nothing is tagged, everything is plastic. When the gate comes near zero, plasticity has run out.
         """
-        skipped = max(int(group["skipped_steps"]) for group in self.param_groups)
-        calls = max(group["step_count"] for group in self.param_groups)
         eligibility_sum, gate_sum, count = 0.0, 0.0, 0
         for p in (p for group in self.param_groups for p in group["params"]):
             eligibility = self.get_param_eligibility(p)
-            if eligibility is None:
-                continue
-            eligibility_sum += float(whole(eligibility).sum(dtype=torch.float64))
-            gate_sum += float(whole(self.get_param_gate(p)).sum(dtype=torch.float64))
-            count += p.numel()
-        means = (eligibility_sum / count, gate_sum / count) if count else (0.0, 1.0)
-        steps = {"step_count": calls - skipped, "skipped_steps": skipped}
-        return {**steps, "eligibility_mean": means[0], "gate_mean": means[1]}
-
-
-def _decay(parameters: list[Tensor], share: float | Tensor, finite: Tensor) -> None:
-    """Multiply weights by ``1 - share``, where the step is finite."""
-    for members in by_device_and_dtype(parameters):
-        kept = torch.where(finite.to(members[0].device, non_blocking=True), 1 - share, 1.0)
-        torch._foreach_mul_([local(p) for p in members], [kept] * len(members))
-
-
-def by_device_and_dtype(parameters: list[Tensor]) -> list[list[Tensor]]:
-    """Parameters in lists that the foreach functions can take at once; those that are sharded alike stay together."""
-    lists: dict[Any, list[Tensor]] = {}
-    for p in parameters:
-        sharding = (p.device_mesh, p.placements) if isinstance(p, DTensor) else None
-        lists.setdefault((p.device, p.dtype, sharding), []).append(p)
-    return list(lists.values())
+            if eligibility is not None:
+                eligibility_sum += float(whole(eligibility).sum(dtype=torch.float64))
+                gate_sum += float(whole(self.get_param_gate(p)).sum(dtype=torch.float64))
+                count += p.numel()
+        return {
+            "step_count": max(group["step_count"] for group in self.param_groups),
+            "skipped_steps": max(int(group["skipped_steps"]) for group in self.param_groups),
+            "eligibility_mean": eligibility_sum / count if count else 0.0,
+            "gate_mean": gate_sum / count if count else 1.0,
+        }

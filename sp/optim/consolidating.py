@@ -1,7 +1,7 @@
 """Consolidation: what was used is captured for good, and plasticity falls with it. No boundaries, no stored data."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,14 +12,15 @@ from sp import rules
 from sp.biology import NMDACoincidence, Synapses
 from sp.checks import check_integer, check_number
 from sp.optim.coincidence import REFERENCE_BATCH, SCALE_STEPS, WatchedLayer, horizon, memories
-from sp.optim.common import PlasticityOptimizer, by_device_and_dtype, scalar_dtype, signed_rate
-from sp.optim.fast import blocks, local, summed_over_shards, whole
-from sp.optim.memory import SMALLEST, Memory
+from sp.optim.common import Groups, PlasticityOptimizer, scalar_dtype, signed_rate
+from sp.optim.fast import Blocks, alike, local, summed_over_shards, whole
+from sp.optim.memory import Memory
 
-_OF_COINCIDENCE = ("memory_strength", "rank", "refresh_every", "equalisation", "response_bound")
+_OF_ALL_GROUPS = ("absorber", "threshold_quantile", "warmup_steps")
 FLOOR = 0.5  # of the norm at the beginning: a task learnt to the end must not leave the absorber shut for the next
+SMALLEST, LARGEST = 1e-30, 1e37  # of a threshold; the first in place of zero in a denominator, too
 
-Groups = list[tuple[dict[str, Any], list[Tensor]]]
+Calls = list[tuple[Callable[..., None], tuple]]
 
 
 class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
@@ -65,11 +66,14 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
             the first long steps would overturn, and no bound in others. Perceptrons of more than three hidden layers
             want 1 as well.
         absorber: largest gradient norm in units of its running mean, >= 1. It, ``threshold_quantile`` and
-            ``warmup_steps`` are of all groups together: another group may not have others.
+            ``warmup_steps`` are of all groups together: one group may not have others.
         coincidence: a watcher of the model, or None.
-        foreach, compile: diagonal form: True, False: all tensors at once. False, False: the reference, one tensor at a
-            time. True, True: under ``torch.compile``, as in `SelectivePlasticityOptimizer`.
-        weight_decay, maximize, differentiable, on_nonfinite: as in `SelectivePlasticityOptimizer`.
+        foreach: diagonal form: True: all tensors at once. False: the reference, one tensor at a time.
+        weight_decay, maximize, differentiable, on_nonfinite: as in `SelectivePlasticityOptimizer`. A gradient whose
+            squared norm overflows counts as one that is not finite.
+
+    A step in which every gradient is zero changes nothing and does not count for any of the means and thresholds
+    (under ``on_nonfinite="ignore"`` on an accelerator it does, since that is not asked there).
 
     Raises:
         ValueError, TypeError: an argument is outside its range or of the wrong type; the message names it.
@@ -95,30 +99,50 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
         foreach: bool = True,
-        compile: bool = False,
         differentiable: bool = False,
         on_nonfinite: str = "skip",
     ):
-        options = ConsolidatingPlasticityOptimizer.chosen(locals())
-        super().__init__(params, options, coincidence)
-        usual = ConsolidatingPlasticityOptimizer.default
-        unused = [name for name in _OF_COINCIDENCE if options[name] != usual(name)]
+        of_coincidence = {
+            "memory_strength": (memory_strength, 0.4),
+            "rank": (rank, None),
+            "refresh_every": (refresh_every, 20),
+            "equalisation": (equalisation, 30.0),
+            "response_bound": (response_bound, None),
+        }
+        unused = [name for name, (value, usual) in of_coincidence.items() if value != usual]
+        defaults = {
+            "lr": lr,
+            "threshold_quantile": threshold_quantile,
+            "warmup_steps": warmup_steps,
+            **{name: value for name, (value, _) in of_coincidence.items()},
+            "absorber": absorber,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "foreach": foreach,
+            "differentiable": differentiable,
+            "on_nonfinite": on_nonfinite,
+        }
+        super().__init__(params, defaults, coincidence)
         if unused and coincidence is None:
             warnings.warn(f"{', '.join(unused)} has no effect without coincidence=NMDACoincidence(model)", stacklevel=2)
         device = self.param_groups[0]["params"][0].device
+        # Of all parameters together: steps and batches (of 128) that moved them, and numbers on the device.
         self.param_groups[0]["shared"] = {
-            name: torch.zeros((), device=device) for name in ("steps", "age", "mean_norm", "scale")
+            "steps": 0,
+            "age": 0.0,
+            "mean_norm": torch.zeros((), device=device),
+            "scale": torch.zeros((), device=device),
+            "threshold": torch.ones((), device=device),
         }
-        self.param_groups[0]["shared"]["threshold"] = torch.ones((), device=device)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with options of their own, but for those that all groups share (a ValueError)."""
-        for name in ("absorber", "threshold_quantile", "warmup_steps"):
-            shared = self.param_groups[0][name] if self.param_groups else self.defaults[name]
-            if param_group.get(name, shared) != shared:
+        for name in _OF_ALL_GROUPS if self.param_groups else ():
+            shared, own = self.param_groups[0][name], param_group.get(name, self.defaults[name])
+            if own != shared:
                 raise ValueError(
-                    f"{name} must be that of all groups, {shared!r}, got {param_group[name]!r} for one of them: give "
-                    "it to the optimizer, not to a group"
+                    f"{name} must be that of all groups, {shared!r}, got {own!r} for one of them: give it to the "
+                    "optimizer, not to a group"
                 )
         super().add_param_group(param_group)
 
@@ -139,29 +163,11 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         synapses = self.watched().get(id(parameter))
         if synapses is None:
             return super().misfit(parameter, state)
-        if "input_power" not in state:
-            return "lacks 'input_power'"
+        kept = [state[name] for name in ("inputs_memory", "inputs_sketch") if isinstance(state.get(name), Tensor)]
+        if not kept or not isinstance(state.get("input_power"), Tensor):
+            return "lacks the memory of its inputs"
         width = parameter[0].numel() + (synapses.bias is not None)
-        kept = next(state[name] for name in ("inputs_memory", "inputs_sketch") if name in state)
-        return None if len(kept) == width else f"has a memory of {len(kept)} inputs in place of {width}"
-
-    def _finite(self, parameters: list[Tensor]) -> Tensor:
-        self._squares = []
-        sharded = [s.name for s in self.watched().values() if isinstance(s.weight, DTensor)]
-        if sharded:
-            raise TypeError(
-                f"coincidence: the layer {sharded[0]!r} is sharded by fully_shard, and a memory needs all of a layer's "
-                "gradient; nothing was changed. Use DistributedDataParallel, or the optimizer without coincidence."
-            )
-        return super()._finite(parameters)
-
-    def total(self, members: list[Tensor]) -> Tensor:
-        if self.coincidence is not None:
-            return super().total(members)
-        # The norm is needed anyway, and serves as well; one that overflows counts as not finite.
-        square = _squared_norm(members)
-        self._squares.append(square)
-        return square
+        return None if len(kept[0]) == width else f"has a memory of {len(kept[0])} inputs in place of {width}"
 
     def initialise(self, parameters: list[Tensor]) -> None:
         covered = self.watched()  # whose memories lie with the layer's weight, and whose shapes its first step shows
@@ -169,107 +175,130 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
             if id(p) not in covered:
                 # A sum of squares would be lost in float16, and stand still in bfloat16.
                 options = {"dtype": scalar_dtype(p), "memory_format": torch.preserve_format}
-                self.state[p]["consolidated"] = torch.zeros_like(p, **options)
+                self.state[p] = {"consolidated": torch.zeros_like(p, **options)}
 
-    def update(self, groups: Groups, finite: Tensor) -> None:
-        if not any(parameters for _, parameters in groups):
-            return
+    def measure(self, parameters: list[Tensor]) -> Tensor:
+        """The squared norm of each parameter's gradient, in their order, (n,)."""
+        sharded = [s.name for s in self.watched().values() if isinstance(s.weight, DTensor)]
+        if sharded:
+            raise TypeError(
+                f"coincidence: the layer {sharded[0]!r} is sharded by fully_shard, and a memory needs all of a layer's "
+                "gradient; nothing was changed. Use DistributedDataParallel, or the optimizer without coincidence."
+            )
+        lists = alike(parameters)
+        found = [_squared_norms(members).to(parameters[0].device, torch.float32) for members in lists]
+        if len(lists) == 1:
+            return found[0]
+        squares = {id(p): s for ps, norms in zip(lists, found, strict=True) for p, s in zip(ps, norms, strict=True)}
+        return torch.stack([squares[id(p)] for p in parameters])
+
+    @torch.compiler.disable(recursive=False)
+    def update(self, groups: Groups, measured: Tensor) -> None:
+        for function, arguments in self._calls(groups, measured):
+            function(*arguments)
+
+    @torch.compiler.disable
+    def _calls(self, groups: Groups, measured: Tensor) -> Calls:
+        """Make the watched parameters' step; the functions that make that of the others, with their arguments."""
         covered = self.watched()
-        shared = {name: value.to(finite.device) for name, value in self.param_groups[0]["shared"].items()}
-        shared["steps"] = shared["steps"] + finite
-        layers = [
-            WatchedLayer(covered[id(p)], self.state[p], group, finite, shared["steps"])
+        layers = self._layers(groups, covered) if covered else []
+        norm = self._norm(groups, covered, layers, measured) if covered else measured.sum().sqrt()
+        if (self.asks or norm.device.type == "cpu") and not norm:
+            return []
+        examples = max([layer.examples for layer in layers], default=REFERENCE_BATCH)
+        shared = self.param_groups[0]["shared"]
+        shared = {name: v.to(norm.device) if isinstance(v, Tensor) else v for name, v in shared.items()}
+        shared["steps"] = int(shared["steps"]) + 1
+        shared["age"] = float(shared["age"]) + examples / REFERENCE_BATCH
+        self.param_groups[0]["shared"] = shared
+        factor = self._absorb(shared, norm, horizon(examples))
+        self._coincident(layers, covered, shared, factor)
+        rest = [(group, [p for p in members if id(p) not in covered]) for group, members in groups]
+        return self._diagonal(rest, shared, factor)
+
+    def _norm(
+        self, groups: Groups, covered: dict[int, Synapses], layers: list[WatchedLayer], measured: Tensor
+    ) -> Tensor:
+        """Of the gradient, in which that of a watched layer is in units of its inputs."""
+        parameters = [p for _, members in groups for p in members]
+        squares = [square for p, square in zip(parameters, measured, strict=True) if id(p) not in covered]
+        squares += [layer.squared_norm().to(measured.device, torch.float32) for layer in layers]
+        return torch.stack(squares).sum().sqrt() if squares else measured.new_zeros(())
+
+    def _absorb(self, shared: dict[str, Any], norm: Tensor, keep: float) -> Tensor:
+        """Move the running mean of the gradient's norm, and return the factor that the absorber leaves of it."""
+        mean = torch.maximum(shared["mean_norm"], FLOOR * shared["scale"])
+        kept = rules.absorbed(norm, mean, self.param_groups[0]["absorber"])
+        moved = keep * shared["mean_norm"] + (1 - keep) * kept
+        shared["mean_norm"] = torch.where(shared["mean_norm"] > 0, moved, kept)
+        if shared["steps"] <= SCALE_STEPS:
+            shared["scale"] = shared["mean_norm"]
+        return kept / (norm + SMALLEST)
+
+    def _layers(self, groups: Groups, covered: dict[int, Synapses]) -> list[WatchedLayer]:
+        """The watched layers whose weights have a gradient."""
+        steps = self.param_groups[0]["shared"]["steps"]
+        return [
+            WatchedLayer(
+                covered[id(p)],
+                self.state[p],
+                group,
+                torch.ones((), dtype=torch.bool, device=p.device),
+                torch.full((), steps + 1.0, device=p.device),
+            )
             for group, parameters in groups
             for p in parameters
             if id(p) in covered and covered[id(p)].weight is p
         ]
-        rest = [
-            (group, members)
-            for group, parameters in groups
-            for members in by_device_and_dtype([p for p in parameters if id(p) not in covered])
-        ]
-        squares = [layer.squared_norm() for layer in layers]
-        squares += self._squares or [_squared_norm(members) for _, members in rest]
-        norm = torch.stack([square.to(finite.device, torch.float32) for square in squares]).sum().sqrt()
-        examples = max([layer.examples for layer in layers], default=REFERENCE_BATCH)
-        shared["age"] = shared["age"] + finite * (examples / REFERENCE_BATCH)
-        absorbed = self._absorb(shared, norm, finite, horizon(examples))
-        unit = absorbed / (shared["scale"] + SMALLEST)
+
+    def _coincident(
+        self, layers: list[WatchedLayer], covered: dict[int, Synapses], shared: dict[str, Any], factor: Tensor
+    ) -> None:
+        """The step of the watched parameters."""
+        unit = factor / (shared["scale"] + SMALLEST)
         for layer in layers:
             learns = [id(p) in covered for p in layer.synapses.parameters]
-            layer.update(absorbed, unit, learns, self._response_bound(layer.group))
-        self._diagonal(rest, shared, finite, absorbed)
-        self.param_groups[0]["shared"] = shared
+            bound = layer.group["response_bound"]
+            bound = 1.0 if bound is None and self.coincidence.convolutional else bound
+            layer.update(factor, unit, learns, bound)
 
-    def _response_bound(self, group: dict[str, Any]) -> float | None:
-        bound = group["response_bound"]
-        return 1.0 if bound is None and self.coincidence.convolutional else bound
-
-    def _absorb(self, shared: dict[str, Tensor], norm: Tensor, finite: Tensor, keep: float) -> Tensor:
-        """Move the running mean of the gradient's norm, and return the factor that the absorber leaves of it."""
-        first = shared["mean_norm"] <= 0
-        mean = torch.maximum(shared["mean_norm"], FLOOR * shared["scale"])
-        bound = rules.absorbed(norm, mean, self.param_groups[0]["absorber"])
-        kept = torch.where(first, norm, bound)
-        moved = torch.where(first, kept, keep * shared["mean_norm"] + (1 - keep) * kept)
-        shared["mean_norm"] = torch.where(finite, moved, shared["mean_norm"])
-        measuring = finite & ((shared["steps"] <= SCALE_STEPS) | (shared["scale"] <= 0))
-        shared["scale"] = torch.where(measuring, shared["mean_norm"], shared["scale"])
-        return torch.where(finite, kept / (norm + SMALLEST), 0)
-
-    def _diagonal(self, rest: Groups, shared: dict[str, Tensor], finite: Tensor, factor: Tensor) -> None:
-        options = self.param_groups[0]
-        count, warmup = options["step_count"], options["warmup_steps"]
-        # A little longer than the warm-up, because some steps may have been skipped.
-        measuring = bool(rest) and count <= warmup + 10 and (count <= 10 or count % 10 == 0 or count >= warmup)
-        if measuring:  # a threshold of what is captured in this step
-            for group, members in rest:
-                self._move(group, members, finite, factor, move=None)
-            self._measure_threshold(shared, finite)
-        for group, members in rest:
+    def _diagonal(self, rest: Groups, shared: dict[str, Any], factor: Tensor) -> Calls:
+        """The step of the parameters that are not watched."""
+        steps, warmup = shared["steps"], self.param_groups[0]["warmup_steps"]
+        measuring = steps <= warmup and (steps <= 10 or steps % 10 == 0 or steps == warmup)
+        members = [(group, same) for group, parameters in rest for same in alike(parameters)]
+        if measuring and members:  # a threshold of what is captured in this step
+            for p in (p for _, parameters in members for p in parameters):
+                c, g = local(self.state[p]["consolidated"]), local(p.grad)
+                c.copy_(rules.consolidated_eligibility(c, factor.to(c.device) * g.to(c.dtype)))
+            shared["threshold"] = self._threshold(steps).to(factor.device)
+        calls = []
+        for number, (group, parameters) in enumerate(members):
             size = signed_rate(group) * shared["threshold"].sqrt()  # theta / sqrt(theta)
             if self.coincidence is not None:
                 size = size * self._novelty(group, shared)
-            self._move(group, members, finite, factor, (shared["threshold"], size), captured=measuring)
+            numbers = [x.to(parameters[0].device) for x in (factor, shared["threshold"], size)]
+            consolidated = [self.state[p]["consolidated"] for p in parameters]
+            tensors = [[local(t) for t in ts] for ts in (parameters, [p.grad for p in parameters], consolidated)]
+            arguments = (*tensors, *numbers, measuring)
+            if group["foreach"] and (self.asks or factor.device.type == "cpu"):  # else the device would be waited for
+                calls.append((_multi_tensor, (self.blocks, number, *arguments)))
+            else:
+                calls.append((_single_tensor, arguments))
+        return calls
 
-    def _novelty(self, group: dict[str, Any], shared: dict[str, Tensor]) -> Tensor:
-        """What is left of the steps of parameters that are not watched beside those that are."""
-        age = (shared["age"] - group.get("born", 0)).clamp(min=1 / REFERENCE_BATCH)
-        return rules.novelty_of_constant(age, group["memory_strength"])
-
-    def _move(
-        self,
-        group: dict[str, Any],
-        members: list[Tensor],
-        finite: Tensor,
-        factor: Tensor,
-        move: tuple[Tensor, Tensor] | None,
-        captured: bool = False,
-    ) -> None:
-        """Capture (unless ``captured``) and step (unless ``move`` is None) for parameters of one device and dtype."""
-        device = members[0].device
-        if device.type == "cpu" and not finite:  # there, to look at a flag is not to wait
-            return
-        consolidated = [self.state[p]["consolidated"] for p in members]
-        tensors = [[local(t) for t in ts] for ts in (members, [p.grad for p in members], consolidated)]
-        numbers = [factor.to(device), *(() if move is None else (x.to(device) for x in move))]
-        mask = None if device.type == "cpu" else finite.to(device, non_blocking=True)
-        if not group["foreach"]:
-            _move_single_tensor(*tensors, mask, *numbers, captured=captured)
-        elif group["compile"] and move is not None and not captured:
-            self.compiled(_move_multi_tensor)(*tensors, mask, *numbers)
-        else:
-            for _, block in blocks(tensors):
-                _move_multi_tensor(*block, mask, *numbers, captured=captured)
-
-    def _measure_threshold(self, shared: dict[str, Tensor], finite: Tensor) -> None:
+    def _threshold(self, steps: int) -> Tensor:
         """The quantile over all parameters together, scaled to what it will be when the warm-up ends."""
         options = self.param_groups[0]
-        values = [whole(state["consolidated"]) for state in self.state.values() if "consolidated" in state]
-        seen = rules.sampled_quantile(values, options["threshold_quantile"], seed=options["step_count"])
-        seen = seen.to(finite.device) * (options["warmup_steps"] / shared["steps"].clamp(min=1))
-        measuring = finite & (shared["steps"] <= options["warmup_steps"])
-        shared["threshold"] = torch.where(measuring, seen.clamp(min=SMALLEST), shared["threshold"]).float()
+        states = [self.state.get(p, {}) for group in self.param_groups for p in group["params"] if p.numel() > 0]
+        values = [whole(state["consolidated"]) for state in states if "consolidated" in state]
+        seen = rules.sampled_quantile(values, options["threshold_quantile"], seed=steps)
+        return (seen * (options["warmup_steps"] / steps)).clamp(SMALLEST, LARGEST).float()
+
+    def _novelty(self, group: dict[str, Any], shared: dict[str, Any]) -> float:
+        """What is left of the steps of parameters that are not watched beside those that are."""
+        age = max(shared["age"] - group.get("born", 0), 1 / REFERENCE_BATCH)
+        return rules.novelty_of_constant(age, group["memory_strength"])
 
     def get_param_eligibility(self, param: Tensor) -> Tensor | None:
         """How much each synapse has consolidated, shaped like the parameter; None where there is nothing yet.
@@ -298,7 +327,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         shared = self.param_groups[0]["shared"]
         gate = rules.consolidation_gate(state["consolidated"], shared["threshold"].to(param.device))
         if self.coincidence is not None:
-            gate = gate * self._novelty(self.group_of(param), shared).to(param.device)
+            gate = gate * self._novelty(self.group_of(param), shared)
         return gate
 
     def _kept_for(self, param: Tensor) -> tuple[dict[str, Tensor], Synapses | None, Memory | None]:
@@ -310,51 +339,47 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         return self.state.get(synapses.weight, {}), synapses, inputs
 
 
-def _squared_norm(members: list[Tensor]) -> Tensor:
-    """Of the gradients of parameters of one device and dtype."""
-    norms = torch.stack(torch._foreach_norm([local(p.grad) for p in members], 2, scalar_dtype(members[0])))
-    return summed_over_shards(norms.square().sum(), members[0])
+def _squared_norms(members: list[Tensor]) -> Tensor:
+    """Of the gradients of parameters that are alike, (n,)."""
+    norms = torch._foreach_norm([local(p.grad) for p in members], 2, scalar_dtype(members[0]))
+    return summed_over_shards(torch.stack(norms).square(), members[0])
 
 
-def _move_single_tensor(
+def _single_tensor(
     parameters: list[Tensor],
     gradients: list[Tensor],
     consolidated: list[Tensor],
-    finite: Tensor | None,
     factor: Tensor,
-    threshold: Tensor | None = None,
-    size: Tensor | None = None,
-    captured: bool = False,
+    threshold: Tensor,
+    size: Tensor,
+    captured: bool,
 ) -> None:
     """The reference: one tensor at a time, as in the equations; ``size``: lr sqrt(theta)."""
     for w, g, c in zip(parameters, gradients, consolidated, strict=True):
-        g = factor * (g if finite is None else torch.where(finite, g, 0)).to(c.dtype)
+        g = factor * g.to(c.dtype)
         if not captured:
             c.copy_(rules.consolidated_eligibility(c, g))
-        if size is not None:
-            w -= size * (g / threshold) * rules.consolidation_gate(c, threshold)
+        w.sub_(size * (g / threshold) * rules.consolidation_gate(c, threshold))
 
 
-def _move_multi_tensor(
+def _multi_tensor(
+    blocks: Blocks,
+    key: int,
     parameters: list[Tensor],
     gradients: list[Tensor],
     consolidated: list[Tensor],
-    finite: Tensor | None,
     factor: Tensor,
-    threshold: Tensor | None = None,
-    size: Tensor | None = None,
-    captured: bool = False,
+    threshold: Tensor,
+    size: Tensor,
+    captured: bool,
 ) -> None:
-    """All tensors at once. ``finite`` None: the gradients are known to be."""
-    if finite is not None:
-        gradients = [torch.where(finite, g, 0) for g in gradients]
-    if gradients[0].dtype != consolidated[0].dtype:
-        gradients = [g.to(c.dtype) for g, c in zip(gradients, consolidated, strict=True)]
-    count = len(gradients)  # lists, because a single tensor would be asked for its value
-    gradients = torch._foreach_mul(gradients, [factor] * count)
-    if not captured:
-        torch._foreach_addcmul_(consolidated, gradients, gradients)
-    if size is not None:
-        torch._foreach_mul_(gradients, [size] * count)
-        scales = torch._foreach_add(consolidated, [threshold] * count)
-        torch._foreach_addcdiv_(parameters, gradients, scales, value=-1)
+    """The same for all tensors at once, in three passes."""
+    if torch.compiler.is_compiling():  # the compiler makes of the reference what is done by hand here
+        return _single_tensor(parameters, gradients, consolidated, factor, threshold, size, captured)
+    share, theta, rate = torch.stack([factor, threshold, size]).tolist()
+    for _, (g, w, c, scale) in blocks.cut(key, gradients, parameters, consolidated):
+        if not captured:
+            torch._foreach_addcmul_(c, g, g, share**2)
+        for out, x in zip(scale, c, strict=True):
+            torch.add(x, theta, out=out)
+        torch._foreach_addcdiv_(w, g, scale, -rate * share)

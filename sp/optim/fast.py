@@ -1,14 +1,13 @@
-"""What makes a step fast: pieces that stay in the cache, a compiled form, and shards instead of distributed tensors."""
+"""What makes a step fast: pieces that stay in the cache, and shards instead of distributed tensors."""
 
-import types
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-BLOCK = 131_072  # elements: so many of weights, gradients, state and intermediate results fit a CPU's cache
+BLOCK = 262_144  # elements: so many of weights, gradients, state and intermediate results fit a CPU's cache
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -21,82 +20,96 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def summed_over_shards(value: Tensor, parameter: Tensor) -> Tensor:
-    """The sum of a number over the processes that hold the shards of a parameter; itself where there is only one."""
+def summed_over_shards(values: Tensor, parameter: Tensor) -> Tensor:
+    """Sums over the processes that hold the shards of a parameter; the values themselves where there is only one."""
     if not isinstance(parameter, DTensor):
-        return value
-    value = value.clone()
+        return values
+    values = values.clone()
     for dimension, placement in enumerate(parameter.placements):
         if placement.is_shard():
-            torch.distributed.all_reduce(value, group=parameter.device_mesh.get_group(dimension))
-    return value
+            torch.distributed.all_reduce(values, group=parameter.device_mesh.get_group(dimension))
+    return values
 
 
-def blocks(lists: Sequence[Sequence[Tensor]]) -> Iterator[tuple[list[int], list[list[Tensor]]]]:
-    """Cut lists of tensors of equal shapes into blocks, one after another, along the tensors' first dimension.
+def alike(parameters: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Parameters in lists that the foreach functions can take at once: of one device, one dtype and one sharding."""
+    lists: dict[Any, list[Tensor]] = {}
+    for p in parameters:
+        sharding = (p.device_mesh, p.placements) if isinstance(p, DTensor) else None
+        lists.setdefault((p.device, p.dtype, sharding), []).append(p)
+    return list(lists.values())
+
+
+class Blocks:
+    """Cuts lists of tensors of equal shapes into blocks, one after another, along the tensors' first dimension.
 
     A rule is a dozen elementwise operations. Over whole tensors each of them reads and writes memory; over a block the
-    intermediate results never leave the cache, and no large ones are ever there. An accelerator, where a kernel costs
-    more to start than it saves, gets everything as one block.
+    intermediate results never leave the cache, and all blocks write theirs in the same place. An accelerator, where a
+    kernel costs more to start than it saves, gets everything as one block. To cut costs a small network as much time as
+    the arithmetic, so what lies where it lay before is not cut again.
 
     Args:
-        lists: of equal length; the tensors at one place have one shape and lie on one device.
-
-    Yields:
-        For each piece in the block which place it is from, and the pieces of each list.
+        scratch: how many tensors to write intermediate results to come with each piece.
     """
-    places: list[int] = []
-    block: list[list[Tensor]] = [[] for _ in lists]
+
+    def __init__(self, scratch: int):
+        self.scratch = scratch
+        self._rooms: dict[torch.dtype, list[Tensor]] = {}
+        self._kept: dict[Any, tuple[list[int], list[tuple]]] = {}
+
+    def cut(self, key: Any, gradients: Sequence[Tensor], *lists: Sequence[Tensor]) -> Iterator[tuple]:
+        """Blocks of tensors.
+
+        Args:
+            key: what the lists are known by from one step to the next.
+            gradients: may lie elsewhere in each step.
+            lists: as long as ``gradients``; tensors at one place have one shape and lie on one device. Scratch tensors
+                have the dtype of the last list.
+
+        Yields:
+            For each piece in the block which place it is from; and the pieces of ``gradients`` and of each list,
+            followed by the scratch ones.
+        """
+        if gradients[0].device.type != "cpu":
+            results = [[torch.empty_like(t) for t in lists[-1]] for _ in range(self.scratch)]
+            yield range(len(gradients)), [gradients, *lists, *results]
+            return
+        where = [t.data_ptr() for tensors in lists for t in tensors]
+        if key not in self._kept or self._kept[key][0] != where:
+            self._kept[key] = where, [self._block(block, lists) for block in _blocks(lists[0])]
+        for places, rows, pieces in self._kept[key][1]:
+            parts = [gradients[i] if r is None else gradients[i][r] for i, r in zip(places, rows, strict=True)]
+            yield places, [parts, *pieces]
+
+    def _block(self, block: list[tuple[int, slice | None]], lists: Sequence[Sequence[Tensor]]) -> tuple:
+        """Which places a block is from, which of their rows, and the pieces of the lists with the scratch ones."""
+        pieces = [[ts[place] if rows is None else ts[place][rows] for place, rows in block] for ts in lists]
+        counts = [piece.numel() for piece in pieces[-1]]
+        dtype = pieces[-1][0].dtype
+        rooms = self._rooms.get(dtype, [])
+        if not rooms or len(rooms[0]) < sum(counts):
+            rooms = self._rooms[dtype] = [torch.empty(sum(counts), dtype=dtype) for _ in range(self.scratch)]
+        for room in rooms:
+            parts = room[: sum(counts)].split(counts)
+            pieces.append([part.view(piece.shape) for part, piece in zip(parts, pieces[0], strict=True)])
+        return *zip(*block, strict=True), pieces
+
+
+def _blocks(tensors: Sequence[Tensor]) -> list[list[tuple[int, slice | None]]]:
+    """For each block the places of its pieces, and their rows (None: all)."""
+    blocks: list[list[tuple[int, slice | None]]] = [[]]
     size = 0
-    for place, tensors in enumerate(zip(*lists, strict=True)):
-        for pieces in _pieces(tensors):
-            if size and size + pieces[0].numel() > BLOCK and pieces[0].device.type == "cpu":
-                yield places, block
-                places, block, size = [], [[] for _ in lists], 0
-            places.append(place)
-            size += pieces[0].numel()
-            for members, piece in zip(block, pieces, strict=True):
-                members.append(piece)
-    if places:
-        yield places, block
-
-
-def _pieces(tensors: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
-    first = tensors[0]
-    if first.device.type != "cpu" or first.numel() <= BLOCK:
-        return iter((tensors,))
-    rows = max(1, BLOCK * len(first) // first.numel())
-    return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
-
-
-class Compiled:
-    """A function under ``torch.compile(fullgraph=True)``, or as it is where compiling turns out to be impossible.
-
-    Compiling takes some 20 s the first time on a machine, and a few from its cache, at the first call and whenever
-    other shapes come.
-    """
-
-    def __init__(self, function: Callable):
-        # Dynamo counts how often a piece of code was compiled and gives up at a limit: each optimizer gets a copy.
-        code, name = function.__code__.replace(), function.__name__
-        own = types.FunctionType(code, function.__globals__, name, function.__defaults__)
-        own.__kwdefaults__ = function.__kwdefaults__
-        self.plain, self.call = function, torch.compile(own, fullgraph=True, dynamic=False)
-
-    def __call__(self, *arguments, **options):
-        if self.call is self.plain:
-            return self.plain(*arguments, **options)
-        try:
-            return self.call(*arguments, **options)
-        except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
-            # Raised before the compiled code ran, so nothing was changed yet.
-            reason = " ".join(str(error).split())[:300]
-            warnings.warn(
-                "compile=True: this step cannot be compiled here, and the optimizer goes on without, more slowly and "
-                "with the same results. On a CPU a C++ compiler is needed (Debian: apt-get install g++). The reason: "
-                f"{type(error).__name__}: {reason}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            self.call = self.plain
-            return self.plain(*arguments, **options)
+    for place, tensor in enumerate(tensors):
+        if tensor.numel() <= BLOCK:
+            pieces = [(None, tensor.numel())]
+        else:
+            step = max(1, BLOCK * len(tensor) // tensor.numel())
+            parts = [slice(start, start + step) for start in range(0, len(tensor), step)]
+            pieces = [(rows, tensor[rows].numel()) for rows in parts]
+        for rows, count in pieces:
+            if size and size + count > BLOCK:
+                blocks.append([])
+                size = 0
+            blocks[-1].append((place, rows))
+            size += count
+    return blocks

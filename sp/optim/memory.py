@@ -9,11 +9,22 @@ import torch
 from torch import Tensor
 
 from sp import rules
-from sp.optim.common import zero_unless
 
 EARLY = 20  # in the first steps everything is new, and the memory is looked at every fourth
 ROWS = 64  # of each batch that are taken in where space and time count; more hardly help
 SMALLEST = 1e-30  # in place of zero in a denominator
+
+
+def zero_unless(finite: Tensor, values: Tensor) -> Tensor:
+    """``values`` where the tensor ``finite`` is True, else zeros, in which no NaN is left.
+
+    A CPU's flag is there to be looked at. An accelerator is not waited for: there the bits are masked, since a NaN
+    times zero is still NaN.
+    """
+    if values.device.type == "cpu":
+        return values if finite else torch.zeros_like(values)
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
+    return torch.bitwise_and(values.view(integer), -finite.to(integer)).view(values.dtype)
 
 
 class Memory:

@@ -3,7 +3,6 @@
 import math
 import warnings
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,13 +11,14 @@ from torch import Tensor
 from sp import rules
 from sp.biology import NMDACoincidence
 from sp.checks import check_choice, check_flag, check_integer, check_number
-from sp.optim.common import PlasticityOptimizer, by_device_and_dtype, scalar_dtype, signed_rate
-from sp.optim.fast import blocks, local, whole
+from sp.optim.common import Groups, PlasticityOptimizer, scalar_dtype, signed_rate
+from sp.optim.fast import Blocks, alike, local, whole
 
 REFRESH_EVERY = 50  # steps between two looks at the distribution of the eligibility
 SMALLEST_THRESHOLD = 1e-30  # where most of a tensor was never used; its reciprocal is still finite
-ONE = torch.tensor(1.0)
 THRESHOLD_MOMENTUM = 0.9  # share of the old threshold that a look keeps, so that one odd batch does not move the gate
+
+State = dict[str, Tensor]
 
 
 class SelectivePlasticityOptimizer(PlasticityOptimizer):
@@ -63,20 +63,21 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         weight_decay: decoupled, >= 0: every weight that has a gradient is multiplied by ``1 - lr weight_decay`` before
             the step, as in AdamW; the gate does not hold this back.
         maximize: climb the objective instead of descending.
-        foreach: True: all tensors at once through ``torch._foreach_*`` functions. False: the reference, one tensor at
-            a time, which reads like the equations.
-        compile: run the step under ``torch.compile(fullgraph=True)``: the fastest form, after some 20 s of compiling at
-            the first step. Where there is no compiler it says so in a warning, and the step runs as without.
+        foreach: True: all tensors at once through ``torch._foreach_*`` functions, in blocks that fit a CPU's cache.
+            False: the reference, one tensor at a time, which reads like the equations. Under
+            ``torch.compile(optimizer.step)`` both are the reference, of which the compiler makes a fast form.
         differentiable: always False; a step cannot be differentiated through.
-        on_nonfinite: a step with NaN or infinity in a gradient changes no weight and no state. ``"skip"`` counts it
-            in ``get_diagnostics()["skipped_steps"]`` without waiting for the device, ``"raise"`` raises
-            FloatingPointError.
+        on_nonfinite: what is done where a gradient holds NaN or infinity. ``"skip"``: nothing; the step is counted in
+            ``get_diagnostics()["skipped_steps"]``. ``"raise"``: FloatingPointError is raised, and nothing was changed.
+            ``"ignore"``: nobody asks, which spares an accelerator the wait for the answer.
 
     Raises:
         ValueError, TypeError: an argument is outside its range or of the wrong type; the message names it.
     """
 
     parameter_state = ("eligibility", "momentum")
+    number_state = ("step", "threshold")
+    scratch = 2
 
     def __init__(
         self,
@@ -97,29 +98,38 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
         foreach: bool = True,
-        compile: bool = False,
         differentiable: bool = False,
         on_nonfinite: str = "skip",
     ):
-        super().__init__(params, {**SelectivePlasticityOptimizer.chosen(locals()), "calibration_start": 0}, coincidence)
+        defaults = {
+            "lr": lr,
+            "trace_decay": trace_decay,
+            "plasticity_k": plasticity_k,
+            "threshold_percentile": threshold_percentile,
+            "warmup_steps": warmup_steps,
+            "adaptive_threshold": adaptive_threshold,
+            "eps": eps,
+            "momentum": momentum,
+            "normalisation": normalisation,
+            "base": base,
+            "gate_min": gate_min,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "foreach": foreach,
+            "differentiable": differentiable,
+            "on_nonfinite": on_nonfinite,
+            "calibration_start": 0,
+        }
+        super().__init__(params, defaults, coincidence)
         if 0 < threshold_percentile < 1:
             warnings.warn(
                 f"threshold_percentile is in percent, and {threshold_percentile:g} is less than one of them: did you "
                 f"mean {100 * threshold_percentile:g}?",
                 stacklevel=2,
             )
-        self._activations: dict[int, Tensor] = {}  # of the last step, by the parameter's id
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_activations": {}}
 
     def check_options(self, options: dict[str, Any]) -> None:
         super().check_options(options)
-        if options["compile"] and options["normalisation"] == "max":
-            raise ValueError(
-                "normalisation must be 'percentile' with compile=True, got 'max', whose threshold has to be known "
-                "before the pass that is compiled: leave one of the two out"
-            )
         check_number("trace_decay", options["trace_decay"], 0, 1, high_open=True)
         check_number("plasticity_k", options["plasticity_k"], 0)
         check_number("threshold_percentile", options["threshold_percentile"], 0, 100)
@@ -134,35 +144,49 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
     def initialise(self, parameters: list[Tensor]) -> None:
         for p in parameters:
             number = {"dtype": scalar_dtype(p), "device": p.device}
-            self.state[p].update(
-                step=torch.zeros((), **number),
+            self.state[p] = {
+                "step": torch.zeros((), **number),
                 # An infinite threshold protects nothing, which is right until the distribution has been looked at.
-                threshold=torch.full((), math.inf, **number),
-                eligibility=torch.zeros_like(p, memory_format=torch.preserve_format),
-                momentum=torch.zeros_like(p, memory_format=torch.preserve_format),
-            )
+                "threshold": torch.full((), math.inf, **number),
+                "eligibility": torch.zeros_like(p, memory_format=torch.preserve_format),
+                "momentum": torch.zeros_like(p, memory_format=torch.preserve_format),
+            }
 
-    def update(self, groups: list[tuple[dict[str, Any], list[Tensor]]], finite: Tensor) -> None:
-        self._activations = self._normalised_activations(finite)
-        for group, with_gradient in groups:
+    @torch.compiler.disable(recursive=False)
+    def update(self, groups: Groups, measured: Tensor | None) -> None:
+        for function, arguments in self._calls(groups):
+            function(*arguments)
+
+    @torch.compiler.disable
+    def _calls(self, groups: Groups) -> list[tuple[Callable[..., None], tuple]]:
+        """The functions that make this step, with their arguments, in order."""
+        calls = []
+        activations = self._activations()
+        for number, (group, with_gradient) in enumerate(groups):
             age = group["step_count"] - group["calibration_start"]
-            function = _multi_tensor if group["foreach"] else _single_tensor
-            if group["compile"]:
-                function = partial(_multi_tensor, compiled=self.compiled(_move_tensors))
-            for parameters in by_device_and_dtype(with_gradient):
-                function(
-                    parameters,
-                    [p.grad for p in parameters],
-                    [self.state[p] for p in parameters],
-                    [self._activations.get(id(p)) for p in parameters],
-                    finite.to(parameters[0].device, non_blocking=True),
-                    look=age % REFRESH_EVERY == 0 or age == max(group["warmup_steps"], 1),
-                    seed=group["step_count"],
-                    **{name: group[name] for name in _RULE_OPTIONS},
-                    lr=signed_rate(group),
+            look = age % REFRESH_EVERY == 0 or age == max(group["warmup_steps"], 1)
+            rate = signed_rate(group)
+            if not isinstance(rate, Tensor):  # of a number that changes a compiler would make one case after another
+                rate = torch.tensor(rate, dtype=torch.float64)
+            for part, parameters in enumerate(alike(with_gradient)):
+                p8 = [activations.get(id(p)) for p in parameters]
+                by_hand = (
+                    group["foreach"]
+                    and group["normalisation"] == "percentile"
+                    and not look
+                    and all(activation is None for activation in p8)
+                    and parameters[0].dtype != torch.float16  # in which the thresholds of small gradients are zero
+                    and (self.asks or parameters[0].device.type == "cpu")  # else the device would be waited for
                 )
+                gradients, states = [p.grad for p in parameters], [self.state[p] for p in parameters]
+                arguments = (parameters, gradients, states, p8, rate, group, look)
+                if by_hand:
+                    calls.append((_multi_tensor, (self.blocks, (number, part), *arguments)))
+                else:
+                    calls.append((_single_tensor, arguments))
+        return calls
 
-    def _normalised_activations(self, finite: Tensor) -> dict[int, Tensor]:
+    def _activations(self) -> dict[int, Tensor]:
         """What the presynaptic side gives to each watched parameter, in [0, 1]; nothing where no pass was recorded."""
         activations = {}
         for synapses in {id(synapses): synapses for synapses in self.watched().values()}.values():
@@ -171,8 +195,6 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
                 continue
             inputs = activity.presynaptic[:, : synapses.weight[0].numel()].to(scalar_dtype(synapses.weight))
             seen = rules.activation_norm(inputs).to(synapses.weight.dtype)
-            # A step that is not finite must come through as one that changes nothing.
-            seen = torch.where(finite.to(seen.device, non_blocking=True), seen, 1)
             activations[id(synapses.weight)] = synapses.by_input(seen, synapses.weight)
             if synapses.bias is not None:
                 activations[id(synapses.bias)] = torch.ones_like(synapses.bias)
@@ -200,50 +222,31 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
 
     @torch.no_grad()
     def get_param_gate(self, param: Tensor) -> Tensor | None:
-        """The gate of each synapse in the last step, in [0, 1], shaped like the parameter; None before its first step.
+        """The gate of each synapse, in [0, 1], shaped like the parameter; None before its first step.
 
-        Where the gradient was cleared since, it is as if the parameter were silent (g = 0).
+        It is made from the state and the gradient that is there: after a step the gate of that step, but for what
+        ``coincidence`` multiplies it with, since the activity is gone by then. Where the gradient was cleared, it is as
+        if the parameter were silent (g = 0).
         """
         eligibility = self.get_param_eligibility(param)
         if eligibility is None:
             return None
         eligibility = whole(eligibility)
         magnitude = torch.zeros_like(eligibility) if param.grad is None else whole(param.grad).abs()
-        return _gate(eligibility, magnitude, self._activations.get(id(param)), self.state[param], self.group_of(param))
-
-
-_RULE_OPTIONS = (
-    "trace_decay",
-    "plasticity_k",
-    "threshold_percentile",
-    "warmup_steps",
-    "adaptive_threshold",
-    "eps",
-    "momentum",
-    "normalisation",
-    "base",
-    "gate_min",
-)
-
-
-def _largest(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return whole(tensor).abs().max().to(dtype).clamp(min=SMALLEST_THRESHOLD)
+        return _gate(eligibility, magnitude, None, self.state[param], self.group_of(param))
 
 
 def _gate(
-    eligibility: Tensor,
-    magnitude: Tensor,
-    activation: Tensor | None,
-    state: dict[str, Tensor],
-    options: dict[str, Any],
+    eligibility: Tensor, magnitude: Tensor, activation: Tensor | None, state: State, options: dict[str, Any]
 ) -> Tensor:
     """The gate of one tensor: from its bias-corrected eligibility, the magnitude of its gradient and, with P8, what its
     inputs were."""
-    threshold = state["threshold"]
     if options["normalisation"] == "max":
-        thresholds = _largest(eligibility, threshold.dtype), _largest(magnitude, threshold.dtype)
+        thresholds = [
+            whole(t).max().to(state["step"].dtype).clamp(min=SMALLEST_THRESHOLD) for t in (eligibility, magnitude)
+        ]
     else:
-        thresholds = threshold, threshold
+        thresholds = [state["threshold"]] * 2
     gradient_norm = rules.saturating_ratio(local(magnitude), thresholds[1])
     gate = rules.plasticity_gate(
         rules.saturating_ratio(local(eligibility), thresholds[0]),
@@ -256,238 +259,117 @@ def _gate(
     return torch.where(state["step"] > options["warmup_steps"], gate, 1.0)
 
 
-def _eps(options: dict[str, Any], parameter: Tensor) -> float:
-    # In float16 the usual 1e-8 is zero, and an unused synapse would be moved by 0 / 0.
-    return max(options["eps"], torch.finfo(parameter.dtype).tiny)
-
-
-def _look(state: dict[str, Tensor], finite: Tensor, seed: int, options: dict[str, Any]) -> None:
-    """Metaplasticity (P13): move the threshold towards the percentile of the bias-corrected eligibility."""
-    threshold, step = state["threshold"], state["step"]
-    eligibility = rules.bias_corrected(whole(state["eligibility"]), options["trace_decay"], step.clamp(min=1))
-    seen = rules.sampled_quantile([eligibility], options["threshold_percentile"] / 100, seed)
-    seen = seen.clamp(min=SMALLEST_THRESHOLD)
-    unset = threshold.isinf()
-    if options["adaptive_threshold"]:
-        moved = torch.where(unset, seen, THRESHOLD_MOMENTUM * threshold + (1 - THRESHOLD_MOMENTUM) * seen)
-    else:
-        moved = torch.where(unset & (step >= options["warmup_steps"]), seen, threshold)
-    threshold.copy_(torch.where(finite, moved, threshold))
+@torch.compiler.disable
+def _look(states: list[State], options: dict[str, Any]) -> None:
+    """Metaplasticity (P13): move thresholds towards the percentile of the bias-corrected eligibility."""
+    for state in states:
+        threshold, step = state["threshold"], state["step"]
+        eligibility = rules.bias_corrected(whole(state["eligibility"]), options["trace_decay"], step)
+        seen = rules.sampled_quantile(
+            [eligibility], options["threshold_percentile"] / 100, seed=options["step_count"]
+        ).clamp(min=SMALLEST_THRESHOLD)
+        if options["adaptive_threshold"]:
+            moved = THRESHOLD_MOMENTUM * threshold + (1 - THRESHOLD_MOMENTUM) * seen
+            threshold.copy_(torch.where(threshold.isinf(), seen, moved))
+        else:
+            due = threshold.isinf() & (step >= options["warmup_steps"])
+            threshold.copy_(torch.where(due, seen, threshold))
 
 
 def _single_tensor(
     parameters: list[Tensor],
     gradients: list[Tensor],
-    states: list[dict[str, Tensor]],
+    states: list[State],
     activations: list[Tensor | None],
-    finite: Tensor,
-    *,
+    rate: Tensor,
+    options: dict[str, Any],
     look: bool,
-    seed: int,
-    **options: Any,
 ) -> None:
     """The reference: one tensor at a time, as in the equations."""
-    if not finite:
-        return
-    for w, g, state, activation in zip(parameters, gradients, states, activations, strict=True):
+    decay, momentum = options["trace_decay"], options["momentum"]
+    for g, state in zip(gradients, states, strict=True):
         state["step"] += 1
-        trace, momentum = local(state["eligibility"]), local(state["momentum"])
-        trace.copy_(rules.eligibility_trace(trace, local(g), options["trace_decay"]))
-        momentum.lerp_(local(g), 1 - options["momentum"])
-        eligibility = rules.bias_corrected(state["eligibility"], options["trace_decay"], state["step"])
-        mean_gradient = rules.bias_corrected(momentum, options["momentum"], state["step"])
-        if look:
-            _look(state, finite, seed, options)
+        trace, mean = local(state["eligibility"]), local(state["momentum"])
+        trace.copy_(rules.eligibility_trace(trace, local(g), decay))
+        mean.lerp_(local(g), 1 - momentum)
+    if look:
+        _look(states, options)
+    for w, g, state, activation in zip(parameters, gradients, states, activations, strict=True):
+        eligibility = rules.bias_corrected(state["eligibility"], decay, state["step"])
+        mean_gradient = rules.bias_corrected(local(state["momentum"]), momentum, state["step"])
         gate = _gate(eligibility, g.abs(), activation, state, options)
-        scale = local(eligibility) + _eps(options, w) if options["base"] == "adam" else 1
-        local(w).sub_(options["lr"] * gate * mean_gradient / scale)
+        # In float16 the usual eps is zero, and an unused synapse would be moved by 0 / 0.
+        eps = max(options["eps"], torch.finfo(w.dtype).tiny)
+        scale = local(eligibility) + eps if options["base"] == "adam" else 1
+        local(w).sub_(rate * gate * mean_gradient / scale)
 
 
 def _multi_tensor(
+    blocks: Blocks,
+    key: tuple[int, int],
     parameters: list[Tensor],
     gradients: list[Tensor],
-    states: list[dict[str, Tensor]],
+    states: list[State],
     activations: list[Tensor | None],
-    finite: Tensor,
-    *,
+    rate: Tensor,
+    options: dict[str, Any],
     look: bool,
-    seed: int,
-    compiled: Callable | None = None,
-    **options: Any,
 ) -> None:
-    """All tensors at once and in place: block by block on a CPU, else through one function that can be compiled.
+    """The same for all tensors at once, in place and in as few passes as there can be.
 
-    An accelerator is never waited for. A CPU's numbers are there when they are asked for, so it works with plain ones,
-    and leaves out a step that is not finite instead of masking it.
+    The traces need no correction of their own: it is in the numbers that each tensor is multiplied by. Without
+    activations, for thresholds of the percentile that stay as they are.
     """
-    on_cpu = parameters[0].device.type == "cpu"
-    if on_cpu and not finite:
-        return
-    traces = [[state[name] for state in states] for name in ("eligibility", "momentum")]
-    tensors = [[local(t) for t in members] for members in (parameters, gradients, *traces)]
+    if torch.compiler.is_compiling():  # the compiler makes of the reference what is done by hand here
+        return _single_tensor(parameters, gradients, states, activations, rate, options, look)
+    dtype = parameters[0].dtype
     steps = [state["step"] for state in states]
-    # A tensor and not the number 1, which would be made a tensor again for each of them.
-    torch._foreach_add_(steps, [ONE if on_cpu else finite.to(steps[0].dtype)] * len(steps))
-    rates = {"trace_decay": options["trace_decay"], "momentum": options["momentum"]}
-    # Where a threshold is to be taken from the new traces, these are moved beforehand.
-    traced = look or options["normalisation"] == "max"
-    if traced:
-        for _, (_, *block) in blocks(tensors):
-            _move_traces(*block, None if on_cpu else finite, **rates)
-    if look:
-        for state in states:
-            _look(state, finite, seed, options)
-    if options["normalisation"] == "max":
-        units = [[_largest(t, steps[0].dtype) for t in members] for members in (traces[0], gradients)]
-    else:
-        units = [[state["threshold"] for state in states]] * 2
-    small = torch.finfo(parameters[0].dtype)
-    options["smallest"] = small.smallest_normal * small.eps
-    options["eps"] = max(options["eps"], small.smallest_normal)
-    if on_cpu:
-        options["lr"] = float(options["lr"])
-        columns = torch.stack([*steps, *units[0], *units[1]]).tolist()
-        count = len(steps)
-        factors = [_factors(*columns[i::count], **options) for i in range(count)]
-    else:
-        options["lr"] = options["lr"] * finite
-        factors = _factors(torch.stack(steps).clamp(min=1), *map(torch.stack, units), **options)
-    rest = {"traced": traced, **rates, "adam": options["base"] == "adam", "gate_min": options["gate_min"]}
-    watched = any(activation is not None for activation in activations)
-    # The thresholds of sparse gradients are zero in float16.
-    if on_cpu and compiled is None and not watched and parameters[0].dtype != torch.float16:
-        for places, block in blocks(tensors):
-            _move_block(*block, [factors[place] for place in places], **rest)
-    else:
-        if on_cpu:
-            factors = torch.tensor([_reciprocal(*row) for row in factors], dtype=steps[0].dtype)
+    torch._foreach_add_(steps, 1)
+    numbers = torch.stack([*steps, *(state["threshold"] for state in states)]).tolist()
+    pairs = zip(numbers[: len(steps)], numbers[len(steps) :], strict=True)
+    factors = [_factors(step, threshold, float(rate), dtype, options) for step, threshold in pairs]
+    gated = any(scale for *_, scale, _ in factors)
+    lists = [gradients, parameters, *([state[name] for state in states] for name in ("eligibility", "momentum"))]
+    for places, (g, w, e, m, a, b) in blocks.cut(key, *([local(t) for t in members] for members in lists)):
+        sizes, eps, units, thresholds, shares, scales, floors = zip(*[factors[i] for i in places], strict=True)
+        # Where the result goes into another tensor a loop is faster than a copy and a foreach function.
+        for out, x in zip(a, g, strict=True):
+            torch.abs(x, out=out)
+        torch._foreach_lerp_(e, a, 1 - options["trace_decay"])
+        torch._foreach_lerp_(m, g, 1 - options["momentum"])
+        if gated:
+            # b = unit e_norm (1 - g_norm), cut where the gate reaches its floor
+            for out, x, unit in zip(b, e, units, strict=True):
+                torch.clamp(x, max=unit, out=out)
+            torch._foreach_clamp_max_(a, thresholds)
+            torch._foreach_addcmul_(b, b, a, shares)
+            torch._foreach_clamp_max_(b, floors)
+            # a = gate m = m - k / unit b m
+            for out, x, y, scale in zip(a, m, b, scales, strict=True):
+                torch.addcmul(x, x, y, value=scale, out=out)
         else:
-            factors = torch.stack(_reciprocal(*factors), 1)
-        function = _move_tensors if compiled is None or traced else compiled
-        function(*tensors, activations, factors, None if on_cpu else finite, **rest)
+            torch._foreach_copy_(a, m)
+        if options["base"] == "adam":
+            for out, x, added in zip(b, e, eps, strict=True):
+                torch.add(x, added, out=out)
+            torch._foreach_addcdiv_(w, a, b, sizes)
+        else:
+            torch._foreach_mul_(a, sizes)
+            torch._foreach_add_(w, a)
 
 
 def _factors(
-    step: Any,
-    eligibility_unit: Any,
-    magnitude_unit: Any,
-    *,
-    lr: Any,
-    trace_decay: float,
-    plasticity_k: float,
-    warmup_steps: int,
-    eps: float,
-    smallest: float,
-    momentum: float,
-    normalisation: str,
-    base: str,
-    **_: Any,
-) -> tuple[Any, ...]:
-    """The numbers of a step that differ from tensor to tensor, each a number or a vector with one for each tensor.
-
-    With them the traces need no correction of their own: size of the step, strength of the gate (0 in the warm-up),
-    units of the trace and of the gradient, what is added to the scale, and whether the warm-up is over.
-    """
-    corrected = 1 - trace_decay**step
-    size = lr / (1 - momentum**step) * (corrected if base == "adam" else 1)
-    late = 1.0 * (step > warmup_steps)
-    strength = plasticity_k * late
-    unit = eligibility_unit * (corrected if normalisation == "percentile" else 1)
-    return size, strength, unit, magnitude_unit, eps * corrected + smallest, late
-
-
-def _reciprocal(size: Any, strength: Any, unit: Any, magnitude_unit: Any, eps: Any, late: Any) -> tuple[Any, ...]:
-    """What `_factors` gives as factors to multiply with."""
-    return size, strength, strength / unit, 1 / magnitude_unit, eps, late
-
-
-def _move_traces(
-    gradients: list[Tensor],
-    eligibilities: list[Tensor],
-    momenta: list[Tensor],
-    finite: Tensor | None,
-    *,
-    trace_decay: float,
-    momentum: float,
-) -> list[Tensor]:
-    """Both traces, in place; returns the magnitudes of the gradients. ``finite`` None: they are known to be finite."""
-    magnitudes = torch._foreach_abs(gradients)
-    if finite is not None:
-        magnitudes = [torch.where(finite, x, e) for x, e in zip(magnitudes, eligibilities, strict=True)]
-        gradients = [torch.where(finite, g, m) for g, m in zip(gradients, momenta, strict=True)]
-    torch._foreach_lerp_(eligibilities, magnitudes, 1 - trace_decay)
-    torch._foreach_lerp_(momenta, gradients, 1 - momentum)
-    return magnitudes
-
-
-def _move_block(
-    parameters: list[Tensor],
-    gradients: list[Tensor],
-    eligibilities: list[Tensor],
-    momenta: list[Tensor],
-    factors: list[tuple[float, ...]],
-    *,
-    traced: bool,
-    trace_decay: float,
-    momentum: float,
-    adam: bool,
-    gate_min: float,
-) -> None:
-    """A step of a block in as few passes as there can be; the gate's constants wait for the last one that scales."""
-    sizes, strengths, units, magnitude_units, eps, _ = zip(*factors, strict=True)
-    if traced:
-        magnitudes = torch._foreach_abs(gradients)
-    else:
-        magnitudes = _move_traces(gradients, eligibilities, momenta, None, trace_decay=trace_decay, momentum=momentum)
-    updates = momenta
-    if any(strengths):
-        # protected = unit e_norm (1 - g_norm), cut where the gate reaches its floor, so that the update is
-        # m gate = m - m protected strength / unit
-        protected = torch._foreach_clamp_max(eligibilities, units)
-        torch._foreach_clamp_max_(magnitudes, magnitude_units)
-        torch._foreach_addcmul_(protected, protected, magnitudes, [-1 / unit for unit in magnitude_units])
-        scales = [strength / unit for strength, unit in zip(strengths, units, strict=True)]
-        room = 1 - gate_min
-        floors = [room / c if c and s > room else math.inf for c, s in zip(scales, strengths, strict=True)]
-        torch._foreach_clamp_max_(protected, floors)
-        updates = torch._foreach_addcmul(momenta, protected, momenta, [-scale for scale in scales])
-    if adam:
-        torch._foreach_addcdiv_(parameters, updates, torch._foreach_add(eligibilities, eps), [-size for size in sizes])
-    else:
-        torch._foreach_sub_(parameters, torch._foreach_mul(updates, sizes))
-
-
-def _move_tensors(
-    parameters: list[Tensor],
-    gradients: list[Tensor],
-    eligibilities: list[Tensor],
-    momenta: list[Tensor],
-    activations: list[Tensor | None],
-    factors: Tensor,
-    finite: Tensor | None,
-    *,
-    traced: bool,
-    trace_decay: float,
-    momentum: float,
-    adam: bool,
-    gate_min: float,
-) -> None:
-    """The same with nothing but tensors, for an accelerator and for the compiler, which merges all into one pass.
-
-    ``activations``: what the presynaptic side gives to each (P8), or None. ``factors``: (n, 6), those of `_factors`
-    through `_reciprocal`. ``finite`` None: the gradients are known to be.
-    """
-    for i, (w, g, e, m) in enumerate(zip(parameters, gradients, eligibilities, momenta, strict=True)):
-        size, strength, per_unit, per_magnitude, eps, late = factors[i].unbind()
-        magnitude = g.abs()
-        if finite is not None:  # a mean moves nowhere when it is fed with itself
-            magnitude, g = torch.where(finite, magnitude, e), torch.where(finite, g, m)
-        if not traced:  # written out, because the compiler makes two cases of a lerp
-            e.copy_(e + (1 - trace_decay) * (magnitude - e))
-            m.copy_(m + (1 - momentum) * (g - m))
-        used = torch.minimum(e * per_unit, strength)
-        gradient_norm = (magnitude * per_magnitude).clamp(max=1)
-        gate = (1 - used * (1 - gradient_norm)).clamp(min=gate_min)
-        if activations[i] is not None:
-            gate = (gate * (1 - late * (1 - rules.coincidence(activations[i], gradient_norm)))).clamp(min=gate_min)
-        w.sub_(size * gate * m / (e + eps) if adam else size * gate * m)
+    step: float, threshold: float, rate: float, dtype: torch.dtype, options: dict[str, Any]
+) -> tuple[float, ...]:
+    """The numbers of one tensor in one step, for traces that are not corrected: minus the size of the step; eps; the
+    largest trace that counts; the threshold, and minus one over it; minus k in units of the trace (0 in the warm-up);
+    and where the gate meets its floor."""
+    small, adam = torch.finfo(dtype), options["base"] == "adam"
+    corrected = 1 - options["trace_decay"] ** step
+    size = rate / (1 - options["momentum"] ** step) * (corrected if adam else 1)
+    unit = threshold * corrected
+    strength = options["plasticity_k"] if step > options["warmup_steps"] else 0.0
+    scale, room = strength / unit, 1 - options["gate_min"]
+    floor = room / scale if scale and strength > room else math.inf
+    eps = max(options["eps"], small.smallest_normal) * corrected + small.smallest_normal * small.eps
+    return -size, eps, unit, threshold, -1 / threshold, -scale, floor
