@@ -4,6 +4,7 @@ P6, P7 and so on name the promises of the published module that the project re-i
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,13 +75,13 @@ def activation_norm(presynaptic: Tensor) -> Tensor:
     ``min(a / rms(a), 1)``, with ``a_j = sqrt(mean over rows of x_j^2)``; in [0, 1], zero for an input that was silent.
 
     Args:
-        presynaptic: inputs X of a layer, (N, d); a convolution gives one row for each patch.
+        presynaptic: inputs X of a layer, (..., N, d); a convolution gives one row for each patch.
 
     Returns:
-        One value for each input, (d,).
+        One value for each input, (..., d).
     """
-    power = presynaptic.square().mean(0)
-    return saturating_ratio(power.sqrt(), power.mean().sqrt()).nan_to_num(0)
+    power = presynaptic.square().mean(-2)
+    return saturating_ratio(power.sqrt(), power.mean(-1, keepdim=True).sqrt()).nan_to_num(0)
 
 
 def coincidence(activation_norm: Tensor, gradient_norm: Tensor) -> Tensor:
@@ -137,41 +138,42 @@ def consolidation_gate(consolidated: Tensor, threshold: Tensor | float) -> Tenso
     return threshold / (threshold + consolidated)
 
 
-def novelty(memory: Tensor, strength: float | Tensor) -> Tensor:
-    """What of a presynaptic pattern is new: ``P = (I + A / a)^-1``, (d, d), eigenvalues in (0, 1].
+def novelty(memory: Tensor, retention: float) -> Tensor:
+    """What of a presynaptic pattern is new: ``P = (I + r A)^-1``, (..., d, d), eigenvalues in (0, 1].
 
-    A is the sum of ``X'X / B`` over all steps, X a layer's inputs: it never decays and knows no task.
-    ``x'Px / x'x`` is near 1 for a pattern never seen and near 0 for one seen ``n >> a`` times. It is the covariance of
-    recursive least squares, and the projector of OWM (Zeng et al. 2019) without its boundaries.
+    A is the sum of ``X'X`` over all steps, X a layer's inputs in units of their length: it knows no task.
+    ``x'Px / x'x`` is near 1 for a pattern never seen and near 0 for one seen ``n >> 1 / r`` times. It is the covariance
+    of recursive least squares, and the projector of OWM (Zeng et al. 2019) without its boundaries.
 
     Args:
-        memory: A, (d, d).
-        strength: a > 0; the smaller, the sooner a pattern counts as known.
+        memory: A, (..., d, d).
+        retention: r > 0; the larger, the sooner a pattern counts as known.
     """
-    return _inverse_of_one_plus(memory / strength)
+    return _inverse_of_one_plus(memory * retention)
 
 
-def novelty_of_constant(steps: float, strength: float) -> float:
-    """`novelty` for an input that was 1 at each of ``steps`` steps: ``1 / (1 + t / a)``, in (0, 1]."""
-    return 1 / (1 + steps / strength)
+def equaliser(errors: Tensor, strength: float) -> Tensor:
+    """Postsynaptic scaling (Turrigiano et al. 1998, as an analogy): errors come to be spread more equally.
 
-
-def equaliser(errors: Tensor, share: float) -> Tensor:
-    """Postsynaptic scaling (Turrigiano et al. 1998, as an analogy): damp the directions in which most errors come back.
-
-    ``Q = (I + S / (share tr S))^-1``, (out, out), eigenvalues in (0, 1]; S a running mean of products of errors, as in
-    K-FAC (Martens & Grosse 2015), but it forgets. A direction that carries ``share`` of all errors is halved.
+    ``Q = (I + c S / s)^-1 tr S / tr((I + c S / s)^-1 S)``, (..., out, out), with s the mean of the diagonal of S, a
+    running mean of products of errors as in K-FAC (Martens & Grosse 2015). A direction that carries k times its fair
+    share of the errors is divided by ``1 + c k``, and the power of all errors together stays as it is.
     """
-    return novelty(errors, share * (errors.trace() + 1e-30))
+    mean = errors.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] + 1e-30
+    damped = _inverse_of_one_plus(errors * (strength / mean))
+    passed = (damped * errors).sum((-2, -1), keepdim=True) / errors.shape[-1]
+    return torch.where(passed > 0, damped * (mean / passed), damped)
 
 
-def absorbed(norm: Tensor, mean_norm: Tensor, absorber: float) -> Tensor:
+def absorbed(norm: Any, mean_norm: Any, absorber: float) -> Any:
     """Shock absorber: the norm that a gradient may keep, at most ``absorber`` times its own running mean.
 
     ``min(|g|, absorber * mean)``, and all of it while there is no mean yet (0): a switch of task makes the gradient
-    jump, and must not jolt the network.
+    jump, and must not jolt the network. Numbers, or tensors without dimensions.
     """
-    return torch.where(mean_norm > 0, torch.minimum(norm, absorber * mean_norm), norm)
+    if isinstance(norm, Tensor):
+        return torch.where(mean_norm > 0, torch.minimum(norm, absorber * mean_norm), norm)
+    return min(norm, absorber * mean_norm) if mean_norm > 0 else norm
 
 
 def bounded(moved: Tensor, largest: Tensor) -> Tensor:
@@ -188,10 +190,11 @@ def bounded(moved: Tensor, largest: Tensor) -> Tensor:
 
 
 def _inverse_of_one_plus(matrix: Tensor) -> Tensor:
-    """``(I + M)^-1`` for M >= 0; zero, its limit, where M has overflowed, as in a training that diverges."""
-    # What cannot be resolved beside the heaviest direction is lifted until it can; an ordinary M stays as it is.
-    unresolved = (4 * torch.finfo(matrix.dtype).eps * matrix.trace() - 0.05).clamp(min=0)
-    one = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-    # Without the check for errors, which would wait for the device.
-    factor, failed = torch.linalg.cholesky_ex(matrix + (1 + unresolved) * one)
-    return torch.where(failed == 0, torch.cholesky_inverse(torch.where(failed == 0, factor, one)), 0)
+    """``(I + M)^-1`` for M >= 0, (..., d, d); zero, its limit, where M has overflowed, as in training that diverges."""
+    heaviest = matrix.diagonal(dim1=-2, dim2=-1).sum(-1).max()
+    # Where what is new cannot be resolved beside the heaviest direction, in twice the precision.
+    wide = matrix.double() if heaviest * torch.finfo(matrix.dtype).eps > 0.01 else matrix
+    one = torch.eye(matrix.shape[-1], dtype=wide.dtype, device=matrix.device)
+    factor, failed = torch.linalg.cholesky_ex(wide + one)
+    whole = (failed == 0)[..., None, None]
+    return torch.where(whole, torch.cholesky_inverse(torch.where(whole, factor, one)), 0).to(matrix.dtype)

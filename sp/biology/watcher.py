@@ -7,13 +7,16 @@ postsynaptic side (Mayer, Westbrook & Guthrie 1984; Nowak et al. 1984). A gradie
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sp.biology.layers import Kind, Rows, watchable
 
 
 @dataclass
@@ -21,74 +24,107 @@ class Activity:
     """What a layer saw in the passes that made its present gradient.
 
     Attributes:
-        presynaptic: inputs, (N, d), with a last column of ones where the layer has a bias. A convolution gives one row
-            for each patch, an input of shape (B, T, d) one for each of the B T vectors.
-        postsynaptic: gradient of the loss with respect to the layer's outputs, (N, out), row by row to `presynaptic`.
+        presynaptic: inputs, (g, N, d) for g groups of channels (1 in most layers), with a last column of ones where
+            the layer has a bias. A convolution gives one row for each patch, an input of shape (B, T, d) one for each
+            of the B T vectors. An embedding gives indices, (N,).
+        postsynaptic: gradient of the loss with respect to the layer's outputs, (g, N, out), row by row to
+            `presynaptic`; None where it cannot be seen (recurrent layers, the input projection of attention).
         examples: size B of the batch or batches that the rows came from.
+        counted: how many of them the rows count as: each vector of a sequence, but an image once.
     """
 
     presynaptic: Tensor
-    postsynaptic: Tensor
+    postsynaptic: Tensor | None
     examples: int
+    counted: int
 
 
 @dataclass
 class Pass:
-    """One use of a layer: its inputs, the gradient of its outputs, and which backward pass brought it."""
+    """One use of a layer: what is kept of it, the gradient of its outputs, and which backward pass brought that."""
 
     module: weakref.ref
-    inputs: Tensor
+    kept: Any
     errors: Tensor
     backward: int
 
 
 @dataclass
 class Synapses:
-    """The parameters of a watched layer, and what was recorded of it. Tied layers share one."""
+    """The matrix of a watched layer, its bias, and what was recorded of it. Tied layers share one."""
 
     name: str
     weight: nn.Parameter
     bias: nn.Parameter | None
-    passes: list["Pass"] = field(default_factory=list, repr=False)
-    readout: bool = False  # whether its error was the first to come back in the last backward pass
+    kind: Kind
     synchronise: bool = True  # whether activity is gathered from all processes of a distributed training
+    passes: list[Pass] = field(default_factory=list, repr=False)  # those that made the present gradient
+    arrived: list[Pass] = field(default_factory=list, repr=False)  # those whose gradient has not reached the weight
+    seen_gradient: Callable[[], Tensor | None] = field(default=lambda: None, repr=False)
     warned: bool = False
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
-    def gradient(self) -> Tensor:
-        """Gradient of the weight as a matrix with that of the bias as its last column, (out, d) or (out, d + 1)."""
-        matrix = self.weight.grad.flatten(1)
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Groups, outputs, and inputs with one more for a bias: what `matrix` returns."""
+        groups, out, inputs = self.kind.matrix(self.weight).shape
+        return groups, out, inputs + (self.bias is not None)
+
+    def matrix(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Weights, or their gradients, as a matrix for each group with the bias as its last column, (g, out, d)."""
+        matrix = self.kind.matrix(weight)
         if self.bias is None:
             return matrix
-        bias = torch.zeros_like(self.bias) if self.bias.grad is None else self.bias.grad
-        return torch.cat([matrix, bias[:, None]], 1)
+        column = torch.zeros_like(self.bias) if bias is None else bias
+        return torch.cat([matrix, column.reshape(len(matrix), -1, 1)], 2)
+
+    def gradient(self) -> Tensor:
+        """The gradients as `matrix` has them."""
+        return self.matrix(self.weight.grad, None if self.bias is None else self.bias.grad)
 
     def by_input(self, values: Tensor, parameter: Tensor) -> Tensor:
-        """One value for each input, (d,) or (d + 1,), as a view of the shape of the weight or of the bias."""
-        if parameter is self.weight:
-            return values[: parameter[0].numel()].reshape(1, *parameter.shape[1:]).expand_as(parameter)
-        return values[-1:].expand_as(parameter)
+        """One value for each input, (g, d), as a tensor of the shape of the weight or of the bias."""
+        groups, out, _ = self.shape
+        if parameter is not self.weight:
+            return values[:, -1:].expand(groups, out).reshape(parameter.shape)
+        inputs = values if self.bias is None else values[:, :-1]
+        return self.kind.unmatrix(inputs[:, None].expand(-1, out, -1), parameter.shape)
 
-    def subtract_(self, change: Tensor, size: Tensor, bias: bool = True) -> None:
-        """Subtract ``size``, a number, times a change of the shape of `gradient` from the weight, and with ``bias``
-        from a bias that has a gradient."""
-        change, size = change.to(self.weight.dtype), size.to(self.weight.dtype)
-        columns = self.weight[0].numel()
-        self.weight.addcmul_(change[:, :columns].reshape(self.weight.shape), size, value=-1)
+    def subtract_(self, change: Tensor, bias: bool = True) -> None:
+        """Subtract a change of the shape of `gradient` from the weight, and with ``bias`` from a bias that has one."""
+        change = change.to(self.weight.dtype)
+        of_weight = change if self.bias is None else change[..., :-1]
+        self.weight.sub_(self.kind.unmatrix(of_weight, self.weight.shape))
         if bias and self.bias is not None and self.bias.grad is not None:
-            self.bias.addcmul_(change[:, columns], size, value=-1)
+            self.bias.sub_(change[..., -1].reshape(self.bias.shape))
+
+    def record(self, use: Pass) -> None:
+        """An error came back. Whether it makes a gradient is not known before that has reached the weight."""
+        self.arrived = [other for other in self.arrived if other.backward == use.backward] + [use]
+
+    def gradient_made(self) -> None:
+        """A gradient reached the weight. What came back in the same backward pass made it, and nothing else."""
+        gradient = self.weight.grad
+        if self.seen_gradient() is not gradient:  # the one before was cleared, by whomever
+            self.passes = []
+        self.passes += [use for use in self.arrived if use.backward == backward_pass()]
+        self.arrived, self.seen_gradient = [], weakref.ref(gradient)
+
+    def clear(self) -> None:
+        """Forget what was recorded since the last step."""
+        self.passes, self.arrived = [], []
 
     def warn_of_missing_activity(self) -> None:
         """Say, once, that there is a gradient and no activity that could have made it."""
         if not self.warned:
             warnings.warn(
-                f"coincidence: the layer {self.name!r} has a gradient, but no forward pass of it in training mode was "
-                "recorded, so its memory learns nothing from this step (and it stays as it is until one was): call "
-                "model.train() before the forward pass, and make the watcher before it. A weight that is used without "
-                "calling its layer, as in F.linear(x, layer.weight), cannot be watched.",
+                f"coincidence: {self.name!r} has a gradient, but no forward pass of its layer in training mode was "
+                "recorded, so it stays as it is: call model.train() before the forward pass, and make the watcher "
+                "before it. A weight that is used without calling its layer, as in F.linear(x, layer.weight), cannot "
+                "be watched.",
                 stacklevel=2,
             )
             self.warned = True
@@ -96,66 +132,86 @@ class Synapses:
     def take(self) -> Activity | None:
         """The activity recorded since the last call, which is thereby forgotten; None where there was none."""
         passes, self.passes = self.passes, []
-        alive = [(module, p) for p in passes if (module := p.module()) is not None]
-        activity = self._activity(alive) if alive else None
+        seen = [(use.backward, self._rows(use)) for use in passes if use.module() is not None]
+        activity = self._activity([(backward, rows) for backward, rows in seen if rows.counted])
         if self.synchronise and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            return _gathered(activity, self.weight, self.bias is not None)
+            return _gathered(activity, self)
         return activity
 
-    def _activity(self, alive: list[tuple[nn.Module, Pass]]) -> Activity:
-        presynaptic = _joined([_presynaptic(module, p.inputs) for module, p in alive]).to(self.weight.dtype)
-        postsynaptic = _joined([_postsynaptic(module, p.errors) for module, p in alive]).to(self.weight.dtype)
-        if self.bias is not None:
-            presynaptic = torch.cat([presynaptic, presynaptic.new_ones(len(presynaptic), 1)], 1)
+    def _rows(self, use: Pass) -> Rows:
+        with torch.no_grad():
+            return self.kind.rows(use.module(), use.kept, use.errors.detach())
+
+    def _activity(self, seen: list[tuple[int, Rows]]) -> Activity | None:
+        if not seen:
+            return None
+        presynaptic = _joined([rows.presynaptic for _, rows in seen])
+        if presynaptic.is_floating_point():
+            presynaptic = presynaptic.to(self.weight.dtype)
+            if self.bias is not None:
+                presynaptic = F.pad(presynaptic, (0, 1), value=1.0)
+        errors = [rows.postsynaptic for _, rows in seen]
+        postsynaptic = None if errors[0] is None else _joined(errors).to(self.weight.dtype)
         # Batches of several backward passes add up; a layer used twice in one pass still saw each example once.
         batches: dict[int, int] = {}
-        for module, p in alive:
-            batches[p.backward] = max(batches.get(p.backward, 0), _examples(module, p.inputs))
-        return Activity(presynaptic, postsynaptic, sum(batches.values()))
+        for backward, rows in seen:
+            batches[backward] = max(batches.get(backward, 0), rows.examples)
+        return Activity(presynaptic, postsynaptic, sum(batches.values()), sum(rows.counted for _, rows in seen))
 
 
 def _joined(rows: list[Tensor]) -> Tensor:
-    return rows[0] if len(rows) == 1 else torch.cat(rows)  # cat copies even a single one
+    return rows[0] if len(rows) == 1 else torch.cat(rows, max(rows[0].dim() - 2, 0))  # cat copies even a single one
 
 
-def _gathered(activity: Activity | None, weight: Tensor, bias: bool) -> Activity | None:
+def backward_pass() -> int:
+    """A number of the backward pass that is running."""
+    return torch._C._current_graph_task_id()  # PyTorch has no public name for it
+
+
+def _gathered(activity: Activity | None, synapses: Synapses) -> Activity | None:
     """The activity of all processes, in their order, as one process would have seen it on the whole batch.
 
     Gradients are averaged over W processes, and the errors are divided by W to go with them.
     """
     world = dist.get_world_size()
-    out, inputs = len(weight), weight[0].numel() + bias
+    weight, (groups, out, inputs) = synapses.weight, synapses.shape
     if activity is None:
-        activity = Activity(weight.new_empty(0, inputs), weight.new_empty(0, out), 0)
-    own = torch.tensor([len(activity.presynaptic), activity.examples], device=weight.device)
+        rows = weight.new_empty(0, dtype=torch.long) if synapses.kind.indices else weight.new_empty(groups, 0, inputs)
+        errors = weight.new_empty(groups, 0, out) if synapses.kind.errors else None
+        activity = Activity(rows, errors, 0, 0)
+    mine = [t for t in (activity.presynaptic, activity.postsynaptic) if t is not None]
+    rows = [t.transpose(0, 1) if t.dim() == 3 else t for t in mine]  # (N, ...)
+    own = torch.tensor([len(rows[0]), activity.examples, activity.counted], device=weight.device)
     sizes = [torch.empty_like(own) for _ in range(world)]
     dist.all_gather(sizes, own)
-    rows, examples = zip(*(size.tolist() for size in sizes), strict=True)
-    if not any(rows):
+    counts, examples, counted = zip(*(size.tolist() for size in sizes), strict=True)
+    if not any(counts):
         return None
     gathered = []
-    for mine in (activity.presynaptic, activity.postsynaptic):
-        padded = F.pad(mine, (0, 0, 0, max(rows) - len(mine))).contiguous()
+    for part in rows:
+        padded = torch.cat([part, part.new_zeros(max(counts) - len(part), *part.shape[1:])]).contiguous()
         parts = [torch.empty_like(padded) for _ in range(world)]
         dist.all_gather(parts, padded)
-        gathered.append(torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)]))
-    return Activity(gathered[0], gathered[1] / world, sum(examples))
+        whole = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+        gathered.append(whole.transpose(0, 1) if whole.dim() == 3 else whole)
+    postsynaptic = gathered[1] / world if len(gathered) == 2 else None
+    return Activity(gathered[0], postsynaptic, sum(examples), sum(counted))
 
 
 class NMDACoincidence:
-    """Watches the Linear and Conv2d layers of a model through hooks: their inputs, and the errors that come back.
+    """Watches the layers of a model through hooks: what enters them, and the errors that come back.
 
-    A pass counts when it takes part in a step: a forward pass in training mode whose output receives a gradient. What
-    runs under ``no_grad`` or in ``eval()`` leaves no trace, nor does a forward pass that is never differentiated.
-    Several backward passes before a step add up, as gradients do, and ``optimizer.zero_grad()`` clears both. A model
-    that is compiled with ``torch.compile`` is watched all the same, whether it is compiled before or after.
+    Watched are Linear, Conv1d to Conv3d and their transposes (grouped ones too), Embedding, MultiheadAttention, and
+    RNN, GRU and LSTM of one layer; tied weights; and layers whose weight is computed from a parameter of its shape, as
+    in weight normalisation. `covered` names what is watched; all other parameters follow the diagonal rule.
 
-    Not watched, and left to the diagonal rule: grouped convolutions, layers whose weight is not a parameter of their
-    own (weight normalisation), the projections inside `nn.MultiheadAttention` (it never calls them), and frozen layers.
+    A pass counts when it made the gradient of a step: a forward pass in training mode whose backward pass reached the
+    layer's weight. What runs under ``no_grad`` or in ``eval()`` leaves no trace, nor does a gradient that was cleared
+    or only asked for (``torch.autograd.grad``). Several backward passes before a step add up, as gradients do.
 
-    The watcher does not keep the model alive, and the model does not keep the watcher alive. A copy of both (by
-    ``deepcopy`` or ``pickle`` of model and optimizer together) watches the copied model; one of the model alone is not
-    watched.
+    The watcher does not keep the model alive, nor does the model keep the watcher alive, and its hooks go with it. A
+    copy of both (by ``deepcopy`` or ``pickle`` of model and optimizer together) watches the copied model; one of the
+    model alone is not watched.
 
     Args:
         model: any module; its layers are watched from now on.
@@ -171,55 +227,49 @@ class NMDACoincidence:
     def __init__(self, model: nn.Module, synchronise: bool = True):
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got a {type(model).__name__}")
-        self.synapses: list[Synapses] = []
-        self._handles = []
-        self._backward, self._first = None, None
         self._model, self._synchronise = weakref.ref(model), synchronise
         by_weight: dict[int, Synapses] = {}
-        for name, module in _watchable(model):
-            weight, bias = module.weight, module.bias
+        handles = []
+        for name, module, kind, weight, bias in watchable(model):
             synapses = by_weight.get(id(weight))
             if synapses is None:
-                synapses = by_weight[id(weight)] = Synapses(name, weight, bias, synchronise=synchronise)
-                self.synapses.append(synapses)
+                synapses = by_weight[id(weight)] = Synapses(name, weight, bias, kind, synchronise)
+                handles.append(weight.register_post_accumulate_grad_hook(_GradientHook(synapses)))
+            elif type(synapses.kind) is not type(kind):
+                # Two memories of one weight cannot both decide: the one that holds more than counts does.
+                continue
             elif synapses.bias is not bias:
-                synapses.bias = None  # tied weights with biases of their own: the biases follow the diagonal rule
-            self._handles.append(module.register_forward_hook(_Hook(self, synapses, module), with_kwargs=True))
-        self.convolutional = any(synapses.weight.dim() == 4 for synapses in self.synapses)
+                synapses.bias = None  # tied weights with biases of their own: these follow the diagonal rule
+            handles.append(module.register_forward_hook(_Hook(self, synapses, kind, module), with_kwargs=True))
+        self.synapses = list(by_weight.values())
         if not self.synapses:
             raise ValueError(
-                f"model ({type(model).__name__}) has no Linear or Conv2d layer that can be watched; use the optimizer "
-                "without coincidence"
+                f"model ({type(model).__name__}) has no layer that can be watched; use the optimizer without "
+                "coincidence"
             )
+        self._finalizer = weakref.finalize(self, _remove_all, handles)
 
     def __reduce__(self):
         return type(self), (self._model(), self._synchronise)
 
     def covered(self) -> dict[str, nn.Parameter]:
         """The parameters that are watched, by name; frozen ones are not."""
+        names = {id(p): name for name, p in self._model().named_parameters()} if self._model() is not None else {}
         return {
-            f"{synapses.name}.{kind}".removeprefix("_orig_mod.").lstrip("."): parameter
+            names.get(id(p), synapses.name).removeprefix("_orig_mod."): p
             for synapses in self.synapses
-            for kind, parameter in zip(("weight", "bias"), synapses.parameters, strict=False)
-            if parameter.requires_grad
+            for p in synapses.parameters
+            if p.requires_grad
         }
-
-    def first_of(self, backward: int, synapses: Synapses) -> bool:
-        """Whether these are the first synapses whose error arrived in a backward pass."""
-        if backward != self._backward:
-            self._backward, self._first = backward, synapses
-        return self._first is synapses
 
     def clear(self) -> None:
         """Forget what was recorded since the last step, as clearing the gradients forgets them."""
         for synapses in self.synapses:
-            synapses.passes = []
+            synapses.clear()
 
     def remove(self) -> None:
         """Stop watching: take all hooks off the model. A second call does nothing."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        self._finalizer()
         self.clear()
 
     def __enter__(self) -> "NMDACoincidence":
@@ -229,76 +279,53 @@ class NMDACoincidence:
         self.remove()
 
 
-def remove_all(handles: list) -> None:
-    """Remove hooks by their handles, each once."""
-    while handles:
-        handles.pop().remove()
-
-
-def _watchable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    never_called = {
-        id(child)
-        for module in model.modules()
-        if isinstance(module, nn.MultiheadAttention)
-        for child in module.modules()
-    }
-    for name, module in model.named_modules():
-        if id(module) in never_called or not isinstance(module._parameters.get("weight"), nn.Parameter):
-            continue
-        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
-            yield name, module
+def _remove_all(handles: list) -> None:
+    for handle in handles:
+        handle.remove()
 
 
 class _Hook:
     """A forward hook that holds no module and no watcher alive, and records nothing of a module's copies."""
 
-    def __init__(self, watcher: NMDACoincidence, synapses: Synapses, module: nn.Module):
+    def __init__(self, watcher: NMDACoincidence, synapses: Synapses, kind: Kind, module: nn.Module):
         self.watcher, self.synapses, self.module = weakref.ref(watcher), weakref.ref(synapses), weakref.ref(module)
+        self.kind = kind
 
     def __reduce__(self):
         return _no_hook, ()  # a copy of the model, or one read from a file, is not watched until somebody watches it
 
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
-        if module is not self.module() or self.watcher() is None or not module.training:
+    def __call__(self, module: nn.Module, inputs: tuple, named: dict[str, Any], output: Any) -> None:
+        synapses = self.synapses()
+        if module is not self.module() or synapses is None or not module.training or not torch.is_grad_enabled():
             return
-        if not torch.is_grad_enabled() or not output.requires_grad or not module.weight.requires_grad:
+        kept, follow = self.kind.keep(module, inputs, named, output)
+        if not isinstance(follow, Tensor) or not follow.requires_grad or not synapses.weight.requires_grad:
             return
-        x = (inputs[0] if inputs else named["input"]).detach()
 
-        def record(gradient: Tensor) -> None:
-            if (synapses := self.synapses()) is not None and (watcher := self.watcher()) is not None:
-                backward = torch._C._current_graph_task_id()
-                synapses.readout = watcher.first_of(backward, synapses)
-                synapses.passes.append(Pass(self.module, x, gradient.detach(), backward))
+        def record(errors: Tensor) -> None:
+            if (synapses := self.synapses()) is not None:
+                synapses.record(Pass(self.module, kept, errors, backward_pass()))
 
-        output.register_hook(record)
+        follow.register_hook(record)
+
+
+class _GradientHook:
+    """A hook that tells when a gradient has reached a weight, and holds neither alive."""
+
+    def __init__(self, synapses: Synapses):
+        self.synapses = weakref.ref(synapses)
+
+    def __reduce__(self):
+        return _no_hook, ()
+
+    def __call__(self, weight: Tensor) -> None:
+        if (synapses := self.synapses()) is not None and weight is synapses.weight:
+            synapses.gradient_made()
 
 
 def _no_hook() -> Callable[..., None]:
     return _ignore
 
 
-def _ignore(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
+def _ignore(*_) -> None:
     """What stands in a copied model in place of a hook."""
-
-
-def _presynaptic(module: nn.Module, x: Tensor) -> Tensor:
-    if isinstance(module, nn.Linear):
-        return x.reshape(-1, x.shape[-1])
-    x = x if x.dim() == 4 else x[None]
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    padded = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
-    patches = F.unfold(padded, module.kernel_size, dilation=module.dilation, stride=module.stride)
-    return patches.transpose(1, 2).flatten(0, 1)
-
-
-def _postsynaptic(module: nn.Module, gradient: Tensor) -> Tensor:
-    if isinstance(module, nn.Linear):
-        return gradient.reshape(-1, gradient.shape[-1])
-    gradient = gradient if gradient.dim() == 4 else gradient[None]
-    return gradient.flatten(2).transpose(1, 2).flatten(0, 1)
-
-
-def _examples(module: nn.Module, x: Tensor) -> int:
-    alone = 1 if isinstance(module, nn.Linear) else 3  # dimensions of an input without a batch
-    return 1 if x.dim() == alone else len(x)

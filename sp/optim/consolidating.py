@@ -1,5 +1,6 @@
 """Consolidation: what was used is captured for good, and plasticity falls with it. No boundaries, no stored data."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,13 +12,13 @@ from torch.distributed.tensor import DTensor
 from sp import rules
 from sp.biology import NMDACoincidence, Synapses
 from sp.checks import check_integer, check_number
-from sp.optim.coincidence import REFERENCE_BATCH, SCALE_STEPS, WatchedLayer, horizon, memories
+from sp.optim.coincidence import FLOOR, REFERENCE_BATCH, SCALE_STEPS, WatchedLayer, decay, memories
 from sp.optim.common import Groups, PlasticityOptimizer, scalar_dtype, signed_rate
 from sp.optim.fast import Blocks, alike, local, summed_over_shards, whole
 from sp.optim.memory import Memory
 
 _OF_ALL_GROUPS = ("absorber", "threshold_quantile", "warmup_steps")
-FLOOR = 0.5  # of the norm at the beginning: a task learnt to the end must not leave the absorber shut for the next
+UNWATCHED = 1.0  # steps of 128 examples after which parameters that are not watched take half their step
 SMALLEST, LARGEST = 1e-30, 1e37  # of a threshold; the first in place of zero in a denominator, too
 
 Calls = list[tuple[Callable[..., None], tuple]]
@@ -32,21 +33,21 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         theta = quantile of C over all parameters        measured in the warm-up, then fixed
         w <- w - lr (g / sqrt(theta)) theta / (theta + C)
 
-    With ``coincidence=NMDACoincidence(model)``, for every Linear and Conv2d layer (*coincidence form*), with inputs X
-    in units of their root mean squared length, errors D, and the gradient G = D'X of [weight, bias]::
+    With ``coincidence=NMDACoincidence(model)``, for the matrix W of every layer that is watched, its bias the last
+    column (*coincidence form*), with inputs X in units of their root mean squared length, errors D, and the gradient
+    G = D'X in units of its norm at the beginning::
 
-        A <- A + X'X / B          P = (I + A / a)^-1           presynaptic memory: what of an input is new
-        S <- mean of D'D          Q = (I + p S / tr S)^-1      postsynaptic scaling: a running mean, forgets
-        [w, b] <- [w, b] - lr 80 / a  Q G P P
+        A <- A + X'X / B            P = (I + r A)^-1                        presynaptic memory: what of an input is new
+        S <- mean of D'D            Q ~ (I + c S / mean(diag S))^-1         postsynaptic scaling: a running mean
+        W <- W - 12 lr / sqrt(n) y r Q G P
 
-    A synapse moves only along what is new in its input. The layer next to the loss is linear in its weights: there one
-    factor P does, as in recursive least squares, and Q is left out. A hidden layer's step is shortened where it would
-    change the layer's response to the batch by more than ``response_bound``. Parameters that are not watched follow the
-    diagonal form, and count besides as having a constant input: their step is multiplied by ``1 / (1 + t / a)``, with t
-    the number of examples so far, in units of 128.
+    Q is scaled so that it leaves the power of all errors together as it is; y is the root mean square of what the layer
+    answers, and n the number of matrices that are watched. All layers follow this one rule. A synapse moves only along
+    what is new in its input. Parameters that are not watched follow the diagonal form, and count besides as having a
+    constant input: their step is multiplied by ``1 / (1 + t)``, with t the number of examples so far, in units of 128.
 
-    In both forms the gradient's norm over all parameters is held to ``absorber`` times its own running mean (or half
-    the norm at the beginning, where that is more), and multiplying the loss by a constant changes nothing.
+    The norm of the gradient (in the coincidence form, of each layer's) is held to ``absorber`` times its own running
+    mean, or half the norm at the beginning, where that is more. Multiplying the loss by a constant changes nothing.
 
     Args:
         params: parameters, or dicts of parameters with options of their own; a watched layer's bias follows the options
@@ -55,16 +56,17 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         threshold_quantile: diagonal form: share of synapses that the warm-up leaves less than half consolidated, in
             (0, 1).
         warmup_steps: diagonal form: steps in which the threshold is measured, >= 1.
-        memory_strength: coincidence form: a > 0; smaller keeps more of the old and leaves less room for the new.
-        rank: coincidence form: how many combinations of its inputs a layer's memory keeps, >= 1; a layer of at most
-            three times as many, and with None every layer, remembers exactly, which takes more time and space.
-        refresh_every: coincidence form: steps between two looks at the memories, >= 1; the readout's is looked at four
-            times as often.
-        equalisation: coincidence form: p >= 0; 0 leaves Q out.
-        response_bound: coincidence form: largest change of a hidden layer's response to the batch in one step, in units
-            of what a freshly initialised layer answers, > 0. None: 1 in a network with a convolution, whose features
-            the first long steps would overturn, and no bound in others. Perceptrons of more than three hidden layers
-            want 1 as well.
+        retention: coincidence form: r > 0; larger keeps more of the old and leaves less room for the new.
+        horizon: coincidence form: examples after which a third is left of a memory, > 0. Infinite: it never lets go.
+            Shorter keeps less of the old and stays more plastic, on streams without an end.
+        rank: coincidence form: how many combinations of its inputs a layer's memory keeps, >= 1. A layer of no more
+            inputs remembers exactly. None: 128 in layers of more than 1,024 inputs, and all others remember exactly,
+            which takes more time and space.
+        refresh_every: coincidence form: steps between two looks at a memory, >= 1; None: one for every 40 inputs.
+        equalisation: coincidence form: c >= 0; 0 leaves Q out.
+        response_bound: coincidence form: largest change of what a layer answers in one step, in units of what it
+            answers, > 0; None: no bound.
+        memory_strength: the old name of ``1 / retention``, which is taken with a warning.
         absorber: largest gradient norm in units of its running mean, >= 1. It, ``threshold_quantile`` and
             ``warmup_steps`` are of all groups together: one group may not have others.
         coincidence: a watcher of the model, or None.
@@ -89,11 +91,12 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         threshold_quantile: float = 0.85,
         warmup_steps: int = 100,
         *,
-        memory_strength: float = 0.4,
+        retention: float = 100.0,
+        horizon: float = math.inf,
         rank: int | None = None,
-        refresh_every: int = 20,
-        equalisation: float = 30.0,
-        response_bound: float | None = None,
+        refresh_every: int | None = None,
+        equalisation: float = 0.12,
+        response_bound: float | None = 0.3,
         absorber: float = 1.25,
         coincidence: NMDACoincidence | None = None,
         weight_decay: float = 0.0,
@@ -101,13 +104,23 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         foreach: bool = True,
         differentiable: bool = False,
         on_nonfinite: str = "skip",
+        memory_strength: float | None = None,
     ):
+        if memory_strength is not None:
+            check_number("memory_strength", memory_strength, 0, low_open=True)
+            warnings.warn(
+                f"memory_strength is now 1 / retention: give retention={1 / memory_strength:g}",
+                FutureWarning,
+                stacklevel=2,
+            )
+            retention = 1 / memory_strength
         of_coincidence = {
-            "memory_strength": (memory_strength, 0.4),
+            "retention": (retention, 100.0),
+            "horizon": (horizon, math.inf),
             "rank": (rank, None),
-            "refresh_every": (refresh_every, 20),
-            "equalisation": (equalisation, 30.0),
-            "response_bound": (response_bound, None),
+            "refresh_every": (refresh_every, None),
+            "equalisation": (equalisation, 0.12),
+            "response_bound": (response_bound, 0.3),
         }
         unused = [name for name, (value, usual) in of_coincidence.items() if value != usual]
         defaults = {
@@ -150,32 +163,47 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         super().check_options(options)
         check_number("threshold_quantile", options["threshold_quantile"], 0, 1, low_open=True, high_open=True)
         check_integer("warmup_steps", options["warmup_steps"], 1)
-        check_number("memory_strength", options["memory_strength"], 0, low_open=True)
-        if options["rank"] is not None:
-            check_integer("rank", options["rank"], 1)
-        check_integer("refresh_every", options["refresh_every"], 1)
+        check_number("retention", options["retention"], 0, low_open=True)
+        if options["horizon"] != math.inf:
+            check_number("horizon", options["horizon"], 0, low_open=True)
+        for name in ("rank", "refresh_every"):
+            if options[name] is not None:
+                check_integer(name, options[name], 1)
         check_number("equalisation", options["equalisation"], 0)
         if options["response_bound"] is not None:
             check_number("response_bound", options["response_bound"], 0, low_open=True)
         check_number("absorber", options["absorber"], 1)
 
-    def misfit(self, parameter: Tensor, state: dict[str, Tensor]) -> str | None:
+    def misfit(self, parameter: Tensor, state: dict[str, Any]) -> str | None:
         synapses = self.watched().get(id(parameter))
         if synapses is None:
             return super().misfit(parameter, state)
-        kept = [state[name] for name in ("inputs_memory", "inputs_sketch") if isinstance(state.get(name), Tensor)]
-        if not kept or not isinstance(state.get("input_power"), Tensor):
-            return "lacks the memory of its inputs"
-        width = parameter[0].numel() + (synapses.bias is not None)
-        return None if len(kept[0]) == width else f"has a memory of {len(kept[0])} inputs in place of {width}"
+        expected = self._state_of_watched(parameter, synapses)
+        for name, value in expected.items():
+            if not isinstance(state.get(name), Tensor):
+                return f"lacks {name!r}"
+            if state[name].shape != value.shape:
+                return f"has {name!r} of shape {tuple(state[name].shape)}"
+        foreign = [name for name in state if name not in expected]
+        return f"has {foreign[0]!r}, which this optimizer does not know," if foreign else None
 
     def initialise(self, parameters: list[Tensor]) -> None:
-        covered = self.watched()  # whose memories lie with the layer's weight, and whose shapes its first step shows
+        covered = self.watched() if parameters else {}
         for p in parameters:
-            if id(p) not in covered:
+            if id(p) in covered:
+                self.state[p] = self._state_of_watched(p, covered[id(p)])
+            else:
                 # A sum of squares would be lost in float16, and stand still in bfloat16.
                 options = {"dtype": scalar_dtype(p), "memory_format": torch.preserve_format}
                 self.state[p] = {"consolidated": torch.zeros_like(p, **options)}
+
+    def _state_of_watched(self, parameter: Tensor, synapses: Synapses) -> dict[str, Tensor]:
+        """What a watched parameter has before its first step: memories lie with the weight, and a bias has none."""
+        if parameter is not synapses.weight:
+            return {"step": torch.zeros(())}
+        state: dict[str, Tensor] = {}
+        WatchedLayer.initialise(state, synapses, self.group_of(parameter))
+        return state
 
     def measure(self, parameters: list[Tensor]) -> Tensor:
         """The squared norm of each parameter's gradient, in their order, (n,)."""
@@ -201,29 +229,21 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
     def _calls(self, groups: Groups, measured: Tensor) -> Calls:
         """Make the watched parameters' step; the functions that make that of the others, with their arguments."""
         covered = self.watched()
-        layers = self._layers(groups, covered) if covered else []
-        norm = self._norm(groups, covered, layers, measured) if covered else measured.sum().sqrt()
+        rest = [(group, [p for p in members if id(p) not in covered]) for group, members in groups]
+        examples = self._coincident(groups, covered, measured) if covered else REFERENCE_BATCH
+        if covered:
+            chosen = [id(p) not in covered for _, members in groups for p in members]
+            measured = measured[torch.tensor(chosen, device=measured.device)]
+        norm = measured.sum().sqrt()
         if (self.asks or norm.device.type == "cpu") and not norm:
             return []
-        examples = max([layer.examples for layer in layers], default=REFERENCE_BATCH)
         shared = self.param_groups[0]["shared"]
         shared = {name: v.to(norm.device) if isinstance(v, Tensor) else v for name, v in shared.items()}
         shared["steps"] = int(shared["steps"]) + 1
         shared["age"] = float(shared["age"]) + examples / REFERENCE_BATCH
         self.param_groups[0]["shared"] = shared
-        factor = self._absorb(shared, norm, horizon(examples))
-        self._coincident(layers, covered, shared, factor)
-        rest = [(group, [p for p in members if id(p) not in covered]) for group, members in groups]
+        factor = self._absorb(shared, norm, decay(examples, REFERENCE_BATCH))
         return self._diagonal(rest, shared, factor)
-
-    def _norm(
-        self, groups: Groups, covered: dict[int, Synapses], layers: list[WatchedLayer], measured: Tensor
-    ) -> Tensor:
-        """Of the gradient, in which that of a watched layer is in units of its inputs."""
-        parameters = [p for _, members in groups for p in members]
-        squares = [square for p, square in zip(parameters, measured, strict=True) if id(p) not in covered]
-        squares += [layer.squared_norm().to(measured.device, torch.float32) for layer in layers]
-        return torch.stack(squares).sum().sqrt() if squares else measured.new_zeros(())
 
     def _absorb(self, shared: dict[str, Any], norm: Tensor, keep: float) -> Tensor:
         """Move the running mean of the gradient's norm, and return the factor that the absorber leaves of it."""
@@ -235,32 +255,30 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
             shared["scale"] = shared["mean_norm"]
         return kept / (norm + SMALLEST)
 
-    def _layers(self, groups: Groups, covered: dict[int, Synapses]) -> list[WatchedLayer]:
-        """The watched layers whose weights have a gradient."""
-        steps = self.param_groups[0]["shared"]["steps"]
-        return [
-            WatchedLayer(
-                covered[id(p)],
-                self.state[p],
-                group,
-                torch.ones((), dtype=torch.bool, device=p.device),
-                torch.full((), steps + 1.0, device=p.device),
-            )
-            for group, parameters in groups
-            for p in parameters
-            if id(p) in covered and covered[id(p)].weight is p
-        ]
-
-    def _coincident(
-        self, layers: list[WatchedLayer], covered: dict[int, Synapses], shared: dict[str, Any], factor: Tensor
-    ) -> None:
-        """The step of the watched parameters."""
-        unit = factor / (shared["scale"] + SMALLEST)
-        for layer in layers:
-            learns = [id(p) in covered for p in layer.synapses.parameters]
-            bound = layer.group["response_bound"]
-            bound = 1.0 if bound is None and self.coincidence.convolutional else bound
-            layer.update(factor, unit, learns, bound)
+    def _coincident(self, groups: Groups, covered: dict[int, Synapses], measured: Tensor) -> int:
+        """The step of the watched parameters; how many examples it was made from."""
+        squares: dict[int, float] = {}  # of the gradient of each layer, by the id of its weight
+        for p, square in zip((p for _, members in groups for p in members), measured.tolist(), strict=True):
+            if id(p) in covered:
+                weight = id(covered[id(p)].weight)
+                squares[weight] = squares.get(weight, 0.0) + square
+        matrices = sum(id(synapses.weight) == key for key, synapses in covered.items())
+        seen = 0
+        for group, members in groups:
+            for p in members:
+                synapses = covered.get(id(p))
+                if synapses is None or synapses.weight is not p:
+                    continue
+                activity = synapses.take()
+                if not squares[id(p)]:  # it changes nothing, and counts for nothing
+                    continue
+                if activity is None:
+                    synapses.warn_of_missing_activity()
+                    continue
+                seen = max(seen, activity.examples)
+                layer = WatchedLayer(synapses, self.state[p], group, activity)
+                layer.update(squares[id(p)], matrices**-0.5, bias=all(id(q) in covered for q in synapses.parameters))
+        return seen or REFERENCE_BATCH
 
     def _diagonal(self, rest: Groups, shared: dict[str, Any], factor: Tensor) -> Calls:
         """The step of the parameters that are not watched."""
@@ -276,7 +294,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         for number, (group, parameters) in enumerate(members):
             size = signed_rate(group) * shared["threshold"].sqrt()  # theta / sqrt(theta)
             if self.coincidence is not None:
-                size = size * self._novelty(group, shared)
+                size = size * self._novelty(shared)
             numbers = [x.to(parameters[0].device) for x in (factor, shared["threshold"], size)]
             consolidated = [self.state[p]["consolidated"] for p in parameters]
             tensors = [[local(t) for t in ts] for ts in (parameters, [p.grad for p in parameters], consolidated)]
@@ -295,10 +313,9 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         seen = rules.sampled_quantile(values, options["threshold_quantile"], seed=steps)
         return (seen * (options["warmup_steps"] / steps)).clamp(SMALLEST, LARGEST).float()
 
-    def _novelty(self, group: dict[str, Any], shared: dict[str, Any]) -> float:
+    def _novelty(self, shared: dict[str, Any]) -> float:
         """What is left of the steps of parameters that are not watched beside those that are."""
-        age = max(shared["age"] - group.get("born", 0), 1 / REFERENCE_BATCH)
-        return rules.novelty_of_constant(age, group["memory_strength"])
+        return 1 / (1 + shared["age"] / UNWATCHED)
 
     def get_param_eligibility(self, param: Tensor) -> Tensor | None:
         """How much each synapse has consolidated, shaped like the parameter; None where there is nothing yet.
@@ -316,8 +333,8 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         """The gate of each synapse now, in (0, 1], shaped like the parameter; None where there is no state yet.
 
         Diagonal form: ``theta / (theta + C)``. The coincidence form is a projection and has no gate of single synapses;
-        what comes nearest is the share that passes of a change at this synapse alone: the diagonal of P P (of P in the
-        readout), equal for all synapses of one input. Synapses that change together may pass more or less than that.
+        what comes nearest is the share that passes of a change at this synapse alone: the diagonal of P, equal for all
+        synapses of one input. Synapses that change together may pass more or less than that.
         """
         state, synapses, inputs = self._kept_for(param)
         if not state:
@@ -327,7 +344,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         shared = self.param_groups[0]["shared"]
         gate = rules.consolidation_gate(state["consolidated"], shared["threshold"].to(param.device))
         if self.coincidence is not None:
-            gate = gate * self._novelty(self.group_of(param), shared)
+            gate = gate * self._novelty(shared)
         return gate
 
     def _kept_for(self, param: Tensor) -> tuple[dict[str, Tensor], Synapses | None, Memory | None]:
@@ -335,7 +352,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         synapses = self.watched().get(id(param))
         if synapses is None:
             return self.state.get(param, {}), None, None
-        _, inputs, _ = memories(synapses, self.group_of(synapses.weight))
+        inputs, _ = memories(synapses, self.group_of(synapses.weight))
         return self.state.get(synapses.weight, {}), synapses, inputs
 
 

@@ -1,201 +1,187 @@
 """Memories of the directions in which a layer's inputs lie, or the errors that come back to it.
 
 Each keeps a weighted sum A of ``x x'`` over rows x, in tensors of a dict (a parameter's state), and multiplies a matrix
-by ``(I + A / a)^-power``. There are two: the exact one, and a sketch, which costs less time and space. Neither waits
-for the device: what is done when follows a count of steps in Python.
+by ``(I + c A)^-1``. The exact one keeps A; a sketch costs less time and space; the inputs of an embedding are one of
+many, so that A is diagonal and holds counts.
 """
+
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from sp import rules
 
-EARLY = 20  # in the first steps everything is new, and the memory is looked at every fourth
-ROWS = 64  # of each batch that are taken in where space and time count; more hardly help
+ROWS = 256  # of each batch that are taken in; more hardly help
 SMALLEST = 1e-30  # in place of zero in a denominator
 
 
-def zero_unless(finite: Tensor, values: Tensor) -> Tensor:
-    """``values`` where the tensor ``finite`` is True, else zeros, in which no NaN is left.
-
-    A CPU's flag is there to be looked at. An accelerator is not waited for: there the bits are masked, since a NaN
-    times zero is still NaN.
-    """
-    if values.device.type == "cpu":
-        return values if finite else torch.zeros_like(values)
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
-    return torch.bitwise_and(values.view(integer), -finite.to(integer)).view(values.dtype)
-
-
 class Memory:
-    """What the two kinds share.
+    """What all kinds share. Each has
+
+    ``initialise(state, groups, width, like)``: make the tensors of a memory that has seen nothing, for g groups of
+    ``width`` inputs, of the dtype and device of ``like``;
+    ``remember(state, x, weight, kept)``: keep the share ``kept`` of A, and take in ``weight`` times the sum of ``x x'``
+    over the rows of x, (g, N, d), indices (N,) for `Counts`;
+    ``look(state)``: make the inverse anew;
+    ``multiply(state, matrix)``: ``matrix (I + c A)^-1`` for a matrix of shape (g, n, d);
+    ``diagonal(state)``: how much of each input A holds, (g, d);
+    ``shares(state)``: the diagonal of ``(I + c A)^-1``, what passes of a change along one input alone, (g, d).
 
     Args:
-        name: prefix of the tensors in the state.
-        strength: a > 0; with ``relative`` in units of the trace of A.
-        power: how often the inverse is applied, a whole number >= 1.
-        refresh_every: steps between two looks at what was taken in.
-        decay: share of A that is kept from one step to the next; 1 forgets nothing.
-        rows: how many rows of a batch are taken in, in place of all; None: all.
+        name: of the tensors in the state.
+        strength: c > 0.
+        relative: c is in units of the mean of the diagonal of A, and the inverse is scaled so that the power of what A
+            has seen stays as it is: directions become more equal, and none of them is lost.
     """
 
-    def __init__(
-        self,
-        name: str,
-        strength: float,
-        power: int,
-        refresh_every: int,
-        decay: float = 1.0,
-        relative: bool = False,
-        rows: int | None = None,
-    ):
-        self.name, self.strength, self.power, self.relative = name, strength, power, relative
-        self.refresh_every, self.decay, self.rows = refresh_every, decay, rows
+    def __init__(self, name: str, strength: float, relative: bool = False):
+        self.name, self.strength, self.relative = name, strength, relative
 
-    def sample(self, x: Tensor, weight: Tensor, finite: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The rows of x that are taken in at the ``count``-th step, and the same times the weight that they then have.
 
-        Which ones are taken moves from step to step, since batches may be sorted.
-        """
-        stride = 1 if self.rows is None else max(len(x) // self.rows, 1)
-        rows = zero_unless(finite, x[count * 7919 % stride :: stride])
-        return rows, rows * (weight * (len(x) / len(rows)))
-
-    def due(self, count: int) -> bool:
-        return count % self.refresh_every == 0 or (count < EARLY and count % 4 == 1)
+def sampled(x: Tensor, step: int, rows: int = ROWS) -> tuple[Tensor, float]:
+    """At most about ``rows`` of the rows of x, (g, N, d), others in every step, and how many rows each stands for."""
+    stride = max(x.shape[-2] // rows, 1)
+    chosen = x[..., step * 7919 % stride :: stride, :]  # a prime, since batches may be sorted
+    return chosen, x.shape[-2] / chosen.shape[-2]
 
 
 class ExactMemory(Memory):
-    """A and the inverse made of it at the last look, (d, d) each."""
+    """A and the inverse made of it at the last look, (g, d, d) each."""
 
-    def initialise(self, state: dict[str, Tensor], width: int, **number) -> None:
-        state[f"{self.name}_memory"] = torch.zeros(width, width, **number)
-        state[f"{self.name}_inverse"] = torch.eye(width, **number)
+    def initialise(self, state: dict[str, Tensor], groups: int, width: int, like: Tensor) -> None:
+        state[self.name] = like.new_zeros(groups, width, width)
+        one = torch.eye(width, dtype=like.dtype, device=like.device)
+        state[f"{self.name}_inverse"] = one.expand(groups, -1, -1).clone()
 
-    def remember(self, state: dict[str, Tensor], x: Tensor, weight: Tensor, finite: Tensor, count: int) -> None:
-        """Take in ``weight`` times the sum of ``x x'`` over the rows of x, (N, d), at the ``count``-th step."""
-        memory = state[f"{self.name}_memory"]
-        rows, weighted = self.sample(x, weight, finite, count)
-        if self.decay < 1:
-            memory.mul_(torch.where(finite, self.decay, 1.0))
-        memory.addmm_(rows.T, weighted)
-        if self.due(count):
-            inverse = (rules.equaliser if self.relative else rules.novelty)(memory, self.strength)
-            state[f"{self.name}_inverse"].copy_(torch.linalg.matrix_power(inverse, self.power))
+    def remember(self, state: dict[str, Tensor], x: Tensor, weight: Tensor, kept: float) -> None:
+        state[self.name].baddbmm_(x.mT, weight * x, beta=kept)
 
-    def multiply(self, state: dict[str, Tensor], matrix: Tensor) -> tuple[Tensor, Tensor | float]:
-        """``matrix (I + A/a)^-power`` for a matrix of shape (n, d), as a matrix and a number to multiply it by."""
-        return matrix @ state[f"{self.name}_inverse"], 1.0
+    def look(self, state: dict[str, Tensor]) -> None:
+        memory, inverse = state[self.name], state[f"{self.name}_inverse"]
+        inverse.copy_(rules.equaliser(memory, self.strength) if self.relative else rules.novelty(memory, self.strength))
+
+    def multiply(self, state: dict[str, Tensor], matrix: Tensor) -> Tensor:
+        return matrix @ state[f"{self.name}_inverse"]
 
     def matrix(self, state: dict[str, Tensor]) -> Tensor:
-        """A, (d, d)."""
-        return state[f"{self.name}_memory"]
+        """A, (g, d, d)."""
+        return state[self.name]
 
     def diagonal(self, state: dict[str, Tensor]) -> Tensor:
-        """How much of each input A holds, (d,)."""
-        return state[f"{self.name}_memory"].diagonal()
+        return state[self.name].diagonal(dim1=-2, dim2=-1)
 
     def shares(self, state: dict[str, Tensor]) -> Tensor:
-        """Diagonal of ``(I + A/a)^-power``: what passes of a change along one input alone, (d,), in (0, 1]."""
-        return state[f"{self.name}_inverse"].diagonal()
+        return state[f"{self.name}_inverse"].diagonal(dim1=-2, dim2=-1)
+
+
+class Counts(Memory):
+    """A diagonal A: how often each of d inputs came, (d,)."""
+
+    def initialise(self, state: dict[str, Tensor], groups: int, width: int, like: Tensor) -> None:
+        state[self.name] = like.new_zeros(width)
+
+    def remember(self, state: dict[str, Tensor], x: Tensor, weight: Tensor, kept: float) -> None:
+        """Of rows that are indices, (N,)."""
+        state[self.name].mul_(kept).index_add_(0, x, weight.expand(len(x)))
+
+    def look(self, state: dict[str, Tensor]) -> None:
+        """There is nothing to make."""
+
+    def multiply(self, state: dict[str, Tensor], matrix: Tensor) -> Tensor:
+        return matrix * self.shares(state)
+
+    def diagonal(self, state: dict[str, Tensor]) -> Tensor:
+        return state[self.name][None]
+
+    def shares(self, state: dict[str, Tensor]) -> Tensor:
+        return 1 / (1 + self.strength * state[self.name])[None]
 
 
 class SketchedMemory(Memory):
     """A through ``rank`` combinations of its columns: the Nystroem sketch of Tropp et al. 2017, updated as rows arrive.
 
-    With a fixed test matrix T, (d, rank), the sketch is ``Y = A T``, and with ``b = 1 + rho / a``::
+    With a fixed test matrix T, (d, rank), the sketch is ``Y = A T``, and with ``b = 1 + c rho``::
 
-        A = Y C^-1 Y' + rho I,  C = T'Y    =>    (I + A/a)^-n = b^-n (I - V'V)
-        V = L'F^-1 Y',  F F' = a b C + Y'Y,  L L' = sum of (I - R)^j for j < n,  R = F^-1 Y'Y F^-T
+        A = Y C^-1 Y' + rho I,  C = T'Y    =>    (I + c A)^-1 = (I - V'V) / b
+        V = F^-1 Y',  F F' = (1/c + rho) C + Y'Y
 
-    with triangular F and L. rho spreads over all directions what the trace of A has more than ``Y C^-1 Y'``. T adds
-    each input, with a random sign, to one of ``rank`` sums, so that it needs no space. Y is linear in A: it grows and
-    decays as A does, and nothing is ever decomposed but (rank, rank) matrices.
+    with a triangular F. rho spreads over all directions what the trace of A has more than ``Y C^-1 Y'``. T adds each
+    input, with a random sign, to one of ``rank`` sums, so that it needs no space. Y is linear in A: it grows and decays
+    as A does, and nothing is ever decomposed but (rank, rank) matrices. There is one group only.
     """
 
-    def __init__(self, *arguments, rank: int, **options):
-        super().__init__(*arguments, rows=ROWS, **options)
+    def __init__(self, name: str, strength: float, relative: bool = False, *, rank: int):
+        super().__init__(name, strength, relative)
         self.rank = rank
 
-    def initialise(self, state: dict[str, Tensor], width: int, **number) -> None:
-        rank, device = min(self.rank, width), number.get("device")
-        # Equal networks get equal signs: the global generator is left alone.
-        generator = torch.Generator().manual_seed(width)
-        signs = torch.randint(2, (width,), generator=generator) * 2 - 1
-        state[f"{self.name}_signs"] = signs.to(**number)
-        state[f"{self.name}_sums"] = (torch.randperm(width, generator=generator) % rank).to(device)
-        state[f"{self.name}_sketch"] = torch.zeros(width, rank, **number)
-        state[f"{self.name}_trace"] = torch.zeros((), **number)
-        # What the last look made: V, and the power of b.
-        state[f"{self.name}_known"] = torch.zeros(rank, width, **number)
-        state[f"{self.name}_off"] = torch.ones((), **number)
+    def initialise(self, state: dict[str, Tensor], groups: int, width: int, like: Tensor) -> None:
+        state[self.name] = like.new_zeros(width, self.rank)
+        state[f"{self.name}_trace"] = like.new_zeros(())
+        # What the last look made: V, and 1 / b.
+        state[f"{self.name}_known"] = like.new_zeros(self.rank, width)
+        state[f"{self.name}_rest"] = like.new_ones(())
 
-    def remember(self, state: dict[str, Tensor], x: Tensor, weight: Tensor, finite: Tensor, count: int) -> None:
-        """Take in ``weight`` times the sum of ``x x'`` over the rows of x, (N, d), at the ``count``-th step."""
-        sketch, trace = state[f"{self.name}_sketch"], state[f"{self.name}_trace"]
-        rows, weighted = self.sample(x, weight, finite, count)
-        if self.decay < 1:
-            kept = torch.where(finite, self.decay, 1.0)
-            sketch.mul_(kept)
-            trace.mul_(kept)
-        sketch.addmm_(weighted.T, self._tested(state, rows))
-        trace.add_(torch.dot(weighted.flatten(), rows.flatten()))
-        if self.due(count):
-            self._look(state)
+    def remember(self, state: dict[str, Tensor], x: Tensor, weight: Tensor, kept: float) -> None:
+        weighted = weight * x[0]
+        state[self.name].addmm_(weighted.T, self._tested(x[0]), beta=kept)
+        state[f"{self.name}_trace"].mul_(kept).add_(torch.dot(weighted.flatten(), x[0].flatten()))
 
-    def _tested(self, state: dict[str, Tensor], rows: Tensor) -> Tensor:
+    def _tested(self, rows: Tensor) -> Tensor:
         """``rows T`` for rows of shape (N, d)."""
-        sums = rows.new_zeros(len(rows), state[f"{self.name}_known"].shape[0])
-        return sums.index_add_(1, state[f"{self.name}_sums"], rows * state[f"{self.name}_signs"])
+        sums, signs = _test_matrix(rows.shape[1], self.rank, rows.device)
+        return rows.new_zeros(len(rows), self.rank).index_add_(1, sums, rows * signs.to(rows.dtype))
 
     def _shifted(self, state: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Y and C of A with a little more than float32 can resolve added to its diagonal, a root of ``Y C^-1 Y'``, rho.
 
         They are in double precision, in which the heaviest direction and the lightest can be told apart.
         """
-        sketch, sums = state[f"{self.name}_sketch"], state[f"{self.name}_sums"]
+        sketch = state[self.name]
         width, rank = sketch.shape
+        sums, signs = _test_matrix(width, rank, sketch.device)
         shift = 4 * torch.finfo(sketch.dtype).eps * sketch.norm() + SMALLEST
-        shifted = sketch.scatter_add(1, sums[:, None], (shift * state[f"{self.name}_signs"])[:, None])
-        core, shifted = self._tested(state, shifted.T).double(), shifted.double()
+        shifted = sketch.scatter_add(1, sums[:, None], (shift * signs).to(sketch.dtype)[:, None])
+        core, shifted = self._tested(shifted.T).double(), shifted.double()
         factor, _ = torch.linalg.cholesky_ex(core)
         root = torch.linalg.solve_triangular(factor, shifted.T, upper=False)
         rest = (state[f"{self.name}_trace"] - root.square().sum()).clamp(min=0) / max(width - rank, 1)
-        return shifted, core, root, rest if width > rank else torch.zeros_like(rest)
+        return shifted, core, root, rest
 
-    def _look(self, state: dict[str, Tensor]) -> None:
-        shifted, core, _, rest = self._shifted(state)
-        strength = self.strength
-        if self.relative:
-            strength = strength * (state[f"{self.name}_trace"].double() + SMALLEST)
-        factor, _ = torch.linalg.cholesky_ex(core * (strength + rest) + shifted.T @ shifted)
+    def look(self, state: dict[str, Tensor]) -> None:
+        shifted, core, root, rest = self._shifted(state)
+        trace = state[f"{self.name}_trace"].double()
+        strength = self.strength * len(shifted) / (trace + SMALLEST) if self.relative else self.strength
+        factor, _ = torch.linalg.cholesky_ex(core * (1 / strength + rest) + shifted.T @ shifted)
         known = torch.linalg.solve_triangular(factor, shifted.T, upper=False)
-        identity = torch.eye(len(known), dtype=known.dtype, device=known.device)
-        left, powers = identity - known @ known.T, identity
-        for _ in range(self.power - 1):
-            powers = identity + left @ powers
-        factor, _ = torch.linalg.cholesky_ex(powers)
-        known, off = factor.T @ known, (1 + rest / strength) ** -self.power
-        resolved = known.isfinite().all() & off.isfinite()  # else A has overflowed, and nothing is new any more
+        share = 1 / (1 + strength * rest)
+        if self.relative:
+            passed = trace - (known @ root.T).square().sum() - rest * known.square().sum()
+            share = trace / passed.clamp(min=SMALLEST * trace)
+        resolved = known.isfinite().all() & share.isfinite()  # else A has overflowed, and nothing is new any more
         state[f"{self.name}_known"].copy_(torch.where(resolved, known, 0))
-        state[f"{self.name}_off"].copy_(torch.where(resolved, off, 0))
+        state[f"{self.name}_rest"].copy_(torch.where(resolved, share, 0))
 
-    def multiply(self, state: dict[str, Tensor], matrix: Tensor) -> tuple[Tensor, Tensor | float]:
-        """``matrix (I + A/a)^-power`` as in `ExactMemory`; it is made in the place of ``matrix``."""
+    def multiply(self, state: dict[str, Tensor], matrix: Tensor) -> Tensor:
         known = state[f"{self.name}_known"]
-        # The number is left out of the matrix, because a pass over a matrix costs more than all that is done here.
-        return matrix.addmm_(torch.mm(matrix, known.T), known, alpha=-1), state[f"{self.name}_off"]
+        return (matrix - (matrix @ known.T) @ known) * state[f"{self.name}_rest"]
 
     def matrix(self, state: dict[str, Tensor]) -> Tensor:
-        """A as the sketch has it, (d, d)."""
+        """A as the sketch has it, (1, d, d)."""
         _, _, root, rest = self._shifted(state)
         identity = torch.eye(root.shape[1], dtype=root.dtype, device=root.device)
-        return (root.T @ root + rest * identity).to(state[f"{self.name}_sketch"].dtype)
+        return (root.T @ root + rest * identity).to(state[self.name].dtype)[None]
 
     def diagonal(self, state: dict[str, Tensor]) -> Tensor:
-        """How much of each input A holds, (d,)."""
-        return self.matrix(state).diagonal()
+        return self.matrix(state).diagonal(dim1=-2, dim2=-1)
 
     def shares(self, state: dict[str, Tensor]) -> Tensor:
-        """Diagonal of ``(I + A/a)^-power``: what passes of a change along one input alone, (d,), in (0, 1]."""
-        return state[f"{self.name}_off"] * (1 - state[f"{self.name}_known"].square().sum(0))
+        return (state[f"{self.name}_rest"] * (1 - state[f"{self.name}_known"].square().sum(0)))[None]
+
+
+@lru_cache(maxsize=64)
+def _test_matrix(width: int, rank: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """T: the sum to which each input is added, and its sign. Equal networks get equal ones."""
+    generator = torch.Generator().manual_seed(width)
+    signs = torch.randint(2, (width,), generator=generator) * 2.0 - 1
+    return (torch.randperm(width, generator=generator) % rank).to(device), signs.to(device)

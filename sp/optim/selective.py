@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sp import rules
@@ -191,10 +192,12 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         activations = {}
         for synapses in {id(synapses): synapses for synapses in self.watched().values()}.values():
             activity = synapses.take()
-            if activity is None:
+            if activity is None or synapses.kind.indices:  # an embedding's inputs are there or not
                 continue
-            inputs = activity.presynaptic[:, : synapses.weight[0].numel()].to(scalar_dtype(synapses.weight))
-            seen = rules.activation_norm(inputs).to(synapses.weight.dtype)
+            _, _, width = synapses.shape
+            inputs = activity.presynaptic[..., : width - (synapses.bias is not None)].to(scalar_dtype(synapses.weight))
+            seen = F.pad(rules.activation_norm(inputs), (0, synapses.bias is not None), value=1.0)
+            seen = seen.to(synapses.weight.dtype)
             activations[id(synapses.weight)] = synapses.by_input(seen, synapses.weight)
             if synapses.bias is not None:
                 activations[id(synapses.bias)] = torch.ones_like(synapses.bias)

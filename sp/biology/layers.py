@@ -1,0 +1,301 @@
+"""Kinds of layers that can be watched: which matrix they hold, and what enters and leaves it, row by row.
+
+Every kind is a linear map somewhere inside: ``y = W x`` for many rows x. A kind says where W lies in the layer's
+parameters, and which rows x, and which errors at y, one pass of the layer consisted of.
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+class Rows(NamedTuple):
+    """What one pass consisted of.
+
+    Attributes:
+        presynaptic: (g, N, d) for g groups of channels; indices (N,) of an embedding.
+        postsynaptic: (g, N, out), or None where it cannot be seen.
+        examples: size of the batch. counted: how many of them the rows count as.
+    """
+
+    presynaptic: Tensor
+    postsynaptic: Tensor | None
+    examples: int
+    counted: int
+
+
+class Kind:
+    """A linear layer, and what other kinds have in common with it.
+
+    Args:
+        alone: dimensions of an input without a batch.
+    """
+
+    indices = False  # whether rows are indices
+    errors = True  # whether errors are seen
+
+    def __init__(self, groups: int = 1, alone: int = 1):
+        self.groups, self.alone = groups, alone
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """The weight, or its gradient, as a matrix a group: (g, out, d)."""
+        return weight.reshape(self.groups, len(weight) // self.groups, -1)
+
+    def unmatrix(self, matrix: Tensor, shape: torch.Size) -> Tensor:
+        """The inverse of `matrix`."""
+        return matrix.reshape(shape)
+
+    def keep(self, module: nn.Module, inputs: tuple, named: dict[str, Any], output: Any) -> tuple[Any, Tensor]:
+        """What has to be kept of a forward pass, and the tensor whose gradient is waited for."""
+        return (inputs[0] if inputs else named["input"]).detach(), output
+
+    def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
+        """What a pass consisted of, from what was kept of it and the gradient that came back."""
+        x, d = kept.reshape(1, -1, kept.shape[-1]), errors.reshape(1, -1, errors.shape[-1])
+        return Rows(x, d, self.examples(kept), x.shape[1])
+
+    def examples(self, x: Tensor) -> int:
+        return 1 if x.dim() == self.alone else len(x)
+
+
+class Convolution(Kind):
+    """``nn.Conv1d`` to ``nn.Conv3d``, grouped or not: one row a patch, and an image counts once."""
+
+    def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
+        batched = kept.dim() > self.alone
+        x, d = (kept, errors) if batched else (kept[None], errors[None])
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        padded = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+        patches = _patches(padded, module.kernel_size, module.stride, module.dilation)
+        places = x.dim() - 1
+        return Rows(
+            _by_group(patches, places, self.groups), _by_group(d.movedim(1, -1), places, self.groups), len(x), len(x)
+        )
+
+
+class TransposedConvolution(Kind):
+    """``nn.ConvTranspose1d`` to ``3d``: each place of the input adds a patch to the output."""
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight.reshape(self.groups, len(weight) // self.groups, -1).mT
+
+    def unmatrix(self, matrix: Tensor, shape: torch.Size) -> Tensor:
+        return matrix.mT.reshape(shape)
+
+    def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
+        batched = kept.dim() > self.alone
+        x, d = (kept, errors) if batched else (kept[None], errors[None])
+        room = [reach * (size - 1) for reach, size in zip(module.dilation, module.kernel_size, strict=True)]
+        margins = [(pad, pad + more) for pad, more in zip(module.padding, room, strict=True)]
+        padded = F.pad(d, [margin for pair in reversed(margins) for margin in pair])
+        patches = _patches(padded, module.kernel_size, module.stride, module.dilation)
+        for axis, size in enumerate(x.shape[2:], 1):
+            patches = patches.narrow(axis, 0, size)
+        places = x.dim() - 1
+        return Rows(
+            _by_group(x.movedim(1, -1), places, self.groups), _by_group(patches, places, self.groups), len(x), len(x)
+        )
+
+
+class Lookup(Kind):
+    """``nn.Embedding``: an input is one of many, so that its rows are indices."""
+
+    indices = True
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight.T[None]
+
+    def unmatrix(self, matrix: Tensor, shape: torch.Size) -> Tensor:
+        return matrix[0].T
+
+    def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
+        d = errors.reshape(1, -1, errors.shape[-1])
+        return Rows(kept.reshape(-1), d, self.examples(kept), kept.numel())
+
+
+class Recurrent(Kind):
+    """One matrix of an ``nn.RNN``, ``nn.GRU`` or ``nn.LSTM`` of one layer: what enters it is seen, its errors are not.
+
+    Args:
+        hidden: the matrix that the last state enters, in place of the one that the inputs enter.
+        backwards: of the direction from the end to the beginning.
+    """
+
+    errors = False
+
+    def __init__(self, hidden: bool, backwards: bool):
+        super().__init__(alone=2)
+        self.hidden, self.backwards = hidden, backwards
+
+    def keep(self, module: nn.Module, inputs: tuple, named: dict[str, Any], output: Any) -> tuple[Any, Tensor]:
+        x = inputs[0] if inputs else named["input"]
+        first = inputs[1] if len(inputs) > 1 else named.get("hx")
+        first = first[0] if isinstance(first, tuple) else first
+        packed = isinstance(x, nn.utils.rnn.PackedSequence)
+        return (x, output[0], first), output[0].data if packed else output[0]
+
+    def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
+        x, y, first = kept
+        if isinstance(x, nn.utils.rnn.PackedSequence):
+            x, y = (nn.utils.rnn.pad_packed_sequence(t, module.batch_first)[0] for t in (x, y))
+        alone = x.dim() == 2
+        x, y = (
+            t.detach()[None] if alone else t.detach() if module.batch_first else t.detach().transpose(0, 1)
+            for t in (x, y)
+        )
+        if self.hidden:
+            width = module.hidden_size
+            y = y[..., width:] if self.backwards else y[..., :width]
+            start = y.new_zeros(len(y), 1, width)
+            if first is not None:
+                given = first.detach()[int(self.backwards)]
+                start = given.reshape(len(y), 1, width)
+            x = torch.cat([y[:, 1:], start], 1) if self.backwards else torch.cat([start, y[:, :-1]], 1)
+        return Rows(x.reshape(1, -1, x.shape[-1]), None, len(x), x.shape[0] * x.shape[1])
+
+
+class AttentionInput(Kind):
+    """The projections of queries, keys and values in ``nn.MultiheadAttention``: their errors are not seen.
+
+    Args:
+        part: 0, 1 or 2 for one of them where each has a weight of its own; None where one weight has all.
+    """
+
+    errors = False
+
+    def __init__(self, part: int | None):
+        super().__init__(alone=2)
+        self.part = part
+
+    def keep(self, module: nn.Module, inputs: tuple, named: dict[str, Any], output: Any) -> tuple[Any, Tensor]:
+        given = [inputs[i] if i < len(inputs) else named[name] for i, name in enumerate(("query", "key", "value"))]
+        if self.part is not None:
+            given = [given[self.part]]
+        elif given[1] is given[0] and given[2] is given[0]:
+            given = given[:1]
+        return given, output[0]
+
+    def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
+        x = torch.cat([t.detach().reshape(-1, t.shape[-1]) for t in kept])
+        first = kept[0]
+        examples = 1 if first.dim() == 2 else first.shape[0 if module.batch_first else 1]
+        return Rows(x[None], None, examples, first.numel() // first.shape[-1])
+
+
+class AttentionOutput(Kind):
+    """The projection at the end of ``nn.MultiheadAttention``, whose input is computed again, without dropout."""
+
+    def __init__(self):
+        super().__init__(alone=2)
+
+    def keep(self, module: nn.Module, inputs: tuple, named: dict[str, Any], output: Any) -> tuple[Any, Tensor]:
+        return (inputs, named), output[0]
+
+    def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
+        inputs, named = kept
+        again = copy.copy(module)  # shallow: the parameters are the module's own
+        again.dropout = 0.0  # which would draw random numbers, and others than in the pass itself
+        width = module.embed_dim
+        identity = {"out_proj.weight": torch.eye(width, dtype=errors.dtype, device=errors.device)}
+        if module.out_proj.bias is not None:
+            identity["out_proj.bias"] = errors.new_zeros(width)
+        # With the identity as the projection the output is what enters the projection.
+        x = torch.func.functional_call(again, identity, inputs, named)[0]
+        examples = 1 if x.dim() == self.alone else x.shape[0 if module.batch_first else 1]
+        x, d = x.reshape(1, -1, width), errors.reshape(1, -1, width)
+        return Rows(x, d, examples, x.shape[1])
+
+
+def _patches(x: Tensor, size: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
+    """All windows of a batch of padded images (B, C, ...), as (B, places ..., C, kernel ...)."""
+    for axis, (length, step, spread) in enumerate(zip(size, stride, dilation, strict=True), 2):
+        x = x.unfold(axis, spread * (length - 1) + 1, step)[..., ::spread]
+    return x.movedim(1, 1 + len(size))
+
+
+def _by_group(x: Tensor, rows: int, groups: int) -> Tensor:
+    """Of (B, places ..., C) or (B, places ..., C, kernel ...) the first ``rows`` axes as rows: (g, N, C / g kernel)."""
+    return x.flatten(0, rows - 1).flatten(1).unflatten(1, (groups, -1)).transpose(0, 1)
+
+
+class Watchable(NamedTuple):
+    """A matrix of a module: the name of the weight, the module whose passes are followed, kind, weight and bias."""
+
+    name: str
+    module: nn.Module
+    kind: Kind
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+
+def watchable(model: nn.Module) -> Iterator[Watchable]:
+    """Every matrix of a model whose inputs can be seen."""
+    inside = {id(part) for m in model.modules() if isinstance(m, nn.MultiheadAttention) for part in m.children()}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            found = _attention(module)
+        elif isinstance(module, nn.RNNBase):
+            found = _recurrent(module)
+        elif id(module) not in inside:
+            found = _plain(module)
+        for kind, weight, bias in found if id(module) not in inside else ():
+            parameter = _parameter(module, weight)
+            if parameter is not None:
+                yield Watchable(f"{name}.{weight}".lstrip("."), module, kind, parameter, _parameter(module, bias))
+
+
+def _plain(module: nn.Module) -> list[tuple[Kind, str, str | None]]:
+    if isinstance(module, nn.Linear):
+        return [(Kind(), "weight", "bias")]
+    if isinstance(module, TRANSPOSED):
+        return [(TransposedConvolution(module.groups, module.weight.dim() - 1), "weight", None)]
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return [(Convolution(module.groups, module.weight.dim() - 1), "weight", "bias")]
+    if isinstance(module, nn.Embedding):
+        return [(Lookup(), "weight", None)]
+    return []
+
+
+def _recurrent(module: nn.RNNBase) -> list[tuple[Kind, str, str | None]]:
+    # What passes between several layers, and a projected state, are hidden inside.
+    if module.num_layers > 1 or module.proj_size:
+        return []
+    directions = ("", "_reverse") if module.bidirectional else ("",)
+    return [
+        (Recurrent(matrix == "hh", bool(way)), f"weight_{matrix}_l0{way}", f"bias_{matrix}_l0{way}")
+        for way in directions
+        for matrix in ("ih", "hh")
+    ]
+
+
+def _attention(module: nn.MultiheadAttention) -> list[tuple[Kind, str, str | None]]:
+    output = (AttentionOutput(), "out_proj.weight", "out_proj.bias")
+    if module.in_proj_weight is not None:
+        return [(AttentionInput(None), "in_proj_weight", "in_proj_bias"), output]
+    parts = [(AttentionInput(i), f"{part}_proj_weight", None) for i, part in enumerate("qkv")]
+    return [*parts, output]
+
+
+def _parameter(module: nn.Module, name: str | None) -> nn.Parameter | None:
+    """The parameter of that name; of one that is computed from others (weight normalisation, a parametrisation) the
+    one that it has its shape from."""
+    if name is None:
+        return None
+    owner = module.get_submodule(name.rpartition(".")[0])
+    last = name.rpartition(".")[2]
+    if isinstance(owner._parameters.get(last), nn.Parameter):
+        return owner._parameters[last]
+    if parametrize.is_parametrized(owner, last):
+        held = owner.parametrizations[last].parameters(recurse=False)
+    else:
+        held = (p for given, p in owner._parameters.items() if given.startswith(f"{last}_") and p is not None)
+    value = getattr(owner, last, None)
+    alike = [p for p in held if isinstance(value, Tensor) and p.shape == value.shape]
+    return alike[0] if len(alike) == 1 else None
