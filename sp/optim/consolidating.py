@@ -44,7 +44,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
     Q is scaled so that it leaves the power of all errors together as it is; y is the root mean square of what the layer
     answers, and n the number of matrices that are watched. All layers follow this one rule. A synapse moves only along
     what is new in its input. Parameters that are not watched follow the diagonal form, and count besides as having a
-    constant input: their step is multiplied by ``1 / (1 + 10 t)``, with t the number of examples so far, in units of 128.
+    constant input: their step is multiplied by ``1 / (1 + 10 t)``, t the number of examples so far in units of 128.
 
     The norm of the gradient (in the coincidence form, of each layer's) is held to ``absorber`` times its own running
     mean, or half the norm at the beginning, where that is more. Multiplying the loss by a constant changes nothing.
