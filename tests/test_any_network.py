@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -64,6 +65,10 @@ def plain(layer, x):
     return layer(x)
 
 
+def places(layer, x):
+    return layer(x).mean(1)
+
+
 def pooled(layer, x):
     return layer(x).flatten(2).mean(2)
 
@@ -83,114 +88,72 @@ def attending(axis, across=False):
     return call
 
 
-def attending_to_narrower(layer, x):
-    return layer(x, x[..., :3], x[..., :4])[0].mean(1)
+def attending_to_narrower(axis):
+    return lambda layer, x: layer(x, x[..., :3], x[..., :4])[0].mean(axis)
 
 
 ATTENTION = "in_proj_weight in_proj_bias out_proj.weight out_proj.bias"
+SEPARATE = "q_proj_weight k_proj_weight v_proj_weight out_proj.weight out_proj.bias"
 RECURRENT = "weight_ih_l0 weight_hh_l0 bias_ih_l0 bias_hh_l0"
 BOTH_WAYS = RECURRENT + " " + " ".join(f"{name}_reverse" for name in RECURRENT.split())
 ROW, TOKENS, SEQUENCE, TIME_FIRST = (BATCH, 6), (BATCH, 5), (BATCH, 5, 6), (5, BATCH, 6)
 PLACES = {1: (BATCH, 4, 7), 2: (BATCH, 4, 5, 5), 3: (BATCH, 4, 4, 4, 4)}
-CONV, TRANSPOSED = (nn.Conv1d, nn.Conv2d, nn.Conv3d), (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
-# Name: how the layer is made, how many values it gives an example, the shape of the inputs, how it is used, and which
-# of its parameters are watched.
-NETWORKS = {
-    "Linear": (lambda: nn.Linear(6, 8), 8, ROW, plain, "weight bias"),
-    "Linear on sequences": (lambda: nn.Linear(6, 8), 8, SEQUENCE, lambda m, x: m(x).mean(1), "weight bias"),
-    "Embedding": (lambda: nn.Embedding(9, 8), 8, TOKENS, lambda m, x: m(x).mean(1), "weight"),
-    "attention with kdim": (
-        lambda: nn.MultiheadAttention(6, 2, kdim=3, vdim=4, batch_first=True),
-        6,
-        SEQUENCE,
-        attending_to_narrower,
-        "q_proj_weight k_proj_weight v_proj_weight out_proj.weight out_proj.bias",
-    ),
-    "tied Linear": (lambda: Tied(nn.Linear(6, 6), nn.Linear(6, 6)), 6, ROW, plain, "first.weight"),
-    "tied Embedding": (
-        lambda: Tied(nn.Embedding(9, 6), nn.Linear(6, 9)),
-        9,
-        TOKENS,
-        lambda m, x: m(x).mean(1),
-        "first.weight",
-    ),
-    "old weight_norm": (lambda: nn.utils.weight_norm(nn.Linear(6, 8)), 8, ROW, plain, "weight_v bias"),
-    "weight_norm": (
-        lambda: parametrizations.weight_norm(nn.Linear(6, 8)),
-        8,
-        ROW,
-        plain,
-        "parametrizations.weight.original1 bias",
-    ),
-    "old spectral_norm": (lambda: nn.utils.spectral_norm(nn.Linear(6, 8)), 8, ROW, plain, "weight_orig bias"),
-    "spectral_norm": (
-        lambda: parametrizations.spectral_norm(nn.Linear(6, 8)),
-        8,
-        ROW,
-        plain,
-        "parametrizations.weight.original bias",
-    ),
-    "weight_norm of Conv1d": (
-        lambda: parametrizations.weight_norm(nn.Conv1d(4, 8, 3)),
-        8,
-        PLACES[1],
-        pooled,
-        "parametrizations.weight.original1 bias",
-    ),
-    "adapters": (Adapted, 6, ROW, plain, "down.weight up.weight"),
-    "bare parameters": (Bare, 6, ROW, plain, ""),
-    "two recurrent layers": (lambda: nn.GRU(6, 8, 2, batch_first=True), 8, SEQUENCE, averaged(1), ""),
-}
-for dimensions, (conv, transposed) in enumerate(zip(CONV, TRANSPOSED, strict=True), 1):
+# By name: how the layer is made, how many values it gives an example, the shape of the inputs, how it is used, and
+# which of its parameters are watched.
+NETWORKS = {}
+
+
+def add(name, watched, make, width, shape, call=plain):
+    NETWORKS[name] = (make, width, shape, call, watched)
+
+
+norms, old = parametrizations, nn.utils
+add("Linear", "weight bias", lambda: nn.Linear(6, 8), 8, ROW)
+add("Linear on sequences", "weight bias", lambda: nn.Linear(6, 8), 8, SEQUENCE, places)
+add("Embedding", "weight", lambda: nn.Embedding(9, 8), 8, TOKENS, places)
+add("tied Linear", "first.weight", lambda: Tied(nn.Linear(6, 6), nn.Linear(6, 6)), 6, ROW)
+add("tied Embedding", "first.weight", lambda: Tied(nn.Embedding(9, 6), nn.Linear(6, 9)), 9, TOKENS, places)
+add("old weight_norm", "weight_v bias", lambda: old.weight_norm(nn.Linear(6, 8)), 8, ROW)
+add("old spectral_norm", "weight_orig bias", lambda: old.spectral_norm(nn.Linear(6, 8)), 8, ROW)
+original = "parametrizations.weight.original"
+add("weight_norm", f"{original}1 bias", lambda: norms.weight_norm(nn.Linear(6, 8)), 8, ROW)
+add("spectral_norm", f"{original} bias", lambda: norms.spectral_norm(nn.Linear(6, 8)), 8, ROW)
+add("normed Conv1d", f"{original}1 bias", lambda: norms.weight_norm(nn.Conv1d(4, 8, 3)), 8, PLACES[1], pooled)
+add("adapters", "down.weight up.weight", Adapted, 6, ROW)
+add("bare parameters", "", Bare, 6, ROW)
+add("two recurrent layers", "", lambda: nn.GRU(6, 8, 2, batch_first=True), 8, SEQUENCE, averaged(1))
+for number, kind in enumerate(CONVOLUTIONS):
     for groups in (1, 2, 4):
-        NETWORKS[f"{conv.__name__}, {groups} groups"] = (
-            lambda conv=conv, groups=groups: conv(4, 8, 3, padding=1, stride=2, groups=groups),
-            8,
-            PLACES[dimensions],
-            pooled,
-            "weight bias",
-        )
-    NETWORKS[transposed.__name__] = (
-        lambda conv=transposed: conv(4, 8, 3, padding=1, stride=2, groups=2),
-        8,
-        PLACES[dimensions],
-        pooled,
-        "weight",
+        convolution = partial(kind, 4, 8, 3, padding=1, stride=2, groups=groups)
+        watched = "weight" if kind.__name__.startswith("ConvT") else "weight bias"
+        add(f"{kind.__name__}, {groups} groups", watched, convolution, 8, PLACES[number % 3 + 1], pooled)
+attention = partial(nn.MultiheadAttention, 6, 2)
+for first, shape, axis in ((True, SEQUENCE, 1), (False, TIME_FIRST, 0)):
+    layout, layer = f"batch first {first}", partial(attention, batch_first=first)
+    add(f"attention, {layout}", ATTENTION, layer, 6, shape, attending(axis))
+    add(f"attention across, {layout}", ATTENTION, layer, 6, shape, attending(axis, across=True))
+    add(
+        f"attention to others, {layout}",
+        SEPARATE,
+        partial(layer, kdim=3, vdim=4),
+        6,
+        shape,
+        attending_to_narrower(axis),
     )
-for first in (True, False):
-    shape, axis = (SEQUENCE, 1) if first else (TIME_FIRST, 0)
-    for across in (False, True):
-        NETWORKS[f"attention, across {across}, batch first {first}"] = (
-            lambda first=first: nn.MultiheadAttention(6, 2, batch_first=first),
-            6,
-            shape,
-            attending(axis, across),
-            ATTENTION,
-        )
     for kind in (nn.RNN, nn.GRU, nn.LSTM):
-        NETWORKS[f"{kind.__name__}, batch first {first}"] = (
-            lambda kind=kind, first=first: kind(6, 8, batch_first=first),
-            8,
+        layer = partial(kind, 6, 8, batch_first=first)
+        add(f"{kind.__name__}, {layout}", RECURRENT, layer, 8, shape, averaged(axis))
+        add(
+            f"{kind.__name__}, {layout}, both ways",
+            BOTH_WAYS,
+            partial(layer, bidirectional=True),
+            16,
             shape,
             averaged(axis),
-            RECURRENT,
         )
-for kind in (nn.RNN, nn.GRU, nn.LSTM):
-    NETWORKS[f"{kind.__name__}, both ways"] = (
-        lambda kind=kind: kind(6, 4, batch_first=True, bidirectional=True),
-        8,
-        SEQUENCE,
-        averaged(1),
-        BOTH_WAYS,
-    )
-    NETWORKS[f"{kind.__name__} without a batch"] = (
-        lambda kind=kind: kind(6, 8),
-        8,
-        ROW,
-        lambda m, x: m(x)[0],
-        RECURRENT,
-    )
+        add(f"{kind.__name__} without a batch, {layout}", RECURRENT, layer, 8, ROW, lambda m, x: m(x)[0])
 
 
 @pytest.fixture(params=NETWORKS)
