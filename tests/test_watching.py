@@ -346,7 +346,7 @@ def test_data_parallel_without_devices_is_watched():
 def test_a_script_of_a_watched_model_works_once_the_watcher_is_removed():
     model = nn.Sequential(nn.Linear(4, 3), nn.Conv1d(2, 3, 1))
     watcher = NMDACoincidence(model)
-    with pytest.raises(RuntimeError, match="hook"):  # it names the hook and the layer
+    with pytest.raises((AttributeError, RuntimeError), match=r"watcher\.remove"):
         torch.jit.script(model)
     watcher.remove()
     scripted = torch.jit.script(model)
