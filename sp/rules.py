@@ -176,25 +176,26 @@ def absorbed(norm: Any, mean_norm: Any, absorber: float) -> Any:
     return min(norm, absorber * mean_norm) if mean_norm > 0 else norm
 
 
-def bounded(moved: Tensor, largest: Tensor) -> Tensor:
+def bounded(moved: float, largest: float) -> float:
     """Factor of a step, in [0, 1], with which it changes a layer's response by no more than is allowed.
 
-    ``min(1, sqrt(largest / moved))``: what LARS (You et al. 2017) asks of weights, asked of what they do. 1 where
-    ``moved`` is zero or is no number.
+    ``min(1, largest / moved)``: what LARS (You et al. 2017) asks of weights, asked of what they do.
 
     Args:
-        moved: mean square of the change that the whole step would make in the outputs, >= 0.
+        moved: root mean square of the change that the whole step would make in the outputs, >= 0.
         largest: the same of the change that is allowed, > 0.
     """
-    return torch.where(moved > largest, (largest / moved).sqrt(), 1)
+    return largest / moved if moved > largest else 1.0
 
 
 def _inverse_of_one_plus(matrix: Tensor) -> Tensor:
     """``(I + M)^-1`` for M >= 0, (..., d, d); zero, its limit, where M has overflowed, as in training that diverges."""
     heaviest = matrix.diagonal(dim1=-2, dim2=-1).sum(-1).max()
     # Where what is new cannot be resolved beside the heaviest direction, in twice the precision.
-    wide = matrix.double() if heaviest * torch.finfo(matrix.dtype).eps > 0.01 else matrix
+    wide = matrix.double() if heaviest * torch.finfo(matrix.dtype).eps > 0.1 else matrix
     one = torch.eye(matrix.shape[-1], dtype=wide.dtype, device=matrix.device)
     factor, failed = torch.linalg.cholesky_ex(wide + one)
-    whole = (failed == 0)[..., None, None]
-    return torch.where(whole, torch.cholesky_inverse(torch.where(whole, factor, one)), 0).to(matrix.dtype)
+    if failed.any():
+        whole = (failed == 0)[..., None, None]
+        return torch.where(whole, torch.cholesky_inverse(torch.where(whole, factor, one)), 0).to(matrix.dtype)
+    return torch.cholesky_inverse(factor).to(matrix.dtype)

@@ -22,13 +22,12 @@ class Rows(NamedTuple):
     Attributes:
         presynaptic: (g, N, d) for g groups of channels; indices (N,) of an embedding.
         postsynaptic: (g, N, out), or None where it cannot be seen.
-        examples: size of the batch. counted: how many of them the rows count as.
+        examples: size of the batch.
     """
 
     presynaptic: Tensor
     postsynaptic: Tensor | None
     examples: int
-    counted: int
 
 
 class Kind:
@@ -59,14 +58,21 @@ class Kind:
     def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
         """What a pass consisted of, from what was kept of it and the gradient that came back."""
         x, d = kept.reshape(1, -1, kept.shape[-1]), errors.reshape(1, -1, errors.shape[-1])
-        return Rows(x, d, self.examples(kept), x.shape[1])
+        return Rows(x, d, self.examples(kept))
+
+    def count(self, errors: Tensor) -> int:
+        """How many rows a gradient of the layer's outputs has."""
+        return errors.numel() // errors.shape[-1] if errors.numel() else 0
 
     def examples(self, x: Tensor) -> int:
         return 1 if x.dim() == self.alone else len(x)
 
 
 class Convolution(Kind):
-    """``nn.Conv1d`` to ``nn.Conv3d``, grouped or not: one row a patch, and an image counts once."""
+    """``nn.Conv1d`` to ``nn.Conv3d``, grouped or not: one row a patch."""
+
+    def count(self, errors: Tensor) -> int:
+        return errors.numel() // errors.shape[-self.alone] if errors.numel() else 0
 
     def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
         batched = kept.dim() > self.alone
@@ -75,12 +81,10 @@ class Convolution(Kind):
         padded = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
         patches = _patches(padded, module.kernel_size, module.stride, module.dilation)
         places = x.dim() - 1
-        return Rows(
-            _by_group(patches, places, self.groups), _by_group(d.movedim(1, -1), places, self.groups), len(x), len(x)
-        )
+        return Rows(_by_group(patches, places, self.groups), _by_group(d.movedim(1, -1), places, self.groups), len(x))
 
 
-class TransposedConvolution(Kind):
+class TransposedConvolution(Convolution):
     """``nn.ConvTranspose1d`` to ``3d``: each place of the input adds a patch to the output."""
 
     def matrix(self, weight: Tensor) -> Tensor:
@@ -99,9 +103,7 @@ class TransposedConvolution(Kind):
         for axis, size in enumerate(x.shape[2:], 1):
             patches = patches.narrow(axis, 0, size)
         places = x.dim() - 1
-        return Rows(
-            _by_group(x.movedim(1, -1), places, self.groups), _by_group(patches, places, self.groups), len(x), len(x)
-        )
+        return Rows(_by_group(x.movedim(1, -1), places, self.groups), _by_group(patches, places, self.groups), len(x))
 
 
 class Lookup(Kind):
@@ -117,7 +119,7 @@ class Lookup(Kind):
 
     def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
         d = errors.reshape(1, -1, errors.shape[-1])
-        return Rows(kept.reshape(-1), d, self.examples(kept), kept.numel())
+        return Rows(kept.reshape(-1), d, self.examples(kept))
 
 
 class Recurrent(Kind):
@@ -158,7 +160,7 @@ class Recurrent(Kind):
                 given = first.detach()[int(self.backwards)]
                 start = given.reshape(len(y), 1, width)
             x = torch.cat([y[:, 1:], start], 1) if self.backwards else torch.cat([start, y[:, :-1]], 1)
-        return Rows(x.reshape(1, -1, x.shape[-1]), None, len(x), x.shape[0] * x.shape[1])
+        return Rows(x.reshape(1, -1, x.shape[-1]), None, len(x))
 
 
 class AttentionInput(Kind):
@@ -186,7 +188,7 @@ class AttentionInput(Kind):
         x = torch.cat([t.detach().reshape(-1, t.shape[-1]) for t in kept])
         first = kept[0]
         examples = 1 if first.dim() == 2 else first.shape[0 if module.batch_first else 1]
-        return Rows(x[None], None, examples, first.numel() // first.shape[-1])
+        return Rows(x[None], None, examples)
 
 
 class AttentionOutput(Kind):
@@ -201,6 +203,7 @@ class AttentionOutput(Kind):
     def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
         inputs, named = kept
         again = copy.copy(module)  # shallow: the parameters are the module's own
+        vars(again).pop("forward", None)  # which would be that of the module
         again.dropout = 0.0  # which would draw random numbers, and others than in the pass itself
         width = module.embed_dim
         identity = {"out_proj.weight": torch.eye(width, dtype=errors.dtype, device=errors.device)}
@@ -210,7 +213,7 @@ class AttentionOutput(Kind):
         x = torch.func.functional_call(again, identity, inputs, named)[0]
         examples = 1 if x.dim() == self.alone else x.shape[0 if module.batch_first else 1]
         x, d = x.reshape(1, -1, width), errors.reshape(1, -1, width)
-        return Rows(x, d, examples, x.shape[1])
+        return Rows(x, d, examples)
 
 
 def _patches(x: Tensor, size: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sp.biology.layers import Kind, Rows, watchable
+from sp.biology.layers import Kind, watchable
 
 
 @dataclass
@@ -30,23 +30,30 @@ class Activity:
         postsynaptic: gradient of the loss with respect to the layer's outputs, (g, N, out), row by row to
             `presynaptic`; None where it cannot be seen (recurrent layers, the input projection of attention).
         examples: size B of the batch or batches that the rows came from.
-        counted: how many of them the rows count as: each vector of a sequence, but an image once.
+        terms: how many terms the loss was a mean of: tokens where every token is predicted, else examples.
     """
 
     presynaptic: Tensor
     postsynaptic: Tensor | None
     examples: int
-    counted: int
+    terms: int
 
 
 @dataclass
 class Pass:
-    """One use of a layer: what is kept of it, the gradient of its outputs, and which backward pass brought that."""
+    """One use of a layer.
+
+    Attributes:
+        module: the layer. kept: what its kind keeps of a forward pass. errors: gradient of its outputs.
+        backward: number of the backward pass that brought them.
+        terms: how many terms the loss had in that pass: the rows of the watched layer that its error reached first.
+    """
 
     module: weakref.ref
     kept: Any
     errors: Tensor
     backward: int
+    terms: int
 
 
 @dataclass
@@ -93,22 +100,26 @@ class Synapses:
         inputs = values if self.bias is None else values[:, :-1]
         return self.kind.unmatrix(inputs[:, None].expand(-1, out, -1), parameter.shape)
 
-    def subtract_(self, change: Tensor, bias: bool = True) -> None:
-        """Subtract a change of the shape of `gradient` from the weight, and with ``bias`` from a bias that has one."""
+    def subtract_(self, change: Tensor, size: float, bias: bool = True) -> None:
+        """Subtract ``size`` times a change of the shape of `gradient` from the weight, and with ``bias`` from a bias
+        that has a gradient."""
         change = change.to(self.weight.dtype)
         of_weight = change if self.bias is None else change[..., :-1]
-        self.weight.sub_(self.kind.unmatrix(of_weight, self.weight.shape))
+        self.weight.sub_(self.kind.unmatrix(of_weight, self.weight.shape), alpha=size)
         if bias and self.bias is not None and self.bias.grad is not None:
-            self.bias.sub_(change[..., -1].reshape(self.bias.shape))
+            self.bias.sub_(change[..., -1].reshape(self.bias.shape), alpha=size)
 
     def record(self, use: Pass) -> None:
         """An error came back. Whether it makes a gradient is not known before that has reached the weight."""
+        gradient = self.weight.grad
+        if self.passes and (self.seen_gradient() is not gradient or not gradient.any()):
+            self.passes = []  # the gradient that they made was cleared, by whomever
         self.arrived = [other for other in self.arrived if other.backward == use.backward] + [use]
 
     def gradient_made(self) -> None:
         """A gradient reached the weight. What came back in the same backward pass made it, and nothing else."""
         gradient = self.weight.grad
-        if self.seen_gradient() is not gradient:  # the one before was cleared, by whomever
+        if self.seen_gradient() is not gradient:
             self.passes = []
         self.passes += [use for use in self.arrived if use.backward == backward_pass()]
         self.arrived, self.seen_gradient = [], weakref.ref(gradient)
@@ -132,31 +143,28 @@ class Synapses:
     def take(self) -> Activity | None:
         """The activity recorded since the last call, which is thereby forgotten; None where there was none."""
         passes, self.passes = self.passes, []
-        seen = [(use.backward, self._rows(use)) for use in passes if use.module() is not None]
-        activity = self._activity([(backward, rows) for backward, rows in seen if rows.counted])
+        alive = [use for use in passes if use.module() is not None and use.errors.numel()]
+        activity = self._activity(alive) if alive else None
         if self.synchronise and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             return _gathered(activity, self)
         return activity
 
-    def _rows(self, use: Pass) -> Rows:
+    def _activity(self, passes: list[Pass]) -> Activity:
         with torch.no_grad():
-            return self.kind.rows(use.module(), use.kept, use.errors.detach())
-
-    def _activity(self, seen: list[tuple[int, Rows]]) -> Activity | None:
-        if not seen:
-            return None
-        presynaptic = _joined([rows.presynaptic for _, rows in seen])
+            seen = [self.kind.rows(use.module(), use.kept, use.errors.detach()) for use in passes]
+        presynaptic = _joined([rows.presynaptic for rows in seen])
         if presynaptic.is_floating_point():
             presynaptic = presynaptic.to(self.weight.dtype)
             if self.bias is not None:
                 presynaptic = F.pad(presynaptic, (0, 1), value=1.0)
-        errors = [rows.postsynaptic for _, rows in seen]
+        errors = [rows.postsynaptic for rows in seen]
         postsynaptic = None if errors[0] is None else _joined(errors).to(self.weight.dtype)
         # Batches of several backward passes add up; a layer used twice in one pass still saw each example once.
-        batches: dict[int, int] = {}
-        for backward, rows in seen:
-            batches[backward] = max(batches.get(backward, 0), rows.examples)
-        return Activity(presynaptic, postsynaptic, sum(batches.values()), sum(rows.counted for _, rows in seen))
+        examples: dict[int, int] = {}
+        for use, rows in zip(passes, seen, strict=True):
+            examples[use.backward] = max(examples.get(use.backward, 0), rows.examples)
+        terms = {use.backward: use.terms for use in passes}
+        return Activity(presynaptic, postsynaptic, sum(examples.values()), sum(terms.values()))
 
 
 def _joined(rows: list[Tensor]) -> Tensor:
@@ -181,10 +189,10 @@ def _gathered(activity: Activity | None, synapses: Synapses) -> Activity | None:
         activity = Activity(rows, errors, 0, 0)
     mine = [t for t in (activity.presynaptic, activity.postsynaptic) if t is not None]
     rows = [t.transpose(0, 1) if t.dim() == 3 else t for t in mine]  # (N, ...)
-    own = torch.tensor([len(rows[0]), activity.examples, activity.counted], device=weight.device)
+    own = torch.tensor([len(rows[0]), activity.examples, activity.terms], device=weight.device)
     sizes = [torch.empty_like(own) for _ in range(world)]
     dist.all_gather(sizes, own)
-    counts, examples, counted = zip(*(size.tolist() for size in sizes), strict=True)
+    counts, examples, terms = zip(*(size.tolist() for size in sizes), strict=True)
     if not any(counts):
         return None
     gathered = []
@@ -195,7 +203,7 @@ def _gathered(activity: Activity | None, synapses: Synapses) -> Activity | None:
         whole = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
         gathered.append(whole.transpose(0, 1) if whole.dim() == 3 else whole)
     postsynaptic = gathered[1] / world if len(gathered) == 2 else None
-    return Activity(gathered[0], postsynaptic, sum(examples), sum(counted))
+    return Activity(gathered[0], postsynaptic, sum(examples), sum(terms))
 
 
 class NMDACoincidence:
@@ -228,6 +236,7 @@ class NMDACoincidence:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got a {type(model).__name__}")
         self._model, self._synchronise = weakref.ref(model), synchronise
+        self._backward, self._terms = -1, 0
         by_weight: dict[int, Synapses] = {}
         handles = []
         for name, module, kind, weight, bias in watchable(model):
@@ -241,6 +250,9 @@ class NMDACoincidence:
             elif synapses.bias is not bias:
                 synapses.bias = None  # tied weights with biases of their own: these follow the diagonal rule
             handles.append(module.register_forward_hook(_Hook(self, synapses, kind, module), with_kwargs=True))
+            # What changes nothing else shows `torch.compile` that this instance is not like others of its class, whose
+            # compiled code would leave out the hook.
+            module.forward = module.forward
         self.synapses = list(by_weight.values())
         if not self.synapses:
             raise ValueError(
@@ -261,6 +273,12 @@ class NMDACoincidence:
             for p in synapses.parameters
             if p.requires_grad
         }
+
+    def terms(self, backward: int, rows: int) -> int:
+        """The rows of the watched layer that the error of this backward pass reached first, which may be this one."""
+        if backward != self._backward:
+            self._backward, self._terms = backward, rows
+        return self._terms
 
     def clear(self) -> None:
         """Forget what was recorded since the last step, as clearing the gradients forgets them."""
@@ -290,10 +308,12 @@ class _Hook:
     def __init__(self, watcher: NMDACoincidence, synapses: Synapses, kind: Kind, module: nn.Module):
         self.watcher, self.synapses, self.module = weakref.ref(watcher), weakref.ref(synapses), weakref.ref(module)
         self.kind = kind
+        self.__name__ = "NMDACoincidence"  # by which torch.jit.script says which hook it cannot compile
 
     def __reduce__(self):
         return _no_hook, ()  # a copy of the model, or one read from a file, is not watched until somebody watches it
 
+    @torch.compiler.disable
     def __call__(self, module: nn.Module, inputs: tuple, named: dict[str, Any], output: Any) -> None:
         synapses = self.synapses()
         if module is not self.module() or synapses is None or not module.training or not torch.is_grad_enabled():
@@ -301,10 +321,14 @@ class _Hook:
         kept, follow = self.kind.keep(module, inputs, named, output)
         if not isinstance(follow, Tensor) or not follow.requires_grad or not synapses.weight.requires_grad:
             return
+        if torch.func.debug_unwrap(follow) is not follow:  # a transform of torch.func, which makes no gradient
+            return
 
         def record(errors: Tensor) -> None:
-            if (synapses := self.synapses()) is not None:
-                synapses.record(Pass(self.module, kept, errors, backward_pass()))
+            if (synapses := self.synapses()) is not None and (watcher := self.watcher()) is not None:
+                backward = backward_pass()
+                terms = watcher.terms(backward, self.kind.count(errors))
+                synapses.record(Pass(self.module, kept, errors, backward, terms))
 
         follow.register_hook(record)
 

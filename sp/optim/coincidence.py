@@ -20,10 +20,12 @@ SCALE_STEPS = 10  # steps in which the scales of a layer's gradient and inputs a
 FLOOR = 0.5  # of the norm at the beginning: a task learnt to the end must not leave the absorber shut for the next
 GAIN = 12.0  # so that one learning rate suits both forms of the rule
 EARLY = 20  # a layer's first steps, in which everything is new and the memory is looked at often
-LOOK_WIDTH = 40  # inputs for which a step passes between two looks: so a look costs a fixed share of a step
+LOOK_WIDTH = 80  # inputs (or outputs) for which a step passes between two looks, so that wide layers can afford them
 EXACT_WIDTH = 1024  # inputs, or outputs, up to which a layer remembers exactly unless a rank is given
 SPREAD_AVERAGE = 0.9  # share of the old value that the spread of a layer's outputs keeps at a look
 RANK = 128  # of the sketch of wider ones
+ROWS = 64  # of a batch that a memory takes in; more hardly help
+PATCHES = 256  # where an example has several
 RESPONSE_ROWS = 16  # rows on which a layer's response is measured
 NUMBERS = ("step", "power", "mean", "scale", "spread")  # of a layer's state, without dimensions and never on a device
 
@@ -77,6 +79,8 @@ class WatchedLayer:
         x, d = activity.presynaptic, activity.postsynaptic
         self.x = x if synapses.kind.indices else x.to(dtype)
         self.d = None if d is None else d.to(dtype)
+        # Of several rows an example more are needed, since they are less alike.
+        self.rows = ROWS if self.x.shape[-2] <= activity.examples else PATCHES
         self.step = int(state["step"]) + 1
         state["step"].fill_(self.step)
         self.factor = batch_factor(activity.examples)
@@ -113,24 +117,30 @@ class WatchedLayer:
         norm = (squared_norm / power) ** 0.5
         absorbed = self._absorbed(norm)
         self._remember(absorbed, power)
-        if self._due():
+        every = self.group["refresh_every"]
+        if self._due(every or max(1, self.synapses.shape[2] // LOOK_WIDTH)):
             self.inputs.look(self.state)
-            if self.errors is not None:
-                self.errors.look(self.state)
             self._measure_spread()
+        if self.errors is not None and self._due(every or max(1, self.synapses.shape[1] // LOOK_WIDTH)):
+            self.errors.look(self.state)
         scale = float(self.state["scale"])
         if scale <= 0:
             return
-        change = self._projected()
         usual = max(float(self.state["spread"]), self._fresh(power))
         # Of G (A + I / r)^-1, which is r G P.
-        size = share * GAIN * self.group["retention"] * self.factor * absorbed * usual / (scale * power)
-        rate = signed_rate(self.group)
-        change *= size * (float(rate) if not isinstance(rate, Tensor) else rate.to(change))
-        if self.group["response_bound"] is not None:
-            moved = self._response(change).square().mean()
-            change *= rules.bounded(moved, (self.group["response_bound"] * usual) ** 2)
-        self.synapses.subtract_(change, bias)
+        gain = share * GAIN * self.group["retention"] * float(signed_rate(self.group))
+        size = gain * self.factor * absorbed * usual / (scale * power)
+        factors = self._factors()
+        if factors is None:
+            change = self._projected()
+            self.synapses.subtract_(change, self._bounded(size, change, usual), bias)
+            return
+        back, forth = factors
+        size = self._bounded(size, factors, usual)
+        weight = self.synapses.weight
+        weight.addmm_(back.T, forth[:, : weight.shape[1]], alpha=-size)
+        if bias and self.synapses.bias is not None and self.synapses.bias.grad is not None:
+            self.synapses.bias.addmv_(back.T, forth[:, -1], alpha=-size)
 
     def _absorbed(self, norm: float) -> float:
         """Move the running mean of the gradient's norm, and return the factor that the absorber leaves of it."""
@@ -142,30 +152,59 @@ class WatchedLayer:
         return kept / norm if norm else 0.0
 
     def _remember(self, absorbed: float, power: float) -> None:
-        weight = self.factor / (self.activity.counted * power)
+        weight = self.factor / (self.activity.terms * power)
         kept = 1.0 if self.group["horizon"] == math.inf else math.exp(-self.activity.examples / self.group["horizon"])
         if self.synapses.kind.indices:
             self.inputs.remember(self.state, self.x, self.d.new_full((1,), weight), kept)
         else:
-            rows, each = sampled(self.x, self.step)
-            if self.d is not None:
-                errors, _ = sampled(self.d, self.step)
-                rows = rows * (errors != 0).any(-1, keepdim=True)  # what had no error made no gradient
+            rows, each = sampled(self.x, self.step, self.rows)
+            if self.d is not None and self.x.shape[1] > self.activity.examples:
+                errors, _ = sampled(self.d, self.step, self.rows)
+                rows = rows * (errors != 0).any(-1, keepdim=True)  # padding had no error, and made no gradient
             self.inputs.remember(self.state, rows, weight * each, kept)
         if self.errors is not None:
-            errors, each = sampled(self.d, self.step)
+            errors, each = sampled(self.d, self.step, self.rows)
             weight = self.activity.examples * absorbed**2 * each
             self.errors.remember(self.state, errors, weight, decay(self.activity.examples, REFERENCE_BATCH))
 
-    def _due(self) -> bool:
-        every = self.group["refresh_every"] or max(1, self.synapses.shape[2] // LOOK_WIDTH)
+    def _due(self, every: int) -> bool:
         return self.step % every == 0 or (self.step < EARLY and self.step % 4 == 1)
 
     def _projected(self) -> Tensor:
-        """The gradient G projected: Q G P, (g, out, d)."""
+        """The reference: the gradient G projected, Q G P, (g, out, d)."""
         gradient = self.synapses.gradient().to(self._dtype)
         change = self.inputs.multiply(self.state, gradient)
         return change if self.errors is None else self.errors.multiply(self.state, change.mT).mT
+
+    def _factors(self) -> tuple[Tensor, Tensor] | None:
+        """The same as ``(D Q)' (X P)``, (N, out) and (N, d), where that costs less; None elsewhere.
+
+        The gradient may have been scaled or clipped since it was made, so that one row of it is compared with ``D'X``.
+        """
+        weight = self.synapses.weight
+        if self.d is None or weight.dim() > 2 or self.synapses.kind.indices or 4 * self.x.shape[1] > 3 * len(weight):
+            return None
+        x, d = self.x[0], self.d[0]
+        row = self.step % len(weight)
+        made, now = d[:, row] @ x[:, : weight.shape[1]], weight.grad[row].to(self._dtype)
+        power = float(made @ made)
+        factor = float(made @ now) / power if power else 0.0
+        if not power or float((now - factor * made).norm()) > 1e-3 * abs(factor) * power**0.5:
+            return None
+        back = d[None] if self.errors is None else self.errors.multiply(self.state, d[None])
+        return back[0] * factor, self.inputs.multiply(self.state, x[None])[0]
+
+    def _bounded(self, size: float, change: Tensor | tuple[Tensor, Tensor], usual: float) -> float:
+        """The size of a step, shortened where it would change what the layer answers by more than is allowed."""
+        bound = self.group["response_bound"]
+        if bound is None:
+            return size
+        if isinstance(change, tuple):
+            back, forth = change
+            moved = (sampled(self.x[0], self.step, RESPONSE_ROWS)[0] @ forth.T) @ back
+        else:
+            moved = self._response(change)
+        return size * rules.bounded(abs(size) * float(moved.norm()) / moved.numel() ** 0.5, bound * usual)
 
     def _response(self, matrix: Tensor) -> Tensor:
         """What a matrix (g, out, d) makes of some of the layer's inputs, (g, rows, out)."""

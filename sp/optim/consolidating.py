@@ -18,7 +18,7 @@ from sp.optim.fast import Blocks, alike, local, summed_over_shards, whole
 from sp.optim.memory import Memory
 
 _OF_ALL_GROUPS = ("absorber", "threshold_quantile", "warmup_steps")
-UNWATCHED = 1.0  # steps of 128 examples after which parameters that are not watched take half their step
+UNWATCHED = 0.1  # steps of 128 examples after which parameters that are not watched take half their step
 SMALLEST, LARGEST = 1e-30, 1e37  # of a threshold; the first in place of zero in a denominator, too
 
 Calls = list[tuple[Callable[..., None], tuple]]
@@ -44,7 +44,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
     Q is scaled so that it leaves the power of all errors together as it is; y is the root mean square of what the layer
     answers, and n the number of matrices that are watched. All layers follow this one rule. A synapse moves only along
     what is new in its input. Parameters that are not watched follow the diagonal form, and count besides as having a
-    constant input: their step is multiplied by ``1 / (1 + t)``, with t the number of examples so far, in units of 128.
+    constant input: their step is multiplied by ``1 / (1 + 10 t)``, with t the number of examples so far, in units of 128.
 
     The norm of the gradient (in the coincidence form, of each layer's) is held to ``absorber`` times its own running
     mean, or half the norm at the beginning, where that is more. Multiplying the loss by a constant changes nothing.
@@ -62,7 +62,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         rank: coincidence form: how many combinations of its inputs a layer's memory keeps, >= 1. A layer of no more
             inputs remembers exactly. None: 128 in layers of more than 1,024 inputs, and all others remember exactly,
             which takes more time and space.
-        refresh_every: coincidence form: steps between two looks at a memory, >= 1; None: one for every 40 inputs.
+        refresh_every: coincidence form: steps between two looks at a memory, >= 1; None: one for every 80 inputs.
         equalisation: coincidence form: c >= 0; 0 leaves Q out.
         response_bound: coincidence form: largest change of what a layer answers in one step, in units of what it
             answers, > 0; None: no bound.
@@ -91,7 +91,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         threshold_quantile: float = 0.85,
         warmup_steps: int = 100,
         *,
-        retention: float = 100.0,
+        retention: float = 200.0,
         horizon: float = math.inf,
         rank: int | None = None,
         refresh_every: int | None = None,
@@ -115,7 +115,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
             )
             retention = 1 / memory_strength
         of_coincidence = {
-            "retention": (retention, 100.0),
+            "retention": (retention, 200.0),
             "horizon": (horizon, math.inf),
             "rank": (rank, None),
             "refresh_every": (refresh_every, None),

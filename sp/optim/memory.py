@@ -12,7 +12,6 @@ from torch import Tensor
 
 from sp import rules
 
-ROWS = 256  # of each batch that are taken in; more hardly help
 SMALLEST = 1e-30  # in place of zero in a denominator
 
 
@@ -39,9 +38,11 @@ class Memory:
         self.name, self.strength, self.relative = name, strength, relative
 
 
-def sampled(x: Tensor, step: int, rows: int = ROWS) -> tuple[Tensor, float]:
+def sampled(x: Tensor, step: int, rows: int) -> tuple[Tensor, float]:
     """At most about ``rows`` of the rows of x, (g, N, d), others in every step, and how many rows each stands for."""
-    stride = max(x.shape[-2] // rows, 1)
+    stride = x.shape[-2] // rows
+    if stride <= 1:
+        return x, 1.0
     chosen = x[..., step * 7919 % stride :: stride, :]  # a prime, since batches may be sorted
     return chosen, x.shape[-2] / chosen.shape[-2]
 
@@ -55,14 +56,18 @@ class ExactMemory(Memory):
         state[f"{self.name}_inverse"] = one.expand(groups, -1, -1).clone()
 
     def remember(self, state: dict[str, Tensor], x: Tensor, weight: Tensor, kept: float) -> None:
-        state[self.name].baddbmm_(x.mT, weight * x, beta=kept)
+        if len(x) == 1:  # a product of two matrices takes less time than a batch of one such product
+            state[self.name][0].addmm_(x[0].T, weight * x[0], beta=kept)
+        else:
+            state[self.name].baddbmm_(x.mT, weight * x, beta=kept)
 
     def look(self, state: dict[str, Tensor]) -> None:
         memory, inverse = state[self.name], state[f"{self.name}_inverse"]
         inverse.copy_(rules.equaliser(memory, self.strength) if self.relative else rules.novelty(memory, self.strength))
 
     def multiply(self, state: dict[str, Tensor], matrix: Tensor) -> Tensor:
-        return matrix @ state[f"{self.name}_inverse"]
+        inverse = state[f"{self.name}_inverse"]
+        return (matrix[0] @ inverse[0])[None] if len(matrix) == 1 else matrix @ inverse
 
     def matrix(self, state: dict[str, Tensor]) -> Tensor:
         """A, (g, d, d)."""
