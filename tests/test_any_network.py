@@ -214,7 +214,7 @@ def test_the_size_of_the_loss_changes_nothing(name, factor):
     train(model, optimizer_of(model), x, y, 10)
     train(scaled, optimizer_of(scaled), x, y, 10, factor)
     for p, q in zip(model.parameters(), scaled.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-5)
 
 
 def test_a_loaded_state_goes_on_as_the_saved_one_would_have(name):
