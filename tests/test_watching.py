@@ -98,10 +98,6 @@ ROLES = {
         lambda model, group, step: group.update(equalisation=[0.0, 0.12, 30.0][step // 10 % 3]),
         lambda step: classified,
     ),
-    "rank changed": (
-        lambda model, group, step: group.update(rank=[None, 4, 8][step // 10 % 3]),
-        lambda step: classified,
-    ),
 }
 
 
@@ -115,6 +111,15 @@ def test_a_layer_may_change_its_role_and_the_loss_stays_bounded(role):
         assert value < 2 * max(first.setdefault(chosen(step), value), 1.0)
     assert all(p.isfinite().all() for p in model.parameters())
     assert accuracy(model) > 0.8
+
+
+def test_another_rank_in_mid_run_is_refused():
+    model = made()
+    optimizer = watched(model)
+    train(model, optimizer, classified, [0])
+    optimizer.param_groups[0]["rank"] = 4
+    with pytest.raises(ValueError, match="rank must stay"):
+        train(model, optimizer, classified, [1])
 
 
 def test_a_second_backward_on_the_first_layer_is_one_more_batch():

@@ -53,7 +53,7 @@ class Kind:
 
     def keep(self, module: nn.Module, inputs: tuple, named: dict[str, Any], output: Any) -> tuple[Any, Tensor]:
         """What has to be kept of a forward pass, and the tensor whose gradient is waited for."""
-        return (inputs[0] if inputs else named["input"]).detach(), output
+        return (inputs[0] if inputs else named["input"]).detach(), output[0] if isinstance(output, tuple) else output
 
     def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
         """What a pass consisted of, from what was kept of it and the gradient that came back."""

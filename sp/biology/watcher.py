@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from sp.biology.layers import Kind, watchable
 
@@ -112,7 +113,7 @@ class Synapses:
     def record(self, use: Pass) -> None:
         """An error came back. Whether it makes a gradient is not known before that has reached the weight."""
         gradient = self.weight.grad
-        if self.passes and (self.seen_gradient() is not gradient or not gradient.any()):
+        if self.passes and (gradient is None or self.seen_gradient() is not gradient or not gradient.any()):
             self.passes = []  # the gradient that they made was cleared, by whomever
         self.arrived = [other for other in self.arrived if other.backward == use.backward] + [use]
 
@@ -243,7 +244,7 @@ class NMDACoincidence:
             synapses = by_weight.get(id(weight))
             if synapses is None:
                 synapses = by_weight[id(weight)] = Synapses(name, weight, bias, kind, synchronise)
-                handles.append(weight.register_post_accumulate_grad_hook(_GradientHook(synapses)))
+                handles.append(_when_gradient_arrives(weight, _GradientHook(synapses)))
             elif type(synapses.kind) is not type(kind):
                 # Two memories of one weight cannot both decide: the one that holds more than counts does.
                 continue
@@ -276,7 +277,7 @@ class NMDACoincidence:
 
     def terms(self, backward: int, rows: int) -> int:
         """The rows of the watched layer that the error of this backward pass reached first, which may be this one."""
-        if backward != self._backward:
+        if backward != self._backward or not self._terms:  # an empty batch has none
             self._backward, self._terms = backward, rows
         return self._terms
 
@@ -297,6 +298,14 @@ class NMDACoincidence:
         self.remove()
 
 
+def _when_gradient_arrives(weight: nn.Parameter, hook: Callable[[Tensor], None]) -> RemovableHandle:
+    """Register a hook of a weight, which may be frozen now and thawed later."""
+    trained = weight.requires_grad
+    handle = weight.requires_grad_(True).register_post_accumulate_grad_hook(hook)
+    weight.requires_grad_(trained)
+    return handle
+
+
 def _remove_all(handles: list) -> None:
     for handle in handles:
         handle.remove()
@@ -308,10 +317,14 @@ class _Hook:
     def __init__(self, watcher: NMDACoincidence, synapses: Synapses, kind: Kind, module: nn.Module):
         self.watcher, self.synapses, self.module = weakref.ref(watcher), weakref.ref(synapses), weakref.ref(module)
         self.kind = kind
-        self.__name__ = "NMDACoincidence"  # by which torch.jit.script says which hook it cannot compile
 
     def __reduce__(self):
         return _no_hook, ()  # a copy of the model, or one read from a file, is not watched until somebody watches it
+
+    @property
+    def __name__(self) -> str:
+        # torch.jit.script asks for it, and would fail without a word of what to do.
+        raise AttributeError("a watched model cannot be scripted: call watcher.remove() before torch.jit.script(model)")
 
     @torch.compiler.disable
     def __call__(self, module: nn.Module, inputs: tuple, named: dict[str, Any], output: Any) -> None:

@@ -80,10 +80,11 @@ class WatchedLayer:
         self.x = x if synapses.kind.indices else x.to(dtype)
         self.d = None if d is None else d.to(dtype)
         # Of several rows an example more are needed, since they are less alike.
-        self.rows = ROWS if self.x.shape[-2] <= activity.examples else PATCHES
+        self.rows = ROWS if synapses.kind.indices or self.x.shape[-2] <= activity.examples else PATCHES
         self.step = int(state["step"]) + 1
         state["step"].fill_(self.step)
         self.factor = batch_factor(activity.examples)
+        self.begun = self._begin_memories(state, synapses, self.inputs, self.errors)  # an option may have changed
         if self.step <= SCALE_STEPS:
             seen = 1.0 if synapses.kind.indices else float(self.x.square().sum()) / self.x[..., 0].numel()
             self._average("power", seen, 1 - 1 / self.step)
@@ -91,14 +92,17 @@ class WatchedLayer:
     @staticmethod
     def initialise(state: dict[str, Tensor], synapses: Synapses, group: dict[str, Any]) -> None:
         """Make the state of a layer that has seen nothing."""
+        for name in NUMBERS:
+            state[name] = torch.zeros((), dtype=scalar_dtype(synapses.weight))
+        WatchedLayer._begin_memories(state, synapses, *memories(synapses, group))
+
+    @staticmethod
+    def _begin_memories(state: dict[str, Tensor], synapses: Synapses, inputs: Memory, errors: Memory | None) -> bool:
+        """Make the memories that are not there; whether there were any."""
         groups, out, width = synapses.shape
         like = torch.empty((), dtype=scalar_dtype(synapses.weight), device=synapses.weight.device)
-        for name in NUMBERS:
-            state[name] = torch.zeros(())
-        inputs, errors = memories(synapses, group)
-        inputs.initialise(state, groups, width, like)
-        if errors is not None:
-            errors.initialise(state, groups, out, like)
+        begun = inputs.begin(state, groups, width, like)
+        return (errors is not None and errors.begin(state, groups, out, like)) or begun
 
     def _average(self, name: str, value: float, kept: float) -> None:
         self.state[name].mul_(kept).add_((1 - kept) * value)
@@ -168,7 +172,7 @@ class WatchedLayer:
             self.errors.remember(self.state, errors, weight, decay(self.activity.examples, REFERENCE_BATCH))
 
     def _due(self, every: int) -> bool:
-        return self.step % every == 0 or (self.step < EARLY and self.step % 4 == 1)
+        return self.begun or self.step % every == 0 or (self.step < EARLY and self.step % 4 == 1)
 
     def _projected(self) -> Tensor:
         """The reference: the gradient G projected, Q G P, (g, out, d)."""

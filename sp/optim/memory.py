@@ -18,6 +18,7 @@ SMALLEST = 1e-30  # in place of zero in a denominator
 class Memory:
     """What all kinds share. Each has
 
+    ``shape(groups, width)``: that of what it keeps of A;
     ``initialise(state, groups, width, like)``: make the tensors of a memory that has seen nothing, for g groups of
     ``width`` inputs, of the dtype and device of ``like``;
     ``remember(state, x, weight, kept)``: keep the share ``kept`` of A, and take in ``weight`` times the sum of ``x x'``
@@ -37,6 +38,23 @@ class Memory:
     def __init__(self, name: str, strength: float, relative: bool = False):
         self.name, self.strength, self.relative = name, strength, relative
 
+    def begin(self, state: dict[str, Tensor], groups: int, width: int, like: Tensor) -> bool:
+        """Make the memory's tensors where there are none; whether it did.
+
+        Raises:
+            ValueError: there are those of a memory of another kind.
+        """
+        if self.name not in state:
+            self.initialise(state, groups, width, like)
+            return True
+        if state[self.name].shape != self.shape(groups, width):
+            raise ValueError(
+                f"rank must stay as it was in a layer's first step, which made its memory of shape "
+                f"{tuple(state[self.name].shape)}, not {self.shape(groups, width)}; the layer was not changed. Make a "
+                "new optimizer with the new rank."
+            )
+        return False
+
 
 def sampled(x: Tensor, step: int, rows: int) -> tuple[Tensor, float]:
     """At most about ``rows`` of the rows of x, (g, N, d), others in every step, and how many rows each stands for."""
@@ -49,6 +67,9 @@ def sampled(x: Tensor, step: int, rows: int) -> tuple[Tensor, float]:
 
 class ExactMemory(Memory):
     """A and the inverse made of it at the last look, (g, d, d) each."""
+
+    def shape(self, groups: int, width: int) -> tuple[int, ...]:
+        return groups, width, width
 
     def initialise(self, state: dict[str, Tensor], groups: int, width: int, like: Tensor) -> None:
         state[self.name] = like.new_zeros(groups, width, width)
@@ -82,6 +103,9 @@ class ExactMemory(Memory):
 
 class Counts(Memory):
     """A diagonal A: how often each of d inputs came, (d,)."""
+
+    def shape(self, groups: int, width: int) -> tuple[int, ...]:
+        return (width,)
 
     def initialise(self, state: dict[str, Tensor], groups: int, width: int, like: Tensor) -> None:
         state[self.name] = like.new_zeros(width)
@@ -120,6 +144,9 @@ class SketchedMemory(Memory):
         super().__init__(name, strength, relative)
         self.rank = rank
 
+    def shape(self, groups: int, width: int) -> tuple[int, ...]:
+        return width, self.rank
+
     def initialise(self, state: dict[str, Tensor], groups: int, width: int, like: Tensor) -> None:
         state[self.name] = like.new_zeros(width, self.rank)
         state[f"{self.name}_trace"] = like.new_zeros(())
@@ -145,7 +172,7 @@ class SketchedMemory(Memory):
         sketch = state[self.name]
         width, rank = sketch.shape
         sums, signs = _test_matrix(width, rank, sketch.device)
-        shift = 4 * torch.finfo(sketch.dtype).eps * sketch.norm() + SMALLEST
+        shift = 4 * torch.finfo(sketch.dtype).eps * sketch.double().norm() + SMALLEST
         shifted = sketch.scatter_add(1, sums[:, None], (shift * signs).to(sketch.dtype)[:, None])
         core, shifted = self._tested(shifted.T).double(), shifted.double()
         factor, _ = torch.linalg.cholesky_ex(core)
