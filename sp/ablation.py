@@ -49,13 +49,14 @@ PUBLISHED = {
     },
 }
 COINCIDENCE = {
-    "memory strength (0.4)": {"a = 0.1": {"memory_strength": 0.1}, "a = 1.6": {"memory_strength": 1.6}},
+    "retention (200)": {"r = 20": {"retention": 20.0}, "r = 2000": {"retention": 2000.0}},
     "learning rate (0.1)": {"lr = 0.03": {"lr": 0.03}, "lr = 0.3": {"lr": 0.3}},
-    "rank (all)": {"rank = 8": {"rank": 8}},
-    "equalisation (30)": {"no equalisation": {"equalisation": 0.0}},
-    "response bound (none)": {"response bound = 1": {"response_bound": 1.0}},
-    "absorber (1.25)": {"absorber = 1": {"absorber": 1.0}, "absorber = 3": {"absorber": 3.0}},
-    "refreshed every (20) steps": {"refreshed every 5": {"refresh_every": 5}, "every 100": {"refresh_every": 100}},
+    "horizon (none)": {"horizon = 5,000": {"horizon": 5000.0}},
+    "rank (all)": {"rank = 8": {"rank": 8}, "rank = 32": {"rank": 32}},
+    "equalisation (0.12)": {"no equalisation": {"equalisation": 0.0}},
+    "response bound (0.3)": {"no response bound": {"response_bound": None}},
+    "absorber (1.25)": {"absorber = 1": {"absorber": 1.0}, "no absorber": {"absorber": 1e9}},
+    "looks (one for 80 inputs)": {"a look every 20": {"refresh_every": 20}, "a look every 100": {"refresh_every": 100}},
 }
 CONSOLIDATING = {
     "threshold quantile (0.85)": {f"quantile = {q}": {"threshold_quantile": q} for q in (0.5, 0.95)},

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sp.biology import NMDACoincidence, Synapses
+from sp.biology import NMDACoincidence
 from sp.checks import check_integer
 from sp.optim import ConsolidatingPlasticityOptimizer
 
@@ -247,7 +247,7 @@ def same_optimizer(optimizer: Optimizer, model: nn.Module) -> Optimizer:
         )
     new = type(optimizer)(model.parameters(), **options)
     if watched:
-        new.coincidence = DendriticCoincidence(model)
+        new.coincidence = NMDACoincidence(model)
     return new
 
 
@@ -266,14 +266,7 @@ def coincidence_optimizer(model: nn.Module, **options: Any) -> ConsolidatingPlas
     late = [p for name, p in model.named_parameters() if "dendrites_to_top" in name]
     others = [p for name, p in model.named_parameters() if "dendrites_to_top" not in name]
     groups = [{"params": others}, {"params": late}]
-    return ConsolidatingPlasticityOptimizer(groups, coincidence=DendriticCoincidence(model), **options)
-
-
-class DendriticCoincidence(NMDACoincidence):
-    """A watcher of a network with dendrites: the readout is the layer itself, never one of its dendrites."""
-
-    def first_of(self, backward: int, synapses: Synapses) -> bool:
-        return "dendrite_module" not in synapses.name and super().first_of(backward, synapses)
+    return ConsolidatingPlasticityOptimizer(groups, coincidence=NMDACoincidence(model), **options)
 
 
 def carry_over(

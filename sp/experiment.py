@@ -25,8 +25,8 @@ from sp.models import MODELS
 from sp.replay import POLICIES, ReplayBuffer
 
 RULES_VERSION = 2  # raised whenever a change of the code changes results, so that stored ones are not taken for new
-# Raised instead where a change concerns the results of one method only, or of one method on one model.
-METHOD_VERSIONS = {"mas": 2, "si": 2, "coincidence, convolutional": 2}
+# Raised instead where a change concerns the results of one method only, or of one method on one model or base.
+METHOD_VERSIONS = {"mas": 2, "si": 2, "coincidence": 3, "dendrites, coincidence": 2, "active_dendrites, coincidence": 2}
 
 _ALLOWED = {
     "dataset": DATASETS,
@@ -159,8 +159,10 @@ class Experiment:
 
     @property
     def method_version(self) -> int | None:
-        """What `METHOD_VERSIONS` has of the method on this model, or else of the method; None where it has neither."""
-        return METHOD_VERSIONS.get(f"{self.optimizer}, {self.model}", METHOD_VERSIONS.get(self.optimizer))
+        """What `METHOD_VERSIONS` has of the method on this model or base, or else of the method; None where of none."""
+        base = dict(self.options).get("base")
+        names = (f"{self.optimizer}, {self.model}", f"{self.optimizer}, {base}", self.optimizer)
+        return next((METHOD_VERSIONS[name] for name in names if name in METHOD_VERSIONS), None)
 
     def key(self) -> str:
         """Name of the experiment in a store: a hash of every choice that differs from its default.

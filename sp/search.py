@@ -24,8 +24,8 @@ SPACES: dict[str, dict[str, choices.Values]] = {
     },
     "coincidence": {
         "option_lr": Range(0.01, 1.0, log=True),
-        "option_memory_strength": Range(0.05, 5.0, log=True),
-        "option_equalisation": Range(1.0, 100.0, log=True),
+        "option_retention": Range(20.0, 2000.0, log=True),
+        "option_equalisation": Range(0.01, 1.0, log=True),
     },
 }
 NAMES = {

@@ -48,15 +48,15 @@ WIDE = (1000, 1000)  # the wider network of the retention studies
 # The same number of points for every optimizer.
 GRIDS = {
     "coincidence": [
-        {"lr": lr, "memory_strength": strength}
-        for lr, strength in (
-            (0.1, 0.4),
-            (0.05, 0.4),
-            (0.2, 0.4),
-            (0.1, 0.2),
-            (0.1, 0.8),
-            (0.2, 0.8),
-            (0.05, 0.2),
+        {"lr": lr, "retention": retention}
+        for lr, retention in (
+            (0.1, 2.5),
+            (0.05, 2.5),
+            (0.2, 2.5),
+            (0.1, 5.0),
+            (0.1, 1.25),
+            (0.2, 1.25),
+            (0.05, 5.0),
         )
     ],
     "consolidating": [{"lr": lr} for lr in (1e-2, 3e-2, 0.1, 0.2, 0.3, 0.5, 1.0)],

@@ -6,7 +6,7 @@ something there and gives rows for a table. Looks change nothing: a followed net
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import joblib
 import numpy as np
@@ -18,11 +18,11 @@ from torch import Tensor
 from sp import rules
 from sp.baselines import WITHOUT_NETWORK
 from sp.biology import Events, PlasticityCounter, Synapses
-from sp.checks import check_choice
 from sp.experiment import Experiment, Moment, Result, run
 from sp.frames import results_frame
 from sp.optim import ConsolidatingPlasticityOptimizer
 from sp.optim.coincidence import memories
+from sp.optim.common import scalar_dtype
 from sp.store import Store
 from sp.sweep import run_all, with_seeds
 
@@ -205,22 +205,23 @@ def observe(experiment: Experiment, store: Store) -> Observed:
 
 
 def memory(optimizer: ConsolidatingPlasticityOptimizer, synapses: Synapses) -> Tensor:
-    """The presynaptic memory A of a watched layer as a matrix, (d, d), exact or from its sketch."""
-    _, inputs, _ = memories(synapses, optimizer.group_of(synapses.weight))
-    return inputs.matrix(optimizer.state[synapses.weight])
+    """The presynaptic memory A of a watched layer without groups as a matrix, (d, d), exact or from its sketch."""
+    inputs, _ = memories(synapses, optimizer.group_of(synapses.weight))
+    (A,) = inputs.matrix(optimizer.state[synapses.weight])
+    return A
 
 
-def memory_strength(optimizer: ConsolidatingPlasticityOptimizer, synapses: Synapses) -> float:
-    """The memory strength a of the parameter group that a watched hidden layer belongs to."""
-    return optimizer.group_of(synapses.weight)["memory_strength"]
+def retention(optimizer: ConsolidatingPlasticityOptimizer, synapses: Synapses) -> float:
+    """The retention r of the parameter group that a watched layer belongs to."""
+    return optimizer.group_of(synapses.weight)["retention"]
 
 
 def spectrum(moment: Moment, layer: int = 0) -> list[dict]:
-    """Look: after each task, the eigenvalues of a layer's memory in units of a, largest first."""
+    """Look: after each task, the eigenvalues of ``r A`` of a layer's memory A, largest first."""
     if not moment.last:
         return []
     synapses = moment.learner.optimizer.coincidence.synapses[layer]
-    scaled = memory(moment.learner.optimizer, synapses) / memory_strength(moment.learner.optimizer, synapses)
+    scaled = memory(moment.learner.optimizer, synapses) * retention(moment.learner.optimizer, synapses)
     values = torch.linalg.eigvalsh(scaled.double()).flip(0).clamp(min=0)
     return [{"direction": number, "weight": value} for number, value in enumerate(values.tolist(), 1)]
 
@@ -230,7 +231,7 @@ def input_novelty(moment: Moment) -> list[dict]:
     if not moment.last:
         return []
     synapses = moment.learner.optimizer.coincidence.synapses[0]
-    P = rules.novelty(memory(moment.learner.optimizer, synapses), memory_strength(moment.learner.optimizer, synapses))
+    P = rules.novelty(memory(moment.learner.optimizer, synapses), retention(moment.learner.optimizer, synapses))
     rows = []
     for on, task in enumerate(moment.stream.tasks, 1):
         x = _with_one(task.test()[0], synapses)
@@ -244,7 +245,7 @@ class FirstGradient:
     """The first layer's gradient in the first step of a task, as it is and with what is known taken out.
 
     Attributes:
-        raw: G, (units, pixels). projected: the same columns of G P P. Q is left out, since it mixes units.
+        raw: G, (units, pixels). projected: the same columns of G P. Q is left out, since it mixes units.
         mean_image: mean training image of the task, (pixels,).
         effects: table of ``step`` ("raw", "projected"), ``inputs`` ("old tasks", "new task") and ``change``: root mean
             square of what a step along it changes in the layer's response to them, in units of what the raw one changes
@@ -272,9 +273,9 @@ def first_gradient(experiment: Experiment, task: int) -> FirstGradient:
         if not (moment.first and moment.task == task):
             return []
         synapses = moment.learner.optimizer.coincidence.synapses[0]
-        P = rules.novelty(found["A"], memory_strength(moment.learner.optimizer, synapses))
-        raw = synapses.gradient().clone()
-        projected = raw @ P @ P
+        P = rules.novelty(found["A"], retention(moment.learner.optimizer, synapses))
+        (raw,) = synapses.gradient()
+        projected = raw @ P
         images = [_with_one(one.train()[0], synapses) for one in moment.stream.tasks[:task]]
         parts = {"old tasks": torch.cat(images[:-1]), "new task": images[-1]}
         unit = (parts["new task"] @ raw.T).square().mean().sqrt()
@@ -291,41 +292,34 @@ def first_gradient(experiment: Experiment, task: int) -> FirstGradient:
     return FirstGradient(found["raw"], found["projected"], found["mean"], effects[["step", "inputs", "change"]])
 
 
-def forgets(layers: str) -> Callable[[Moment], None]:
-    """Wipe the presynaptic memories of ``"hidden"`` layers, of the ``"readout"`` or of ``"all"`` after every step.
+def forget(moment: Moment) -> None:
+    """Wipe the presynaptic memories of all layers.
 
     Given to `sp.experiment.run` it changes the training: a layer steps as if it had met no input before the batch.
     """
-    check_choice("layers", layers, ("hidden", "readout", "all"))
-
-    def wipe(moment: Moment) -> None:
-        optimizer = moment.learner.optimizer
-        for synapses in optimizer.coincidence.synapses:
-            if layers == "all" or synapses.readout == (layers == "readout"):
-                state, weight = optimizer.state[synapses.weight], synapses.weight
-                width = weight[0].numel() + (synapses.bias is not None)
-                _, inputs, _ = memories(synapses, optimizer.group_of(synapses.weight))
-                inputs.initialise(state, width, dtype=state["input_power"].dtype, device=weight.device)
-
-    return wipe
+    optimizer = moment.learner.optimizer
+    for synapses in optimizer.coincidence.synapses:
+        groups, _, width = synapses.shape
+        inputs, _ = memories(synapses, optimizer.group_of(synapses.weight))
+        like = torch.empty((), dtype=scalar_dtype(synapses.weight), device=synapses.weight.device)
+        inputs.initialise(optimizer.state[synapses.weight], groups, width, like)
 
 
-def without_memory(arms: dict[str, tuple[Experiment, str]], seeds: Iterable[int]) -> pd.DataFrame:
-    """What is left when layers forget the inputs they have met.
+def without_memory(arms: dict[str, Experiment], seeds: Iterable[int]) -> pd.DataFrame:
+    """What is left when all layers forget, after every step, the inputs they have met.
 
     Args:
-        arms: name -> (experiment with ``optimizer="coincidence"``, which layers forget, as in `forgets`).
+        arms: name -> experiment with ``optimizer="coincidence"``.
         seeds: of the runs, which are not stored.
 
     Returns:
         One row a run, as in `sp.frames.results_frame`, and ``arm``.
     """
-    named = [(arm, *choice, seed) for arm, choice in arms.items() for seed in seeds]
+    named = with_seeds(arms, seeds)
     results = joblib.Parallel(n_jobs=min(len(named), os.cpu_count() or 1))(
-        joblib.delayed(run)(replace(experiment, seed=seed), look=forgets(layers))
-        for _, experiment, layers, seed in named
+        joblib.delayed(run)(experiment, look=forget) for _, experiment in named
     )
-    return results_frame(results).assign(arm=[arm for arm, *_ in named])
+    return results_frame(results).assign(arm=[arm for arm, _ in named])
 
 
 def accuracy_by_task(arms: dict[str, Experiment], seeds: Sequence[int]) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from sp.baselines.distillation import LwF
 from sp.baselines.learner import GradientLearner
 from sp.baselines.optimizers import UPGD
 from sp.baselines.penalties import EWC, L2, MAS, SI, OnlineEWC, mean_over_examples
-from sp.baselines.projections import GPM, NCL, OWM, extended, kronecker_sum
+from sp.baselines.projections import GPM, NCL, OWM, extended, gradient, kronecker_sum
 from sp.baselines.rehearsal import AGEM, ERACE, DERpp, ReplaySource
 from sp.baselines.stable import StableSGD
 from sp.experiment import Experiment, run
@@ -346,7 +346,7 @@ def test_owm_s_projector_is_that_of_least_squares():
     P = torch.linalg.inv(torch.eye(6) + means.T @ means / 0.5)
     torch.testing.assert_close(learner.projectors[0], P)
     learner.learn(x, y, None)
-    G = learner.watcher.synapses[0].gradient()
+    G = gradient(learner.layers[0])
     assert (G @ means.T).norm() < 0.6 * G.norm() * means.norm()  # hardly anything along the old means is left
     (raw,) = torch.autograd.grad(F.cross_entropy(learner.model(x), y), [learner.model.weight])
     assert raw.shape == G[:, :5].shape
@@ -365,7 +365,7 @@ def test_gpm_s_gradient_is_orthogonal_to_old_inputs():
     learner, (x, y) = GPM(nn.Linear(5, 3), threshold=0.8, lr=0.1), batch()
     learner.end_task(x, y, None)
     learner.learn(*batch(seed=1), None)
-    G, M = learner.watcher.synapses[0].gradient(), learner.bases[0]
+    G, M = gradient(learner.layers[0]), learner.bases[0]
     assert 0 < M.shape[1] < 6 and (G @ M).abs().max() < 1e-6 < G.abs().max()
 
 
@@ -383,7 +383,7 @@ def test_ncl_s_step_and_precision():
     learner.model.weight.grad, learner.model.bias.grad = G[:, :5].clone(), G[:, 5].clone()
     learner.adjust_gradients()
     natural = 0.01 * torch.linalg.inv(S) @ G @ torch.linalg.inv(A)  # at the anchor, nothing pulls
-    torch.testing.assert_close(learner.watcher.synapses[0].gradient(), natural)
+    torch.testing.assert_close(gradient(learner.layers[0]), natural)
 
 
 @pytest.mark.parametrize("rival", [OWM, GPM, NCL])

@@ -65,10 +65,10 @@ OPTIMIZERS = {
     "selective": lambda model: SelectivePlasticityOptimizer(model.parameters(), warmup_steps=0),
     "consolidating": lambda model: ConsolidatingPlasticityOptimizer(model.parameters()),
     "coincidence": lambda model: ConsolidatingPlasticityOptimizer(
-        model.parameters(), coincidence=NMDACoincidence(model)
+        model.parameters(), coincidence=NMDACoincidence(model), retention=0.5
     ),
     "coincidence, rank": lambda model: ConsolidatingPlasticityOptimizer(
-        model.parameters(), coincidence=NMDACoincidence(model), rank=2, memory_strength=2.0
+        model.parameters(), coincidence=NMDACoincidence(model), rank=2, retention=0.5
     ),
 }
 

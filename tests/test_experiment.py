@@ -265,6 +265,10 @@ def test_the_key_knows_a_correction_of_one_method_and_data_that_stand_in(monkeyp
     keys = [experiment.key() for experiment in images]
     monkeypatch.setattr("sp.experiment.METHOD_VERSIONS", {f"{SMALL.optimizer}, convolutional": 2})
     assert [experiment.key() == key for experiment, key in zip(images, keys, strict=True)] == [False, True]
+    bases = [replace(SMALL, optimizer="active_dendrites", options={"base": base}) for base in ("coincidence", "adam")]
+    keys = [experiment.key() for experiment in bases]
+    monkeypatch.setattr("sp.experiment.METHOD_VERSIONS", {"active_dendrites, coincidence": 99})
+    assert [experiment.key() == key for experiment, key in zip(bases, keys, strict=True)] == [False, True]
     mnist = Experiment(dataset="mnist")
     known = mnist.key()
     monkeypatch.setattr("sp.experiment.look_alike", {"mnist": "0123"}.get)

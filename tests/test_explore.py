@@ -148,7 +148,7 @@ def test_the_learning_panel_greys_what_does_not_apply_and_trains_in_processes_of
     store = Store(tmp_path)
     panel = explore.learning_panel(store)
     assert panel.wait(120)
-    assert panel.controls["memory_strength"].disabled and not panel.controls["plasticity_k"].disabled
+    assert panel.controls["retention"].disabled and not panel.controls["plasticity_k"].disabled
     panel.controls["optimizer"].value = "Coincidence"
     assert panel.controls["lr"].value == pytest.approx(0.1) and panel.controls["plasticity_k"].disabled
     assert panel.wait(120) and panel._error.value == ""

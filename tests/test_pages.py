@@ -22,5 +22,5 @@ def test_a_notebook_is_a_page_with_its_figures_in_it(tmp_path, capsys):
 def test_public_names_are_documented(tmp_path):
     document(["sp", "sp.rules"], tmp_path)
     page = (tmp_path / "sp.html").read_text()
-    assert "Learns a stream of tasks without forgetting" in page and "memory_strength" in page
+    assert "Learns a stream of tasks without forgetting" in page and "retention" in page
     assert "eligibility_trace" in (tmp_path / "sp" / "rules.html").read_text()

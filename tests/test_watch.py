@@ -70,7 +70,7 @@ def test_the_memory_is_a_positive_matrix_that_knows_the_tasks_that_were_learnt(o
         torch.testing.assert_close(A, A.T)
         assert torch.linalg.eigvalsh(A.double()).min() > -1e-4
         optimizer = moment.learner.optimizer
-        assert watch.memory_strength(optimizer, synapses) == optimizer.defaults["memory_strength"]
+        assert watch.retention(optimizer, synapses) == optimizer.defaults["retention"]
         return watch.spectrum(moment) + watch.input_novelty(moment)
 
     rows = watch.follow(experiment, look)
@@ -92,11 +92,9 @@ def test_the_projected_gradient_spares_old_inputs():
 
 def test_a_network_whose_memory_is_wiped_learns_and_forgets():
     whole = replace(COINCIDENCE, stream="split", scenario="class", tasks=5, samples_per_task=None, epochs=2)
-    wiped = watch.without_memory({"wiped": (whole, "all")}, [0]).iloc[0]
+    wiped = watch.without_memory({"wiped": whole}, [0]).iloc[0]
     kept = run(replace(whole, seed=0)).accuracy
     assert wiped.learning_accuracy > 0.8 and wiped.average_accuracy < 0.4 < kept[-1].mean()
-    with pytest.raises(ValueError, match="layers must be one of 'hidden', 'readout', 'all', got 'first'"):
-        watch.forgets("first")
 
 
 def test_accuracies_by_task_and_by_number_of_tasks_agree_with_the_matrix(tmp_path, monkeypatch):
@@ -120,7 +118,7 @@ def _novelty_by_hand(moment):
         return []
     synapses = moment.learner.optimizer.coincidence.synapses[0]
     optimizer = moment.learner.optimizer
-    P = rules.novelty(watch.memory(optimizer, synapses), optimizer.defaults["memory_strength"])
+    P = rules.novelty(watch.memory(optimizer, synapses), optimizer.defaults["retention"])
     rows = pd.DataFrame(watch.input_novelty(moment))
     x = moment.stream.tasks[0].test()[0]
     x = torch.cat([x, torch.ones(len(x), 1)], 1)

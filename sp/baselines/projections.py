@@ -24,7 +24,8 @@ class Projection(GradientLearner):
         model: the network. options: arguments of SGD.
 
     Raises:
-        ValueError: the model has trained parameters outside its Linear and Conv2d layers, which nothing would protect.
+        ValueError: the model trains parameters that nothing would protect: outside its fully connected layers and its
+            convolutions without groups.
     """
 
     needs = Needs(boundaries=True, again=True)
@@ -32,11 +33,13 @@ class Projection(GradientLearner):
     def __init__(self, model: nn.Module, **options: Any):
         super().__init__(model, "sgd", options)
         self.watcher = NMDACoincidence(model)
-        trained = {name for name, p in model.named_parameters() if p.requires_grad}
-        if outside := sorted(trained - set(self.watcher.covered())):
+        self.layers = [s for s in self.watcher.synapses if s.weight.requires_grad and _is_one_matrix(s)]
+        protected = {id(p) for synapses in self.layers for p in synapses.parameters}
+        if outside := sorted(n for n, p in model.named_parameters() if p.requires_grad and id(p) not in protected):
             raise ValueError(
-                f"{type(self).__name__} protects Linear and Conv2d layers only, and model also trains "
-                f"{', '.join(outside)}: freeze them with requires_grad_(False), or take a model without"
+                f"{type(self).__name__} protects fully connected layers and convolutions without groups only, and "
+                f"model also trains {', '.join(outside)}: freeze them with requires_grad_(False), or take a model "
+                "without"
             )
 
     def after_step(self) -> None:
@@ -45,17 +48,28 @@ class Projection(GradientLearner):
     def recorded(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         """For each layer, its inputs (N, d + 1) and the gradients of the summed loss at its outputs (N, out)."""
         self.watcher.clear()
+        self.optimizer.zero_grad()
         with torch.enable_grad():
-            loss = F.cross_entropy(masked(self.model(x), allowed), y, reduction="sum")
-            torch.autograd.grad(loss, self.parameters)
-        activities = [synapses.take() for synapses in self.watcher.synapses]
-        return [(activity.presynaptic, activity.postsynaptic) for activity in activities]
+            F.cross_entropy(masked(self.model(x), allowed), y, reduction="sum").backward()
+        self.optimizer.zero_grad()
+        activities = [synapses.take() for synapses in self.layers]
+        return [(activity.presynaptic[0], activity.postsynaptic[0]) for activity in activities]
+
+
+def _is_one_matrix(synapses: Synapses) -> bool:
+    """Whether a layer is one matrix whose inputs are vectors, and whose errors are seen."""
+    return synapses.kind.groups == 1 and synapses.kind.errors and not synapses.kind.indices
+
+
+def gradient(synapses: Synapses) -> Tensor:
+    """A layer's gradient of [weight, bias], (out, d + 1)."""
+    return synapses.gradient()[0]
 
 
 def set_gradient(synapses: Synapses, matrix: Tensor) -> None:
     """Give a layer this gradient of [weight, bias]."""
-    columns = synapses.weight[0].numel()
-    synapses.weight.grad.copy_(matrix[:, :columns].reshape(synapses.weight.shape))
+    columns = synapses.kind.matrix(synapses.weight).shape[2]
+    synapses.weight.grad.copy_(synapses.kind.unmatrix(matrix[None, :, :columns], synapses.weight.shape))
     if synapses.bias is not None:
         synapses.bias.grad.copy_(matrix[:, columns])
 
@@ -76,12 +90,12 @@ class OWM(Projection):
         check_integer("batch", batch, 1)
         super().__init__(model, **options)
         self.alpha, self.batch = alpha, batch
-        self.projectors = [_identity(synapses) for synapses in self.watcher.synapses]
+        self.projectors = [_identity(synapses) for synapses in self.layers]
 
     @torch.no_grad()
     def adjust_gradients(self) -> None:
-        for synapses, P in zip(self.watcher.synapses, self.projectors, strict=True):
-            set_gradient(synapses, synapses.gradient() @ P)
+        for synapses, P in zip(self.layers, self.projectors, strict=True):
+            set_gradient(synapses, gradient(synapses) @ P)
 
     @torch.no_grad()
     def end_task(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
@@ -110,12 +124,12 @@ class GPM(Projection):
         check_integer("samples", samples, 1)
         super().__init__(model, **options)
         self.threshold, self.samples = threshold, samples
-        self.bases = [_identity(synapses)[:, :0] for synapses in self.watcher.synapses]
+        self.bases = [_identity(synapses)[:, :0] for synapses in self.layers]
 
     @torch.no_grad()
     def adjust_gradients(self) -> None:
-        for synapses, M in zip(self.watcher.synapses, self.bases, strict=True):
-            G = synapses.gradient()
+        for synapses, M in zip(self.layers, self.bases, strict=True):
+            G = gradient(synapses)
             set_gradient(synapses, G - G @ M @ M.T)
 
     @torch.no_grad()
@@ -158,10 +172,10 @@ class NCL(Projection):
         self.prior, self.samples = prior, samples
         root = prior**0.5
         self.factors = [
-            (root * _identity(synapses), root * torch.eye(len(synapses.weight), device=synapses.weight.device))
-            for synapses in self.watcher.synapses
+            (root * _identity(synapses), root * torch.eye(len(_matrix(synapses)), device=synapses.weight.device))
+            for synapses in self.layers
         ]
-        self.anchors = [torch.zeros_like(_matrix(synapses)) for synapses in self.watcher.synapses]
+        self.anchors = [torch.zeros_like(_matrix(synapses)) for synapses in self.layers]
         self._invert()
 
     def _invert(self) -> None:
@@ -169,8 +183,8 @@ class NCL(Projection):
 
     @torch.no_grad()
     def adjust_gradients(self) -> None:
-        for synapses, (A, S), anchor in zip(self.watcher.synapses, self.inverses, self.anchors, strict=True):
-            natural = S @ synapses.gradient() @ A + _matrix(synapses) - anchor
+        for synapses, (A, S), anchor in zip(self.layers, self.inverses, self.anchors, strict=True):
+            natural = S @ gradient(synapses) @ A + _matrix(synapses) - anchor
             set_gradient(synapses, self.prior * natural)
 
     @torch.no_grad()
@@ -183,7 +197,7 @@ class NCL(Projection):
             kronecker_sum(old, (X.T @ X / len(x), D.T @ D / len(D)))
             for old, (X, D) in zip(self.factors, seen, strict=True)
         ]
-        self.anchors = [_matrix(synapses).clone() for synapses in self.watcher.synapses]
+        self.anchors = [_matrix(synapses).clone() for synapses in self.layers]
         self._invert()
 
 
@@ -201,8 +215,7 @@ def kronecker_sum(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -
 
 
 def _matrix(synapses: Synapses) -> Tensor:
-    weight = synapses.weight.detach().flatten(1)
-    return weight if synapses.bias is None else torch.cat([weight, synapses.bias.detach()[:, None]], 1)
+    return synapses.matrix(synapses.weight, synapses.bias).detach()[0]
 
 
 def _identity(synapses: Synapses) -> Tensor:

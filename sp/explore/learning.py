@@ -25,7 +25,7 @@ RATES = {"Selective plasticity": 1e-3, "Consolidation": 0.1, "Coincidence": 0.1,
 OPTIONS = {
     "Selective plasticity": ("plasticity_k", "trace_decay", "threshold_percentile", "warmup_steps"),
     "Consolidation": ("warmup_steps", "threshold_quantile"),
-    "Coincidence": ("memory_strength",),
+    "Coincidence": ("retention",),
     "SGD": (),
 }
 DEFAULTS = {
@@ -36,7 +36,7 @@ DEFAULTS = {
     "threshold_percentile": 75,
     "warmup_steps": 50,
     "threshold_quantile": 0.85,
-    "memory_strength": 0.4,
+    "retention": 200.0,
     "replay_capacity": 0,
     "seed": 0,
 }
@@ -191,14 +191,14 @@ def _controls() -> dict[str, widgets.Widget]:
             "θ quantile",
             "Consolidation strength: share of synapses that the warm-up leaves plastic; smaller protects more.",
         ),
-        "memory_strength": widgets.FloatLogSlider(
-            DEFAULTS["memory_strength"],
-            min=-2,
-            max=1,
+        "retention": widgets.FloatLogSlider(
+            DEFAULTS["retention"],
+            min=0,
+            max=4,
             step=0.1,
-            readout_format=".2f",
-            description="memory strength a",
-            tooltip="Coincidence: how much input counts as known; smaller keeps more and leaves less room for the new.",
+            readout_format=".0f",
+            description="retention r",
+            tooltip="Coincidence: an input that was met n times counts as new by about 1 / (1 + r n).",
         ),
         "replay_capacity": slider(
             whole,

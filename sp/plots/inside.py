@@ -38,7 +38,7 @@ def gate_bands(canvas: Canvas, table: pd.DataFrame, method: str = "Consolidation
 
 @plot()
 def spectra(canvas: Canvas, table: pd.DataFrame, panel: str = "stream") -> Figure:
-    """Eigenvalues of a memory after each task, in units of its strength, a panel for each stream.
+    """Eigenvalues of a memory after each task, times the retention, a panel for each stream.
 
     Args:
         table: ``task``, ``direction``, ``weight``, as `sp.watch.spectrum` gives it, and the column ``panel``.
@@ -58,7 +58,7 @@ def spectra(canvas: Canvas, table: pd.DataFrame, panel: str = "stream") -> Figur
         ax.set(title=title, yscale="log", ylim=(1e-2, None))
         log_ticks(ax.yaxis)
         ax.legend(loc="upper right", handlelength=1.2)
-    axes[0, 0].set_ylabel("Eigenvalue of A / a")
+    axes[0, 0].set_ylabel("Eigenvalue of r A")
     fig.supxlabel("Direction", size=STYLE["axes.labelsize"])
     return fig
 
