@@ -294,7 +294,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         for number, (group, parameters) in enumerate(members):
             size = signed_rate(group) * shared["threshold"].sqrt()  # theta / sqrt(theta)
             if self.coincidence is not None:
-                size = size * self._novelty(shared)
+                size = size * self._novelty(group)
             numbers = [x.to(parameters[0].device) for x in (factor, shared["threshold"], size)]
             consolidated = [self.state[p]["consolidated"] for p in parameters]
             tensors = [[local(t) for t in ts] for ts in (parameters, [p.grad for p in parameters], consolidated)]
@@ -313,9 +313,10 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         seen = rules.sampled_quantile(values, options["threshold_quantile"], seed=steps)
         return (seen * (options["warmup_steps"] / steps)).clamp(SMALLEST, LARGEST).float()
 
-    def _novelty(self, shared: dict[str, Any]) -> float:
-        """What is left of the steps of parameters that are not watched beside those that are."""
-        return 1 / (1 + shared["age"] / UNWATCHED)
+    def _novelty(self, group: dict[str, Any]) -> float:
+        """What is left of the steps of a group's parameters that are not watched, which may be younger than others."""
+        age = self.param_groups[0]["shared"]["age"] - group.get("born", 0)
+        return 1 / (1 + age / UNWATCHED)
 
     def get_param_eligibility(self, param: Tensor) -> Tensor | None:
         """How much each synapse has consolidated, shaped like the parameter; None where there is nothing yet.
@@ -344,7 +345,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         shared = self.param_groups[0]["shared"]
         gate = rules.consolidation_gate(state["consolidated"], shared["threshold"].to(param.device))
         if self.coincidence is not None:
-            gate = gate * self._novelty(shared)
+            gate = gate * self._novelty(self.group_of(param))
         return gate
 
     def _kept_for(self, param: Tensor) -> tuple[dict[str, Tensor], Synapses | None, Memory | None]:
