@@ -255,6 +255,6 @@ def test_a_key_of_another_form_in_a_watched_layer_s_state_is_refused():
     optimizer = ConsolidatingPlasticityOptimizer(model.parameters(), coincidence=NMDACoincidence(model))
     train(model, optimizer, range(3))
     before = copy.deepcopy(optimizer.state_dict())
-    with pytest.raises(ValueError, match="has 'consolidated', which this optimizer does not know"):
-        optimizer.load_state_dict(changed(before, setting("consolidated", torch.zeros(12, 6))))
+    with pytest.raises(ValueError, match="has 'momentum', which this optimizer does not know"):
+        optimizer.load_state_dict(changed(before, setting("momentum", torch.zeros(12, 6))))
     assert str(optimizer.state_dict()) == str(before)
