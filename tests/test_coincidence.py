@@ -12,6 +12,7 @@ from torch import nn
 from sp import ConsolidatingPlasticityOptimizer, NMDACoincidence
 from sp.models import MODELS
 from sp.optim import coincidence as constants
+from sp.optim.consolidating import UNWATCHED
 from sp.optim.memory import sampled
 
 
@@ -426,7 +427,7 @@ def test_what_is_not_watched_follows_the_diagonal_form_and_rests_with_the_number
             optimizer.state[model[1].weight]["consolidated"],
         )
         gates[batch] = optimizer.get_param_gate(model[1].weight) * (threshold + C) / threshold
-    torch.testing.assert_close(gates[16], torch.full((4,), 1 / 3, dtype=torch.float64))  # 1 / (1 + 256 / 128)
+    torch.testing.assert_close(gates[16], torch.full((4,), 1 / (1 + 2 / UNWATCHED), dtype=torch.float64))
     torch.testing.assert_close(gates[16], gates[64])
 
 
