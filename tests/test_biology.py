@@ -231,23 +231,6 @@ def test_checkpointed_layers_are_recorded_once():
         torch.testing.assert_close(made(synapses.take(), synapses.kind), synapses.gradient())
 
 
-@pytest.mark.parametrize("watch_first", [True, False])
-def test_a_compiled_model_is_watched(watch_first):
-    torch.compiler.reset()
-    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-    if watch_first:
-        watcher = NMDACoincidence(model)
-    compiled = torch.compile(model, backend="aot_eager")
-    if not watch_first:
-        watcher = NMDACoincidence(compiled)
-    assert list(watcher.covered()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
-    for _ in range(3):
-        model.zero_grad()
-        compiled(torch.randn(5, 4)).sum().backward()
-        for synapses in watcher.synapses:
-            torch.testing.assert_close(made(synapses.take(), synapses.kind), synapses.gradient())
-
-
 def test_a_layer_called_with_its_input_by_name_is_watched():
     model = nn.Linear(3, 2)
     watcher = NMDACoincidence(model)
