@@ -1,5 +1,6 @@
 """The watcher sees both sides of every synapse, in the passes that count and in no others."""
 
+import copy
 import gc
 import weakref
 
@@ -21,6 +22,15 @@ class Nested(nn.Module):
         return self.head["out"](self.features(x).flatten(1))
 
 
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.layer(torch.tanh(self.layer(x)))
+
+
 MODELS = {
     "linear (B, d)": (lambda: nn.Linear(4, 3), (6, 4)),
     "linear without bias": (lambda: nn.Linear(4, 3, bias=False), (6, 4)),
@@ -29,34 +39,127 @@ MODELS = {
     "convolution": (lambda: nn.Conv2d(2, 3, 3, padding=1), (6, 2, 5, 5)),
     "convolution without a batch": (lambda: nn.Conv2d(2, 3, 3), (2, 5, 5)),
     "strided, dilated": (lambda: nn.Conv2d(2, 3, (2, 3), stride=(2, 1), dilation=2, padding=(1, 0)), (4, 2, 9, 8)),
-    "padding same": (lambda: nn.Conv2d(2, 3, 4, padding="same"), (4, 2, 6, 6)),
+    "padding same": (lambda: nn.Conv2d(2, 3, 3, padding="same", dilation=2), (4, 2, 6, 6)),
     "padding reflect": (lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"), (4, 2, 6, 6)),
+    "one dimension": (lambda: nn.Conv1d(2, 3, 4, stride=2, bias=False), (4, 2, 11)),
+    "three dimensions": (lambda: nn.Conv3d(2, 3, 2, padding=1), (4, 2, 3, 4, 5)),
+    "grouped": (lambda: nn.Conv2d(6, 9, 3, groups=3, padding=1), (4, 6, 5, 5)),
+    "depthwise": (lambda: nn.Conv1d(4, 8, 3, groups=4), (4, 4, 9)),
+    "transposed": (lambda: nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1, output_padding=1), (4, 2, 5, 4)),
+    "transposed, grouped": (lambda: nn.ConvTranspose1d(4, 6, 3, dilation=2, groups=2, bias=False), (4, 4, 7)),
+    "embedding": (lambda: nn.Embedding(7, 3), (4, 5)),
     "nested": (Nested, (6, 2, 8, 8)),
     "nested without bias": (lambda: Nested(bias=False), (6, 2, 8, 8)),
+    "used twice in a pass": (Twice, (6, 4)),
 }
 
 
+def made(activity, kind):
+    """The gradient that the activity of a layer makes, (g, out, d)."""
+    x = activity.presynaptic
+    if kind.indices:
+        x = F.one_hot(x, 7).to(activity.postsynaptic.dtype)[None]
+    return activity.postsynaptic.mT @ x
+
+
+def input_of(model, shape):
+    return torch.randint(7, shape) if isinstance(model, nn.Embedding) else torch.randn(shape, dtype=torch.float64)
+
+
 @pytest.mark.parametrize("name", MODELS)
-def test_errors_times_activity_are_the_gradient(name):
+def test_errors_times_activity_are_the_gradient_and_a_batch_counts_its_examples(name):
     make, shape = MODELS[name]
     torch.manual_seed(0)
     model = make().double()
     watcher = NMDACoincidence(model)
-    (model(torch.randn(shape, dtype=torch.float64)) ** 2).sum().backward()
+    (model(input_of(model, shape)) ** 2).sum().backward()
     for synapses in watcher.synapses:
         activity = synapses.take()
-        torch.testing.assert_close(activity.postsynaptic.T @ activity.presynaptic, synapses.gradient())
+        gradient = synapses.gradient()
+        torch.testing.assert_close(made(activity, synapses.kind), gradient)
+        assert gradient.shape == synapses.shape and gradient.abs().sum() > 0
         assert activity.examples == (1 if name in ("linear (d,)", "convolution without a batch") else shape[0])
         assert synapses.take() is None
 
 
-def test_a_layer_used_twice_gives_both_uses_and_counts_each_example_once():
-    layer = nn.Linear(4, 4)
-    watcher = NMDACoincidence(layer)
-    layer(torch.tanh(layer(torch.randn(6, 4)))).sum().backward()
-    activity = watcher.synapses[0].take()
-    assert activity.presynaptic.shape == (12, 5) and activity.examples == 6
-    torch.testing.assert_close(activity.postsynaptic.T @ activity.presynaptic, watcher.synapses[0].gradient())
+@pytest.mark.parametrize("name", MODELS)
+def test_a_change_of_a_layer_s_matrix_is_that_of_its_parameters(name):
+    make, shape = MODELS[name]
+    model = make().double()
+    (model(input_of(model, shape)) ** 2).sum().backward()
+    for synapses in NMDACoincidence(model).synapses:
+        expected = [p.detach() - p.grad for p in synapses.parameters]
+        with torch.no_grad():
+            synapses.subtract_(synapses.gradient(), 1.0)
+        torch.testing.assert_close([p.detach() for p in synapses.parameters], expected)
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def test_a_layer_whose_weight_is_computed_is_watched_through_what_it_is_computed_from():
+    model = Normed()
+    watcher = NMDACoincidence(model)
+    assert set(watcher.covered()) == {"layer.parametrizations.weight.original1", "layer.bias"}
+    x = torch.randn(5, 4)
+    model(x).sum().backward()
+    assert torch.equal(watcher.synapses[0].take().presynaptic[0, :, :4], x)
+
+
+RECURRENT = [nn.RNN, nn.GRU, nn.LSTM]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("both_ways", [False, True])
+@pytest.mark.parametrize("kind", RECURRENT, ids=lambda kind: kind.__name__)
+def test_a_recurrent_layer_shows_inputs_and_the_states_before(kind, both_ways, packed):
+    model = kind(4, 3, batch_first=True, bidirectional=both_ways)
+    watcher = NMDACoincidence(model)
+    x = torch.randn(2, 5, 4)
+    given = nn.utils.rnn.pack_padded_sequence(x, [5, 5], batch_first=True) if packed else x
+    output = model(given)[0]
+    (output.data if packed else output).sum().backward()
+    output = nn.utils.rnn.pad_packed_sequence(output, batch_first=True)[0] if packed else output
+    seen = {synapses.name: synapses.take() for synapses in watcher.synapses}
+    zero, states = torch.zeros(2, 1, 3), output.detach()
+    expected = {"weight_ih_l0": x, "weight_hh_l0": torch.cat([zero, states[:, :-1, :3]], 1)}
+    if both_ways:
+        expected |= {"weight_ih_l0_reverse": x, "weight_hh_l0_reverse": torch.cat([states[:, 1:, 3:], zero], 1)}
+    assert set(seen) == set(expected)
+    for name, rows in expected.items():
+        torch.testing.assert_close(seen[name].presynaptic[0, :, :-1], rows.reshape(10, -1))
+        assert seen[name].postsynaptic is None and seen[name].examples == 2
+
+
+def test_attention_shows_what_enters_it_and_both_sides_of_its_output():
+    torch.manual_seed(0)
+    model = nn.MultiheadAttention(4, 2, dropout=0.0, batch_first=True).double()
+    watcher = NMDACoincidence(model)
+    x = torch.randn(3, 5, 4, dtype=torch.float64)
+    (model(x, x, x)[0] ** 2).sum().backward()
+    inside, output = watcher.synapses
+    assert torch.equal(inside.take().presynaptic[0, :, :4], x.reshape(15, 4))
+    activity = output.take()
+    torch.testing.assert_close(made(activity, output.kind), output.gradient())
+    assert activity.examples == 3
+
+
+def test_what_cannot_be_watched_is_not_covered():
+    model = nn.ModuleDict({"norm": nn.LayerNorm(4), "deep": nn.LSTM(4, 4, num_layers=2), "out": nn.Linear(4, 2)})
+    assert list(NMDACoincidence(model).covered()) == ["out.weight", "out.bias"]
+    with pytest.raises(ValueError, match="no layer that can be watched"):
+        NMDACoincidence(nn.LayerNorm(3))
+    with pytest.raises(TypeError, match="model must be a torch"):
+        NMDACoincidence([nn.Linear(2, 2)])
+
+
+# Which passes count
 
 
 def test_accumulated_passes_are_one_larger_batch():
@@ -67,60 +170,56 @@ def test_accumulated_passes_are_one_larger_batch():
         (layer(part) ** 2).sum().backward()
     activity = watcher.synapses[0].take()
     assert activity.examples == 6
-    torch.testing.assert_close(activity.presynaptic[:, :4], x)
+    torch.testing.assert_close(activity.presynaptic[0, :, :4], x)
 
 
 def test_tied_layers_share_their_synapses():
     first, second = nn.Linear(4, 4), nn.Linear(4, 4)
     second.weight = first.weight
     watcher = NMDACoincidence(nn.Sequential(first, second))
-    assert list(watcher.covered()) == ["0.weight"]
+    assert list(watcher.covered()) == ["0.weight"]  # each bias has its own way
     second(first(torch.randn(3, 4))).sum().backward()
     (synapses,) = watcher.synapses
     activity = synapses.take()
-    torch.testing.assert_close(activity.postsynaptic.T @ activity.presynaptic, first.weight.grad)
+    torch.testing.assert_close(made(activity, synapses.kind)[0], first.weight.grad)
 
 
-def test_passes_that_take_no_part_in_a_step_leave_no_trace():
+@pytest.mark.parametrize("clear", ["the optimizer's way", "the model's way", "to zeros"])
+def test_passes_that_take_no_part_in_a_step_leave_no_trace(clear):
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     watcher = NMDACoincidence(model)
     x = torch.randn(5, 4)
     with torch.no_grad():
         model(x)
     model(x)  # never differentiated
+    torch.autograd.grad(model(x).sum(), model[0].weight)  # asked for, and kept nowhere
     model.eval()
     model(x).sum().backward()
     model.train()
-    assert all(synapses.take() is None for synapses in watcher.synapses)
     model(x).sum().backward()
-    watcher.clear()
-    assert all(synapses.take() is None for synapses in watcher.synapses)
+    if clear == "the optimizer's way":
+        watcher.clear()
+    model.zero_grad(set_to_none=clear != "to zeros")
+    model(x[:2]).sum().backward()
+    for synapses in watcher.synapses:
+        activity = synapses.take()
+        assert activity.examples == 2
+        torch.testing.assert_close(made(activity, synapses.kind), synapses.gradient())
 
 
-def test_frozen_layers_are_not_covered_and_not_recorded():
+def test_frozen_layers_are_not_covered_and_thawed_ones_are():
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     model[0].requires_grad_(False)
     watcher = NMDACoincidence(model)
-    assert list(watcher.covered()) == ["2.weight", "2.bias"]
+    assert list(watcher.covered()) == ["2.weight", "2.bias"] and not model[0].weight.requires_grad
     model(torch.randn(5, 4)).sum().backward()
     assert watcher.synapses[0].take() is None and watcher.synapses[1].take() is not None
-
-
-def test_what_cannot_be_watched_is_not_covered():
-    class Mixed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.attention = nn.MultiheadAttention(4, 2)
-            self.norm = nn.LayerNorm(4)
-            self.grouped = nn.Conv2d(4, 4, 3, groups=2)
-            self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
-            self.out = nn.Linear(4, 2)
-
-    assert list(NMDACoincidence(Mixed()).covered()) == ["out.weight", "out.bias"]
-    with pytest.raises(ValueError, match="no Linear or Conv2d layer"):
-        NMDACoincidence(nn.LayerNorm(3))
-    with pytest.raises(TypeError, match="model must be a torch"):
-        NMDACoincidence([nn.Linear(2, 2)])
+    model[0].requires_grad_(True)
+    assert list(watcher.covered()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    model(torch.randn(5, 4)).sum().backward()
+    torch.testing.assert_close(
+        made(watcher.synapses[0].take(), watcher.synapses[0].kind)[0, :, :4], model[0].weight.grad
+    )
 
 
 def test_checkpointed_layers_are_recorded_once():
@@ -129,25 +228,18 @@ def test_checkpointed_layers_are_recorded_once():
     x = torch.randn(5, 4, requires_grad=True)
     torch.utils.checkpoint.checkpoint(model, x, use_reentrant=False).sum().backward()
     for synapses in watcher.synapses:
-        activity = synapses.take()
-        torch.testing.assert_close(activity.postsynaptic.T @ activity.presynaptic, synapses.gradient())
+        torch.testing.assert_close(made(synapses.take(), synapses.kind), synapses.gradient())
 
 
-@pytest.mark.parametrize("watch_first", [True, False])
-def test_a_compiled_model_is_watched(watch_first):
-    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-    if watch_first:
-        watcher = NMDACoincidence(model)
-    compiled = torch.compile(model, backend="aot_eager")
-    if not watch_first:
-        watcher = NMDACoincidence(compiled)
-    assert list(watcher.covered()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
-    for _ in range(3):
-        model.zero_grad()
-        compiled(torch.randn(5, 4)).sum().backward()
-        for synapses in watcher.synapses:
-            activity = synapses.take()
-            torch.testing.assert_close(activity.postsynaptic.T @ activity.presynaptic, synapses.gradient())
+def test_a_layer_called_with_its_input_by_name_is_watched():
+    model = nn.Linear(3, 2)
+    watcher = NMDACoincidence(model)
+    x = torch.randn(4, 3)
+    model(input=x).sum().backward()
+    assert torch.equal(watcher.synapses[0].take().presynaptic[0, :, :3], x)
+
+
+# What stays of it
 
 
 def test_removed_hooks_watch_no_more():
@@ -157,6 +249,26 @@ def test_removed_hooks_watch_no_more():
     assert not model._forward_hooks
     watcher.remove()
     model(torch.randn(2, 4)).sum().backward()
+    assert watcher.synapses[0].take() is None
+
+
+def test_watching_changes_neither_outputs_nor_gradients_nor_random_numbers():
+    ends = []
+    for watch in (False, True):
+        torch.manual_seed(0)
+        model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.3, batch_first=True)
+        watcher = NMDACoincidence(model) if watch else None
+        model(torch.randn(3, 5, 8)).square().sum().backward()
+        for synapses in watcher.synapses if watch else ():
+            assert synapses.take() is not None
+        ends.append([*(p.grad for p in model.parameters()), torch.rand(3)])
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
+
+
+def test_a_copy_of_the_model_alone_is_not_watched():
+    model = nn.Linear(4, 3)
+    watcher = NMDACoincidence(model)
+    copy.deepcopy(model)(torch.randn(5, 4)).sum().backward()
     assert watcher.synapses[0].take() is None
 
 
@@ -177,11 +289,3 @@ def test_neither_keeps_the_other_alive():
         model(torch.randn(3, 2)).sum().backward()
     finally:
         gc.enable()
-
-
-def test_a_layer_called_with_its_input_by_name_is_watched():
-    model = nn.Linear(3, 2)
-    watcher = NMDACoincidence(model)
-    x = torch.randn(4, 3)
-    model(input=x).sum().backward()
-    assert torch.equal(watcher.synapses[0].take().presynaptic[:, :3], x)

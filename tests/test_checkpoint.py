@@ -37,18 +37,8 @@ def sketched(model, params=None):
     return coincidence(model, params, rank=2)
 
 
-def forms(without=(), **fails):
-    """Parametrize over the forms; ``fails``: those that fail today, and the reason."""
-    makers = [make for make in (published, diagonal, coincidence, sketched) if make not in without]
-    marks = {name: pytest.mark.xfail(strict=True, reason=reason) for name, reason in fails.items()}
-    given = [pytest.param(m, id=m.__name__, marks=[marks[m.__name__]] if m.__name__ in marks else []) for m in makers]
-    return pytest.mark.parametrize("make", given)
-
-
-MEMORIES = "a fresh optimizer takes every layer for a hidden one, and has memories that the saved one lacks"
-BY_NAMES = "looking at a fresh optimizer warns of a step without activity; an empty state has no form without nesting"
-STEPPED = "what reads a fresh optimizer's state first makes an empty step, which moves the mean norm and the scale"
-KEYS = "a hook's own entry in the optimizer's state is taken for a parameter's"
+forms = pytest.mark.parametrize("make", [published, diagonal, coincidence, sketched])
+consolidating = pytest.mark.parametrize("make", [diagonal, coincidence, sketched])
 
 
 def network(seed=0):
@@ -81,7 +71,7 @@ def same(found, expected):
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-@forms(coincidence=MEMORIES, sketched=MEMORIES)
+@forms
 def test_a_saved_folder_goes_on_bit_by_bit(make, tmp_path):
     model, optimizer, _ = trained(make)
     with warnings.catch_warnings():
@@ -97,7 +87,7 @@ def test_a_saved_folder_goes_on_bit_by_bit(make, tmp_path):
 
 
 @pytest.mark.parametrize("flat", [False, True], ids=["nested", "flat"])
-@forms(coincidence=BY_NAMES, sketched=BY_NAMES)
+@forms
 def test_a_state_dict_by_names_goes_on_bit_by_bit(make, flat):
     options = StateDictOptions(flatten_optimizer_state_dict=flat)
     model, optimizer, _ = trained(make)
@@ -109,7 +99,7 @@ def test_a_state_dict_by_names_goes_on_bit_by_bit(make, flat):
     same(train(resumed, other, range(12, STEPS)), straight(make))
 
 
-@forms(diagonal=STEPPED, coincidence=STEPPED, sketched=STEPPED, without=[published])
+@consolidating
 def test_looking_at_a_fresh_optimizer_changes_no_training(make):
     # The published rule counts the empty step that this makes, as Adam does: both correct their means for it.
     model = network()
@@ -118,7 +108,7 @@ def test_looking_at_a_fresh_optimizer_changes_no_training(make):
     torch.testing.assert_close(train(model, optimizer, range(STEPS)), straight(make), rtol=1e-5, atol=1e-6)
 
 
-@forms(diagonal=KEYS, coincidence=KEYS, sketched=KEYS)
+@forms
 def test_a_key_that_a_hook_left_in_the_state_does_not_disturb(make):
     model = network()
     optimizer = make(model)

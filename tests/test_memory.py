@@ -1,72 +1,137 @@
-"""The memories of the coincidence form: a sketch against the exact matrix."""
+"""The memories of the coincidence form: a sketch against the exact matrix, and both against their equations."""
 
 import math
 
 import pytest
 import torch
 
-from sp.optim import memory as memories
+from sp.optim.memory import Counts, ExactMemory, SketchedMemory, sampled
+
+WIDE = {"dtype": torch.float64}
 
 
-def product(memory, state, matrix):
-    result, factor = memory.multiply(state, matrix.clone())
-    return result * factor
-
-
-@pytest.mark.parametrize("power", [1, 2])
-@pytest.mark.parametrize("options", [{}, {"decay": 0.95, "relative": True}])
-def test_a_sketch_of_full_rank_is_the_exact_memory(power, options):
-    exact = memories.ExactMemory("m", 0.7, power, 10, **options)
-    sketch = memories.SketchedMemory("m", 0.7, power, 10, rank=9, **options)
-    number = {"dtype": torch.float64}
-    states = ({}, {})
-    for kind, state in zip((exact, sketch), states, strict=True):
-        kind.initialise(state, 9, **number)
-    generator = torch.Generator().manual_seed(0)
-    gradient = torch.randn(4, 9, generator=generator, **number)
-    for count in range(1, 61):
-        x = torch.randn(5, 9, generator=generator, **number) + 1
-        for kind, state in zip((exact, sketch), states, strict=True):
-            kind.remember(state, x, torch.tensor(0.3, **number), torch.tensor(True), count)
-        if count % 10 == 0:
-            products = [product(k, s, gradient) for k, s in zip((exact, sketch), states, strict=True)]
-            torch.testing.assert_close(*products)
-            torch.testing.assert_close(exact.diagonal(states[0]), sketch.diagonal(states[1]))
-            torch.testing.assert_close(exact.shares(states[0]), sketch.shares(states[1]))
-
-
-def test_a_sketch_keeps_the_heavy_directions_and_the_trace():
-    sketch = memories.SketchedMemory("m", 1.0, 1, 20, rank=16)
+def filled(memory, rows, weights, kept=1.0, like=None):
+    """The state of a memory that took in batches of rows, (steps, N, d)."""
     state = {}
-    sketch.initialise(state, 60, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(0)
-    basis = torch.linalg.qr(torch.randn(60, 60, generator=generator))[0]
-    scales = torch.cat([torch.full((5,), 3.0), torch.full((55,), 0.05)])
-    for count in range(1, 401):
-        x = torch.randn(64, 60, generator=generator) * scales @ basis.T
-        sketch.remember(state, x, torch.tensor(1 / 64), torch.tensor(True), count)
-    held = sketch.matrix(state)
-    torch.testing.assert_close(held, held.T)
-    assert (torch.linalg.eigvalsh(held) > 0).all()
-    heavy, light = basis[:, :5].T, basis[:, 20:25].T
-    share = lambda v: (product(sketch, state, v) * v).sum(1)  # noqa: E731
-    assert (share(heavy) < 2 / 3600).all() and (share(light) > 0.3).all()
-    assert 0.8 < sketch.diagonal(state).sum() / (400 * scales.square().sum()) < 1.2
+    memory.initialise(state, 1, rows.shape[-1], rows.new_zeros(()) if like is None else like)
+    for x, weight in zip(rows, weights, strict=True):
+        memory.remember(state, x if isinstance(memory, Counts) else x[None], weight, kept)
+    memory.look(state)
+    return state
 
 
-@pytest.mark.parametrize("heavy", [1e6, 1e20, 1e38, math.inf])
+def low_rank(steps, width, rank, seed=0, noise=0.0):
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.randn(rank, width, generator=generator, **WIDE)
+    x = torch.randn(steps, 16, rank, generator=generator, **WIDE) @ basis / (rank * width) ** 0.5
+    return x + noise * torch.randn(steps, 16, width, generator=generator, **WIDE) / width**0.5
+
+
+@pytest.mark.parametrize("kept", [1.0, 0.9])
+@pytest.mark.parametrize("relative", [False, True])
+def test_both_kinds_follow_their_equations(relative, kept):
+    """``A <- kept A + weight X'X``, ``(I + c A)^-1``; relative: c over the mean of the diagonal, and tr QSQ kept."""
+    rows = torch.randn(40, 5, 9, generator=torch.Generator().manual_seed(0), **WIDE) + 1
+    A = torch.zeros(9, 9, **WIDE)
+    for x in rows:
+        A = kept * A + 0.3 * x.T @ x
+    strength = 0.7 / A.diagonal().mean() if relative else 0.7
+    inverse = torch.linalg.inv(torch.eye(9, **WIDE) + strength * A)
+    if relative:
+        inverse *= A.trace() / (inverse @ A).trace()
+    matrix = torch.randn(4, 9, generator=torch.Generator().manual_seed(1), **WIDE)
+    for memory in (ExactMemory("m", 0.7, relative), SketchedMemory("m", 0.7, relative, rank=9)):
+        state = filled(memory, rows, torch.full((40,), 0.3, **WIDE), kept)
+        torch.testing.assert_close(memory.matrix(state)[0], A)
+        torch.testing.assert_close(memory.multiply(state, matrix[None])[0], matrix @ inverse)
+        torch.testing.assert_close(memory.diagonal(state)[0], A.diagonal())
+        torch.testing.assert_close(memory.shares(state)[0], inverse.diagonal())
+
+
+def test_counts_are_the_exact_memory_of_one_hot_inputs():
+    indices = torch.randint(7, (20, 12), generator=torch.Generator().manual_seed(0))
+    hot, weights = torch.nn.functional.one_hot(indices, 7).double(), torch.full((20,), 0.1, **WIDE)
+    exact, counts = ExactMemory("m", 50.0), Counts("m", 50.0)
+    expected, found = filled(exact, hot, weights, 0.95), {}
+    counts.initialise(found, 1, 7, torch.zeros((), **WIDE))
+    for x in indices:
+        counts.remember(found, x, torch.full((1,), 0.1, **WIDE), 0.95)
+    counts.look(found)
+    matrix = torch.randn(1, 4, 7, generator=torch.Generator().manual_seed(1), **WIDE)
+    torch.testing.assert_close(counts.multiply(found, matrix), exact.multiply(expected, matrix))
+    torch.testing.assert_close(counts.diagonal(found), exact.diagonal(expected))
+    torch.testing.assert_close(counts.shares(found), exact.shares(expected))
+
+
+@pytest.mark.xfail(strict=True, reason="in double, rounding is more than what is added to the diagonal of the sketch")
+def test_a_sketch_in_double_is_close_as_well():
+    rows, weights = low_rank(60, 80, 6), torch.ones(60, **WIDE)
+    exact, sketch = ExactMemory("m", 3.0), SketchedMemory("m", 3.0, rank=20)
+    matrix = torch.randn(1, 4, 80, generator=torch.Generator().manual_seed(5), **WIDE)
+    expected = exact.multiply(filled(exact, rows, weights), matrix)
+    torch.testing.assert_close(sketch.multiply(filled(sketch, rows, weights), matrix), expected, rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize(("noise", "error"), [(0.0, 1e-3), (0.02, 0.03)])
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_sketch_is_close_where_inputs_lie_in_few_directions(relative, noise, error):
+    rows, weights = low_rank(60, 80, 6, noise=noise).float(), torch.ones(60)
+    exact, sketch = ExactMemory("m", 3.0, relative), SketchedMemory("m", 3.0, relative, rank=20)
+    matrix = torch.cat([rows[0, :4], torch.randn(4, 80, generator=torch.Generator().manual_seed(5))])[None]
+    expected = exact.multiply(filled(exact, rows, weights), matrix)
+    found = sketch.multiply(filled(sketch, rows, weights), matrix)
+    assert (found - expected).norm() < error * expected.norm()
+    ignorant = matrix * (expected.norm() / matrix.norm())
+    assert (ignorant - expected).norm() > 8 * error * expected.norm()
+
+
+def test_a_sketch_takes_the_space_of_its_rank():
+    state = {}
+    SketchedMemory("m", 1.0, rank=8).initialise(state, 1, 1000, torch.zeros(()))
+    assert sum(value.numel() for value in state.values()) < 2.1 * 8 * 1000
+
+
+@pytest.mark.xfail(strict=True, reason="rounding makes I + r A indefinite, and then nothing passes at all")
+def test_a_long_training_leaves_room_for_what_is_new():
+    memory = ExactMemory("m", 1e4)
+    rows = (low_rank(3000, 64, 8) + low_rank(1, 64, 1)[0, :1]).float()
+    known, new = rows[0], torch.linalg.svd(rows[:30].flatten(0, 1)).Vh[-4:]
+    state = filled(memory, rows, torch.full((3000,), 1 / 16))
+    passed = memory.multiply(state, torch.cat([new, known])[None])[0]
+    torch.testing.assert_close(passed[:4], new, rtol=0, atol=0.1)
+    assert passed[4:].norm() < 0.01 * known.norm()
+
+
+@pytest.mark.parametrize("heavy", [1e3, 1e20, math.inf])
 @pytest.mark.parametrize("rank", [4, None])
-def test_a_memory_that_grows_beyond_all_bounds_breaks_nothing(heavy, rank):
-    width = 30
-    memory = memories.ExactMemory("x", 1.0, 1, 1)
-    if rank is not None:
-        memory = memories.SketchedMemory("x", 1.0, 1, 1, rank=rank)
-    state = {}
-    memory.initialise(state, width, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(64, 5, generator=generator) @ torch.randn(5, width, generator=generator)
-    memory.remember(state, rows, torch.tensor(heavy), torch.tensor(True), 1)
-    passed, factor = memory.multiply(state, torch.eye(width))
-    assert torch.linalg.matrix_norm(passed * factor, 2) < 1.001
-    known = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    assert (known @ (passed * factor)).abs().max() < (0.02 if rank is None or heavy == math.inf else 1)
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_memory_that_grows_beyond_all_bounds_breaks_nothing(relative, rank, heavy):
+    memory = ExactMemory("x", 1.0, relative) if rank is None else SketchedMemory("x", 1.0, relative, rank=rank)
+    rows = low_rank(1, 30, 5).float()
+    state = filled(memory, rows, torch.tensor([heavy]))
+    passed = memory.multiply(state, torch.eye(30)[None])
+    assert passed.isfinite().all()
+    if not relative:
+        assert torch.linalg.matrix_norm(passed[0], 2) < 1.001
+        assert (rows[0] @ passed[0]).norm() < (0.01 if rank is None else 1) * rows[0].norm()
+
+
+def test_a_memory_that_saw_nothing_lets_everything_pass():
+    matrix = torch.randn(1, 3, 12, generator=torch.Generator().manual_seed(0))
+    for memory in (ExactMemory("m", 2.0), SketchedMemory("m", 2.0, rank=4)):
+        state = {}
+        memory.initialise(state, 1, 12, torch.zeros(()))
+        torch.testing.assert_close(memory.multiply(state, matrix), matrix)
+        memory.look(state)
+        torch.testing.assert_close(memory.multiply(state, matrix), matrix)
+
+
+def test_a_sample_of_rows_stands_for_all_and_is_another_in_every_step():
+    x = torch.arange(1000.0)[None, :, None]
+    seen = set()
+    for step in range(60):
+        chosen, each = sampled(x, step, 20)
+        assert 20 <= chosen.shape[1] <= 21 and each * chosen.shape[1] == 1000
+        seen |= set(chosen.flatten().tolist())
+    assert len(seen) > 900
+    assert torch.equal(sampled(x, 3, 1000)[0], x)

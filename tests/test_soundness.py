@@ -250,9 +250,11 @@ def test_the_fast_form_is_the_reference_over_several_blocks(kind, dtype, monkeyp
     torch.testing.assert_close(*ends, rtol=tolerance, atol=tolerance)
 
 
-def test_a_watched_layer_still_follows_the_rule_of_what_is_not_watched_for_the_rest():
+def test_a_key_of_another_form_in_a_watched_layer_s_state_is_refused():
     model = network()
     optimizer = ConsolidatingPlasticityOptimizer(model.parameters(), coincidence=NMDACoincidence(model))
     train(model, optimizer, range(3))
-    assert [*optimizer.state[model[1].weight]] == ["consolidated"]
-    assert optimizer.state[model[0].weight]["input_power"] > 0
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match="has 'momentum', which this optimizer does not know"):
+        optimizer.load_state_dict(changed(before, setting("momentum", torch.zeros(12, 6))))
+    assert str(optimizer.state_dict()) == str(before)
