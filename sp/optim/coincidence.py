@@ -186,7 +186,9 @@ class WatchedLayer:
         The gradient may have been scaled or clipped since it was made, so that one row of it is compared with ``D'X``.
         """
         weight = self.synapses.weight
-        if self.d is None or weight.dim() > 2 or self.synapses.kind.indices or 4 * self.x.shape[1] > 3 * len(weight):
+        if self.d is None or weight.dim() > 2 or self.synapses.kind.indices or weight.dtype != self._dtype:
+            return None
+        if 4 * self.x.shape[1] > 3 * len(weight):
             return None
         x, d = self.x[0], self.d[0]
         row = self.step % len(weight)
