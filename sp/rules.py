@@ -191,8 +191,8 @@ def bounded(moved: float, largest: float) -> float:
 def _inverse_of_one_plus(matrix: Tensor) -> Tensor:
     """``(I + M)^-1`` for M >= 0, (..., d, d); zero, its limit, where M has overflowed, as in training that diverges."""
     heaviest = matrix.diagonal(dim1=-2, dim2=-1).sum(-1).max()
-    # Where what is new cannot be resolved beside the heaviest direction, in twice the precision.
-    wide = matrix.double() if heaviest * torch.finfo(matrix.dtype).eps > 0.1 else matrix
+    # In single precision while what is new can be resolved beside the heaviest direction, since it takes half the time.
+    wide = matrix.float() if 4 * torch.finfo(torch.float32).eps * heaviest < 0.05 else matrix.double()
     one = torch.eye(matrix.shape[-1], dtype=wide.dtype, device=matrix.device)
     factor, failed = torch.linalg.cholesky_ex(wide + one)
     if failed.any():

@@ -505,7 +505,6 @@ def test_numbers_go_on_counting_where_the_default_precision_is_half(dtype):
     assert all(number.dtype in (torch.float32, torch.float64) for number in numbers(optimizer))
 
 
-@pytest.mark.xfail(strict=True, reason="a loaded state has its numbers on the device, where every step waits for them")
 def test_numbers_of_a_loaded_state_are_not_on_the_device():
     model, moved = nn.Linear(3, 2), nn.Linear(3, 2, device="meta")
     optimizer, other = watched(model), watched(moved)

@@ -134,7 +134,7 @@ class WatchedLayer:
         # Of G (A + I / r)^-1, which is r G P.
         gain = share * GAIN * self.group["retention"] * float(signed_rate(self.group))
         size = gain * self.factor * absorbed * usual / (scale * power)
-        factors = self._factors()
+        factors = self._factors(squared_norm)
         if factors is None:
             change = self._projected()
             self.synapses.subtract_(change, self._bounded(size, change, usual), bias)
@@ -180,7 +180,7 @@ class WatchedLayer:
         change = self.inputs.multiply(self.state, gradient)
         return change if self.errors is None else self.errors.multiply(self.state, change.mT).mT
 
-    def _factors(self) -> tuple[Tensor, Tensor] | None:
+    def _factors(self, squared_norm: float) -> tuple[Tensor, Tensor] | None:
         """The same as ``(D Q)' (X P)``, (N, out) and (N, d), where that costs less; None elsewhere.
 
         The gradient may have been scaled or clipped since it was made, so that one row of it is compared with ``D'X``.
@@ -196,6 +196,10 @@ class WatchedLayer:
         power = float(made @ made)
         factor = float(made @ now) / power if power else 0.0
         if not power or float((now - factor * made).norm()) > 1e-3 * abs(factor) * power**0.5:
+            return None
+        # No other row was changed either: |D'X|^2 is the sum of all products of DD' and XX'.
+        whole = float(((d @ d.T) * (x @ x.T)).sum())
+        if abs(squared_norm - factor**2 * whole) > 1e-3 * squared_norm:
             return None
         back = d[None] if self.errors is None else self.errors.multiply(self.state, d[None])
         return back[0] * factor, self.inputs.multiply(self.state, x[None])[0]

@@ -53,6 +53,8 @@ class PlasticityOptimizer(Optimizer):
     parameter_state: tuple[str, ...] = ()
     number_state: tuple[str, ...] = ()
     wide_state: tuple[str, ...] = ()
+    double_state: tuple[str, ...] = ()  # what is kept in double precision
+    host_state: tuple[str, ...] = ()  # numbers that are never on a device, since a step reads them
     scratch = 1  # tensors of each parameter's shape that its fast form needs for intermediate results
     group_state: tuple[str, ...] = ("step_count",)  # what the first parameter group of a saved state has to hold
 
@@ -232,7 +234,9 @@ class PlasticityOptimizer(Optimizer):
             for name, value in state.items():
                 if name not in self.parameter_state or name in self.wide_state:
                     dtype = scalar_dtype(p) if value.is_floating_point() else value.dtype
-                    self.state[p][name] = value.to(p.device, dtype, copy=True)
+                    dtype = torch.double if name in self.double_state else dtype
+                    device = "cpu" if name in self.host_state else p.device
+                    self.state[p][name] = value.to(device, dtype, copy=True)
 
     def _pairs(self, state_dict: dict[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
         """Each parameter with what a state dict has for it; the order of the parameters tells which is whose."""

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from sp import rules
 from sp.biology import NMDACoincidence, Synapses
 from sp.checks import check_integer, check_number
-from sp.optim.coincidence import FLOOR, REFERENCE_BATCH, SCALE_STEPS, WatchedLayer, decay, memories
+from sp.optim.coincidence import FLOOR, NUMBERS, REFERENCE_BATCH, SCALE_STEPS, WatchedLayer, decay, memories
 from sp.optim.common import Groups, PlasticityOptimizer, scalar_dtype, signed_rate
 from sp.optim.fast import Blocks, alike, local, summed_over_shards, whole
 from sp.optim.memory import Memory
@@ -82,6 +82,8 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
     """
 
     parameter_state = wide_state = ("consolidated",)
+    host_state = NUMBERS
+    double_state = ("inputs_before",)
     group_state = ("step_count", "shared")
 
     def __init__(

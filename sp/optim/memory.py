@@ -66,25 +66,38 @@ def sampled(x: Tensor, step: int, rows: int) -> tuple[Tensor, float]:
 
 
 class ExactMemory(Memory):
-    """A and the inverse made of it at the last look, (g, d, d) each."""
+    """A and the inverse made of it at the last look, (g, d, d) each.
+
+    What never forgets grows until new rows are lost in its rounding. So at each look what came since the last one is
+    added to a sum in double precision; errors, which are forgotten, need none.
+    """
 
     def shape(self, groups: int, width: int) -> tuple[int, ...]:
         return groups, width, width
 
     def initialise(self, state: dict[str, Tensor], groups: int, width: int, like: Tensor) -> None:
-        state[self.name] = like.new_zeros(groups, width, width)
         one = torch.eye(width, dtype=like.dtype, device=like.device)
+        state[self.name] = like.new_zeros(groups, width, width)
         state[f"{self.name}_inverse"] = one.expand(groups, -1, -1).clone()
+        if not self.relative:
+            state[f"{self.name}_before"] = like.new_zeros(groups, width, width, dtype=torch.double)
 
     def remember(self, state: dict[str, Tensor], x: Tensor, weight: Tensor, kept: float) -> None:
         if len(x) == 1:  # a product of two matrices takes less time than a batch of one such product
             state[self.name][0].addmm_(x[0].T, weight * x[0], beta=kept)
         else:
             state[self.name].baddbmm_(x.mT, weight * x, beta=kept)
+        if kept < 1 and not self.relative:
+            state[f"{self.name}_before"].mul_(kept)
 
     def look(self, state: dict[str, Tensor]) -> None:
-        memory, inverse = state[self.name], state[f"{self.name}_inverse"]
-        inverse.copy_(rules.equaliser(memory, self.strength) if self.relative else rules.novelty(memory, self.strength))
+        inverse = state[f"{self.name}_inverse"]
+        if self.relative:
+            inverse.copy_(rules.equaliser(state[self.name], self.strength))
+        else:
+            memory = state[f"{self.name}_before"].add_(state[self.name])
+            state[self.name].zero_()
+            inverse.copy_(rules.novelty(memory, self.strength))
 
     def multiply(self, state: dict[str, Tensor], matrix: Tensor) -> Tensor:
         inverse = state[f"{self.name}_inverse"]
@@ -92,10 +105,11 @@ class ExactMemory(Memory):
 
     def matrix(self, state: dict[str, Tensor]) -> Tensor:
         """A, (g, d, d)."""
-        return state[self.name]
+        recent = state[self.name]
+        return recent if self.relative else (state[f"{self.name}_before"] + recent).to(recent.dtype)
 
     def diagonal(self, state: dict[str, Tensor]) -> Tensor:
-        return state[self.name].diagonal(dim1=-2, dim2=-1)
+        return self.matrix(state).diagonal(dim1=-2, dim2=-1)
 
     def shares(self, state: dict[str, Tensor]) -> Tensor:
         return state[f"{self.name}_inverse"].diagonal(dim1=-2, dim2=-1)
@@ -172,7 +186,7 @@ class SketchedMemory(Memory):
         sketch = state[self.name]
         width, rank = sketch.shape
         sums, signs = _test_matrix(width, rank, sketch.device)
-        shift = 4 * torch.finfo(sketch.dtype).eps * sketch.double().norm() + SMALLEST
+        shift = 4 * torch.finfo(torch.float32).eps * sketch.double().norm() + SMALLEST
         shifted = sketch.scatter_add(1, sums[:, None], (shift * signs).to(sketch.dtype)[:, None])
         core, shifted = self._tested(shifted.T).double(), shifted.double()
         factor, _ = torch.linalg.cholesky_ex(core)
