@@ -104,13 +104,12 @@ def test_other_networks_keep_old_tasks(name, hidden):
     assert kept.mean() > 0.8
 
 
-def test_convolutions_keep_the_features_that_long_first_steps_would_overturn():
-    def kept(**options):
-        base = Experiment(optimizer="coincidence", options=options, epochs=5, tasks=5)
-        runs = [run(replace(base, model="convolutional", hidden=(8, 16, 64), seed=seed)) for seed in (1, 4)]
-        return np.mean([result.accuracy[-1].mean() for result in runs])
+def test_convolutions_keep_what_they_learn():
+    def kept(optimizer):
+        base = Experiment(optimizer=optimizer, epochs=5, tasks=5, model="convolutional", hidden=(8, 16, 64))
+        return np.mean([run(replace(base, seed=seed)).accuracy[-1].mean() for seed in (1, 4)])
 
-    assert kept() > 0.87 and kept(response_bound=1e6) < 0.8
+    assert kept("coincidence") > 0.8 and kept("adam") < 0.3
 
 
 def test_a_gradient_that_is_not_finite_can_raise():
