@@ -56,7 +56,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         threshold_quantile: diagonal form: share of synapses that the warm-up leaves less than half consolidated, in
             (0, 1).
         warmup_steps: diagonal form: steps in which the threshold is measured, >= 1.
-        retention: coincidence form: r > 0; larger keeps more of the old and leaves less room for the new.
+        retention: coincidence form: r > 0; the larger, the sooner what was seen counts as known.
         horizon: coincidence form: examples after which a third is left of a memory, > 0. Infinite: it never lets go.
             Shorter keeps less of the old and stays more plastic, on streams without an end.
         rank: coincidence form: how many combinations of its inputs a layer's memory keeps, >= 1. A layer of no more
