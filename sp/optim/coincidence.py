@@ -30,9 +30,9 @@ RESPONSE_ROWS = 16  # rows on which a layer's response is measured
 NUMBERS = ("step", "power", "mean", "scale", "spread")  # of a layer's state, without dimensions and never on a device
 
 
-def decay(examples: float, span: float) -> float:
+def decay(examples: float) -> float:
     """Share of the old value that a mean keeps in a step of so many examples, so that it spans equal data."""
-    return AVERAGE ** (examples / span)
+    return AVERAGE ** (examples / REFERENCE_BATCH)
 
 
 def batch_factor(examples: int) -> float:
@@ -150,7 +150,7 @@ class WatchedLayer:
         """Move the running mean of the gradient's norm, and return the factor that the absorber leaves of it."""
         mean, scale = float(self.state["mean"]), float(self.state["scale"])
         kept = rules.absorbed(norm, max(mean, FLOOR * scale), self.group["absorber"])
-        self._average("mean", kept, decay(self.activity.examples, REFERENCE_BATCH) if mean else 0.0)
+        self._average("mean", kept, decay(self.activity.examples) if mean else 0.0)
         if self.step <= SCALE_STEPS:
             self.state["scale"].copy_(self.state["mean"])
         return kept / norm if norm else 0.0
@@ -169,7 +169,7 @@ class WatchedLayer:
         if self.errors is not None:
             errors, each = sampled(self.d, self.step, self.rows)
             weight = self.activity.examples * absorbed**2 * each
-            self.errors.remember(self.state, errors, weight, decay(self.activity.examples, REFERENCE_BATCH))
+            self.errors.remember(self.state, errors, weight, decay(self.activity.examples))
 
     def _due(self, every: int) -> bool:
         return self.begun or self.step % every == 0 or (self.step < EARLY and self.step % 4 == 1)

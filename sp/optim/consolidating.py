@@ -244,7 +244,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         shared["steps"] = int(shared["steps"]) + 1
         shared["age"] = float(shared["age"]) + examples / REFERENCE_BATCH
         self.param_groups[0]["shared"] = shared
-        factor = self._absorb(shared, norm, decay(examples, REFERENCE_BATCH))
+        factor = self._absorb(shared, norm, decay(examples))
         return self._diagonal(rest, shared, factor)
 
     def _absorb(self, shared: dict[str, Any], norm: Tensor, keep: float) -> Tensor:
