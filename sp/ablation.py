@@ -13,7 +13,7 @@ import pandas as pd
 
 from sp import metrics, studies
 from sp.experiment import Experiment
-from sp.store import Store
+from sp.ledger import Ledger
 from sp.sweep import Named, with_seeds
 
 Arms = dict[str, Experiment]
@@ -123,10 +123,11 @@ def _trials(name: str, dataset: str) -> list[studies.Trial]:
     return found
 
 
-def tune(dataset: str, store: Store | None = None, workers: int | None = None) -> pd.DataFrame:
+def tune(dataset: str, ledger: Ledger | None = None, workers: int | None = None) -> pd.DataFrame:
     """Tune the learning rate of every arm of the published rule, each from seven rates; as `sp.studies.tune_arms`."""
     tables = [
-        studies.tune_arms(study(name), dataset, _trials(name, dataset), store, workers) for name in STREAMS["published"]
+        studies.tune_arms(study(name), dataset, _trials(name, dataset), ledger, workers)
+        for name in STREAMS["published"]
     ]
     return pd.concat(tables, ignore_index=True)
 

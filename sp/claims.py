@@ -5,18 +5,15 @@ bound, or a paired difference does (`sp.metrics.paired_difference`), "does not h
 else "open". A claim of several parts "holds under a condition" where some of them hold.
 """
 
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-import joblib
 import numpy as np
 import pandas as pd
 
-from sp import files, studies
+from sp import files, studies, sweep, watch
 from sp.baselines import needs
-from sp.experiment import Experiment, Moment, run
-from sp.frames import results_frame
+from sp.experiment import Experiment, Moment
 from sp.metrics import PairedDifference, bootstrap_interval, difference, interval_text
 from sp.permuted import arms
 
@@ -98,14 +95,10 @@ def resets(moment: Moment) -> None:
 
 
 def told_of_boundaries(dataset: str, seeds: Iterable[int]) -> pd.DataFrame:
-    """Runs of P22, with ``arm`` "told" or "not told" of boundaries; these are short and not stored."""
+    """Runs of P22, with ``arm`` "told" or "not told" of boundaries."""
     experiment = _rule(studies.base(dataset, tasks=5, scenario="domain"))
-    looks: dict[str, Callable | None] = {"told": resets, "not told": None}
-    named = [(arm, look, replace(experiment, seed=seed)) for arm, look in looks.items() for seed in seeds]
-    results = joblib.Parallel(n_jobs=min(len(named), os.cpu_count() or 1))(
-        joblib.delayed(run)(one, look=look) for _, look, one in named
-    )
-    return results_frame(results).assign(arm=[arm for arm, *_ in named])
+    told = watch.runs_with(resets, sweep.with_seeds({"told": experiment}, seeds))
+    return pd.concat([told, sweep.compare({"not told": experiment}, seeds)], ignore_index=True)
 
 
 def share_of_the_gap(rows: pd.DataFrame) -> tuple[float, float]:

@@ -5,12 +5,11 @@ import difflib
 import sys
 from pathlib import Path
 
-from sp import choices, studies
+from sp import choices, studies, tables
 from sp.baselines import METHODS
 from sp.experiment import Experiment
-from sp.files import write_atomically
-from sp.frames import results_frame
-from sp.store import Store
+from sp.files import folder, write_atomically
+from sp.ledger import Ledger, opened
 from sp.sweep import SweepError, check_options, plan, points_of, run_all, with_seeds
 
 # What only one command needs is imported by it, for it takes seconds.
@@ -133,8 +132,7 @@ def add_compare(commands) -> None:
     parser = commands.add_parser(
         "compare",
         help="run the comparison of notebook 09 and keep its tables in figures/",
-        description="What is stored, or in figures/comparison_DATASET_seeds.csv, is not run again: delete that table, "
-        "and the store, to measure afresh.",
+        description="Runs that the ledger has are not run again; SP_FRESH=1 leaves the committed ones out.",
     )
     _add_dataset(parser)
     parser.add_argument(
@@ -187,7 +185,7 @@ def add_sweep(commands) -> None:
     parser = commands.add_parser(
         "sweep",
         help="run a grid or a sample of experiments, with every seed",
-        description="Run experiments that differ in what -p names, with every seed, in parallel. What is stored is not "
+        description="Run experiments that differ in what -p names, with every seed, in parallel. What is kept is not "
         "run again: after a crash the same command goes on. Exit status: 0, 1 when runs failed, 2 when it cannot run.",
         epilog="example: python -m sp sweep --stream permuted10 -p optimizer adam,sgd -p option_lr 1e-3,1e-2. "
         f"Choices: {', '.join(Experiment.__dataclass_fields__)}. Optimizers: {', '.join(METHODS)}.",
@@ -204,7 +202,7 @@ def add_sweep(commands) -> None:
     parser.add_argument("--count", type=positive, default=50, help="how many points to draw (default: 50)")
     parser.add_argument("--seeds", type=positive, default=3, help="how many seeds (default: 3)")
     parser.add_argument("--first-seed", type=int, default=0, help="tuning takes seeds from 100 (default: 0)")
-    parser.add_argument("--store", type=Path, help="folder of the results (default: $SP_STORE, else .store)")
+    parser.add_argument("--ledger", type=Path, help="folder of the results (default: $SP_STORE, else .ledger)")
     parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
     parser.add_argument("--cluster", metavar="tcp://HOST:PORT", help="a dask scheduler on whose workers to run")
     parser.add_argument("--csv", type=Path, help="write the table of all runs to this file")
@@ -227,21 +225,21 @@ def _sweep(chosen: argparse.Namespace) -> int:
         check_options(experiments)
     except TypeError as error:  # a value of the wrong type, which was typed and is no fault of the program
         raise ValueError(str(error)) from error
-    store = Store(chosen.store)
+    ledger = Ledger(chosen.ledger) if chosen.ledger else opened()
     if chosen.dry_run:
-        planned = plan(experiments, store)
+        planned = plan(experiments, ledger)
         for experiment in planned.missing:
             print(_differences(experiment, varied))
         print(planned.describe(chosen.workers))
         return 0
     status = 0
     try:
-        results = run_all(experiments, store, chosen.workers, cluster=chosen.cluster)
+        results = run_all(experiments, ledger, chosen.workers, cluster=chosen.cluster)
     except SweepError as error:
         print(error, file=sys.stderr)
         results, status = error.results, 1
     if results:
-        table = results_frame(results)
+        table = tables.table(results)
         if chosen.csv:
             write_atomically(chosen.csv, table.to_csv(index=False))
         by = [name for name in varied if name in table] or ["optimizer"]
@@ -288,8 +286,8 @@ def add_record(commands) -> None:
     parser = commands.add_parser(
         "record",
         help="run what a long notebook shows, and keep the table of its runs in figures/",
-        description="What is stored, or in the table, is not run again. Arms whose learning rate is to be tuned and is "
-        "not, are tuned first. The notebook then reads figures/NOTEBOOK_DATASET_runs.csv.",
+        description="What the ledger has is not run again. Arms whose learning rate is to be tuned and is not, are "
+        "tuned first. The runs are written into the committed layer of the ledger, figures/ledger/DATASET.jsonl.",
         epilog="example: python -m sp record 06_ablation --dataset mnist",
     )
     parser.add_argument("notebook", choices=RECORDED)
@@ -306,7 +304,7 @@ def add_record(commands) -> None:
 
 
 def _record(chosen: argparse.Namespace) -> int:
-    from sp import ablation, dendrite_study, figures, recorded
+    from sp import ablation, dendrite_study
 
     study = {"06_ablation": ablation, "13_dendrites": dendrite_study}.get(chosen.notebook)
     if study is not None and not study.is_tuned(chosen.dataset):
@@ -319,9 +317,9 @@ def _record(chosen: argparse.Namespace) -> int:
     if chosen.dry_run:
         print(plan([experiment for _, experiment in named]).describe(chosen.workers))
         return 0
-    name = f"{chosen.notebook}_{chosen.dataset}_runs"
-    path = figures.save_table(recorded.runs(name, named, workers=chosen.workers), name)
-    print(f"{len(named)} runs are in {path}.")
+    run_all([experiment for _, experiment in named], workers=chosen.workers, carried=True)
+    opened().commit(experiment.key() for _, experiment in named)
+    print(f"{len(named)} runs are in {folder('ledger') / chosen.dataset}.jsonl.")
     return 0
 
 

@@ -1,7 +1,7 @@
 """The field beside the rule: every rival on every scenario, tuned with the same effort (notebooks 09 and 11).
 
 ``python -m sp compare --dataset DATASET`` measures what a step costs, says how long the rest will take, tunes what is
-not tuned and runs the reported seeds. What was run before is read from its table in ``figures/``, or from the store.
+not tuned and runs the reported seeds. What was run before is read from the ledger.
 """
 
 import hashlib
@@ -13,14 +13,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from sp import figures, files, metrics, recorded, report, studies
+from sp import figures, files, metrics, report, studies, tables
 from sp.baselines import TITLES, kept_bytes, needs, rehearses
 from sp.checks import check_choice
 from sp.data import load
 from sp.experiment import RULES_VERSION, Experiment, Moment, run
+from sp.ledger import Ledger, opened
 from sp.models import mlp_size
-from sp.store import Store
-from sp.sweep import with_seeds
+from sp.sweep import runs, with_seeds
 
 # Streams by name: those of the retention studies, and more. On long ones a fifth of MNIST's images for each task.
 _LONG = {"scenario": "domain", "samples_per_task": 12_000}
@@ -270,14 +270,13 @@ def results(
     scenarios: Sequence[str] = tuple(SCENARIOS),
     seeds: int = 10,
     replay: bool = True,
-    store: Store | None = None,
+    ledger: Ledger | None = None,
     workers: int | None = None,
 ) -> pd.DataFrame:
     """Tune and run a comparison and keep its tables in ``figures/``, written anew after every scenario.
 
-    ``comparison_DATASET_seeds.csv`` has one row a run: ``stream, capacity, arm, seed, key`` and `VALUES`;
-    ``comparison_DATASET.csv`` the intervals over the seeds. Scenarios and buffers that are not asked for stay in them.
-    A run whose ``key`` is in the committed table is read from there (`sp.recorded`); delete it to measure afresh.
+    ``comparison_DATASET.csv`` has the intervals over the seeds; scenarios and buffers that are not asked for stay in
+    it. The runs are written into the committed layer of the ledger.
 
     Returns:
         The intervals, one row a scenario, buffer size, arm and metric: ``stream, capacity, arm, mean, low, high, n,
@@ -292,13 +291,12 @@ def results(
     for scenario in scenarios:
         if todo := trials(scenario, dataset):
             searches = _searches(scenario, dataset)
-            studies.tune_arms(f"comparison_{scenario}", dataset, todo, store, workers, FURTHER, searches)
+            studies.tune_arms(f"comparison_{scenario}", dataset, todo, ledger, workers, FURTHER, searches)
         for capacity in capacities:
             named = with_seeds(arms(scenario, dataset, capacity), range(seeds))
-            rows = recorded.runs(f"{name}_seeds", named, store, workers=workers)
-            rows = rows.assign(stream=scenario, capacity=capacity)[[*groups, "seed", "key", *VALUES]].round(6)
-            _add(rows, f"{name}_seeds")
+            rows = runs(named, ledger, workers, carried=True).assign(stream=scenario, capacity=capacity)
             table = _add(metrics.interval_table(rows, groups, VALUES), name)
+            (ledger or opened()).commit(rows.key)
     return table
 
 
@@ -386,9 +384,21 @@ def known_results(dataset: str) -> pd.DataFrame:
     return pd.read_csv(files.committed(f"comparison_{dataset}.csv"))
 
 
-def known_seeds(dataset: str) -> pd.DataFrame:
-    """The single runs behind `known_results`; errors as there."""
-    return pd.read_csv(files.committed(f"comparison_{dataset}_seeds.csv"))
+def known_seeds(dataset: str, seeds: int = 10, ledger: Ledger | None = None) -> pd.DataFrame:
+    """The single runs of `results` that the ledger has: ``stream, capacity, arm, seed`` and what was measured."""
+    ledger = ledger or opened()
+    found = []
+    for scenario in SCENARIOS:
+        for capacity in _capacities(dataset, True):
+            known = {*DEFAULTS, *tuned_values(scenario, dataset).index}
+            chosen = [arm for arm in untuned(scenario, dataset, capacity) if arm in known]
+            named = with_seeds(arms(scenario, dataset, capacity, chosen), range(seeds))
+            kept = [(arm, result) for arm, experiment in named if (result := ledger.get(experiment)) is not None]
+            if kept:
+                rows = tables.table(result for _, result in kept)
+                rows.insert(0, "arm", [arm for arm, _ in kept])
+                found.append(rows.assign(stream=scenario, capacity=capacity))
+    return pd.concat(found, ignore_index=True)
 
 
 class _Clock:
@@ -418,17 +428,18 @@ class _Clock:
         return self.times[0] - self.first_ended
 
 
-def estimate(dataset: str, experiments: Sequence[Experiment], table: pd.DataFrame, store: Store | None = None) -> float:
-    """CPU seconds for those of the experiments that neither the store nor the table has, from the `costs` of a step."""
-    store = store or Store()
-    known = recorded.recorded(f"comparison_{dataset}_seeds")
+def estimate(
+    dataset: str, experiments: Sequence[Experiment], table: pd.DataFrame, ledger: Ledger | None = None
+) -> float:
+    """CPU seconds for those of the experiments that the ledger does not have, from the `costs` of a step."""
+    ledger = ledger or opened()
     step, end = {}, {}
     for row in table.itertuples():
         method = {**PLAIN, **REPLAYED}[row.arm], row.capacity > 0
         step[method], end[method] = row.step_ms / 1000, row.task_ms / 1000
     seconds = 0.0
     for experiment in dict.fromkeys(experiments):
-        if store.path(experiment).exists() or experiment.key() in known:
+        if ledger.get(experiment) is not None:
             continue
         images = len(load(dataset).train_x)
         if experiment.stream != "split":

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sp import metrics, recorded, studies
+from sp import metrics, studies, sweep
 from sp.active_dendrites import ActiveDendrites, k_winners
 from sp.baselines import make_learner
 from sp.data import Stream, load, make_stream
 from sp.experiment import Experiment, stream_of
+from sp.ledger import Ledger
 from sp.models import mlp, mlp_size
-from sp.store import Store
 from sp.sweep import Named, with_seeds
 
 # P23: accuracy on both tasks of Split MNIST at the end, and the parameters, as published; one run each.
@@ -160,9 +160,9 @@ def _trials(arms: Arms, seeds: Sequence[int], new_only: bool = False) -> list[st
     return found
 
 
-def tune(dataset: str, store: Store | None = None, workers: int | None = None) -> pd.DataFrame:
+def tune(dataset: str, ledger: Ledger | None = None, workers: int | None = None) -> pd.DataFrame:
     """Tune the learning rate of every arm that is not tuned elsewhere; as `sp.studies.tune_arms`."""
-    tables = [studies.tune_arms(study, dataset, found, store, workers) for study, found in _by_study(dataset).items()]
+    tables = [studies.tune_arms(study, dataset, found, ledger, workers) for study, found in _by_study(dataset).items()]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -201,7 +201,7 @@ def additions(rows: pd.DataFrame, value: str = "average_accuracy") -> pd.DataFra
     """What dendrites and width change in a measure, seed by seed, against the same rule alone.
 
     Args:
-        rows: of one stream, from `sp.recorded.runs`. value: a column of it.
+        rows: of one stream, from `sp.sweep.runs`. value: a column of it.
 
     Returns:
         One row a rule and what it is joined ``with``: the paired difference with its interval, and the verdict.
@@ -269,6 +269,6 @@ def inferred(experiment: Experiment) -> float:
 
 
 def runs(dataset: str, part: str, seeds: int, **options) -> pd.DataFrame:
-    """Rows of a part of the notebook, "two_tasks" or a name in `STREAMS`, recorded or run; as `sp.recorded.runs`."""
+    """Rows of a part of the notebook, "two_tasks" or a name in `STREAMS`, read or run; as `sp.sweep.runs`."""
     arms = two_tasks(dataset) if part == "two_tasks" else on_stream(part, dataset)
-    return recorded.runs(f"13_dendrites_{dataset}_runs", with_seeds(arms, range(seeds)), **options)
+    return sweep.runs(with_seeds(arms, range(seeds)), carried=True, **options)

@@ -1,15 +1,13 @@
-"""One run: an `Experiment` says everything that was chosen, `run` makes its `Result`; `sp.store` remembers it."""
+"""One run: an `Experiment` says everything that was chosen, `run` makes its `Result`; `sp.ledger` remembers it."""
 
 import hashlib
 import json
-import os
 import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
 import numpy as np
@@ -17,14 +15,14 @@ import torch
 from torch import Tensor
 
 import sp
-from sp import checkpoint, files
+from sp import files
 from sp.baselines import METHODS, ReplaySource, make_learner, masked, rehearses
 from sp.checks import check_choice, check_flag, check_integer
 from sp.data import DATASETS, Evaluation, Kind, Scenario, Stream, load, look_alike, make_stream
 from sp.models import MODELS
 from sp.replay import POLICIES, ReplayBuffer
 
-RULES_VERSION = 2  # raised whenever a change of the code changes results, so that stored ones are not taken for new
+RULES_VERSION = 2  # raised whenever a change of the code changes results, so that kept ones are not taken for new
 # Raised instead where a change concerns the results of one method only, or of one method on one model or base.
 METHOD_VERSIONS = {"mas": 2, "si": 2, "coincidence": 3, "dendrites, coincidence": 2, "active_dendrites, coincidence": 2}
 
@@ -165,7 +163,7 @@ class Experiment:
         return next((METHOD_VERSIONS[name] for name in names if name in METHOD_VERSIONS), None)
 
     def key(self) -> str:
-        """Name of the experiment in a store: a hash of every choice that differs from its default.
+        """Name of the experiment in a ledger: a hash of every choice that differs from its default.
 
         The version of the rules is part of it, and so is the content of data that stand in for a known set.
         """
@@ -188,36 +186,64 @@ class Result:
 
     Attributes:
         experiment: what was run.
-        accuracy: ``accuracy[i, j]``, test accuracy on task j after training on task i, in [0, 1]; (T, T), NaN for
-            j > i + 1.
-        initial: accuracy on each task before any training; (T,).
+        accuracy: ``accuracy[i, j]``, test accuracy on task j after training on task i, in [0, 1], to six digits;
+            (T, T), NaN for j > i + 1. None for a run that was carried over from a table of its measures.
+        initial: accuracy on each task before any training; (T,). None as above.
         curve: one dict for each measurement inside a task: ``step`` (optimizer steps since the beginning), ``training``
             and ``task`` (numbers, from 0, of the task that was learnt and of the one that was tested), ``accuracy``.
         buffer: label -> how many of the replay buffer's examples have it, at the end; empty without replay.
-        seconds: wall time of training and tests. versions: of the software that made the result.
-        parameters: how many were trained at the end; None where there is no network, and in results of older versions.
+        seconds: wall time of training and tests. versions: of the software, and the kind of processor.
+        parameters: how many were trained at the end; None where there is no network.
+        measures: of a run that was carried over, by name; else empty.
     """
 
     experiment: Experiment
-    accuracy: np.ndarray
-    initial: np.ndarray
-    curve: list[dict[str, float]]
-    buffer: dict[str, int]
-    seconds: float
-    versions: dict[str, str]
+    accuracy: np.ndarray | None
+    initial: np.ndarray | None
+    curve: list[dict[str, float]] = field(default_factory=list)
+    buffer: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
     parameters: int | None = None
+    measures: dict[str, float] = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `Result.from_dict` reads them back, bit by bit."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        seen = np.where(np.isnan(self.accuracy), None, self.accuracy)  # JSON has no NaN
-        arrays = {"accuracy": seen.tolist(), "initial": self.initial.tolist()}
-        return {**values, **arrays, "experiment": self.experiment.as_dict()}
+    def as_row(self) -> dict[str, Any]:
+        """Plain JSON values; `Result.from_row` reads them back, bit by bit."""
+        chosen = {name: value for name, value in self.experiment.as_dict().items() if value != _DEFAULTS[name]}
+        row = {"experiment": chosen, "seconds": round(self.seconds, 3), "versions": self.versions}
+        if self.accuracy is not None:
+            seen = np.where(np.isnan(self.accuracy), None, self.accuracy)  # JSON has no NaN
+            row |= {"accuracy": seen.tolist(), "initial": self.initial.tolist()}
+        curve = [[point[name] for name in CURVE] for point in self.curve]
+        optional = {"curve": curve, "buffer": self.buffer, "parameters": self.parameters, "measures": self.measures}
+        return row | {name: value for name, value in optional.items() if value}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Result":
-        arrays = {name: np.array(values[name], dtype=float) for name in ("accuracy", "initial")}
-        return cls(**{**values, **arrays, "experiment": Experiment.from_dict(values["experiment"])})
+    def from_row(cls, row: dict[str, Any]) -> "Result":
+        """The result that `as_row` wrote; a ValueError where its accuracies are none."""
+        experiment = Experiment.from_dict(row["experiment"])
+        accuracy = initial = None
+        if "accuracy" in row:
+            accuracy, initial = (np.array(row[name], dtype=float) for name in ("accuracy", "initial"))
+            tasks = experiment.tasks
+            if accuracy.shape != (tasks, tasks) or initial.shape != (tasks,):
+                raise ValueError(f"accuracy must have {tasks} rows and columns, got shape {accuracy.shape}")
+            if not ((np.isnan(accuracy) | ((accuracy >= 0) & (accuracy <= 1))).all()):
+                raise ValueError("accuracy must lie in [0, 1]")
+        return cls(
+            experiment,
+            accuracy,
+            initial,
+            [dict(zip(CURVE, point, strict=True)) for point in row.get("curve", ())],
+            row.get("buffer", {}),
+            row["seconds"],
+            row["versions"],
+            row.get("parameters"),
+            row.get("measures", {}),
+        )
+
+
+CURVE = ("step", "training", "task", "accuracy")
 
 
 @dataclass(frozen=True)
@@ -259,15 +285,10 @@ def run(
     progress: bool = False,
     look: Callable[[Moment], None] | None = None,
     until: int | None = None,
-    checkpoint_path: str | os.PathLike | None = None,
-    checkpoint_every: int = 200,
 ) -> Result:
     """Train one network on the stream, task by task, and test it on every task after each.
 
     The run uses one thread and leaves the global random state and the number of threads as they were.
-
-    With a checkpoint, a run that was killed ends with the same weights and the same result as one that was not. It
-    keeps weights, optimizer, buffer and random states, and is deleted at the end.
 
     Args:
         experiment: what to run.
@@ -275,24 +296,15 @@ def run(
         progress: show a bar over the epochs.
         look: called after every step; what it does to the learner is done.
         until: number of the last task to learn, from 1; None: the stream's last. Later rows of the accuracy are NaN.
-        checkpoint_path: a file that is written on the way, and from which the run goes on where it is there already.
-            ``look`` then sees only the steps that are left. A damaged file is warned of, and the run begins again.
-        checkpoint_every: steps between two writes, >= 1.
 
     Raises:
-        ValueError, TypeError: ``until`` or ``checkpoint_every`` is out of range, the stream cannot be made
-            (`sp.data.make_stream`), the file is another experiment's, or the method has no state that could be kept.
+        ValueError, TypeError: ``until`` is out of range, or the stream cannot be made (`sp.data.make_stream`).
         DataError: a file of the data set is missing or damaged.
-        OSError: the checkpoint cannot be written.
     """
-    check_integer("checkpoint_every", checkpoint_every, 1)
     if until is not None:
         check_integer("until", until, 1, experiment.tasks)
     with _isolated(experiment.seed, device):
-        training = _Run(experiment, stream_of(experiment), torch.device(device), look)
-        if checkpoint_path is not None:
-            training.keep_in(Path(checkpoint_path), checkpoint_every)
-        return training.train(progress, until)
+        return _Run(experiment, stream_of(experiment), torch.device(device), look).train(progress, until)
 
 
 class _Run:
@@ -323,79 +335,32 @@ class _Run:
         )
         self.curve: list[dict[str, float]] = []
         self.steps = 0
-        self.place = {"task": 0, "epoch": 0, "batch": 0}  # what is done: tasks, epochs of the next one, batches of that
-        self.order_at_epoch = self.order.get_state()
         self.accuracy = np.full((len(stream.tasks), len(stream.tasks)), np.nan)
-        self.initial: np.ndarray | None = None
-        self.checkpoint: tuple[Path, int] | None = None
-
-    def keep_in(self, path: Path, every: int) -> None:
-        """Write checkpoints from now on; go on from the one that is there."""
-        if "state_dict" not in vars(type(self.learner)):  # an inherited one would leave out what the rival keeps
-            raise ValueError(
-                f"optimizer {self.experiment.optimizer!r} has no state_dict of its own, so it cannot be checkpointed: "
-                "leave out checkpoint_path (in a Store or a sweep, checkpoint_every)"
-            )
-        self.checkpoint = (path, every)
-        state = checkpoint.load(path, self.experiment.key())
-        if state is None:
-            return
-        self.start -= state["seconds"]
-        self.learner.load_state_dict(state["learner"])
-        if self.buffer is not None:
-            self.buffer.load_state_dict(state["buffer"])
-        self.place, self.steps, self.curve = state["place"], state["steps"], state["curve"]
-        self.order.set_state(state["order"])
-        self.accuracy, self.initial = state["accuracy"].numpy(), state["initial"].numpy()
-        torch.set_rng_state(state["random"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["random_cuda"], self.device)
-
-    def _keep(self) -> None:
-        on_gpu = self.device.type == "cuda"
-        state = {
-            "key": self.experiment.key(),
-            "seconds": time.perf_counter() - self.start,
-            "learner": self.learner.state_dict(),
-            "buffer": None if self.buffer is None else self.buffer.state_dict(),
-            "place": self.place,
-            "steps": self.steps,
-            "curve": self.curve,
-            "order": self.order_at_epoch,
-            "accuracy": torch.from_numpy(self.accuracy),
-            "initial": torch.from_numpy(self.initial),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state(self.device) if on_gpu else None,
-        }
-        checkpoint.save(self.checkpoint[0], state)
 
     def train(self, progress: bool, until: int | None) -> Result:
         tests = [self._on_device(task.outputs, *task.test()) for task in self.stream.tasks]
-        if self.initial is None:
-            self.initial = np.array([self._accuracy(j, test) for j, test in enumerate(tests)])
-        epochs = self.experiment.epochs
-        done = self.place["task"] * epochs + self.place["epoch"]
-        with files.bar(total=len(tests) * epochs, initial=done, unit="epoch", progress=progress) as bar:
+        initial = np.array([self._accuracy(j, test) for j, test in enumerate(tests)])
+        with files.bar(total=len(tests) * self.experiment.epochs, unit="epoch", progress=progress) as bar:
             for i, task in enumerate(self.stream.tasks[:until]):
-                if i < self.place["task"]:
-                    continue
                 x, y = self._on_device(task.outputs, *task.train())
                 self._train_task(i, x, y, tests, bar)
                 if self.learner.needs.boundaries and self._finite():
                     self.learner.end_task(x, y, self._allowed(y))
                 # Of the tasks still to come only the next one is tested, which forward transfer needs.
                 self.accuracy[i, : i + 2] = [self._accuracy(j, test) for j, test in enumerate(tests[: i + 2])]
-                self.place = {"task": i + 1, "epoch": 0, "batch": 0}
-        if self.checkpoint is not None:
-            self.checkpoint[0].unlink(missing_ok=True)
         return Result(
             experiment=self.experiment,
             accuracy=self.accuracy,
-            initial=self.initial,
+            initial=initial,
             curve=self.curve,
             buffer={str(label): count for label, count in self._class_counts().items()},
             seconds=time.perf_counter() - self.start,
-            versions={"sp": sp.__version__, "torch": torch.__version__, "python": platform.python_version()},
+            versions={
+                "sp": sp.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+                "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+            },
             parameters=self._trained(),
         )
 
@@ -404,13 +369,11 @@ class _Run:
         batches = -(-len(x) // size)
         total = self.experiment.epochs * batches
         points = np.linspace(0, total, self.experiment.curve_points + 1)[1:].round().astype(int)
-        for epoch in range(self.place["epoch"], self.experiment.epochs):
-            self.order_at_epoch = self.order.get_state()
+        for epoch in range(self.experiment.epochs):
             order = torch.randperm(len(x), generator=self.order).to(self.device).split(size)
-            for index in order[self.place["batch"] :]:
+            for number_of_batch, index in enumerate(order, 1):
                 self._train_batch(x[index], y[index])
-                self.place = {"task": number, "epoch": epoch, "batch": self.place["batch"] + 1}
-                step = epoch * batches + self.place["batch"]
+                step = epoch * batches + number_of_batch
                 if self.look is not None:
                     place = {"first": step == 1, "last": step == total}
                     self.look(Moment(self.steps, number + 1, **place, learner=self.learner, stream=self.stream))
@@ -418,9 +381,6 @@ class _Run:
                     for j, test in enumerate(tests):
                         measured = {"training": number, "task": j, "accuracy": self._accuracy(j, test)}
                         self.curve.append({"step": self.steps, **measured})
-                if self.checkpoint is not None and self.steps % self.checkpoint[1] == 0:
-                    self._keep()
-            self.place = {"task": number, "epoch": epoch + 1, "batch": 0}
             bar.update()
 
     def _train_batch(self, x: Tensor, y: Tensor) -> None:
@@ -457,7 +417,8 @@ class _Run:
     def _accuracy(self, task: int, test: tuple[Tensor, Tensor]) -> float:
         x, y = test
         logits = self.learner.logits(x, task) if self.learner.needs.task else self.learner.logits(x)
-        return (masked(logits, self._allowed(y)).argmax(1) == y).float().mean().item()
+        right = (masked(logits, self._allowed(y)).argmax(1) == y).double().mean().item()
+        return round(right, 6)  # as the ledger keeps it
 
     def _on_device(self, outputs: tuple[int, ...] | None, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The data, with labels that name output units whichever the scenario."""

@@ -14,11 +14,16 @@ MADE_BY = {"retention": "results", "comparison": "compare", "recipes": "recipes"
 def folder(name: str) -> Path:
     """A folder of the project, by its name in the environment or beside the notebooks.
 
-    ``$SP_FIGURES`` for ``"figures"``, ``$SP_STORE`` for ``"store"``; else ``figures`` or ``.store`` in the nearest
+    ``$SP_FIGURES`` for ``"figures"``, ``$SP_STORE`` for ``"store"`` and ``$SP_LEDGER`` for ``"ledger"``, the committed
+    layer of the ledger; else ``figures``, ``.store`` or ``figures/ledger`` in the nearest
     folder at or above the working directory that has ``notebooks`` in it, else in the working directory.
     """
     named = os.environ.get(f"SP_{name.upper()}")
-    return Path(named) if named else _project() / {"figures": "figures", "store": ".store"}[name]
+    return (
+        Path(named)
+        if named
+        else _project() / {"figures": "figures", "store": ".store", "ledger": "figures/ledger"}[name]
+    )
 
 
 def committed(name: str) -> Path:
@@ -88,7 +93,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             os.unlink(temporary)
             raise
     except OSError as error:
-        raise OSError(
-            f"cannot write {path} ({error.strerror or error}): free some disk space, or name a folder that can be "
-            "written (SP_STORE for results, SP_FIGURES for figures)"
-        ) from error
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> OSError:
+    """What to raise where a file cannot be written."""
+    return OSError(
+        f"cannot write {path} ({error.strerror or error}): free some disk space, or name a folder that can be written "
+        "(SP_STORE for results, SP_FIGURES for figures)"
+    )

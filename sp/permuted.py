@@ -43,7 +43,7 @@ def arms(dataset: str, tasks: int = 10) -> dict[str, Experiment]:
 
 
 def averages(rows: pd.DataFrame, tasks: int) -> pd.DataFrame:
-    """From `sp.recorded.runs`: ``arm, seed, tasks, average``, the mean accuracy on the first so many tasks."""
+    """From `sp.sweep.runs`: ``arm, seed, tasks, average``, the mean accuracy on the first so many tasks."""
     columns = {f"after_{number}": number for number in range(1, tasks + 1)}
     long = rows.melt(["arm", "seed"], list(columns), "tasks", "average")
     return long.assign(tasks=long.tasks.map(columns))

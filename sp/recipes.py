@@ -11,7 +11,7 @@ import pandas as pd
 from sp import figures, files, metrics
 from sp.checks import check_choice
 from sp.experiment import Experiment
-from sp.store import Store
+from sp.ledger import Ledger
 from sp.sweep import compare
 
 # GMvandeVen/continual-learning: Split MNIST, 784-400-400, Adam at 1e-3, 2,000 batches of 128 a task (here 21 passes,
@@ -63,7 +63,7 @@ for _name, _figure, _change in (
 
 
 def reproduce(
-    names: Sequence[str] = tuple(RECIPES), seeds: int = 5, store: Store | None = None, workers: int | None = None
+    names: Sequence[str] = tuple(RECIPES), seeds: int = 5, ledger: Ledger | None = None, workers: int | None = None
 ) -> pd.DataFrame:
     """Run recipes and keep the table in ``figures/recipes_mnist.csv``, written anew after each; others stay in it.
 
@@ -79,7 +79,7 @@ def reproduce(
     path = files.folder("figures") / "recipes_mnist.csv"
     for name in names:
         published, experiment = RECIPES[name]
-        runs, _ = compare({name: experiment}, range(seeds), store, workers)
+        runs = compare({name: experiment}, range(seeds), ledger, workers)
         interval = metrics.bootstrap_interval(runs.average_accuracy)
         rows = {row["recipe"]: row for row in pd.read_csv(path).to_dict("records")} if path.exists() else {}
         rows[name] = {

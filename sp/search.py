@@ -74,7 +74,7 @@ def outcomes(rows: pd.DataFrame, drawn: pd.DataFrame) -> pd.DataFrame:
     """Mean over seeds of each point's ``old`` and ``new``, beside its choices.
 
     Args:
-        rows: `sp.recorded.runs` of `search_runs`. drawn: `points`.
+        rows: `sp.sweep.runs` of `search_runs`. drawn: `points`.
     """
     means = rows.groupby("arm", sort=False)[["old", "new"]].mean().reset_index()
     means[["arm", "point"]] = means.arm.str.split("/", expand=True)
@@ -132,7 +132,7 @@ class Advice:
     Attributes:
         trouble: what is wrong before. change: what the advice says to do.
         before, after: the experiment without and with the change.
-        measure: of `sp.recorded.measures`, by which the trouble shows.
+        measure: of `sp.tables.table`, by which the trouble shows.
         better: +1 where the measure should rise, -1 where it should fall. price: a measure that might suffer.
     """
 
@@ -190,7 +190,7 @@ def verdict_of(one: Advice, rows: pd.DataFrame) -> dict:
     """One sentence: the measure before, the paired change and its interval, the price, and whether it holds.
 
     Args:
-        one: the sentence. rows: `sp.recorded.runs` of `advice_runs`.
+        one: the sentence. rows: `sp.sweep.runs` of `advice_runs`.
 
     Returns:
         ``trouble, change, measure, before, mean, low, high, n, price, verdict``; the verdict is "holds" where

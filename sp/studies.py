@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from sp import figures, files, metrics, report
+from sp import figures, files, metrics, report, tables
 from sp.checks import check_choice
 from sp.experiment import Experiment
-from sp.frames import results_frame
+from sp.ledger import Ledger
 from sp.models import mlp_size
 from sp.pattern_search import neighbours
-from sp.store import Store
 from sp.sweep import compare, run_all
 
 TUNED = Path(__file__).with_name("tuned.csv")
@@ -264,7 +263,7 @@ def retention_results(
     seeds: int = 10,
     long_seeds: int = 5,
     streams: Sequence[str] = tuple(STREAMS),
-    store: Store | None = None,
+    ledger: Ledger | None = None,
 ) -> pd.DataFrame:
     """Run every arm of the retention studies and keep table and figure, ``figures/retention_DATASET.*``.
 
@@ -282,7 +281,7 @@ def retention_results(
         often = [arm for arm in arms if arm not in long and arms[arm].hidden != WIDE and "convolutional" not in arm]
         counts = {arm: seeds if arm in often else long_seeds for arm in arms}
         rows = pd.concat(
-            compare({arm: e for arm, e in arms.items() if counts[arm] == count}, range(count), store)[0]
+            compare({arm: e for arm, e in arms.items() if counts[arm] == count}, range(count), ledger)
             for count in sorted(set(counts.values()), reverse=True)
         )
         rows = rows.sort_values("arm", key=lambda column: column.map(list(arms).index), kind="stable")
@@ -320,7 +319,7 @@ def tune(
     study: str,
     dataset: str,
     arms: Sequence[str] = (),
-    store: Store | None = None,
+    ledger: Ledger | None = None,
     workers: int | None = None,
 ) -> pd.DataFrame:
     """`tune_arms` for a study of `STUDIES`; ``arms`` are those to tune, default all."""
@@ -334,7 +333,7 @@ def tune(
         for arm, experiment in chosen.items()
         for trial in trials({arm: experiment}, GRIDS, tuning_seeds(study, arm))
     ]
-    return tune_arms(study, dataset, tried, store, workers)
+    return tune_arms(study, dataset, tried, ledger, workers)
 
 
 Trial = tuple[str, dict, Experiment]  # arm, point of its grid, what to run
@@ -354,7 +353,7 @@ def tune_arms(
     study: str,
     dataset: str,
     trials: Sequence[Trial],
-    store: Store | None = None,
+    ledger: Ledger | None = None,
     workers: int | None = None,
     further: int = 0,
     searches: dict[str, str] | None = None,
@@ -371,10 +370,10 @@ def tune_arms(
     Returns:
         One row a point: ``study, dataset, arm, options, accuracy`` and ``chosen``.
     """
-    points = _judged(trials, store, workers)
+    points = _judged(trials, ledger, workers)
     allowed = points.groupby("arm").size() + further
     while more := _further(points, trials, allowed):
-        points = pd.concat([points, _judged(more, store, workers)], ignore_index=True)
+        points = pd.concat([points, _judged(more, ledger, workers)], ignore_index=True)
     points["chosen"] = points.index.isin(points.groupby("arm").accuracy.idxmax())
     points.insert(0, "study", study)
     points.insert(1, "dataset", dataset)
@@ -388,9 +387,9 @@ def tune_arms(
     return points
 
 
-def _judged(trials: Sequence[Trial], store: Store | None, workers: int | None) -> pd.DataFrame:
+def _judged(trials: Sequence[Trial], ledger: Ledger | None, workers: int | None) -> pd.DataFrame:
     """One row a point: ``arm, options`` and ``accuracy``, the mean over its seeds."""
-    frame = results_frame(run_all([experiment for *_, experiment in trials], store, workers))
+    frame = tables.table(run_all([experiment for *_, experiment in trials], ledger, workers))
     frame = pd.DataFrame(
         {
             "arm": [arm for arm, *_ in trials],

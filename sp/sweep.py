@@ -1,7 +1,7 @@
-"""Many runs: experiments times seeds, in parallel, each stored as soon as it is finished.
+"""Many runs: experiments times seeds, in parallel, each kept as soon as it is finished.
 
 A sweep that is killed, at any moment, loses the runs in flight and nothing else: the same call goes on. Two sweeps may
-share a store. A run that fails is reported when the others are finished.
+share a ledger. A run that fails is reported when the others are finished.
 """
 
 import random
@@ -11,6 +11,7 @@ import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import joblib
@@ -18,14 +19,14 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from sp import tables
 from sp.baselines import ReplaySource, make_learner
 from sp.experiment import RULES_VERSION, Experiment, Moment, Result, run, stream_of
 from sp.files import bar
-from sp.frames import curves_frame, results_frame
+from sp.ledger import Ledger, opened
 from sp.models import mlp
 from sp.parallel import Failed, call_all
 from sp.replay import ReplayBuffer
-from sp.store import Store
 
 CONNECT_SECONDS = 30
 TIMED_ARMS = 6  # how many experiments an estimate times, for these steps, of which the first do not count
@@ -33,7 +34,7 @@ TIMED_STEPS, FIRST_STEPS = 60, 20
 
 
 class SweepError(RuntimeError):
-    """Some runs failed; the others are finished and stored.
+    """Some runs failed; the others are finished and kept.
 
     Attributes:
         failures: (experiment, traceback) of the failed runs. results: of the others, in their order.
@@ -60,48 +61,63 @@ def _more(group: list[Experiment]) -> str:
 
 def run_all(
     experiments: Iterable[Experiment],
-    store: Store | None = None,
+    ledger: Ledger | None = None,
     workers: int | None = None,
     progress: bool = True,
     cluster: str | None = None,
+    carried: bool = False,
 ) -> list[Result]:
-    """The results of experiments, in their order: read where they are stored, else run and stored.
+    """The results of experiments, in their order: read where the ledger has them, else run and kept.
 
     Args:
         experiments: what to run; one that occurs twice runs once.
-        store: where results are kept; default `Store()`.
+        ledger: where results are kept; default `sp.ledger.opened()`.
         workers: processes, one thread each; default: as many as there are cores.
         progress: show a bar.
         cluster: address of a dask.distributed scheduler (``tcp://host:port``) on whose workers to run instead. They
-            need this version of the package and one thread each, and no access to the store.
+            need this version of the package and one thread each, and no access to the ledger.
+        carried: take runs that were carried over from a table of their measures, and have nothing else, as well.
 
     Raises:
         SweepError: some runs failed, and the others are finished.
-        OSError: the store cannot be written, or no scheduler answers.
+        OSError: the ledger cannot be written, or no scheduler answers.
     """
-    store = store or Store()
+    ledger = ledger or opened()
     experiments = list(experiments)
-    results = {experiment: store.get(experiment) for experiment in dict.fromkeys(experiments)}
-    missing = [experiment for experiment, result in results.items() if result is None]
+    known = partial(_kept, ledger, carried)
+    results = {experiment: known(experiment) for experiment in dict.fromkeys(experiments)}
+    todo = [experiment for experiment, result in results.items() if result is None]
     failures = []
-    if missing:
-        store.check_writable()
+    if todo:
+        ledger.check_writable()
         # A fair sample of what is left gives a fair estimate of the time, and two sweeps at once seldom meet.
-        random.Random().shuffle(missing)
+        random.Random().shuffle(todo)
         here = cluster is None
-        outcomes = call_all(run, missing, workers, store.get) if here else _on_cluster(missing, cluster)
-        with bar(total=len(missing), unit="run", progress=progress) as shown:
+        outcomes = call_all(run, todo, workers, known) if here else _on_cluster(todo, cluster)
+        with bar(total=len(todo), unit="run", progress=progress) as shown:
             for experiment, outcome in outcomes:
                 if isinstance(outcome, Failed):
                     failures.append((experiment, outcome.reason))
                     shown.set_postfix(failed=len(failures))
                 else:
-                    store.put(outcome)
+                    if known(experiment) is None:  # another sweep may have been faster
+                        ledger.put(outcome)
                     results[experiment] = outcome
                 shown.update()
     if failures:
         raise SweepError(failures, [result for result in results.values() if result is not None])
     return [results[experiment] for experiment in experiments]
+
+
+def _kept(ledger: Ledger, carried: bool, experiment: Experiment) -> Result | None:
+    result = ledger.get(experiment)
+    return None if result is None or (result.accuracy is None and not carried) else result
+
+
+def missing(experiments: Iterable[Experiment], ledger: Ledger | None = None, carried: bool = False) -> list[Experiment]:
+    """Those of the experiments that the ledger does not have; ``carried`` as in `run_all`."""
+    ledger = ledger or opened()
+    return [experiment for experiment in dict.fromkeys(experiments) if _kept(ledger, carried, experiment) is None]
 
 
 def _on_cluster(experiments: list[Experiment], address: str) -> Iterator[tuple[Experiment, Result | Failed]]:
@@ -131,7 +147,7 @@ def _on_cluster(experiments: list[Experiment], address: str) -> Iterator[tuple[E
         futures = {client.submit(_run_same_rules, e, RULES_VERSION, pure=False): e for e in experiments}
         for future in as_completed(futures, loop=client.loop):
             if future.cancelled():
-                raise OSError(f"the dask scheduler at {address} is gone; what is finished is stored, start again")
+                raise OSError(f"the dask scheduler at {address} is gone; what is finished is kept, start again")
             if (error := future.exception()) is None:
                 yield futures[future], future.result()
             else:
@@ -193,31 +209,40 @@ def with_seeds(arms: Mapping[str, Experiment], seeds: Sequence[int]) -> Named:
     return [(arm, replace(experiment, seed=seed)) for arm, experiment in arms.items() for seed in seeds]
 
 
-def compare(
-    arms: dict[str, Experiment],
-    seeds: Sequence[int],
-    store: Store | None = None,
+def runs(
+    named: Named,
+    ledger: Ledger | None = None,
     workers: int | None = None,
     progress: bool = True,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Run every arm with every seed.
-
-    Returns:
-        `results_frame` and `curves_frame` of the runs, each with a first column ``arm``. Rows with one seed are paired:
-        their networks began with the same weights and saw the same data in the same order.
-    """
-    named = with_seeds(arms, seeds)
-    results = run_all([experiment for _, experiment in named], store, workers, progress)
-    rows = results_frame(results)
+    carried: bool = False,
+) -> pd.DataFrame:
+    """`sp.tables.table` of named experiments, each read or run, with a first column ``arm``; arguments as `run_all`."""
+    experiments = [experiment for _, experiment in named]
+    rows = tables.table(run_all(experiments, ledger, workers, progress, carried=carried))
     rows.insert(0, "arm", [arm for arm, _ in named])
-    curves = [curves_frame([result]).assign(arm=arm) for (arm, _), result in zip(named, results, strict=True)]
-    points = pd.concat(curves, ignore_index=True)
-    return rows, points[["arm", *points.columns.drop("arm")]]
+    return rows
+
+
+def compare(arms: Mapping[str, Experiment], seeds: Sequence[int], *options: Any, **named_options: Any) -> pd.DataFrame:
+    """`runs` of every arm with every seed.
+
+    Rows with one seed are paired: their networks began with the same weights and saw the same data in the same order.
+    """
+    return runs(with_seeds(arms, seeds), *options, **named_options)
+
+
+def curves(arms: Mapping[str, Experiment], seeds: Sequence[int], ledger: Ledger | None = None) -> pd.DataFrame:
+    """`sp.tables.curves` of every arm with every seed, with a first column ``arm``."""
+    named = with_seeds(arms, seeds)
+    results = run_all([experiment for _, experiment in named], ledger)
+    found = [tables.curves([result]).assign(arm=arm) for (arm, _), result in zip(named, results, strict=True)]
+    points = pd.concat(found, ignore_index=True)
+    return points[["arm", *points.columns.drop("arm")]]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep would do: runs in all, those that are not stored yet, and the time that these take on one core."""
+    """What a sweep would do: runs in all, those that the ledger does not have, and their time on one core."""
 
     total: int
     missing: list[Experiment]
@@ -227,18 +252,18 @@ class Plan:
         """In words, for so many processes; default: as many as there are cores."""
         workers = workers or joblib.cpu_count()
         long = tqdm.format_interval(self.seconds / min(workers, max(len(self.missing), 1)))
-        text = f"{self.total} runs, {self.total - len(self.missing)} of them stored, {len(self.missing)} to do"
+        text = f"{self.total} runs, {self.total - len(self.missing)} of them kept, {len(self.missing)} to do"
         return f"{text}: about {long} with {workers} process{'es' if workers > 1 else ''}."
 
 
-def plan(experiments: Iterable[Experiment], store: Store | None = None) -> Plan:
+def plan(experiments: Iterable[Experiment], ledger: Ledger | None = None) -> Plan:
     """What `run_all` would run, and how long it should take.
 
-    A run takes as long as the stored ones that differ from it in the seed only; else as long as some of these runs
+    A run takes as long as the kept ones that differ from it in the seed only; else as long as some of these runs
     would, of which a few training steps are made here and now.
     """
-    store = store or Store()
-    results = {experiment: store.get(experiment) for experiment in dict.fromkeys(experiments)}
+    ledger = ledger or opened()
+    results = {experiment: ledger.get(experiment) for experiment in dict.fromkeys(experiments)}
     missing = [experiment for experiment, result in results.items() if result is None]
     known: dict[Experiment, list[float]] = {}
     for experiment, result in results.items():

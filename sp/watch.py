@@ -4,33 +4,30 @@
 something there and gives rows for a table. Looks change nothing: a followed network ends as an unwatched one does.
 """
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import joblib
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sp import rules
+from sp import rules, tables
 from sp.baselines import WITHOUT_NETWORK
 from sp.biology import Events, PlasticityCounter, Synapses
-from sp.experiment import Experiment, Moment, Result, run
-from sp.frames import results_frame
+from sp.experiment import Experiment, Moment, run
+from sp.ledger import Ledger, opened
 from sp.optim import ConsolidatingPlasticityOptimizer
 from sp.optim.coincidence import memories
 from sp.optim.common import scalar_dtype
-from sp.store import Store
-from sp.sweep import run_all, with_seeds
+from sp.sweep import Named, run_all, with_seeds
 
 Look = Callable[[Moment], list[dict]]
 
 
 def follow(experiment: Experiment, look: Look, until: int | None = None) -> pd.DataFrame:
-    """Run an experiment, which is not stored, and look after every step.
+    """Run an experiment and look after every step.
 
     Args:
         experiment: what to run; one with an optimizer of a network.
@@ -38,7 +35,8 @@ def follow(experiment: Experiment, look: Look, until: int | None = None) -> pd.D
         until: number of the last task to learn, from 1; None: the stream's last.
 
     Returns:
-        All rows of all looks, with ``step`` and ``task``.
+        All rows of all looks, with ``step`` and ``task``. ``sp.ledger.opened().table(follow, experiment, look)`` keeps
+        them.
 
     Raises:
         ValueError: the experiment has no network.
@@ -178,30 +176,75 @@ class Plasticity:
 
 @dataclass(frozen=True)
 class Observed:
-    """A run and what was seen in it: `sp.experiment.Result`, and the tables of `Plasticity`."""
+    """A run and what was seen in it.
 
-    result: Result
+    Attributes:
+        accuracy: as in `sp.experiment.Result`. curve: `sp.tables.curves`. events, gates: the tables of `Plasticity`.
+    """
+
+    accuracy: np.ndarray
+    curve: pd.DataFrame
     events: pd.DataFrame
     gates: pd.DataFrame
 
 
-def observed(experiment: Experiment, store: Store) -> Observed | None:
-    """What was stored of an observed run, or None."""
-    tables = [store.get_table(experiment, name) for name in ("events", "gates")]
-    result = store.get(experiment)
-    return None if result is None or any(table is None for table in tables) else Observed(result, *tables)
+def observe(experiment: Experiment, ledger: Ledger | None = None, missing_too: bool = True) -> Observed | None:
+    """Run an experiment and look at its plasticity, or read what the ledger has of it.
+
+    Args:
+        missing_too: False: None in place of a run that the ledger does not have.
+    """
+    seen = (ledger or opened()).table(_observed, experiment, missing_too=missing_too)
+    if seen is None:
+        return None
+    accuracy = seen[seen.part == "accuracy"].pivot(index="after", columns="on", values="accuracy").to_numpy(float)
+    return Observed(accuracy, *(_part(seen, name, columns) for name, columns in PARTS.items()))
 
 
-def observe(experiment: Experiment, store: Store) -> Observed:
-    """Run an experiment, look at its plasticity, and store both."""
+# Columns of each table of an observed run; those that count something are whole numbers.
+PARTS = {
+    "curve": ["key", "seed", "step", "training", "task", "accuracy"],
+    "events": ["task", "parameter", "synapses", "looks", "ltp", "ltd", "shut"],
+    "gates": ["task", "parameter", "row", "column", "gate"],
+}
+
+
+def _part(seen: pd.DataFrame, name: str, columns: list[str]) -> pd.DataFrame:
+    rows = seen[seen.part == name].reindex(columns=columns).reset_index(drop=True)
+    return rows.astype({column: int for column in columns if column not in ("key", "parameter", "accuracy", "gate")})
+
+
+def _observed(experiment: Experiment) -> pd.DataFrame:
     look = Plasticity()
-    seen = run(experiment, look=look)
+    result = run(experiment, look=look)
+    R = result.accuracy
+    accuracy = [{"after": i, "on": j, "accuracy": R[i, j]} for i in range(len(R)) for j in range(len(R))]
     gates = pd.DataFrame(look.gates, columns=["task", "parameter", "row", "column", "gate"])
-    seen = Observed(seen, pd.DataFrame(look.events), gates)
-    store.put(seen.result)
-    store.put_table(experiment, "events", seen.events)
-    store.put_table(experiment, "gates", seen.gates)
-    return seen
+    parts = {
+        "accuracy": pd.DataFrame(accuracy),
+        "curve": tables.curves([result]),
+        "events": pd.DataFrame(look.events),
+        "gates": gates,
+    }
+    return pd.concat([rows.assign(part=name) for name, rows in parts.items()], ignore_index=True)
+
+
+def busiest(experiment: Experiment, parameter: str, units: int = 8) -> pd.DataFrame:
+    """LTP less LTD events, and how often the gate was shut, at the units of a layer with the most LTP in the last task.
+
+    Args:
+        parameter: name of the layer's weight in the network.
+
+    Returns:
+        One row a unit and ``kind`` ("LTP - LTD", "gate shut"), and a column for each input.
+    """
+    look = Plasticity()
+    run(experiment, look=look)
+    events = look.last_events[parameter]
+    rows = events.ltp.sum(1).topk(units).indices
+    maps = {"LTP - LTD": events.ltp - events.ltd, "gate shut": events.shut}
+    found = [pd.DataFrame(m[rows].numpy()).rename(columns=str).assign(kind=kind) for kind, m in maps.items()]
+    return pd.concat(found, ignore_index=True)
 
 
 def memory(optimizer: ConsolidatingPlasticityOptimizer, synapses: Synapses) -> Tensor:
@@ -292,6 +335,20 @@ def first_gradient(experiment: Experiment, task: int) -> FirstGradient:
     return FirstGradient(found["raw"], found["projected"], found["mean"], effects[["step", "inputs", "change"]])
 
 
+def first_gradient_table(experiment: Experiment, task: int, units: int = 6) -> pd.DataFrame:
+    """`first_gradient` as one table.
+
+    Returns:
+        Rows with ``part`` "effects" have its columns; those with ``part`` "images" a ``row`` ("mean image", "raw",
+        "projected") and a column for each pixel, of the ``units`` units with the largest gradient.
+    """
+    step = first_gradient(experiment, task)
+    largest = step.raw.norm(dim=1).topk(units).indices
+    images = {"mean image": step.mean_image[None], "raw": step.raw[largest], "projected": step.projected[largest]}
+    rows = [pd.DataFrame(pixels.numpy()).rename(columns=str).assign(row=name) for name, pixels in images.items()]
+    return pd.concat([step.effects.assign(part="effects"), pd.concat(rows).assign(part="images")], ignore_index=True)
+
+
 def forget(moment: Moment) -> None:
     """Wipe the presynaptic memories of all layers.
 
@@ -310,22 +367,28 @@ def without_memory(arms: dict[str, Experiment], seeds: Iterable[int]) -> pd.Data
 
     Args:
         arms: name -> experiment with ``optimizer="coincidence"``.
-        seeds: of the runs, which are not stored.
+        seeds: of the runs.
 
     Returns:
-        One row a run, as in `sp.frames.results_frame`, and ``arm``.
+        One row a run, as in `sp.tables.table`, and ``arm``.
     """
-    named = with_seeds(arms, seeds)
-    results = joblib.Parallel(n_jobs=min(len(named), os.cpu_count() or 1))(
-        joblib.delayed(run)(experiment, look=forget) for _, experiment in named
-    )
-    return results_frame(results).assign(arm=[arm for arm, _ in named])
+    return runs_with(forget, with_seeds(arms, seeds))
+
+
+def runs_with(look: Callable[[Moment], None], named: Named, ledger: Ledger | None = None) -> pd.DataFrame:
+    """`sp.sweep.runs` of trainings that a look changes; their rows are kept apart from those of the plain runs."""
+    rows = [(ledger or opened()).table(_changed, experiment, look).assign(arm=arm) for arm, experiment in named]
+    return pd.concat(rows, ignore_index=True)
+
+
+def _changed(experiment: Experiment, look: Callable[[Moment], None]) -> pd.DataFrame:
+    return tables.table([run(experiment, look=look)])
 
 
 def accuracy_by_task(arms: dict[str, Experiment], seeds: Sequence[int]) -> pd.DataFrame:
     """R[i, j] as a table: ``arm``, ``seed``, ``after`` (task i was learnt), ``on`` (test on task j), ``accuracy``.
 
-    Only tasks learnt so far, j <= i, are in it. Runs that are stored are not run again.
+    Only tasks learnt so far, j <= i, are in it. Runs that the ledger has are not run again.
     """
     named = with_seeds(arms, seeds)
     results = run_all([experiment for _, experiment in named])

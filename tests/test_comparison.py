@@ -11,10 +11,10 @@ import torch
 from sp import claims, comparison, figures, recipes, studies
 from sp.baselines import METHODS, ReplaySource, make_learner, rehearses
 from sp.experiment import Experiment, run
+from sp.ledger import Ledger as Results
 from sp.models import mlp
 from sp.plots import FILLS
 from sp.replay import ReplayBuffer
-from sp.store import Store as Results
 
 
 @pytest.fixture
@@ -29,6 +29,7 @@ def tiny(monkeypatch, tmp_path):
     pd.DataFrame(columns=["study", "dataset", "arm", "options", "accuracy", "search"]).to_csv(
         studies.TUNED, index=False
     )
+    monkeypatch.setenv("SP_LEDGER", str(tmp_path / "ledger"))
     return Results(tmp_path / "store")
 
 
@@ -45,36 +46,29 @@ def test_every_method_gets_seven_points_and_each_can_be_built():
 
 
 def test_a_comparison_tunes_runs_and_goes_on_where_it_stopped(tiny, monkeypatch):
-    table = comparison.results("digits", ["tiny"], seeds=2, store=tiny, workers=1)
+    table = comparison.results("digits", ["tiny"], seeds=2, ledger=tiny, workers=1)
     tuned = comparison.tuned_values("tiny", "digits")
     assert list(tuned.index) == ["Ridge", "SGD + replay"] and json.loads(tuned.options["Ridge"]).keys() == {"penalty"}
     assert set(table.arm) == {"Chance", "Ridge", "SGD + replay"} and set(table.capacity) == {0, 50, 200}
     assert (table.n == 2).all() and set(table.metric) == set(comparison.VALUES)
     assert comparison.trials("tiny", "digits") == []
     monkeypatch.setattr("sp.sweep.run", None)  # nothing is run again
-    again = comparison.results("digits", ["tiny"], seeds=2, store=tiny, workers=1)
+    again = comparison.results("digits", ["tiny"], seeds=2, ledger=tiny, workers=1)
     pd.testing.assert_frame_equal(table, again)
 
 
-def test_a_run_of_the_committed_table_is_read_and_further_seeds_are_run(tiny, tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path)
-    comparison.results("digits", ["tiny"], seeds=1, replay=False, store=tiny, workers=1)
-    path = tmp_path / "figures" / "comparison_digits_seeds.csv"
-    pd.read_csv(path).assign(average_accuracy=0.125).to_csv(path, index=False)
-    empty = Results(tmp_path / "empty")
-    table = comparison.results("digits", ["tiny"], seeds=2, replay=False, store=empty, workers=1)
-    assert len(list((tmp_path / "empty").rglob("*.json"))) == 2  # the second seed of both arms
-    rows = pd.read_csv(path)
-    assert (rows.average_accuracy[rows.seed == 0] == 0.125).all() and (
-        rows.average_accuracy[rows.seed == 1] != 0.125
-    ).all()
+def test_runs_are_committed_and_read_from_there(tiny, tmp_path, monkeypatch):
+    comparison.results("digits", ["tiny"], seeds=1, replay=False, ledger=tiny, workers=1)
+    assert comparison.known_seeds("digits", 2).groupby("arm").seed.nunique().to_dict() == {"Chance": 1, "Ridge": 1}
+    own = Results(tmp_path / "own", tmp_path / "ledger")
+    table = comparison.results("digits", ["tiny"], seeds=2, replay=False, ledger=own, workers=1)
+    assert [result.experiment.seed for result in Results(tmp_path / "own").results()] == [1, 1]
     assert (table.n == 2).all()
     costs = pd.DataFrame({"arm": ["SGD", "Ridge"], "capacity": 0, "step_ms": 1.0, "task_ms": 0.0})
     known = replace(comparison.arms("tiny", "digits")["Ridge"], seed=1)
     monkeypatch.setattr(comparison, "PLAIN", {"SGD": "sgd", "Ridge": "ridge"})
-    assert comparison.estimate("digits", [known], costs, Results(tmp_path / "other")) == 0
-    assert comparison.estimate("digits", [replace(known, seed=2)], costs, Results(tmp_path / "other")) > 0
+    assert comparison.estimate("digits", [known], costs, own) == 0
+    assert comparison.estimate("digits", [replace(known, seed=2)], costs, own) > 0
 
 
 def test_tuning_never_sees_a_test_image_or_a_reported_seed(tiny):
@@ -90,7 +84,7 @@ def test_arms_without_tuned_options_name_the_command(tiny):
         comparison.arms("other", "digits")
 
 
-def test_the_estimate_counts_what_is_not_in_the_store(tiny):
+def test_the_estimate_counts_what_is_not_in_the_ledger(tiny):
     table = pd.DataFrame({"arm": ["SGD", "Adam"], "capacity": 0, "step_ms": [1.0, 2.0], "task_ms": 0.0})
     comparison.PLAIN.update({"SGD": "sgd", "Adam": "adam"})
     one = Experiment(optimizer="adam", epochs=2, hidden=(8,))
@@ -125,7 +119,7 @@ def test_who_is_ahead_is_read_seed_by_seed():
 
 
 def test_a_choice_that_other_grids_would_make_counts_as_not_made(tiny, monkeypatch):
-    comparison.results("digits", ["tiny"], seeds=2, replay=False, store=tiny, workers=1)
+    comparison.results("digits", ["tiny"], seeds=2, replay=False, ledger=tiny, workers=1)
     assert comparison.trials("tiny", "digits") == []
     monkeypatch.setitem(comparison.GRIDS, "ridge", [{"penalty": 1e-3}])
     assert {arm for arm, *_ in comparison.trials("tiny", "digits")} == {"Ridge"}
@@ -134,12 +128,12 @@ def test_a_choice_that_other_grids_would_make_counts_as_not_made(tiny, monkeypat
 
 
 def test_a_part_that_is_made_again_leaves_the_others(tiny):
-    both = comparison.results("digits", ["tiny"], seeds=2, store=tiny, workers=1)
-    again = comparison.results("digits", ["tiny"], seeds=1, replay=False, store=tiny, workers=1)
+    both = comparison.results("digits", ["tiny"], seeds=2, ledger=tiny, workers=1)
+    again = comparison.results("digits", ["tiny"], seeds=1, replay=False, ledger=tiny, workers=1)
     assert set(again[again.capacity == 0].n) == {1} and set(again[again.capacity > 0].n) == {2}
     assert len(again) == len(both)
-    rows = pd.read_csv(figures.files.folder("figures") / "comparison_digits_seeds.csv")
-    assert rows.groupby("capacity").seed.nunique().to_dict() == {0: 1, 50: 2, 200: 2}
+    rows = comparison.known_seeds("digits", ledger=tiny)
+    assert rows.groupby("capacity").seed.nunique().to_dict() == {0: 2, 50: 2, 200: 2}
     with pytest.raises(ValueError, match="scenario must be one of 'tiny', got 'tinny'"):
         comparison.results("digits", ["tinny"])
 
@@ -258,7 +252,7 @@ def test_recipes_are_kept_one_by_one(monkeypatch, tmp_path):
     monkeypatch.setenv("SP_FIGURES", str(tmp_path))
     small = Experiment(optimizer="ridge", hidden=(20,))
     monkeypatch.setattr(recipes, "RECIPES", {"one": (0.5, small), "two": (0.4, replace(small, tasks=5))})
-    recipes.reproduce(["two"], seeds=2, store=Results(tmp_path), workers=1)
-    table = recipes.reproduce(["one"], seeds=2, store=Results(tmp_path), workers=1)
+    recipes.reproduce(["two"], seeds=2, ledger=Results(tmp_path), workers=1)
+    table = recipes.reproduce(["one"], seeds=2, ledger=Results(tmp_path), workers=1)
     assert list(table.recipe) == ["one", "two"]
     assert table.difference.tolist() == pytest.approx((table["mean"] - table.published).tolist())

@@ -190,10 +190,13 @@ def test_a_checkpoint_goes_on_bit_by_bit(base):
     score(learner, *GROW)
     learn(learner, 3, seed=10)
     file = io.BytesIO()
-    torch.save(learner.state_dict(), file)
+    torch.save({"dendrites": learner.dendrites.state_dict(), "optimizer": learner.optimizer.state_dict()}, file)
     state = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
     other = learner_of(base, most=2)
-    other.load_state_dict(state)
+    other.dendrites.load_state_dict(state["dendrites"])
+    other.model = other.dendrites.model
+    other.optimizer = other._optimizer_of(other.model)
+    other.optimizer.load_state_dict(state["optimizer"])
     assert other.dendrites.count == 1
     for one in (learner, other):
         learn(one, 3, seed=20)

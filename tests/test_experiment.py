@@ -1,22 +1,17 @@
-"""A run is what its experiment says, to the last bit, and the store gives back what it was given or nothing."""
+"""A run is what its experiment says, to the last bit, in any process."""
 
 import json
-import os
 import subprocess
 import sys
 import warnings
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from sp.experiment import Experiment, run
-from sp.frames import curves_frame, results_frame
-from sp.store import Store
+from sp.ledger import Ledger
 
 SMALL = Experiment(hidden=(32,), options={"lr": 1e-2}, epochs=2, curve_points=2)
 
@@ -67,12 +62,12 @@ def test_wrong_choices_are_named(choice, message):
 
 def test_an_option_that_is_a_list_is_found_again(tmp_path):
     experiment = Experiment(hidden=(4,), options={"betas": [0.8, 0.9], "lr": np.float32(0.5)})
-    store = Store(tmp_path)
-    first = store.run(experiment)
+    ledger = Ledger(tmp_path)
+    first = ledger.run(experiment)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert same(store.get(experiment), first)
-    assert hash(store.all()[0].experiment) == hash(experiment)
+        assert same(ledger.get(experiment), first)
+    assert hash(ledger.results()[0].experiment) == hash(experiment)
     assert dict(experiment.options) == {"betas": (0.8, 0.9), "lr": 0.5}
 
 
@@ -99,10 +94,10 @@ def test_a_run_repeats_itself_whatever_the_threads_and_the_global_random_state(r
 
 
 def test_a_run_repeats_itself_in_a_new_process(result, tmp_path):
-    imports = "from sp.experiment import Experiment; from sp.store import Store"
-    script = f"{imports}; Store({str(tmp_path)!r}).run(Experiment.from_dict({SMALL.as_dict()!r}))"
+    imports = "from sp.experiment import Experiment; from sp.ledger import Ledger"
+    script = f"{imports}; Ledger({str(tmp_path)!r}).run(Experiment.from_dict({SMALL.as_dict()!r}))"
     subprocess.run([sys.executable, "-c", script], check=True)
-    assert same(result, Store(tmp_path).get(SMALL))
+    assert same(result, Ledger(tmp_path).get(SMALL))
 
 
 def test_accuracy_is_of_task_j_after_training_on_task_i(result):
@@ -142,89 +137,6 @@ def test_a_task_incremental_stream_only_asks_for_the_labels_of_the_task(replay_c
 def test_other_streams_run(stream):
     outcome = run(replace(SMALL, stream=stream, scenario="domain", tasks=3, optimizer="selective"))
     assert (np.diag(outcome.accuracy) > 0.5).all()
-
-
-def test_the_store_gives_back_every_bit(result, tmp_path):
-    store = Store(tmp_path)
-    assert store.get(SMALL) is None
-    store.put(result)
-    assert same(store.get(SMALL), result) and store.get(SMALL).seconds == result.seconds
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [f"{SMALL.key()}.json"]
-
-
-def test_a_stored_result_is_not_computed_again(result, tmp_path, monkeypatch):
-    store = Store(tmp_path)
-    store.put(result)
-    monkeypatch.setattr("sp.store.run", None)
-    assert same(store.run(SMALL), result)
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.data())
-def test_a_damaged_file_is_never_read_as_a_result(result, tmp_path_factory, data):
-    store = Store(tmp_path_factory.mktemp("store"))
-    store.put(result)
-    path = store.path(SMALL)
-    content = bytearray(path.read_bytes())
-    if data.draw(st.booleans()):
-        content = content[: data.draw(st.integers(0, len(content) - 1))]
-    else:
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    path.write_bytes(content)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        read = store.get(SMALL)
-    if read is None:
-        assert "computed again" in str(caught[0].message)
-    else:  # another kind of white space between two values, say
-        assert same(read, result)
-
-
-def test_a_result_of_another_experiment_is_not_taken(result, tmp_path):
-    store = Store(tmp_path)
-    other = replace(SMALL, seed=5)
-    store.put(result)
-    store.path(other).parent.mkdir(parents=True, exist_ok=True)
-    os.replace(store.path(SMALL), store.path(other))
-    with pytest.warns(UserWarning, match="another experiment"):
-        assert store.get(other) is None
-
-
-def test_a_store_that_cannot_be_written_says_so(result, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="SP_STORE"):
-        Store(tmp_path / "file").put(result)
-
-
-def test_frames_are_tidy(result):
-    row = results_frame([result]).iloc[0]
-    assert row.average_accuracy == pytest.approx(result.accuracy[-1].mean())
-    assert row.option_lr == 1e-2 and row.hidden == "32" and row.final_1 == result.accuracy[1, 0]
-    curve = curves_frame([result])
-    assert len(curve) == 2 * 2 * 2 and set(curve.task) == {1, 2}
-
-
-def test_tables_are_kept_beside_a_result_and_a_damaged_one_is_never_read(result, tmp_path):
-    store = Store(tmp_path)
-    table = pd.DataFrame({"name": ["a", "b"], "value": [0.1, 1 / 3], "count": [1, 2]})
-    assert store.get_table(SMALL, "events") is None and store.all() == []
-    store.put_table(SMALL, "events", table)
-    assert store.all() == []  # a table alone is not a run
-    store.put(result)
-    pd.testing.assert_frame_equal(store.get_table(SMALL, "events"), table, check_exact=True)
-    assert [same(one, result) for one in store.all()] == [True]
-    (path,) = tmp_path.rglob("*-events.json")
-    path.write_text(path.read_text().replace("0.1", "0.2"))
-    with pytest.warns(UserWarning, match="checksum is wrong"):
-        assert store.get_table(SMALL, "events") is None
-
-
-def test_runs_of_other_rules_are_not_among_all(result, tmp_path):
-    store = Store(tmp_path)
-    store.put(result)
-    old = store.path(SMALL)
-    old.rename(old.with_name(f"{'0' * 24}.json"))  # as under a hash of an older version
-    assert store.all() == []
 
 
 @pytest.mark.parametrize("optimizer", ["gpm", "ncl", "ewc"])

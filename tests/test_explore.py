@@ -13,7 +13,7 @@ from sp import explore, figures, watch
 from sp.experiment import Experiment, run
 from sp.explore import code, gate, learning, results
 from sp.explore.panel import Answer, Latest, Panel
-from sp.store import Store
+from sp.ledger import Ledger
 
 FAST = {"epochs": 1, "samples_per_task": 100, "hidden": (8,), "curve_points": 2}
 
@@ -123,9 +123,9 @@ def test_the_gate_panel_redraws_fast_and_as_if_drawn_anew():
     assert panel._image.value == begin
 
 
-def test_learning_answers_for_two_arms_with_one_seed_and_is_stored(tmp_path, monkeypatch):
-    store = Store(tmp_path)
-    answer = learning.learning_answer(store, optimizer="Coincidence", lr=0.1)
+def test_learning_answers_for_two_arms_with_one_seed_and_is_kept(tmp_path, monkeypatch):
+    ledger = Ledger(tmp_path)
+    answer = learning.learning_answer(ledger, optimizer="Coincidence", lr=0.1)
     plt.close("all")
     assert set(answer.data.quantity) == {"accuracy", "ltp", "ltd", "shut", "gate"}
     assert set(answer.data.arm) == {"Coincidence", "Adam"}
@@ -136,8 +136,8 @@ def test_learning_answers_for_two_arms_with_one_seed_and_is_stored(tmp_path, mon
     def fail(*_):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(watch, "observe", fail)
-    again = learning.learning_answer(store, optimizer="Coincidence", lr=0.1)
+    monkeypatch.setattr(watch, "run", fail)
+    again = learning.learning_answer(ledger, optimizer="Coincidence", lr=0.1)
     plt.close("all")
     pd.testing.assert_frame_equal(again.data, answer.data, check_dtype=False)
     arms = learning.experiments(**{**learning.DEFAULTS, "seed": 3, "replay_capacity": 50})
@@ -145,8 +145,8 @@ def test_learning_answers_for_two_arms_with_one_seed_and_is_stored(tmp_path, mon
 
 
 def test_the_learning_panel_greys_what_does_not_apply_and_trains_in_processes_of_its_own(tmp_path):
-    store = Store(tmp_path)
-    panel = explore.learning_panel(store)
+    ledger = Ledger(tmp_path)
+    panel = explore.learning_panel(ledger)
     assert panel.wait(120)
     assert panel.controls["retention"].disabled and not panel.controls["plasticity_k"].disabled
     panel.controls["optimizer"].value = "Coincidence"
@@ -164,13 +164,13 @@ def test_the_code_of_every_optimizer_runs(optimizer):
 
 
 def test_results_are_grouped_by_what_differs_and_by_an_axis(tmp_path):
-    store = Store(tmp_path)
+    ledger = Ledger(tmp_path)
     with pytest.raises(LookupError, match="holds no finished runs"):
-        results.finished_runs(store)
+        results.finished_runs(ledger)
     for seed in (0, 1):
         for optimizer, options in (("sgd", {"lr": 0.1}), ("sgd", {"lr": 0.01}), ("adam", {})):
-            store.put(run(Experiment(optimizer=optimizer, options=options, seed=seed, **FAST)))
-    rows = results.finished_runs(store)
+            ledger.put(run(Experiment(optimizer=optimizer, options=options, seed=seed, **FAST)))
+    rows = results.finished_runs(ledger)
     (stream,) = rows.stream_name.unique()
     assert stream == "digits, split, 2 tasks, class-incremental, 100 images a task"
     assert set(results.labels(rows)) == {"Adam", "SGD (lr 0.1)", "SGD (lr 0.01)"}
@@ -181,7 +181,7 @@ def test_results_are_grouped_by_what_differs_and_by_an_axis(tmp_path):
     plt.close("all")
     with pytest.raises(ValueError, match="choose at least one arm"):
         results.results_answer(rows, stream, "forgetting", "arms", ())
-    panel = explore.results_panel(store)
+    panel = explore.results_panel(ledger)
     assert panel.wait(30) and panel._error.value == "" and "<table" in panel._readout.value
     panel.controls["axis"].value = "option_lr"
     assert panel.wait(30) and panel._error.value == "" and panel.controls["arms"].value == ("SGD",)

@@ -1,6 +1,5 @@
 """Many runs at once give what single runs give, and tuning never sees a test image."""
 
-import json
 import os
 import signal
 import socket
@@ -15,43 +14,43 @@ import pandas as pd
 import psutil
 import pytest
 
-from sp import studies
+from sp import studies, tables
 from sp.__main__ import main
 from sp.bench_sweep import bench_sweep
 from sp.choices import grid
 from sp.experiment import Experiment, run
-from sp.frames import results_frame
-from sp.store import Store
-from sp.sweep import SweepError, compare, plan, points_of, run_all, vary
+from sp.ledger import Ledger
+from sp.sweep import SweepError, compare, curves, plan, points_of, run_all, vary
 
 SMALL = Experiment(hidden=(8,), options={"lr": 1e-3}, curve_points=1)
 
 
-def test_parallel_runs_equal_single_ones_in_order_and_are_stored(tmp_path):
+def test_parallel_runs_equal_single_ones_in_order_and_are_kept(tmp_path):
     experiments = [replace(SMALL, seed=seed) for seed in (2, 0, 1, 0)]
-    results = run_all(experiments, Store(tmp_path), workers=2, progress=False)
+    results = run_all(experiments, Ledger(tmp_path), workers=2, progress=False)
     assert [r.experiment for r in results] == experiments
     assert results[1].accuracy.tolist() == run(experiments[1]).accuracy.tolist()
-    assert len(list(tmp_path.rglob("*.json"))) == 3
+    assert len(Ledger(tmp_path).results()) == 3
 
 
 def test_compare_gives_every_arm_and_seed(tmp_path):
     arms = {"slow": SMALL, "fast": replace(SMALL, options={"lr": 1e-2})}
-    rows, curves = compare(arms, [0, 1], Store(tmp_path), workers=1, progress=False)
+    rows = compare(arms, [0, 1], Ledger(tmp_path), workers=1, progress=False)
+    points = curves(arms, [0, 1], Ledger(tmp_path))
     assert list(rows.arm) == ["slow", "slow", "fast", "fast"] and list(rows.seed) == [0, 1, 0, 1]
-    assert set(curves.arm) == {"slow", "fast"} and len(curves) == 2 * 2 * 2 * 2
+    assert set(points.arm) == {"slow", "fast"} and len(points) == 2 * 2 * 2 * 2
 
 
 def test_tuning_takes_held_out_images_and_seeds_that_are_not_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "TUNED", tmp_path / "tuned.csv")
     monkeypatch.setattr(studies, "GRIDS", {"adam": [{"lr": 1e-5}, {"lr": 3e-3}]})
     monkeypatch.setitem(studies.STUDIES, "toy", lambda dataset, tuned: {"Adam": SMALL})
-    points = studies.tune("toy", "digits", store=Store(tmp_path / "store"), workers=1)
+    points = studies.tune("toy", "digits", ledger=Ledger(tmp_path / "store"), workers=1)
     assert points.chosen.tolist() == [False, True]
     assert studies.tuned_options("toy", "digits", "Adam") == {"lr": 3e-3}
-    stored = [json.loads(json.loads(p.read_text())["result"])["experiment"] for p in tmp_path.rglob("*.json")]
-    assert {e["evaluation"] for e in stored} == {"validation"}
-    assert {e["seed"] for e in stored} == set(studies.TUNING_SEEDS)
+    kept = [result.experiment for result in Ledger(tmp_path / "store").results()]
+    assert {e.evaluation for e in kept} == {"validation"}
+    assert {e.seed for e in kept} == set(studies.TUNING_SEEDS)
     with pytest.raises(LookupError, match="python -m sp tune toy digits"):
         studies.tuned_options("toy", "digits", "SGD")
 
@@ -76,8 +75,8 @@ def test_the_table_of_tuned_values_is_sorted_and_has_no_doubles():
 LONG = Experiment(hidden=(16,), options={"lr": 1e-3}, epochs=3)
 
 
-def stored(folder):
-    return sorted(folder.rglob("*.json"))
+def rows_in(folder):
+    return [line for path in sorted(folder.rglob("*.jsonl")) for line in path.read_bytes().splitlines()]
 
 
 @contextmanager
@@ -100,24 +99,24 @@ def wait_until(condition, seconds=60):
 
 def sweep_command(store, workers, seeds, csv=None):
     options = ["-p", "hidden", "(16,)", "-p", "epochs", "3", "-p", "option_lr", "1e-3", "--seeds", seeds]
-    return ["-m", "sp", "sweep", "--store", store, "--workers", workers, *options, *(["--csv", csv] if csv else [])]
+    return ["-m", "sp", "sweep", "--ledger", store, "--workers", workers, *options, *(["--csv", csv] if csv else [])]
 
 
 def test_a_killed_sweep_loses_the_runs_in_flight_and_goes_on(tmp_path):
     with started(*sweep_command(tmp_path, workers=2, seeds=400)) as process:
-        wait_until(lambda: len(stored(tmp_path)) >= 3)
+        wait_until(lambda: len(rows_in(tmp_path)) >= 3)
         workers = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
     _, alive = psutil.wait_procs([worker for worker in workers if worker.status() != "zombie"], timeout=10)
     assert not alive
-    kept = {path: path.stat().st_mtime_ns for path in stored(tmp_path)}
+    kept = rows_in(tmp_path)
     assert 3 <= len(kept) < 400
     experiments = [replace(LONG, seed=seed) for seed in range(400)]
-    finished = [experiment for experiment in experiments if Store(tmp_path).get(experiment) is not None]
+    finished = [experiment for experiment in experiments if Ledger(tmp_path).get(experiment) is not None]
     assert len(finished) == len(kept)
     some = [*finished, *[e for e in experiments if e not in finished][:2]]
-    results = run_all(some, Store(tmp_path), workers=1, progress=False)
-    assert {path: path.stat().st_mtime_ns for path in stored(tmp_path) if path in kept} == kept
+    results = run_all(some, Ledger(tmp_path), workers=1, progress=False)
+    assert set(kept) <= set(rows_in(tmp_path)) and len(rows_in(tmp_path)) == len(kept) + 2
     assert results[0].accuracy.tolist() == run(finished[0]).accuracy.tolist()
 
 
@@ -125,24 +124,24 @@ def test_two_sweeps_at_once_on_one_store_disturb_nothing(tmp_path):
     store, table = tmp_path / "store", tmp_path / "table.csv"
     experiments = [replace(LONG, seed=seed) for seed in range(20)]
     with started(*sweep_command(store, 1, 20, table)) as other:
-        wait_until(lambda: stored(store))
-        own = results_frame(run_all(experiments, Store(store), workers=1, progress=False))
+        wait_until(lambda: rows_in(store))
+        own = tables.table(run_all(experiments, Ledger(store), workers=1, progress=False))
         assert other.wait(60) == 0
     accuracies = pd.read_csv(table).sort_values("seed").average_accuracy
     assert accuracies.tolist() == own.average_accuracy.tolist() and len(own) == 20
-    assert len(stored(store)) == 20 and not list(store.rglob("*.part"))
+    assert 20 <= len(rows_in(store)) <= 24 and not list(store.rglob("*.part"))
 
 
 def test_a_failing_run_is_reported_and_the_others_finish(tmp_path, capsys):
-    command = ["sweep", "--store", str(tmp_path), "--workers", "1", "--seeds", "2", "-p", "hidden", "(8,)"]
+    command = ["sweep", "--ledger", str(tmp_path), "--workers", "1", "--seeds", "2", "-p", "hidden", "(8,)"]
     assert main([*command, "-p", "tasks", "3,2"]) == 1
     out, err = capsys.readouterr()
     assert "FAILED Experiment(tasks=3, hidden=[8]" in err and "Traceback" in err and "and 1 more" in err
     assert "ValueError: tasks must divide the 10 classes of digits, got 3" in err and "2 of 4 runs failed" in err
-    assert "average_accuracy" in out and len(stored(tmp_path)) == 2
+    assert "average_accuracy" in out and len(rows_in(tmp_path)) == 2
     assert main([*command, "-p", "tasks", "2"]) == 0
     with pytest.raises(SweepError) as raised:
-        run_all(points_of(SMALL, grid({"tasks": [2, 3]}), range(1)), Store(tmp_path), workers=1, progress=False)
+        run_all(points_of(SMALL, grid({"tasks": [2, 3]}), range(1)), Ledger(tmp_path), workers=1, progress=False)
     assert [e.tasks for e, _ in raised.value.failures] == [3] and len(raised.value.results) == 1
 
 
@@ -157,8 +156,8 @@ def test_a_failing_run_is_reported_and_the_others_finish(tmp_path, capsys):
     ],
 )
 def test_a_wrong_name_or_value_runs_nothing(tmp_path, capsys, name, values, message):
-    assert main(["sweep", "--store", str(tmp_path), "-p", name, values]) == 2
-    assert message in capsys.readouterr().err and not stored(tmp_path)
+    assert main(["sweep", "--ledger", str(tmp_path), "-p", name, values]) == 2
+    assert message in capsys.readouterr().err and not rows_in(tmp_path)
 
 
 def test_choices_and_options_are_varied():
@@ -170,40 +169,40 @@ def test_choices_and_options_are_varied():
 def full_disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True).returncode:
         pytest.skip("only root may make a disk that fills up")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_a_full_disk_is_a_clear_error_and_what_was_stored_stays(full_disk, capsys):
+def test_a_full_disk_is_a_clear_error_and_what_was_kept_stays(full_disk, capsys):
     store = full_disk / "store"
     assert main([str(word) for word in sweep_command(store, 1, 2)[2:]]) == 0
-    kept = [path.read_bytes() for path in stored(store)]
-    (full_disk / "filler").write_bytes(bytes(100 * 1024))
+    kept = rows_in(store)
+    (full_disk / "filler").write_bytes(bytes(24 * 1024))
     assert main([str(word) for word in sweep_command(store, 1, 200)[2:]]) == 2
     assert "No space left" in (err := capsys.readouterr().err) and "SP_STORE" in err and "Traceback" not in err
-    after = [Store(store).get(replace(LONG, hidden=(16,), seed=seed)) for seed in range(2)]
-    assert all(after) and all(content in [path.read_bytes() for path in stored(store)] for content in kept)
+    after = [Ledger(store).get(replace(LONG, hidden=(16,), seed=seed)) for seed in range(2)]
+    assert all(after) and set(kept) <= set(rows_in(store))
     assert not list(store.rglob("*.part"))
 
 
 def test_a_read_only_store_is_a_clear_error_before_anything_runs(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert main(["sweep", "--store", str(tmp_path / "file" / "store"), "--seeds", "1"]) == 2
+    assert main(["sweep", "--ledger", str(tmp_path / "file" / "store"), "--seeds", "1"]) == 2
     assert "cannot write" in (err := capsys.readouterr().err) and "SP_STORE" in err
 
 
 def test_a_plan_runs_nothing_and_says_what_is_left(tmp_path, capsys):
-    command = ["sweep", "--store", str(tmp_path), "-p", "hidden", "(8,)", "-p", "tasks", "2,5", "--workers", "1"]
+    command = ["sweep", "--ledger", str(tmp_path), "-p", "hidden", "(8,)", "-p", "tasks", "2,5", "--workers", "1"]
     assert main([*command, "--seeds", "2", "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert "tasks=5  seed=1" in out and "4 runs, 0 of them stored, 4 to do: about" in out and not stored(tmp_path)
+    assert "tasks=5  seed=1" in out and "4 runs, 0 of them kept, 4 to do: about" in out and not rows_in(tmp_path)
     experiments = points_of(LONG, grid({"tasks": [2, 5]}), range(3))
-    guess = plan(experiments, Store(tmp_path)).seconds
-    measured = sum(result.seconds for result in run_all(experiments, Store(tmp_path), workers=1, progress=False))
+    guess = plan(experiments, Ledger(tmp_path)).seconds
+    measured = sum(result.seconds for result in run_all(experiments, Ledger(tmp_path), workers=1, progress=False))
     assert measured / 10 < guess < measured * 10
-    again = plan(points_of(LONG, grid({"tasks": [2, 5]}), range(5)), Store(tmp_path))
+    again = plan(points_of(LONG, grid({"tasks": [2, 5]}), range(5)), Ledger(tmp_path))
     assert len(again.missing) == 4 and again.seconds == pytest.approx(measured * 4 / 6, rel=0.5)
 
 
@@ -225,16 +224,16 @@ def test_a_cluster_gives_the_same_results_though_a_worker_is_killed(tmp_path, cl
     address, (victim, _) = cluster
 
     def kill():
-        wait_until(lambda: len(stored(tmp_path)) >= 3)
+        wait_until(lambda: len(rows_in(tmp_path)) >= 3)
         victim.send_signal(signal.SIGKILL)
-        left.append(len(experiments) - len(stored(tmp_path)))
+        left.append(len(experiments) - len(rows_in(tmp_path)))
 
     left, experiments = [], [replace(LONG, seed=seed) for seed in range(16)]
     killer = threading.Thread(target=kill)
     killer.start()
-    results = run_all(experiments, Store(tmp_path), progress=False, cluster=address)
+    results = run_all(experiments, Ledger(tmp_path), progress=False, cluster=address)
     killer.join()
-    assert left[0] > 0 and [result.experiment for result in results] == experiments and len(stored(tmp_path)) == 16
+    assert left[0] > 0 and [result.experiment for result in results] == experiments and len(rows_in(tmp_path)) == 16
     assert results[15].accuracy.tolist() == run(experiments[15]).accuracy.tolist()
 
 
@@ -243,12 +242,12 @@ def test_a_cluster_that_does_not_answer_is_a_clear_error(tmp_path, capsys, monke
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    assert main(["sweep", "--store", str(tmp_path), "--seeds", "1", "--cluster", address]) == 2
+    assert main(["sweep", "--ledger", str(tmp_path), "--seeds", "1", "--cluster", address]) == 2
     assert f"no dask scheduler with workers answers at {address}" in capsys.readouterr().err
 
 
 def test_the_bench_of_sweeps_measures_what_it_allows(capsys):
-    table = bench_sweep(seeds=1, stored=50).set_index("measurement")
+    table = bench_sweep(seeds=1, kept=50).set_index("measurement")
     assert list(table.index) == ["overhead", "comparison_s", "reading_s"]
     assert (table.value[["comparison_s", "reading_s"]] > 0).all() and table.value.overhead > -0.5
     assert table.ratio.reading_s == pytest.approx(table.value.reading_s / 2)

@@ -9,7 +9,7 @@ import torch
 
 from sp import rules, watch
 from sp.experiment import Experiment, run
-from sp.store import Store
+from sp.ledger import Ledger
 
 SMALL = Experiment(stream="permuted", tasks=3, scenario="domain", hidden=(16,), samples_per_task=200, seed=1)
 COINCIDENCE = replace(SMALL, optimizer="coincidence")
@@ -126,20 +126,20 @@ def _novelty_by_hand(moment):
     return [{"novelty": rows.novelty[0], "by_hand": by_hand}]
 
 
-def test_plasticity_is_seen_task_by_task_and_stored_with_the_run(tmp_path):
-    store = Store(tmp_path)
+def test_plasticity_is_seen_task_by_task_and_kept(tmp_path):
+    ledger = Ledger(tmp_path)
     experiment = replace(SMALL, tasks=2, optimizer="selective", options={"warmup_steps": 1})
-    assert watch.observed(experiment, store) is None
-    seen = watch.observe(experiment, store)
-    again = watch.observed(experiment, store)
+    assert watch.observe(experiment, ledger, missing_too=False) is None
+    seen = watch.observe(experiment, ledger)
+    again = watch.observe(experiment, Ledger(tmp_path), missing_too=False)
     pd.testing.assert_frame_equal(again.events, seen.events)
     pd.testing.assert_frame_equal(again.gates, seen.gates)
-    np.testing.assert_array_equal(again.result.accuracy, run(experiment).accuracy)
+    np.testing.assert_array_equal(again.accuracy, run(experiment).accuracy)
     assert set(seen.events.task) == {1, 2} and (seen.events.looks == seen.events.looks.iloc[0]).all()
     assert (seen.events.ltp + seen.events.ltd + seen.events.shut <= seen.events.synapses * seen.events.looks).all()
     shapes = seen.gates[seen.gates.task == 2].groupby("parameter")[["row", "column"]].max() + 1
     assert shapes.to_numpy().tolist() == [[16, 25], [10, 16]] and seen.gates.gate.between(0, 1).all()
-    assert watch.observe(replace(experiment, optimizer="sgd", options={}), store).gates.empty
+    assert watch.observe(replace(experiment, optimizer="sgd", options={}), ledger).gates.empty
 
 
 def test_the_published_threshold_is_seen_once_it_is_set():

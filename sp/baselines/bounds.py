@@ -32,16 +32,6 @@ class RidgeLearner:
         self.products = torch.zeros(features + 1, features + 1, dtype=torch.float64, device=device)
         self.targets = torch.zeros(features + 1, outputs, dtype=torch.float64, device=device)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that learning changes, for a checkpoint; the random features come with the seed."""
-        return {"count": self.count, "products": self.products, "targets": self.targets}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
-        self.count, self.weight = state["count"], None
-        self.products.copy_(state["products"])
-        self.targets.copy_(state["targets"])
-
     def _features(self, x: Tensor) -> Tensor:
         features = torch.relu(x @ self.projection + self.offset)
         return torch.cat([features, features.new_ones(len(x), 1)], 1)

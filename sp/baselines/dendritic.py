@@ -88,21 +88,6 @@ class GrowingLearner(GradientLearner):
         """Those that take part in the forward pass and are trained."""
         return acting(self.model)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "dendrites": self.dendrites.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "steps": self.steps,
-            "validation": self.validation,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.dendrites.load_state_dict(state["dendrites"])
-        self.model = self.dendrites.model
-        self.optimizer = self._optimizer_of(self.model)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.steps, self.validation = state["steps"], state["validation"]
-
 
 def held_out(x: Tensor) -> Tensor:
     """Which of the rows of x validate, (B,): decided by the row itself, so that every epoch decides alike."""
@@ -148,7 +133,3 @@ class ActiveDendritesLearner(GradientLearner):
         logits = self.model(x, task)
         self.model.train()
         return logits
-
-    # Prototypes and the number of the task are buffers of the model, so that there is nothing more to keep.
-    state_dict = GradientLearner.state_dict
-    load_state_dict = GradientLearner.load_state_dict

@@ -73,15 +73,6 @@ class GradientLearner:
     def after_step(self) -> None:
         """Note what the step did."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that learning changes, for a checkpoint; a method that keeps more needs one of its own."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
     def logits(self, x: Tensor) -> Tensor:
         self.model.eval()
         logits = self.model(x)

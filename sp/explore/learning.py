@@ -16,8 +16,7 @@ from sp.experiment import Experiment
 from sp.explore.code import optimizer_code
 from sp.explore.panel import Answer, Panel
 from sp.explore.sliders import published_sliders
-from sp.frames import curves_frame
-from sp.store import Store
+from sp.ledger import Ledger, opened
 
 METHODS = {TITLES[method]: method for method in ("selective", "consolidating", "coincidence", "sgd")}
 RATES = {"Selective plasticity": 1e-3, "Consolidation": 0.1, "Coincidence": 0.1, "SGD": 0.1}  # lr of each at first
@@ -43,13 +42,13 @@ DEFAULTS = {
 IDLE = 1800  # seconds after which processes that had nothing to train end
 
 
-def learning_panel(store: Store | None = None) -> Panel:
+def learning_panel(ledger: Ledger | None = None) -> Panel:
     """Sliders for an optimizer that learns two tasks of digits one after the other, beside Adam with the same seed.
 
     Args:
-        store: where finished runs are kept; default `sp.store.Store()`.
+        ledger: where finished runs are kept; default `sp.ledger.opened()`.
     """
-    store = store or Store()
+    ledger = ledger or opened()
     controls = _controls()
 
     def adjust(moved: str) -> None:
@@ -60,7 +59,7 @@ def learning_panel(store: Store | None = None) -> Panel:
             controls[name].disabled = name not in OPTIONS[method]
 
     adjust("")
-    _seen(store, DEFAULTS)  # so that the panel has something to show at once
+    _seen(ledger, DEFAULTS)  # so that the panel has something to show at once
     for _ in range(2):
         _processes().submit(_imported)
     return Panel(
@@ -69,7 +68,7 @@ def learning_panel(store: Store | None = None) -> Panel:
         "Look for the curve of task A (digits 0-4) after the vertical line, where task B (5-9) begins: without replay "
         "it falls to zero unless the rule protects what A used. Adam, at its tuned rate, has the same seed and buffer.",
         controls,
-        lambda choices: learning_answer(store, **choices),
+        lambda choices: learning_answer(ledger, **choices),
         _code,
         adjust,
     )
@@ -79,14 +78,14 @@ def _imported() -> None:
     """What a process is first asked for, so that it has imported everything when it is needed."""
 
 
-def learning_answer(store: Store | None = None, **choices: Any) -> Answer:
+def learning_answer(ledger: Ledger | None = None, **choices: Any) -> Answer:
     """What the learning panel shows for these choices; see `DEFAULTS` for their names."""
-    store, chosen = store or Store(), {**DEFAULTS, **choices}
-    seen = _seen(store, chosen)
+    ledger, chosen = ledger or opened(), {**DEFAULTS, **choices}
+    seen = _seen(ledger, chosen)
     method = chosen["optimizer"]
     lines = [
         f"{arm}: accuracy on A {R[0, 0]:.2f} after A, {R[1, 0]:.2f} after B; on B {R[1, 1]:.2f}."
-        for arm, R in ((arm, found.result.accuracy) for arm, found in seen.items())
+        for arm, R in ((arm, found.accuracy) for arm, found in seen.items())
     ]
     events = seen[method].events.groupby("task")[["ltp", "ltd"]].sum()
     lines.append(
@@ -99,24 +98,28 @@ def learning_answer(store: Store | None = None, **choices: Any) -> Answer:
     return Answer("learning", _table(seen), "\n".join(lines))
 
 
-def _seen(store: Store, choices: dict) -> dict[str, watch.Observed]:
+def _seen(ledger: Ledger, choices: dict) -> dict[str, watch.Observed]:
     arms = experiments(**choices)
-    seen = {arm: watch.observed(experiment, store) for arm, experiment in arms.items()}
+    seen = {arm: watch.observe(experiment, ledger, missing_too=False) for arm, experiment in arms.items()}
     missing = [arm for arm, found in seen.items() if found is None]
     if missing:
-        seen.update(zip(missing, _train([arms[arm] for arm in missing], store), strict=True))
+        seen.update(zip(missing, _train([arms[arm] for arm in missing], ledger), strict=True))
     return seen
 
 
-def _train(experiments: list[Experiment], store: Store) -> list[watch.Observed]:
+def _train(experiments: list[Experiment], ledger: Ledger) -> list[watch.Observed]:
     # A run sets the random state of its process, which belongs to the main thread; others train in other processes.
     if threading.current_thread() is threading.main_thread():
-        return [watch.observe(experiment, store) for experiment in experiments]
+        return [watch.observe(experiment, ledger) for experiment in experiments]
     try:
-        return list(_processes().map(watch.observe, experiments, [store] * len(experiments)))
+        return list(_processes().map(_observe, experiments, [str(ledger.folder)] * len(experiments)))
     except BrokenExecutor:
         _processes.cache_clear()  # the next move starts new ones
         raise
+
+
+def _observe(experiment: Experiment, folder: str) -> watch.Observed:
+    return watch.observe(experiment, Ledger(folder))
 
 
 @cache
@@ -140,7 +143,7 @@ def _code(choices: dict) -> str:
 
 def _table(seen: dict[str, watch.Observed]) -> pd.DataFrame:
     """What `sp.plots.learning` draws: curves, LTP and LTD of each layer, and the gates of the first arm."""
-    curves = pd.concat([curves_frame([found.result]).assign(arm=arm) for arm, found in seen.items()])
+    curves = pd.concat([found.curve.assign(arm=arm) for arm, found in seen.items()])
     layer, counts = ["task", "parameter", "synapses", "looks"], ["ltp", "ltd", "shut"]
     events = [found.events.melt(layer, counts, "quantity").assign(arm=arm) for arm, found in seen.items()]
     arm, first = next(iter(seen.items()))

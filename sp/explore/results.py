@@ -1,4 +1,4 @@
-"""The results panel: every finished run in the store, by stream, metric, arm and whatever was varied."""
+"""The results panel: every finished run in the ledger, by stream, metric, arm and whatever was varied."""
 
 from dataclasses import fields
 from typing import Any
@@ -6,13 +6,12 @@ from typing import Any
 import ipywidgets as widgets
 import pandas as pd
 
-from sp import metrics
+from sp import metrics, tables
 from sp.baselines import TITLES
 from sp.experiment import Experiment
 from sp.explore.code import NAMES, optimizer_code
 from sp.explore.panel import DRAWING, Answer, Panel
-from sp.frames import results_frame
-from sp.store import Store
+from sp.ledger import Ledger, opened
 
 METRICS = {  # name -> range of the axis
     "average_accuracy": (0, 1),
@@ -27,19 +26,19 @@ NEVER_VARIED = ("seed", "curve_points", "optimizer")
 ARMS = "arms"  # the axis on which arms stand side by side
 
 
-def results_panel(store: Store | None = None) -> Panel:
-    """Choose a stream, a metric, arms and an axis, and see table and figure of the runs that the store holds.
+def results_panel(ledger: Ledger | None = None) -> Panel:
+    """Choose a stream, a metric, arms and an axis, and see table and figure of the runs that the ledger holds.
 
     Runs that are finished later are seen by a new panel.
 
     Args:
-        store: default `sp.store.Store()`.
+        ledger: default `sp.ledger.opened()`.
 
     Raises:
-        LookupError: the store holds no run.
+        LookupError: the ledger holds no run.
     """
-    store = store or Store()
-    rows = finished_runs(store)
+    ledger = ledger or opened()
+    rows = finished_runs(ledger)
     controls = {
         "stream": widgets.Dropdown(
             options=list(dict.fromkeys(rows.stream_name)),
@@ -85,19 +84,19 @@ def results_panel(store: Store | None = None) -> Panel:
     )
 
 
-def finished_runs(store: Store) -> pd.DataFrame:
-    """`sp.frames.results_frame` of all that a store holds, with ``stream_name`` and ``experiment``.
+def finished_runs(ledger: Ledger) -> pd.DataFrame:
+    """`sp.tables.table` of all that a ledger holds, with ``stream_name`` and ``experiment``.
 
     Raises:
         LookupError: it holds nothing.
     """
-    results = store.all()
+    results = ledger.results()
     if not results:
         raise LookupError(
-            f"{store.folder} holds no finished runs: run a notebook or make figures first, or name another store with "
-            "SP_STORE"
+            f"{ledger.folder} holds no finished runs: run a notebook or make figures first, or name another folder "
+            "with SP_STORE"
         )
-    rows = results_frame(results)
+    rows = tables.table(results)
     rows["experiment"] = [result.experiment for result in results]
     rows["stream_name"] = [_stream_name(row) for row in rows[list(STREAM)].to_dict("records")]
     return rows.sort_values(["stream_name", "optimizer", "replay_capacity", "seed"], kind="stable")
@@ -150,10 +149,10 @@ def _code(rows: pd.DataFrame, choices: dict) -> str:
     of_stream = _labelled(rows[rows.stream_name == choices["stream"]], choices["axis"])
     chosen = of_stream[of_stream.arm.isin(choices["arms"])]
     lines = [
-        "from sp.store import Store",
+        "from sp.ledger import opened",
         "from sp.explore import results",
         "",
-        "rows = results.finished_runs(Store())",
+        "rows = results.finished_runs(opened())",
         "answer = results.results_answer(",
         "    rows,",
         *(f"    {name}={value!r}," for name, value in choices.items()),

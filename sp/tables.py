@@ -1,4 +1,6 @@
-"""Results as tidy tables: a row a run, or a row a measurement."""
+"""Results as tidy tables, in one vocabulary: a row a run, or a row a measurement inside a run."""
+
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -7,15 +9,19 @@ from sp import metrics
 from sp.experiment import Result
 
 
-def results_frame(results: list[Result]) -> pd.DataFrame:
-    """One row a result: every choice of the experiment (options as ``option_NAME``), and the metrics of `sp.metrics`.
+def table(results: Iterable[Result]) -> pd.DataFrame:
+    """One row a result: every choice of the experiment (options as ``option_NAME``), what was measured, and ``key``.
 
-    ``final_1``, ``final_2``, ... are the accuracies on each task at the end, ``learned_1``, ... right after it. On
-    split class-incremental streams, ``buffer_share_1``, ... are the tasks' shares of the replay buffer at the end.
+    Measured are, as in `sp.metrics`, ``average_accuracy``, ``backward_transfer``, ``forward_transfer``, ``forgetting``,
+    ``learning_accuracy`` and ``anytime_accuracy``; the accuracies on each task at the end, ``final_1``, ``final_2``,
+    ..., and right after it, ``learned_1``, ...; ``old``, the final accuracy on all tasks but the last, and ``new``, on
+    the last; ``after_N``, the mean accuracy on the first N tasks right after they were learnt; `instability`; how many
+    ``parameters`` were trained at the end; ``seconds``. On split class-incremental streams ``buffer_share_1``, ... are
+    the tasks' shares of the replay buffer at the end. A run that was carried over has some of these.
     """
-    measured = _metrics(results)
+    results = list(results)
     rows = []
-    for result, values in zip(results, measured, strict=True):
+    for result, averages in zip(results, _metrics(results), strict=True):
         choices = result.experiment.as_dict()
         options = {f"option_{name}": value for name, value in choices.pop("options").items()}
         rows.append(
@@ -23,10 +29,11 @@ def results_frame(results: list[Result]) -> pd.DataFrame:
                 **choices,
                 "hidden": "-".join(map(str, result.experiment.hidden)),
                 **options,
-                **values,
+                **result.measures,
+                **averages,
+                **({} if result.accuracy is None else _by_task(result)),
                 **_buffer_shares(result),
-                **{f"final_{j}": value for j, value in enumerate(result.accuracy[-1].tolist(), 1)},
-                **{f"learned_{j}": value for j, value in enumerate(result.accuracy.diagonal().tolist(), 1)},
+                **({} if result.parameters is None else {"parameters": result.parameters}),
                 "seconds": result.seconds,
                 "key": result.experiment.key(),
             }
@@ -37,8 +44,8 @@ def results_frame(results: list[Result]) -> pd.DataFrame:
 def _metrics(results: list[Result]) -> list[dict[str, float]]:
     """Of each result; those with as many tasks are computed at once."""
     measured: list[dict[str, float]] = [{} for _ in results]
-    lengths = [len(result.accuracy) for result in results]
-    for length in set(lengths):
+    lengths = [0 if result.accuracy is None else len(result.accuracy) for result in results]
+    for length in set(lengths) - {0}:
         places = [place for place, own in enumerate(lengths) if own == length]
         R = np.stack([results[place].accuracy for place in places])
         initial = np.stack([results[place].initial for place in places])
@@ -55,6 +62,30 @@ def _metrics(results: list[Result]) -> list[dict[str, float]]:
     return measured
 
 
+def _by_task(result: Result) -> dict[str, float]:
+    R = result.accuracy
+    return {
+        **{f"final_{j}": value for j, value in enumerate(R[-1].tolist(), 1)},
+        **{f"learned_{j}": value for j, value in enumerate(R.diagonal().tolist(), 1)},
+        **{f"after_{i + 1}": R[i, : i + 1].mean() for i in range(len(R))},
+        "old": R[-1, :-1].mean() if len(R) > 1 else np.nan,
+        "new": R[-1, -1],
+        "instability": instability(result),
+    }
+
+
+def instability(result: Result) -> float:
+    """Mean fall of the accuracy on the task being learnt, from one point of the curve to the next.
+
+    0 where it only rises; NaN without a curve.
+    """
+    falls = []
+    for task in range(len(result.accuracy)):
+        curve = [point["accuracy"] for point in result.curve if point["training"] == point["task"] == task]
+        falls += list(np.clip(-np.diff(curve), 0, None))
+    return float(np.mean(falls)) if falls else np.nan
+
+
 def _buffer_shares(result: Result) -> dict[str, float]:
     chosen = result.experiment
     if not result.buffer or (chosen.stream, chosen.scenario) != ("split", "class"):
@@ -65,7 +96,7 @@ def _buffer_shares(result: Result) -> dict[str, float]:
     return {f"buffer_share_{j + 1}": share for j, share in enumerate(counts / counts.sum())}
 
 
-def curves_frame(results: list[Result]) -> pd.DataFrame:
+def curves(results: Iterable[Result]) -> pd.DataFrame:
     """One row a measurement inside a task: ``key`` and ``seed`` of the experiment, ``step``, ``training``, ``task`` and
     ``accuracy`` (tasks are numbered from 1)."""
     rows = [

@@ -1,0 +1,282 @@
+"""The ledger: every finished run, a row each, in two layers of one format. What was run once is read, not run again.
+
+The *user's* layer grows as runs finish. The *committed* layer comes with the repository and holds the runs behind its
+figures and tables. Both are folders of text files, a line a row: ``KEY SEAL JSON``. The seal is a hash of key and JSON,
+so that a damaged or swapped row is known, and is computed again. Rows are data: reading one cannot run code.
+
+Each process appends to a file of its own, so that several share a folder, and one that is killed loses at most the row
+that it was writing.
+"""
+
+import hashlib
+import json
+import os
+import uuid
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sp import files
+from sp.digest import digest
+from sp.experiment import Experiment, Result, run
+
+SEAL = 16  # hexadecimal digits
+
+
+class Ledger:
+    """Finished runs and tables of what was seen in them.
+
+    Args:
+        folder: of the user's layer; default is `sp.files.folder("store")`.
+        committed: folder of the committed layer; default is `sp.files.folder("ledger")` beside the default user's
+            layer, and none beside another one or with ``SP_FRESH=1`` in the environment.
+
+    With ``SP_LEDGER_LOG=FILE`` in the environment, a line is added to that file for every row that is used: ``read
+    KEY`` or ``computed KEY``.
+    """
+
+    def __init__(self, folder: str | os.PathLike | None = None, committed: str | os.PathLike | None = None):
+        self.folder = Path(folder) if folder is not None else files.folder("store")
+        self._own = _Layer(self.folder)
+        self._layers = [self._own]
+        fresh = os.environ.get("SP_FRESH", "0") not in ("", "0")
+        if committed is None and folder is None and not fresh:
+            committed = files.folder("ledger")
+        if committed is not None:
+            self._layers.append(_Layer(Path(committed)))
+
+    def get(self, experiment: Experiment) -> Result | None:
+        """The result of an experiment, or None where there is none that can be trusted."""
+        key = experiment.key()
+        result = self._find(key, Result.from_row)
+        if result is None:
+            return None
+        if result.experiment != experiment:
+            warnings.warn(f"row {key} of the ledger is of another experiment and is computed again", stacklevel=2)
+            return None
+        _log("read", key)
+        return result
+
+    def put(self, result: Result) -> None:
+        """Keep a result.
+
+        Raises:
+            OSError: the folder cannot be written; the message names it. What was kept before is untouched.
+        """
+        key = result.experiment.key()
+        self._own.append(key, result.as_row())
+        _log("computed", key)
+
+    def run(self, experiment: Experiment, progress: bool = False) -> Result:
+        """The result from the ledger, else a new one, which is kept."""
+        result = self.get(experiment)
+        if result is None:
+            result = run(experiment, progress=progress)
+            self.put(result)
+        return result
+
+    def table(
+        self, make: Callable[..., pd.DataFrame], *arguments: Any, missing_too: bool = True
+    ) -> pd.DataFrame | None:
+        """What ``make(*arguments)`` returns, from the ledger or made now and kept.
+
+        The key holds a digest of the function's code and of what it calls, so that a table of other code is never
+        taken for this one. Where no digest can be made the table is made anew each time.
+
+        Args:
+            make: gives a table of plain numbers and texts.
+            arguments: experiments, functions, plain values.
+            missing_too: False: None in place of a table that is not kept.
+        """
+        parts = [digest(make), *(_part(argument) for argument in arguments)]
+        if None in parts:
+            return make(*arguments) if missing_too else None
+        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+        kept = self._find(key, lambda row: pd.DataFrame(row["table"]))
+        if kept is not None:
+            _log("read", key)
+            return kept
+        if not missing_too:
+            return None
+        row = {"made_by": make.__qualname__, "table": _columns(make(*arguments))}
+        self._own.append(key, row)
+        _log("computed", key)
+        return pd.DataFrame(json.loads(json.dumps(row["table"])))  # as it will be read
+
+    def results(self) -> list[Result]:
+        """Every result that can be trusted and that the present rules made, in the order of their keys."""
+        found = {}
+        for layer in reversed(self._layers):
+            for key in layer.known():
+                row = self._find(key, dict)
+                if row is not None and "experiment" in row:
+                    result = Result.from_row(row)
+                    if result.experiment.key() == key:
+                        found[key] = result
+        return [found[key] for key in sorted(found)]
+
+    def check_writable(self) -> None:
+        """Write something and delete it again, so that a long run does not end where its result cannot be kept.
+
+        Raises:
+            OSError: as `put`.
+        """
+        probe = self.folder / f".probe{os.getpid()}"
+        files.write_atomically(probe, bytes(2**16))
+        probe.unlink(missing_ok=True)
+
+    def commit(self, keys: Iterable[str], instead_of: str | None = None) -> int:
+        """Write rows of either layer into the project's committed layer, a file for each data set.
+
+        Rows that the present rules would not make are left out, and so are, of the data set ``instead_of``, all others
+        than these.
+
+        Returns:
+            How many rows the committed layer then has.
+        """
+        folder = files.folder("ledger")
+        wanted = set(keys)
+        before = _Layer(folder)
+        rows: dict[str, dict[str, dict]] = {}
+        for key in sorted({*wanted, *before.known()}):
+            row = self._find(key, dict) or before.find(key)
+            if row is None:
+                continue
+            name = "tables"
+            if "experiment" in row:
+                experiment = Experiment.from_dict(row["experiment"])
+                name = experiment.dataset
+                if experiment.key() != key:
+                    continue
+            if key not in wanted and instead_of is not None and name in (instead_of, "tables"):
+                continue
+            rows.setdefault(name, {})[key] = row
+        for name, found in rows.items():
+            lines = b"".join(_line(key, row) for key, row in found.items())
+            files.write_atomically(folder / f"{name}.jsonl", lines)
+        return sum(map(len, rows.values()))
+
+    def _find(self, key: str, read: Callable[[dict], Any]) -> Any:
+        for layer in self._layers:
+            try:
+                row = layer.find(key)
+                if row is not None:
+                    return read(row)
+            except (ValueError, KeyError, TypeError, AttributeError) as damage:
+                warnings.warn(f"row {key} of {layer.folder} is damaged ({damage}); it is computed again", stacklevel=3)
+        return None
+
+
+def opened() -> Ledger:
+    """The ledger of the project, read once in a process."""
+    return _opened(files.folder("store"), files.folder("ledger"), os.environ.get("SP_FRESH", "0"))
+
+
+@cache
+def _opened(*place: Any) -> Ledger:
+    return Ledger()
+
+
+@dataclass
+class _Layer:
+    """Rows in a folder, by key; of two rows with one key the later counts."""
+
+    folder: Path
+    _rows: dict[str, bytes] = field(default_factory=dict)
+    _read: dict[str, int] = field(default_factory=dict)  # how much of each file
+    _file: Path | None = None
+
+    def known(self) -> list[str]:
+        self._catch_up()
+        return list(self._rows)
+
+    def find(self, key: str) -> dict | None:
+        if key not in self._rows:
+            self._catch_up()
+        content = self._rows.get(key)
+        return None if content is None else json.loads(content)
+
+    def append(self, key: str, row: dict) -> None:
+        if self._file is None:
+            self._file = self.folder / f"{uuid.uuid4().hex}.jsonl"
+        line = _line(key, row)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._file.open("ab", buffering=0) as file:
+                if file.write(line) != len(line):
+                    raise OSError("only a part could be written: the disk is full")
+        except OSError as error:
+            self._file = None  # what comes next must not stand behind half a line
+            raise files.cannot_write(self.folder, error) from error
+        self._rows[key] = _content(line)
+
+    def _catch_up(self) -> None:
+        """Read what was added since, also by others."""
+        try:
+            entries = sorted(entry.name for entry in os.scandir(self.folder) if entry.name.endswith(".jsonl"))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for name in entries:
+            for key, content in self._new_rows(name):
+                self._rows[key] = content
+
+    def _new_rows(self, name: str) -> Iterator[tuple[str, bytes]]:
+        path, start = self.folder / name, self._read.get(name, 0)
+        if path.is_dir() or path.stat().st_size <= start:
+            return
+        with path.open("rb") as file:
+            file.seek(start)
+            added = file.read()
+        # A last line without an end is being written, or was when its process was killed.
+        whole = added[: added.rfind(b"\n") + 1]
+        self._read[name] = start + len(whole)
+        damaged = 0
+        for line in whole.splitlines():
+            key, _, rest = line.partition(b" ")
+            seal, _, content = rest.partition(b" ")
+            if seal == _seal(key, content):
+                yield key.decode(), content
+            else:
+                damaged += 1
+        if damaged:
+            warnings.warn(f"{path}: {damaged} damaged row(s), which are computed again", stacklevel=5)
+
+
+def _line(key: str, row: dict) -> bytes:
+    content = json.dumps(row, separators=(",", ":")).encode()
+    return b" ".join((key.encode(), _seal(key.encode(), content), content)) + b"\n"
+
+
+def _content(line: bytes) -> bytes:
+    return line.split(b" ", 2)[2].rstrip(b"\n")
+
+
+def _seal(key: bytes, content: bytes) -> bytes:
+    return hashlib.sha256(key + b" " + content).hexdigest()[:SEAL].encode()
+
+
+def _columns(table: pd.DataFrame) -> dict[str, list]:
+    """Plain values by column, numbers to six digits, which is more than any of them is good for."""
+    columns = {}
+    for name in table:
+        values = table[name].astype(object).where(table[name].notna(), None)
+        columns[name] = [float(f"{value:.6g}") if isinstance(value, float) else value for value in values]
+    return columns
+
+
+def _part(argument: Any) -> Any:
+    """What stands for an argument in a key; None where nothing can."""
+    if isinstance(argument, Experiment):
+        return argument.key()
+    return digest(argument) if callable(argument) else {"value": argument}
+
+
+def _log(what: str, key: str) -> None:
+    if path := os.environ.get("SP_LEDGER_LOG"):
+        with open(path, "ab", buffering=0) as file:
+            file.write(f"{what} {key}\n".encode())
