@@ -1,6 +1,8 @@
 """Every method has one tiny run on digits whose accuracies are kept, so that a rule that changes is seen by its name.
 
-``python tests/test_golden_runs.py [RUN ...]`` records runs again in ``tests/golden_runs.csv``, all of them by default.
+They are kept with the version of the method that made them: what moves needs another version, or results of the rule as
+it was would be read for those of the rule as it is. ``python tests/test_golden_runs.py [RUN ...]`` records runs of
+another version in ``tests/golden_runs.csv``, all of them by default; what moved under the same one is refused.
 """
 
 import argparse
@@ -14,11 +16,12 @@ import pandas as pd
 import pytest
 
 from sp.baselines import METHODS
-from sp.experiment import Experiment, Moment, run
+from sp.experiment import METHOD_VERSIONS, RULES_VERSION, Experiment, Moment, run
 from sp.files import write_atomically
 
 RECORDED = Path(__file__).with_name("golden_runs.csv")
-COLUMNS = ["a_after_a", "b_after_a", "a_after_b", "b_after_b"]  # accuracy on a task after training on a task
+ACCURACIES = ["a_after_a", "b_after_a", "a_after_b", "b_after_b"]  # on a task after training on a task
+VERSIONS = ["rules_version", "method_version"]
 TOLERANCE = 0.02  # of an accuracy, about 4 images: processors round differently
 
 # Domain-incremental, so that a part of task A is kept; of few steps, after which no network is at its end.
@@ -69,7 +72,11 @@ def recorded_of(name: str) -> np.ndarray:
     table = recorded()
     if name not in table.index:
         pytest.fail(f"{RECORDED.name} has no run {name!r}: record it with  {command(name)}")
-    return table.loc[name].to_numpy()
+    return table.loc[name, ACCURACIES].to_numpy(dtype=float)
+
+
+def versions(name: str) -> list[int]:
+    return [RULES_VERSION, RUNS[name].method_version or 1]
 
 
 def command(name: str) -> str:
@@ -80,16 +87,30 @@ def differs(one: np.ndarray, other: np.ndarray) -> bool:
     return not np.abs(one - other).max() <= TOLERANCE  # in this way NaN differs as well
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_accuracies_are_those_that_were_recorded(name):
-    expected = recorded_of(name)
+def moved(name: str, measured: np.ndarray) -> str:
+    return (
+        f"{name} moved while its version did not: accuracies are {measured.round(3)}, recorded are "
+        f"{recorded_of(name).round(3)} ({', '.join(ACCURACIES)}). If its rule was meant to change, raise "
+        f"METHOD_VERSIONS[{RUNS[name].optimizer!r}] in sp/experiment.py (RULES_VERSION where every method moved) and "
+        f"record again with  {command(name)}"
+    )
+
+
+def check(name: str) -> None:
+    expected, kept = recorded_of(name), recorded().loc[name, VERSIONS].to_list()
+    assert kept == versions(name), (
+        f"{name} was recorded under {dict(zip(VERSIONS, kept, strict=True))}, and sp/experiment.py now says "
+        f"{dict(zip(VERSIONS, versions(name), strict=True))}: record it again with  {command(name)}"
+    )
     if not can_run(name):
         pytest.skip(NEEDS_PACKAGE)
     measured = run(RUNS[name]).accuracy.ravel()
-    assert not differs(measured, expected), (
-        f"{name} has accuracies {measured.round(3)}, recorded are {expected.round(3)} ({', '.join(COLUMNS)}). If its "
-        f"rule was meant to change, raise its version in sp/experiment.py and record it again with  {command(name)}"
-    )
+    assert not differs(measured, expected), moved(name, measured)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_accuracies_are_those_that_were_recorded_under_this_version(name):
+    check(name)
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if name not in WITHOUT_LASTING_RATE])
@@ -110,31 +131,71 @@ def test_no_run_is_recorded_that_is_not_made():
 def test_a_run_that_is_missing_is_named_with_its_command_which_adds_it_and_leaves_the_others(tmp_path, monkeypatch):
     before, copy = recorded(), tmp_path / RECORDED.name
     monkeypatch.setitem(globals(), "RECORDED", copy)
-    before.drop(index="ridge").to_csv(copy)
+    before.drop(index="ridge").to_csv(copy, float_format="%.4f")
     with pytest.raises(pytest.fail.Exception, match=r"no run 'ridge': record it with  python tests/.* ridge"):
         recorded_of("ridge")
     main(["ridge"])
-    assert list(recorded().index) == list(before.index) and not differs(recorded().to_numpy(), before.to_numpy())
+    pd.testing.assert_frame_equal(recorded().round(2), before.round(2), atol=TOLERANCE)
     with pytest.raises(SystemExit):
         main(["rigde"])
 
 
+def test_a_run_that_moved_is_recorded_under_another_version_only(tmp_path, monkeypatch):
+    table, copy = recorded(), tmp_path / RECORDED.name
+    table.loc["ridge", "b_after_b"] -= 2 * TOLERANCE
+    table.to_csv(copy, float_format="%.4f")
+    monkeypatch.setitem(globals(), "RECORDED", copy)
+    with pytest.raises(AssertionError, match=r"raise METHOD_VERSIONS\['ridge'\] in sp/experiment.py .* ridge"):
+        check("ridge")
+    before = copy.read_bytes()
+    with pytest.raises(SystemExit, match=r"ridge moved while its version did not"):
+        main(["ridge"])
+    assert copy.read_bytes() == before
+
+    monkeypatch.setitem(METHOD_VERSIONS, "ridge", 2)
+    with pytest.raises(
+        AssertionError, match=r"'method_version': 1}.*'method_version': 2}: record it again with .* ridge"
+    ):
+        check("ridge")
+    main(["ridge"])
+    check("ridge")
+    pd.testing.assert_frame_equal(recorded().drop(index="ridge"), table.drop(index="ridge"))
+
+
+def test_what_did_not_move_keeps_its_row_so_that_small_moves_do_not_add_up(tmp_path, monkeypatch):
+    table, copy = recorded(), tmp_path / RECORDED.name
+    table.loc["ridge", "b_after_b"] -= TOLERANCE / 2
+    table.to_csv(copy, float_format="%.4f")
+    monkeypatch.setitem(globals(), "RECORDED", copy)
+    before = copy.read_bytes()
+    main(["ridge"])
+    assert copy.read_bytes() == before
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run and record what is named, all runs by default; other rows stay as they are."""
+    """Run and record what is named, all runs by default; other rows stay as they are, and those that did not move."""
     parser = argparse.ArgumentParser(description="Run and record tiny runs; other rows stay as they are.")
     parser.add_argument("runs", nargs="*", metavar="RUN", help=f"default: all of {'; '.join(RUNS)}")
     names = parser.parse_args(arguments).runs or list(RUNS)
     if unknown := sorted(set(names) - set(RUNS)):
         parser.error(f"RUN must be one of {'; '.join(RUNS)}, got {'; '.join(unknown)}")
-    table = recorded() if RECORDED.is_file() else pd.DataFrame(columns=COLUMNS, index=pd.Index([], name="run"))
+    table, refused = recorded(), []
     for name in names:
-        if can_run(name):
-            table.loc[name] = run(RUNS[name]).accuracy.ravel()
-            print(name, table.loc[name].to_numpy(dtype=float).round(3))
-        else:
+        if not can_run(name):
             print(f"{name} is not recorded: {NEEDS_PACKAGE}")
-    kept = table.loc[[name for name in RUNS if name in table.index]]
+            continue
+        measured = run(RUNS[name]).accuracy.ravel()
+        if name not in table.index or table.loc[name, VERSIONS].to_list() != versions(name):
+            table.loc[name] = [*versions(name), *measured]
+            print(f"{name} is recorded:", measured.round(3))
+        elif differs(measured, recorded_of(name)):
+            refused.append(moved(name, measured))
+        else:
+            print(f"{name} did not move")
+    kept = table.loc[[name for name in RUNS if name in table.index]].astype(dict.fromkeys(VERSIONS, int))
     write_atomically(RECORDED, kept.to_csv(float_format="%.4f"))
+    if refused:
+        raise SystemExit("\n".join(refused))
 
 
 if __name__ == "__main__":

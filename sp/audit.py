@@ -1,0 +1,114 @@
+"""Kept runs computed anew: a random sample of them tells whether the rest can be believed."""
+
+import math
+import random
+from collections.abc import Mapping
+from itertools import chain, zip_longest
+
+import numpy as np
+import pandas as pd
+
+from sp.checks import check_integer
+from sp.experiment import Result, run
+from sp.metrics import average_accuracy
+from sp.parallel import Failed, call_all
+
+# Of the average accuracy, in one run and as the mean over the sample. Processors round differently.
+MOST_IN_ONE, MOST_IN_ALL = 0.10, 0.01
+
+
+class AuditError(Exception):
+    """Kept runs are not what their experiments give. ``rows``: those in question."""
+
+    def __init__(self, message: str, rows: pd.DataFrame):
+        super().__init__(f"{message}\n{rows.to_string(index=False)}")
+        self.rows = rows
+
+
+def audit(results: Mapping[str, Result], sample: int, seed: int, workers: int | None = None) -> pd.DataFrame:
+    """Compute a random sample of kept runs anew.
+
+    Args:
+        results: kept runs, each by the key under which it is kept. Of one whose ``accuracy`` is None the average
+            accuracy is read from ``measures["average_accuracy"]``.
+        sample: how many, >= 1; all where there are fewer. One of each method in turn is drawn before a second one of
+            any, and the methods come in random order.
+        seed: of the draw, which does not depend on the order of the results.
+        workers: as in `sp.parallel.call_all`.
+
+    Returns:
+        One row a run: ``key``, ``method``, ``dataset``, ``stream``, ``seed``; its average accuracy as ``kept`` and as
+        ``computed`` now, in [0, 1]; their ``difference``, computed less kept. `describe` says it in a sentence.
+
+    Raises:
+        ValueError, TypeError: there are no results, or an argument is out of range.
+        AuditError: a key, of any of the results, is not its experiment's; a run of the sample cannot be made, or
+            differs by more than `MOST_IN_ONE`; the mean absolute difference is above `MOST_IN_ALL`.
+    """
+    check_integer("sample", sample, 1)
+    check_integer("seed", seed, 0)
+    if not results:
+        raise ValueError("results is empty: there is nothing to audit")
+    if foreign := [key for key, result in results.items() if key != result.experiment.key()]:
+        rows = pd.DataFrame([_row(key, results[key]) for key in foreign])
+        raise AuditError("The key of these kept runs is not that of their experiment:", rows)
+    keys = draw(results, sample, seed)
+    computed = dict(call_all(run, [results[key].experiment for key in keys], workers))
+    failed = {experiment: value for experiment, value in computed.items() if isinstance(value, Failed)}
+    if failed:
+        reasons = [value.reason.strip().splitlines()[-1] for value in failed.values()]
+        rows = pd.DataFrame([_row(experiment.key(), results[experiment.key()]) for experiment in failed])
+        raise AuditError(f"These kept runs cannot be computed (seed {seed}):", rows.assign(reason=reasons))
+    rows = pd.DataFrame([_row(key, results[key]) for key in keys])
+    rows["computed"] = [_average(computed[results[key].experiment]) for key in keys]
+    rows["difference"] = rows["computed"] - rows["kept"]
+    wrong = rows[~(rows["difference"].abs() <= MOST_IN_ONE)]  # in this way NaN is wrong as well
+    if len(wrong):
+        raise AuditError(f"These kept runs differ by more than {MOST_IN_ONE} from those made now (seed {seed}):", wrong)
+    if (mean := rows["difference"].abs().mean()) > MOST_IN_ALL:
+        ordered = rows.sort_values("difference", key=np.abs, ascending=False)
+        message = (
+            f"Kept runs differ by {mean:.4f} in the mean from those made now, more than {MOST_IN_ALL} (seed {seed}):"
+        )
+        raise AuditError(message, ordered)
+    return rows
+
+
+def draw(results: Mapping[str, Result], sample: int, seed: int) -> list[str]:
+    """Keys of the sample that `audit` computes anew."""
+    chance = random.Random(seed)
+    by_method: dict[str, list[str]] = {}
+    for key in sorted(results):
+        by_method.setdefault(results[key].experiment.optimizer, []).append(key)
+    columns = [chance.sample(by_method[method], len(by_method[method])) for method in sorted(by_method)]
+    turns = chain.from_iterable(chance.sample(turn, len(turn)) for turn in zip_longest(*columns))
+    return [key for key in turns if key is not None][:sample]
+
+
+def describe(rows: pd.DataFrame, results: Mapping[str, Result], seed: int) -> str:
+    """What `audit` found, in two sentences."""
+    methods = {result.experiment.optimizer for result in results.values()}
+    missed = chance_of_missing(len(results), min(10, len(results)), len(rows))
+    size = rows["difference"].abs()
+    return (
+        f"{len(rows)} of {len(results)} kept runs, of {rows['method'].nunique()} of {len(methods)} methods, were "
+        f"computed anew (seed {seed}): average accuracies differ by {size.mean():.4f} in the mean, by {size.max():.4f} "
+        f"at most. Had ten rows been altered, whichever, {missed:.0%} of such samples would have held none of them."
+    )
+
+
+def chance_of_missing(total: int, altered: int, sample: int) -> float:
+    """Probability that none of the rows that were altered, chosen by chance among all, is in a sample."""
+    return math.comb(total - altered, sample) / math.comb(total, sample)
+
+
+def _row(key: str, result: Result) -> dict[str, str | int | float]:
+    experiment = result.experiment
+    choices = {"method": experiment.optimizer, "dataset": experiment.dataset, "stream": experiment.stream}
+    return {"key": key, **choices, "seed": experiment.seed, "kept": _average(result)}
+
+
+def _average(result: Result) -> float:
+    if result.accuracy is None:
+        return float(result.measures["average_accuracy"])
+    return float(average_accuracy(result.accuracy))
