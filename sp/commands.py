@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import random
 import sys
 from pathlib import Path
 
@@ -21,7 +22,7 @@ VALUES = "v1,v2,... or, with --sample, a range low:high or low:high:log"
 def add_commands(commands) -> None:
     """All of them."""
     studied = (add_notebook_runs, add_bench, add_tune, add_results, add_compare, add_recipes)
-    for add in (*studied, add_sweep, add_notebooks, add_record):
+    for add in (*studied, add_sweep, add_notebooks, add_record, add_audit):
         add(commands)
 
 
@@ -174,6 +175,36 @@ def _recipes(chosen: argparse.Namespace) -> None:
 
     names = chosen.only or list(recipes.RECIPES)
     print(recipes.reproduce(names, chosen.seeds, workers=chosen.workers).round(3).to_string(index=False))
+
+
+def add_audit(commands) -> None:
+    """``audit``: a random sample of the committed runs, computed anew."""
+    parser = commands.add_parser(
+        "audit",
+        help="compute a random sample of the committed runs anew, and fail where one differs",
+        description="One of each method in turn. A run may differ by 0.1 in average accuracy, the sample by 0.01 in the "
+        "mean: processors round differently.",
+    )
+    _add_dataset(parser)
+    parser.add_argument("--sample", type=positive, default=20, help="how many runs (default: 20)")
+    parser.add_argument("--seed", type=int, help="of the draw, to make it again; default: another one each time")
+    parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
+    parser.set_defaults(run=_audit)
+
+
+def _audit(chosen: argparse.Namespace) -> int:
+    from sp import audit
+
+    committed = Ledger(folder("ledger")).by_key()
+    results = {key: result for key, result in committed.items() if result.experiment.dataset == chosen.dataset}
+    seed = random.randrange(10**6) if chosen.seed is None else chosen.seed
+    try:
+        rows = audit.audit(results, chosen.sample, seed, chosen.workers)
+    except audit.AuditError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(audit.describe(rows, results, seed))
+    return 0
 
 
 def _add_dataset(parser: argparse.ArgumentParser) -> None:

@@ -49,7 +49,8 @@ def digest(function: Callable) -> str | None:
 
     It changes with code and constants, defaults, cells, the globals that the code names and what these name in turn,
     attributes and bases of classes, the content of values, arrays and tensors. What belongs to an installed
-    distribution counts by its name and version; one that was installed from a folder is somebody's own. Comments,
+    distribution counts by its name and version; one that was installed from a folder is somebody's own. A function with
+    an attribute ``counts_as``, such as `sp.experiment.run`, which has a version, counts by that. Comments,
     docstrings, annotations, line numbers and where a file lies are no part of it. It is the same in every process of
     Python 3.11, say, and another in 3.12, which has other bytecode. What the callable reads from files, from attributes
     whose names it computes, or from the global state of a library is not seen.
@@ -144,7 +145,9 @@ def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
         raise _NoDigest("a random generator, whose state moves on")
     if any(thing is one for one in _REACHES_ANYTHING):
         raise _NoDigest("a way to reach anything by its name")
-    if kind is ModuleType:
+    if kind is FunctionType and "counts_as" in vars(thing):
+        yield "", ("counts as", thing.counts_as)
+    elif kind is ModuleType:
         if (version := _version(thing.__name__)) is None:
             raise _NoDigest(
                 "a module as a whole: name in the code what it uses, as MODULE.NAME or from MODULE import NAME"

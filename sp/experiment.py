@@ -307,6 +307,9 @@ def run(
         return _Run(experiment, stream_of(experiment), torch.device(device), look).train(progress, until)
 
 
+run.counts_as = ("sp.experiment.run", RULES_VERSION)  # for `sp.digest`: what it runs has a key with versions
+
+
 class _Run:
     """A network, its optimizer and its buffer on their way through a stream."""
 

@@ -110,15 +110,13 @@ class Ledger:
 
     def results(self) -> list[Result]:
         """Every result that can be trusted and that the present rules made, in the order of their keys."""
-        found = {}
-        for layer in reversed(self._layers):
-            for key in layer.known():
-                row = self._find(key, dict)
-                if row is not None and "experiment" in row:
-                    result = Result.from_row(row)
-                    if result.experiment.key() == key:
-                        found[key] = result
-        return [found[key] for key in sorted(found)]
+        return [result for key, result in self.by_key().items() if result.experiment.key() == key]
+
+    def by_key(self) -> dict[str, Result]:
+        """Every result by the key under which it is kept, also those that older rules made."""
+        keys = sorted({key for layer in self._layers for key in layer.known()})
+        rows = {key: self._find(key, lambda row: Result.from_row(row) if "experiment" in row else None) for key in keys}
+        return {key: result for key, result in rows.items() if result is not None}
 
     def check_writable(self) -> None:
         """Write something and delete it again, so that a long run does not end where its result cannot be kept.

@@ -257,9 +257,8 @@ def test_a_run_that_was_carried_over_has_the_measures_it_had(results, tmp_path):
     carried = replace(results[0], accuracy=None, initial=None, curve=[], measures={"average_accuracy": 0.25})
     ledger = Ledger(tmp_path)
     ledger.put(carried)
-    rows = sweep.runs(
-        [("carried", SMALL), ("run", replace(SMALL, seed=1))], Ledger(tmp_path), workers=1, progress=False
-    )
+    named = [("carried", SMALL), ("run", replace(SMALL, seed=1))]
+    rows = sweep.runs(named, Ledger(tmp_path), workers=1, progress=False, carried=True)
     assert rows.average_accuracy.tolist() == [0.25, results[1].accuracy[-1].mean()] and np.isnan(rows.final_1[0])
     again = sweep.runs(named, Ledger(tmp_path), workers=1, progress=False)
     assert again.average_accuracy[0] == results[0].accuracy[-1].mean() and again.final_1.notna().all()
