@@ -182,8 +182,8 @@ def add_audit(commands) -> None:
     parser = commands.add_parser(
         "audit",
         help="compute a random sample of the committed runs anew, and fail where one differs",
-        description="One of each method in turn. A run may differ by 0.1 in average accuracy, the sample by 0.01 in the "
-        "mean: processors round differently.",
+        description="One of each method in turn. A run may differ by 0.1 in average accuracy, the sample by 0.01 "
+        "in the mean: processors round differently.",
     )
     _add_dataset(parser)
     parser.add_argument("--sample", type=positive, default=20, help="how many runs (default: 20)")
