@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from sp import explore, figures, watch
+from sp import explore, figures
 from sp.experiment import Experiment, run
 from sp.explore import code, gate, learning, results
 from sp.explore.panel import Answer, Latest, Panel
@@ -123,7 +123,7 @@ def test_the_gate_panel_redraws_fast_and_as_if_drawn_anew():
     assert panel._image.value == begin
 
 
-def test_learning_answers_for_two_arms_with_one_seed_and_is_kept(tmp_path, monkeypatch):
+def test_learning_answers_for_two_arms_with_one_seed_and_is_kept(tmp_path):
     ledger = Ledger(tmp_path)
     answer = learning.learning_answer(ledger, optimizer="Coincidence", lr=0.1)
     plt.close("all")
@@ -132,14 +132,11 @@ def test_learning_answers_for_two_arms_with_one_seed_and_is_kept(tmp_path, monke
     ends = answer.data[(answer.data.quantity == "accuracy") & (answer.data.step == answer.data.step.max())]
     of_a = ends[ends.task == 1].set_index("arm").value
     assert of_a["Coincidence"] > 0.7 > 0.2 > of_a["Adam"]
-
-    def fail(*_):
-        raise AssertionError("trained again")
-
-    monkeypatch.setattr(watch, "run", fail)
+    before = {path: path.stat().st_size for path in tmp_path.iterdir()}
     again = learning.learning_answer(ledger, optimizer="Coincidence", lr=0.1)
     plt.close("all")
     pd.testing.assert_frame_equal(again.data, answer.data, check_dtype=False)
+    assert {path: path.stat().st_size for path in tmp_path.iterdir()} == before  # nothing was trained again
     arms = learning.experiments(**{**learning.DEFAULTS, "seed": 3, "replay_capacity": 50})
     assert {e.seed for e in arms.values()} == {3} and {e.replay_capacity for e in arms.values()} == {50}
 
