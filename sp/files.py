@@ -14,16 +14,21 @@ MADE_BY = {"retention": "results", "comparison": "compare", "recipes": "recipes"
 def folder(name: str) -> Path:
     """A folder of the project, by its name in the environment or beside the notebooks.
 
-    ``$SP_FIGURES`` for ``"figures"``, ``$SP_STORE`` for ``"store"``; else ``figures`` or ``.store`` in the nearest
-    folder at or above the working directory that has ``notebooks`` in it, else in the working directory.
+    ``$SP_FIGURES`` for ``"figures"``, ``$SP_STORE`` for ``"store"``; else ``figures`` or ``.store`` in the `project`.
     """
     named = os.environ.get(f"SP_{name.upper()}")
-    return Path(named) if named else _project() / {"figures": "figures", "store": ".store"}[name]
+    return Path(named) if named else project() / {"figures": "figures", "store": ".store"}[name]
+
+
+def other_figures() -> Path:
+    """Where figures go that are not the project's own: ``$SP_FIGURES``, else ``build/figures`` in the `project`."""
+    named = os.environ.get("SP_FIGURES")
+    return Path(named) if named else project() / "build" / "figures"
 
 
 def committed(name: str) -> Path:
     """A file of the project's own ``figures``, wherever new figures go; errors as `existing`."""
-    return existing(_project() / "figures" / name)
+    return existing(project() / "figures" / name)
 
 
 def existing(path: Path) -> Path:
@@ -57,7 +62,8 @@ def made_by(name: str) -> str | None:
     return maker and f"python -m sp {maker}{'' if maker == 'recipes' else options}"
 
 
-def _project() -> Path:
+def project() -> Path:
+    """The nearest folder at or above the working directory that has ``notebooks`` in it, else the working directory."""
     here = Path.cwd()
     return next((place for place in (here, *here.parents) if (place / "notebooks").is_dir()), here)
 
