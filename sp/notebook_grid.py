@@ -15,7 +15,6 @@ import pandas as pd
 import papermill
 
 from sp import parameters
-from sp.experiment import RULES_VERSION
 from sp.files import other_figures, write_atomically
 from sp.notebooks import FINISHED, execute, kernel_environment, side_by_side, workers_for
 
@@ -153,6 +152,8 @@ def _own(text: str) -> Any:
 
 def _made_from(notebook: Path) -> str:
     """A hash of the notebook's cells, without outputs, and of the version of the rules."""
+    from sp.experiment import RULES_VERSION  # brings PyTorch, for which each worker process would wait
+
     cells = [(cell.cell_type, cell.source) for cell in nbformat.read(notebook, as_version=4).cells]
     return hashlib.sha256(json.dumps([RULES_VERSION, cells]).encode()).hexdigest()
 
