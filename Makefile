@@ -31,8 +31,8 @@ $(DENDRITES_READY): $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock --no-deps perforatedai
 	@touch $@
 
-figures: $(ENVIRONMENT) ## run every notebook (SP_DATASET=digits|mnist|fashion_mnist) and leave its figures in figures/
-	@$(BIN)/python -m sp figures --dataset $(SP_DATASET)
+figures: $(ENVIRONMENT) ## run every notebook (SP_DATASET=digits|mnist|fashion_mnist; FRESH=1: all its runs) for its figures in figures/
+	@$(if $(filter-out 0,$(FRESH)),SP_FRESH=1) $(BIN)/python -m sp figures --dataset $(SP_DATASET)
 
 test: $(ENVIRONMENT) ## lint, unit tests, and the notebooks compared with their stored outputs
 	@$(BIN)/ruff check .

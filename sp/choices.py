@@ -57,6 +57,9 @@ def parse(text: str) -> Values:
         low, high = (_literal(part) for part in match.groups()[:2])
         if all(isinstance(end, int | float) and not isinstance(end, bool) for end in (low, high)):
             return Range(low, high, bool(match[3]))
+    # Literals may hold commas in quotes; what follows is for words without quotes, which are none.
+    if isinstance(literals := _literal(f"[{text}]"), list) and literals and not text.rstrip().endswith(","):
+        return literals
     values, depth, start = [], 0, 0
     for place, character in enumerate(text + ","):
         depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(character, 0)

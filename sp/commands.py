@@ -28,34 +28,51 @@ def add_commands(commands) -> None:
 
 def add_notebook_runs(commands) -> None:
     """``figures``, ``refresh``, ``check-notebooks`` and ``html``."""
-    parser = commands.add_parser("figures", help="run every notebook and leave its figures in figures/")
+    parser = commands.add_parser(
+        "figures",
+        help="run every notebook and leave its figures in figures/",
+        description="Run notebooks side by side. With SP_FRESH=1 in the environment no committed run is read.",
+    )
     _add_dataset(parser)
-    parser.add_argument("notebooks", nargs="*", type=Path, help="which ones; default: all")
+    _add_which(parser)
     parser.set_defaults(run=_figures)
+    parser = commands.add_parser(
+        "refresh", help="run every notebook afresh in place, with the outputs that the tests compare"
+    )
+    _add_which(parser)
+    parser.set_defaults(run=_refresh)
     for name, run, help in (
-        ("refresh", _refresh, "run every notebook afresh in place, with the outputs that the tests compare"),
         ("check-notebooks", _check, "run every notebook and compare with its stored outputs"),
         ("html", _html, "write every notebook, and the documentation, as static pages into build/html"),
     ):
         commands.add_parser(name, help=help).set_defaults(run=run)
 
 
-def _figures(chosen: argparse.Namespace) -> int:
+def _add_which(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("notebooks", nargs="*", type=Path, help="which ones; default: all")
+
+
+def _which(chosen: argparse.Namespace) -> list[Path]:
     from sp import notebooks
 
     for path in chosen.notebooks:
         if not path.is_file():
-            known = [str(one) for one in notebooks.all_notebooks()]
-            near = difflib.get_close_matches(path.stem, [Path(one).stem for one in known], 1, 0)
+            near = difflib.get_close_matches(path.stem, [one.stem for one in notebooks.all_notebooks()], 1, 0)
             hint = f": did you mean notebooks/{near[0]}.ipynb?" if near else ""
             raise FileNotFoundError(f"{path} is not there{hint}")
-    return notebooks.make_figures(chosen.dataset, chosen.notebooks)
+    return chosen.notebooks
 
 
-def _refresh(_: argparse.Namespace) -> None:
+def _figures(chosen: argparse.Namespace) -> int:
     from sp import notebooks
 
-    notebooks.refresh()
+    return notebooks.make_figures(chosen.dataset, _which(chosen))
+
+
+def _refresh(chosen: argparse.Namespace) -> int:
+    from sp import notebooks
+
+    return notebooks.refresh(_which(chosen))
 
 
 def _check(_: argparse.Namespace) -> int:
@@ -290,13 +307,18 @@ def add_notebooks(commands) -> None:
     parser = commands.add_parser(
         "notebooks",
         help="run a notebook with every combination of parameters",
-        description="Execute a notebook with papermill once for each combination of the parameters, in parallel. What "
-        "is finished is not run again. Exit status: 0, 1 when notebooks failed, 2 when it cannot run.",
+        description="Execute a notebook with papermill once for each combination of the parameters, in parallel, and "
+        "put the tables of all copies into one. What is finished is not run again. Exit status: 0, 1 when notebooks "
+        "failed, 2 when it cannot run.",
         epilog="example: python -m sp notebooks notebooks/01_forgetting.ipynb -p seeds 3 -p plasticity_k 1.0,5.0,10.0",
     )
     parser.add_argument("notebook", type=Path)
     _add_parameters(parser, "a name in the notebook's `parameters` cell; v1,v2,...")
-    parser.add_argument("--to", type=Path, help="folder of the executed copies (default: build/notebooks/NOTEBOOK)")
+    parser.add_argument(
+        "--to",
+        type=Path,
+        help="copies and their figures go to its folder NOTEBOOK (default: $SP_FIGURES, else build/figures)",
+    )
     parser.add_argument("--workers", type=positive, help="notebooks at a time (default: one a core)")
     parser.set_defaults(run=_notebooks)
 
@@ -305,11 +327,14 @@ def _notebooks(chosen: argparse.Namespace) -> int:
     from sp import notebook_grid
 
     points = choices.grid(_parameters(chosen.p))
-    failures, folder = notebook_grid.execute_grid(chosen.notebook, points, chosen.to, chosen.workers)
-    for failure in failures:
+    grid = notebook_grid.execute_grid(chosen.notebook, points, chosen.to, chosen.workers)
+    for failure in grid.failures:
         print(f"FAILED {failure}", file=sys.stderr)
-    print(f"{len(points) - len(failures)} of {len(points)} notebooks are in {folder}.")
-    return 1 if failures else 0
+    made = f"{grid.copies - len(grid.failures)} of {grid.copies} notebooks"
+    print(f"{made} are in {grid.folder}.")
+    for table in grid.tables:
+        print(f"One table over {made}: {table}")
+    return 1 if grid.failures else 0
 
 
 def add_record(commands) -> None:

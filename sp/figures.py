@@ -12,7 +12,8 @@ import shutil
 import string
 import subprocess
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import sp
-from sp import files
+from sp import files, parameters
 from sp.checks import check_choice
 
 LETTERS = string.ascii_uppercase  # names of tasks
@@ -95,6 +96,80 @@ STYLE = {
 }
 
 Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run of a notebook: its parameters, and those of them that are not its own."""
+
+    notebook: str
+    values: dict[str, Any]
+    own: dict[str, Any]
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        return parameters.changed(self.values, self.own)
+
+    @property
+    def is_own(self) -> bool:
+        # The names of figures tell the known data sets apart.
+        return set(self.changed) <= {"dataset"} and self.values.get("dataset") in (None, *DATASETS)
+
+    def folder(self) -> Path:
+        if self.is_own:
+            return files.folder("figures")
+        root, name = files.other_figures(), parameters.run_name(self.changed)
+        return root if root.name == name else root / self.notebook / name  # a grid names each copy's folder itself
+
+    def provenance(self, name: str) -> dict[str, Any]:
+        if not self.is_own:
+            return {"command": parameters.command(self.notebook, self.changed), "parameters": self.values}
+        if "dataset" not in self.own:
+            return {"command": files.made_by(name), "parameters": self.values}
+        # What has no data set in its name is the same for all of them, and so is its record.
+        dataset = files.made_from(name)[1] or self.own["dataset"]
+        return {"command": files.made_by(name), "parameters": {**self.values, "dataset": dataset}}
+
+
+_runs: dict[str, _Run] = {}  # of the notebooks that began in this process, the last one at the end
+
+
+def begin(notebook: str, namespace: Mapping[str, Any]) -> None:
+    """Take a notebook's parameters, which decide where its figures and tables go and are part of their records.
+
+    With the notebook's own parameters (`sp.parameters.own`), on any data set, that is the folder ``figures``. With
+    others it is ``build/figures/NOTEBOOK/NAME=VALUE,...``, which is printed. ``$SP_FIGURES`` is put in place of
+    ``figures`` and ``build/figures``. What the namespace holds later changes nothing, until `begin` is called again.
+
+    Args:
+        notebook: its name without a suffix, such as ``01_forgetting``. Figures whose names start with it are its own;
+            others are of the notebook that began last.
+        namespace: ``globals()`` of the notebook.
+
+    Raises:
+        FileNotFoundError, ValueError: as `sp.parameters.own`. ValueError: a parameter is not in the namespace, or its
+            value cannot be written down (see `sp.parameters.plain`).
+    """
+    own = parameters.own(notebook)
+    if missing := [name for name in own if name not in namespace]:
+        raise ValueError(f"{notebook} has no {', '.join(missing)}: run the cell with its parameters before this one")
+    run = _Run(notebook, {name: parameters.plain(namespace[name], value) for name, value in own.items()}, own)
+    _runs.pop(notebook, None)
+    _runs[notebook] = run
+    if not run.is_own:
+        chosen = ", ".join(f"{name} = {value!r}" for name, value in run.changed.items())
+        print(f"With parameters that are not the notebook's own ({chosen}), figures and tables go to {run.folder()}.")
+
+
+def folder_of(name: str) -> Path:
+    """The folder of a figure or table, by its name: that of the run of its notebook (see `begin`), if there is one."""
+    run = _run_of(name)
+    return run.folder() if run else files.folder("figures")
+
+
+def _run_of(name: str) -> _Run | None:
+    notebook, _ = files.made_from(name)
+    return _runs.get(notebook) or next(reversed(_runs.values()), None)
 
 
 def figure(width: str = "column", height: float = 2.1, journal: str = "icml", **subplots) -> tuple[Figure, Any]:
@@ -171,7 +246,7 @@ def draw(
             put after it.
         width, journal: as for `figure`. formats: some of `FORMATS`.
         keys: of the experiments behind the data; default: those in the column ``key``, where there is one.
-        command: what makes the data; default: the one of `sp.files.made_by`, such as that which runs its notebook.
+        command: what makes the data; default: the one that runs its notebook with the parameters of this run.
         about: more JSON values on how it was made.
         options: JSON values, for the plot.
 
@@ -183,6 +258,8 @@ def draw(
     """
     shown = _plot(kind).shows
     counted, (_, dataset) = seeds(data), files.made_from(name)
+    run = _run_of(name)
+    made = run.provenance(name) if run else {"command": files.made_by(name)}
     endings = [
         caption,
         f"Data: {DATASETS[dataset]}." if dataset else "",
@@ -196,7 +273,8 @@ def draw(
         "width": width,
         "journal": journal,
         "provenance": {
-            "command": command or files.made_by(name),
+            **made,
+            **({"command": command} if command else {}),
             "experiments": sorted(set(data.get("key", ()) if keys is None else keys)),
             "versions": versions(),
             **(about or {}),
@@ -204,7 +282,7 @@ def draw(
     }
     record = json.loads(json.dumps(record))  # as it will be read
     text = _csv(data)
-    folder = files.folder("figures")
+    folder = folder_of(name)
     known = _known(folder, name)
     # What is the same as before keeps the commit that it was made at: refreshing changes no file for nothing.
     same = known is not None and known[0] == text and {**known[1], "commit": None} == {**record, "commit": None}
@@ -230,7 +308,7 @@ def redraw(
 
     Args:
         name: of the files, without a suffix. width, journal: as for `figure`; None: as it was.
-        formats: some of `FORMATS`. to: folder; None: the one for figures.
+        formats: some of `FORMATS`. to: folder; None: `folder_of` it.
 
     Raises:
         FileNotFoundError: there is no such figure; the message names those with a similar name.
@@ -259,7 +337,7 @@ def save(
     Args:
         fig: the figure. name: of the files, without a suffix. data: what it was drawn from.
         record: as `draw` makes it; None: the provenance is the versions alone.
-        formats: some of `FORMATS`; PNG at 300 dpi. folder: default: the one for figures.
+        formats: some of `FORMATS`; PNG at 300 dpi. folder: default: `folder_of` it.
 
     Returns:
         Path of the files, without a suffix.
@@ -269,7 +347,7 @@ def save(
     """
     if unknown := set(formats) - set(FORMATS):
         raise ValueError(f"formats must be some of {', '.join(FORMATS)}, got {', '.join(sorted(unknown))}")
-    folder = folder or files.folder("figures")
+    folder = folder or folder_of(name)
     record = record or {"provenance": {"versions": versions()}}
     text = json.dumps(record["provenance"], sort_keys=True)
     fields = {
@@ -287,8 +365,8 @@ def save(
 
 
 def save_table(table: pd.DataFrame, name: str, folder: Path | None = None) -> Path:
-    """Write ``name.csv`` into a folder, by default the one for figures, and return its path."""
-    path = (folder or files.folder("figures")) / f"{name}.csv"
+    """Write ``name.csv`` into a folder, by default `folder_of` it, and return its path."""
+    path = (folder or folder_of(name)) / f"{name}.csv"
     files.write_atomically(path, _csv(table))
     return path
 
@@ -299,7 +377,7 @@ def stored(name: str) -> tuple[Record, pd.DataFrame]:
     Raises:
         FileNotFoundError: there is none; the message names those with a similar name, and what makes this one.
     """
-    folder = files.folder("figures")
+    folder = folder_of(name)
     known = _known(folder, name)
     if known is None or "kind" not in known[1]:
         similar = get_close_matches(name, [path.stem for path in folder.glob("*.json")], 3, 0.5)

@@ -1,83 +1,228 @@
 """Running the notebooks: for their figures, afresh in place, and against their stored outputs."""
 
+import ast
+import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import joblib
 import nbformat
 import papermill
 from nbclient import NotebookClient
-from tqdm import tqdm
+from nbclient.exceptions import CellExecutionError
 
-from sp.files import folder, write_atomically
+from sp import parameters
+from sp.files import bar, folder, write_atomically
+from sp.parallel import Failed, call_all
 
 SILENT = ["--IPKernelApp.log_level=50"]  # a kernel would write into the bar
+FINISHED = "finished"  # what a notebook comes to that does not fail
 
 
 def all_notebooks() -> list[Path]:
-    """The notebooks of the collection in their order."""
-    return sorted(Path("notebooks").glob("*.ipynb"))
+    """The notebooks of the collection in their order.
+
+    Raises:
+        FileNotFoundError: there are none in the working directory.
+    """
+    found = sorted(Path("notebooks").glob("*.ipynb"))
+    if not found:
+        raise FileNotFoundError(f"{Path('notebooks').absolute()} has no notebooks: go to the project's folder first")
+    return found
 
 
 def make_figures(dataset: str, notebooks: Sequence[Path] = ()) -> int:
-    """Execute notebooks with papermill on a data set; executed copies go to ``build/notebooks``.
+    """Execute notebooks with papermill on a data set, side by side; executed copies go to ``build/notebooks``.
+
+    With ``SP_FRESH=1`` in the environment, where no committed run is read, it says first how long that takes.
 
     Returns:
         Exit status: 0, or 1 when a notebook failed; the others are executed all the same.
     """
-    failures = []
-    target = Path("build/notebooks") / dataset
-    with tqdm(list(notebooks) or all_notebooks(), unit="notebook") as bar:
-        for path in bar:
-            bar.set_postfix_str(path.stem, refresh=True)
-            parameters = {"dataset": dataset} if "dataset" in papermill.inspect_notebook(str(path)) else {}
-            if failure := execute(path, target / path.name, parameters):
-                failures.append(failure)
+    # Whole paths: worker processes may have been started in another folder.
+    paths = [path.absolute() for path in notebooks or all_notebooks()]
+    workers = workers_for(len(paths))
+    if os.environ.get("SP_FRESH") == "1":
+        minutes = expected_seconds(dataset) / 60
+        print(
+            f"All runs anew: about {minutes:.0f} minutes of CPU time, {minutes / joblib.cpu_count():.0f} on "
+            f"{joblib.cpu_count()} cores.",
+            flush=True,
+        )
+    target = Path("build/notebooks").absolute() / dataset
+    with tempfile.TemporaryDirectory() as scratch:
+        log = Path(scratch) / "runs"
+        make = partial(_make_figures, dataset, target, {**kernel_environment(workers), "SP_LEDGER_LOG": str(log)})
+        failures = side_by_side(make, paths, workers)
+        read, computed = counted(log)
     for failure in failures:
         print(f"FAILED {failure}", file=sys.stderr)
     print(f"Figures are in {folder('figures')}, executed notebooks in {target}.")
+    print(f"{read:,} runs were read, {computed:,} computed.")
     return 1 if failures else 0
 
 
-def execute(notebook: Path, target: Path, parameters: dict[str, Any]) -> str | None:
-    """Execute a notebook with papermill in its own folder, and keep the executed copy, also of one that fails.
+def _make_figures(dataset: str, target: Path, environment: dict[str, str], path: Path) -> str:
+    known = papermill.inspect_notebook(str(path))
+    return execute(path, target / path.name, {"dataset": dataset} if "dataset" in known else {}, environment)
+
+
+def counted(log: Path) -> tuple[int, int]:
+    """How many runs of a ledger's log were read and not computed, and how many were computed; each counts once.
+
+    Args:
+        log: lines ``read KEY`` or ``computed KEY``, as the ledger writes them to ``$SP_LEDGER_LOG``; none: no runs.
+    """
+    lines = log.read_text().splitlines() if log.is_file() else []
+    read, computed = ({line.split()[1] for line in lines if line.startswith(word)} for word in ("read ", "computed "))
+    return len(read - computed), len(computed)
+
+
+def expected_seconds(dataset: str) -> float:
+    """How long the committed runs on a data set took, in seconds of one core."""
+    from sp.ledger import Ledger
+
+    return sum(result.seconds for result in Ledger().results() if result.experiment.dataset == dataset)
+
+
+def workers_for(notebooks: int) -> int:
+    """How many notebooks are executed at a time: as many as there are cores."""
+    return max(1, min(joblib.cpu_count(), notebooks))
+
+
+def kernel_environment(workers: int) -> dict[str, str]:
+    """The environment of a kernel beside others: its share of the cores, one thread for each of its processes."""
+    cores = -(-joblib.cpu_count() // workers)
+    # How many threads share a sum decides how it is rounded: with one, every machine stores the same outputs.
+    return {"LOKY_MAX_CPU_COUNT": str(cores), "OMP_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+
+
+def side_by_side(
+    make: Callable[[Any], str],
+    items: Iterable[Any],
+    workers: int,
+    known: Callable[[Any], str | None] = lambda item: None,
+    progress: bool = True,
+) -> list[str]:
+    """Make notebooks in worker processes with one bar.
+
+    Args:
+        make: returns `FINISHED`, or what went wrong.
+        items: what to make. workers: how many at a time. known: as for `sp.parallel.call_all`.
+        progress: show a bar.
 
     Returns:
-        None, or what went wrong, with a link to the failing cell.
+        What went wrong, a line or a traceback for each notebook that failed, in the order of the items.
+    """
+    items, failures = list(items), {}
+    with bar(total=len(items), unit="notebook", progress=progress) as shown:
+        for item, outcome in call_all(make, items, workers, known):
+            if isinstance(outcome, Failed):
+                failures[item] = f"{item}: {outcome.reason}"
+            elif outcome != FINISHED:
+                failures[item] = outcome
+            shown.set_postfix(failed=len(failures))
+            shown.update()
+    return [failures[item] for item in items if item in failures]
+
+
+def execute(notebook: Path, target: Path, chosen: dict[str, Any], environment: Mapping[str, str]) -> str:
+    """Execute a notebook with papermill in its own folder, and keep the executed copy, also of one that fails.
+
+    Args:
+        notebook: what to execute. target: its executed copy.
+        chosen: parameters; the others keep the notebook's values.
+        environment: more variables for its kernel.
+
+    Returns:
+        `FINISHED`, or what went wrong, with a link to the failing cell.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(target),
-            parameters=parameters,
-            cwd=str(notebook.parent),
-            kernel_name="python3",
-            progress_bar=False,
-            extra_arguments=SILENT,
-        )
+        with _environment(environment):  # papermill starts kernels in the environment of this process
+            papermill.execute_notebook(
+                str(notebook),
+                str(target),
+                parameters=chosen,
+                cwd=str(notebook.parent),
+                kernel_name="python3",
+                progress_bar=False,
+                extra_arguments=SILENT,
+            )
     except papermill.PapermillExecutionError as error:
         return f"{target}#papermill-error-cell, cell {error.exec_count}: {error.ename}: {error.evalue}"
-    return None
+    return FINISHED
 
 
-def refresh(notebooks: Sequence[Path] = ()) -> None:
-    """Execute notebooks in place on their default data, and store the outputs that the tests compare."""
-    for path in tqdm(list(notebooks) or all_notebooks(), unit="notebook"):
-        notebook = nbformat.read(path, as_version=4)
-        with tempfile.TemporaryDirectory() as store:
-            environment = {**os.environ, **_quiet(), "SP_STORE": store}
-            resources = {"metadata": {"path": str(path.parent)}}
-            client = NotebookClient(notebook, kernel_name="python3", resources=resources, extra_arguments=SILENT)
-            client.execute(env=environment)
-        for cell in notebook.cells:
-            cell.metadata.pop("execution", None)
-        notebook.metadata.pop("widgets", None)
-        write_atomically(path, nbformat.writes(notebook) + "\n")
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def refresh(notebooks: Sequence[Path] = ()) -> int:
+    """Execute notebooks in place on their own parameters, and store the outputs that the tests compare.
+
+    First ``notebooks/parameters.json`` is written from the ``parameters`` cells of the whole collection.
+
+    Returns:
+        Exit status: 0, or 1 when a notebook failed, which stays as it was.
+    """
+    write_atomically(parameters.file(), own_parameters())
+    paths = [path.absolute() for path in notebooks or all_notebooks()]
+    workers = workers_for(len(paths))
+    failures = side_by_side(partial(_refresh, {**kernel_environment(workers), **_quiet()}), paths, workers)
+    for failure in failures:
+        print(f"FAILED {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _refresh(environment: dict[str, str], path: Path) -> str:
+    notebook = nbformat.read(path, as_version=4)
+    with tempfile.TemporaryDirectory() as store:
+        resources = {"metadata": {"path": str(path.parent)}}
+        client = NotebookClient(notebook, kernel_name="python3", resources=resources, extra_arguments=SILENT)
+        try:
+            client.execute(env={**os.environ, **environment, "SP_STORE": store})
+        except CellExecutionError as error:
+            return f"{path}: {error.ename}: {error.evalue}"
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+    notebook.metadata.pop("widgets", None)
+    write_atomically(path, nbformat.writes(notebook) + "\n")
+    return FINISHED
+
+
+def own_parameters() -> str:
+    """The text of ``notebooks/parameters.json``, from the ``parameters`` cells of the collection.
+
+    Raises:
+        ValueError: a parameter's own value is not a literal.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for path in all_notebooks():
+        for name, about in papermill.inspect_notebook(str(path)).items():
+            try:
+                value = ast.literal_eval(about["default"])
+            except (ValueError, SyntaxError) as error:
+                raise ValueError(
+                    f"{path}: the own value of {name} must be a number, a text, or a list or dict of these, got "
+                    f"{about['default']}: write it out, or compute it in a later cell"
+                ) from error
+            found.setdefault(path.stem, {})[name] = parameters.plain(value)
+    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
 
 
 def check(notebooks: Sequence[Path] = ()) -> int:
@@ -87,7 +232,8 @@ def check(notebooks: Sequence[Path] = ()) -> int:
         pytest's exit status.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        environment = {**os.environ, **_quiet(), "SP_STORE": f"{scratch}/store", "SP_FIGURES": f"{scratch}/figures"}
+        own = {"SP_STORE": f"{scratch}/store", "SP_FIGURES": f"{scratch}/figures"}
+        environment = {**os.environ, **kernel_environment(1), **_quiet(), **own}
         options = ["--nbval", "--nbval-current-env", "-p", "no:cacheprovider", "-p", "sp.close_outputs"]
         paths = [str(path) for path in notebooks or all_notebooks()]
         return subprocess.run(

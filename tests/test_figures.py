@@ -35,6 +35,7 @@ OPTIONS = {"panels": {"final_1": "Task A"}, "label": "Accuracy"}
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("SP_FIGURES", str(tmp_path / "figures"))
+    monkeypatch.setattr(figures, "_runs", {})
     yield tmp_path / "figures"
     plt.close("all")
 
@@ -135,6 +136,83 @@ def test_refreshing_changes_no_commit_for_nothing(folder, monkeypatch):
     monkeypatch.setattr(figures, "commit", lambda: next(commits))
     assert drawn(TABLE) is None and drawn(TABLE) == "first" and drawn(TABLE) == "first"
     assert drawn(TABLE.assign(n=4)) == "second"
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SP_FIGURES")
+    own = {"01_toy": {"dataset": "digits", "seeds": 3}, "02_toy": {"rate": 0.5, "units": [3, 4]}}
+    Path("notebooks/parameters.json").write_text(json.dumps(own))
+    return tmp_path
+
+
+def provenance(path):
+    return json.loads(path.with_suffix(".json").read_text())["provenance"]
+
+
+def drawn(name, **options):
+    figures.draw("interval_plot", name, TABLE, formats=[], **WORDS, **OPTIONS, **options)
+    return figures.folder_of(name) / name
+
+
+def test_own_parameters_leave_figures_where_they_were_with_all_parameters(project, capsys):
+    figures.begin("01_toy", {"dataset": "mnist", "seeds": 3, "others": object()})
+    assert drawn("01_toy_mnist") == project / "figures" / "01_toy_mnist"
+    made = provenance(project / "figures" / "01_toy_mnist")
+    assert made["parameters"] == {"dataset": "mnist", "seeds": 3}
+    assert made["command"] == "python -m sp figures --dataset mnist notebooks/01_toy.ipynb"
+    # A figure of no data set has the same record whichever its notebook ran on.
+    made = provenance(drawn("01_toy_units"))
+    assert made["parameters"]["dataset"] == "digits"
+    assert made["command"] == "python -m sp figures notebooks/01_toy.ipynb"
+    assert provenance(drawn("01_toy_costs", command="python -m sp bench"))["command"] == "python -m sp bench"
+    assert figures.save_table(TABLE, "01_toy_mnist_all").parent == project / "figures"
+    figures.begin("02_toy", {"rate": 0.5, "units": (3, 4)})
+    assert provenance(drawn("02_toy"))["parameters"] == {"rate": 0.5, "units": [3, 4]}
+    assert capsys.readouterr().out == ""
+
+
+def test_other_parameters_never_touch_the_project_s_figures(project, monkeypatch, capsys):
+    namespace = {"dataset": "mnist", "seeds": 4}
+    figures.begin("01_toy", namespace)
+    namespace["seeds"] = 3  # what is reassigned later is not what the notebook ran with
+    folder = project / "build" / "figures" / "01_toy" / "dataset=mnist,seeds=4"
+    assert str(folder) in capsys.readouterr().out
+    assert drawn("01_toy_mnist").parent == figures.save_table(TABLE, "one_of_my_own").parent == folder
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "01_toy_mnist.csv",
+        "01_toy_mnist.json",
+        "one_of_my_own.csv",
+    ]
+    made = provenance(folder / "01_toy_mnist")
+    assert made["parameters"] == {"dataset": "mnist", "seeds": 4}
+    assert made["command"] == "python -m sp notebooks notebooks/01_toy.ipynb -p dataset mnist -p seeds 4"
+    assert figures.stored("01_toy_mnist")[0]["provenance"] == made
+    assert not (project / "figures").exists()
+
+    # The next notebook in the same process has nothing of it, and the first one keeps it.
+    figures.begin("02_toy", {"rate": 0.5, "units": [3, 4]})
+    assert drawn("02_toy").parent == figures.folder_of("one_of_my_own") == project / "figures"
+    assert figures.folder_of("01_toy_mnist") == folder
+    figures.begin("01_toy", {"dataset": "digits", "seeds": 3})
+    assert figures.folder_of("01_toy_digits") == project / "figures"
+    # Names of figures do not tell it from digits.
+    figures.begin("01_toy", {"dataset": "letters", "seeds": 3})
+    assert figures.folder_of("01_toy_letters") == folder.parent / "dataset=letters"
+
+
+def test_another_folder_for_figures_is_that_of_other_parameters_as_well(project, monkeypatch):
+    monkeypatch.setenv("SP_FIGURES", str(project / "mine"))
+    figures.begin("02_toy", {"rate": 0.5, "units": [3, 4]})
+    assert figures.folder_of("02_toy") == project / "mine"
+    figures.begin("02_toy", {"rate": 1, "units": [3, 4]})
+    assert figures.folder_of("02_toy") == project / "mine" / "02_toy" / "rate=1.0"
+    monkeypatch.setenv("SP_FIGURES", str(project / "grid" / "rate=1.0"))  # as a grid has it
+    assert figures.folder_of("02_toy") == project / "grid" / "rate=1.0"
+    with pytest.raises(ValueError, match="02_toy has no units: run the cell with its parameters before this one"):
+        figures.begin("02_toy", {"rate": 1.0})
 
 
 def test_names_say_notebook_data_set_and_command():

@@ -3,21 +3,29 @@
 import ast
 
 import nbformat
+import pandas as pd
 import pytest
 from nbformat import v4
 
 from sp.__main__ import main
-from sp.notebook_grid import checked, parameters_of
+from sp.notebook_grid import checked, execute_grid, parameters_of
 
 PARAMETERS = 'seeds = 3  # how many\nlr = 0.1\nname = "a"\nsizes = (1, 2)\nflag = False\nfree = None'
-BODY = "import os\nassert lr < 1, 'too fast'\nprint((seeds, lr, os.environ['SP_FIGURES']))"
+KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+BODY = """
+import os
+from pathlib import Path
+assert lr < 1, 'too fast'
+Path(os.environ["SP_FIGURES"]).mkdir(exist_ok=True)
+Path(os.environ["SP_FIGURES"], "toy_digits.csv").write_text(f"seeds,error\\n0,{lr:.3f}\\n1,0.250\\n")
+print((seeds, lr, os.environ['SP_FIGURES']))
+"""
 
 
 @pytest.fixture
 def notebook(tmp_path):
     cells = [v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), v4.new_code_cell(BODY)]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "toy.ipynb")
+    nbformat.write(v4.new_notebook(cells=cells, metadata=KERNEL), tmp_path / "toy.ipynb")
     return tmp_path / "toy.ipynb"
 
 
@@ -39,14 +47,19 @@ def test_copies_are_made_once_and_failures_are_collected_with_a_link(notebook, c
     ]
     assert main(command) == 1
     out, err = capsys.readouterr()
-    failed = copies / "lr=2.0,seeds=4.failed.ipynb"
+    grid = copies / "toy"
+    failed = grid / "seeds=4,lr=2.0.failed.ipynb"
     assert f"FAILED {failed}#papermill-error-cell" in err and "AssertionError: too fast" in err
     assert "papermill-error-cell" in failed.read_text()
     assert "1 of 2 notebooks" in out
-    made = copies / "lr=0.5,seeds=4.ipynb"
+    made = grid / "seeds=4,lr=0.5.ipynb"
     seeds, lr, figures = ast.literal_eval(nbformat.read(made, 4).cells[-1].outputs[0].text)
-    assert (seeds, lr, figures) == (4, 0.5, str(copies / "lr=0.5,seeds=4"))
-    assert not list(copies.glob("*.running.ipynb"))
+    assert (seeds, lr, figures) == (4, 0.5, str(grid / "seeds=4,lr=0.5"))
+    assert not list(grid.glob("*.running.ipynb"))
+    # What the copies have a column for already is not taken for the parameter of that name.
+    table = grid / "toy_digits.csv"
+    assert f"One table over 1 of 2 notebooks: {table}" in out
+    assert table.read_text() == "lr,parameter_seeds,seeds,error\n0.5,4,0,0.500\n0.5,4,1,0.250\n"
 
     first = made.stat().st_mtime_ns
     changed = nbformat.read(notebook, 4)
@@ -56,6 +69,36 @@ def test_copies_are_made_once_and_failures_are_collected_with_a_link(notebook, c
     nbformat.write(changed, notebook)
     assert main(command) == 0
     assert made.stat().st_mtime_ns > first and not failed.exists()
+    assert pd.read_csv(table).groupby("lr").error.max().to_dict() == {0.5: 0.5, 2.0: 2.0}
+    assert f"One table over 2 of 2 notebooks: {table}" in capsys.readouterr().out
+
+
+def test_a_table_that_was_lost_is_made_again_and_one_that_is_no_longer_made_is_left_out(notebook):
+    grid = execute_grid(notebook, [{"lr": 0.5}], notebook.parent, progress=False)
+    (notebook.parent / "toy" / "lr=0.5" / "toy_digits.csv").unlink()
+    assert execute_grid(notebook, [{"lr": 0.5}], notebook.parent, progress=False) == grid
+    assert pd.read_csv(notebook.parent / "toy" / "lr=0.5" / "toy_digits.csv").error.tolist() == [0.5, 0.25]
+    changed = nbformat.read(notebook, 4)
+    changed.cells[1].source = changed.cells[1].source.replace("toy_digits", "other")
+    nbformat.write(changed, notebook)
+    again = execute_grid(notebook, [{"lr": 0.5}], notebook.parent, progress=False)
+    assert not again.failures and [path.name for path in again.tables] == ["other.csv"]
+
+
+def test_own_parameters_are_named_so_and_data_sets_come_into_one_table(tmp_path):
+    parameters = v4.new_code_cell('dataset = "digits"\nk = 1.0', metadata={"tags": ["parameters"]})
+    body = v4.new_code_cell(
+        "import os\nfrom pathlib import Path\nPath(os.environ['SP_FIGURES']).mkdir()\n"
+        "Path(os.environ['SP_FIGURES'], f'toy_{dataset}_k.csv').write_text(f'k2\\n{2 * k}\\n')"
+    )
+    nbformat.write(v4.new_notebook(cells=[parameters, body], metadata=KERNEL), tmp_path / "toy.ipynb")
+    points = [{"dataset": "digits"}, {"dataset": "mnist"}, {"k": 3}, {"k": 1}]
+    grid = execute_grid(tmp_path / "toy.ipynb", points, tmp_path, progress=False)
+    assert not grid.failures and grid.copies == 3
+    assert sorted(path.stem for path in grid.folder.glob("*.ipynb")) == ["dataset=mnist", "k=3.0", "own"]
+    assert [path.name for path in grid.tables] == ["toy_k.csv"]
+    rows = "dataset,k,k2\ndigits,1.0,2.0\nmnist,1.0,2.0\ndigits,3.0,6.0\n"
+    assert grid.tables[0].read_text() == rows
 
 
 @pytest.mark.parametrize(

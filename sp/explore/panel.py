@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
-from sp import figures, files
+from sp import figures
 
 STYLE = """<style>
 .sp-panel { container-type: inline-size; }
@@ -219,7 +219,7 @@ class Panel(widgets.VBox):
         except OSError as error:
             self._show_error(error)
             return
-        self._status.value = f"Saved {html.escape(str(files.folder('figures') / name))}.pdf, .png and .csv"
+        self._status.value = f"Saved {html.escape(str(figures.folder_of(name) / name))}.pdf, .png and .csv"
 
     def _moved(self, name: str) -> None:
         if self._quiet:
