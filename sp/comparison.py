@@ -39,6 +39,12 @@ SCENARIOS = {
 TUNED_TWICE = ("split5_class", "split5_domain", "split2_class", "split5_task")
 # Sizes of the replay buffer: on digits the same share of the images as 200 and 2,000 of MNIST's.
 CAPACITIES = {"digits": (50, 200), "mnist": (200, 2000), "fashion_mnist": (200, 2000)}
+# What is measured on each data set.
+MEASURED = {
+    "digits": tuple(SCENARIOS),
+    "mnist": tuple(SCENARIOS),
+    "fashion_mnist": ("split5_class", "split5_domain", "permuted10"),
+}
 # What is tuned on one data set and carried over to another, to see how far a setting carries.
 TUNED_ON = {"digits": "digits", "mnist": "mnist", "fashion_mnist": "mnist"}
 
@@ -249,7 +255,7 @@ def ahead(rows: pd.DataFrame, arm: str, scenario: str, capacity: int = 0) -> tup
     Seed by seed (`sp.metrics.difference`), on the seeds that both have, best first.
 
     Args:
-        rows: one row a run, as `known_seeds` returns them. arm: without replay. capacity: of the others' buffer.
+        rows: one row a run, as `single_runs` returns them. arm: without replay. capacity: of the others' buffer.
     """
     rows = rows[rows.stream == scenario]
     others = rows[(rows.capacity == capacity) & (rows.arm != arm)]
@@ -285,31 +291,65 @@ def results(
     Raises:
         ValueError: a scenario that is not in `SCENARIOS`.
     """
-    name = f"comparison_{dataset}"
-    groups = ["stream", "capacity", "arm"]
-    capacities = _capacities(dataset, replay)
+    ledger = ledger or opened()
     for scenario in scenarios:
         if todo := trials(scenario, dataset):
             searches = _searches(scenario, dataset)
             studies.tune_arms(f"comparison_{scenario}", dataset, todo, ledger, workers, FURTHER, searches)
-        for capacity in capacities:
-            named = with_seeds(arms(scenario, dataset, capacity), range(seeds))
-            rows = runs(named, ledger, workers, carried=True).assign(stream=scenario, capacity=capacity)
-            table = _add(metrics.interval_table(rows, groups, VALUES), name)
-            (ledger or opened()).commit(rows.key)
+        rows = single_runs(dataset, [scenario], seeds, replay, ledger, workers)
+        ledger.commit(rows.key)
+        table = intervals(kept_runs(dataset, ledger))
+        figures.save_table(table, f"comparison_{dataset}")
     return table
 
 
-def _add(new: pd.DataFrame, name: str) -> pd.DataFrame:
-    """A table of ``figures/`` with these rows of one scenario and buffer in place of those that it had."""
-    path = files.folder("figures") / f"{name}.csv"
-    if path.exists():
-        old = pd.read_csv(path)
-        new = pd.concat([old[(old.stream != new.stream[0]) | (old.capacity != new.capacity[0])], new])
-    order = new.stream.map(list(SCENARIOS).index) * 1_000_000 + new.capacity
-    new = new.iloc[order.argsort(kind="stable")].reset_index(drop=True)
-    figures.save_table(new, name)
-    return new
+def single_runs(
+    dataset: str,
+    scenarios: Sequence[str] = (),
+    seeds: int = 10,
+    replay: bool = True,
+    ledger: Ledger | None = None,
+    workers: int | None = None,
+) -> pd.DataFrame:
+    """The single runs of a comparison, read or made: ``stream, capacity, arm, seed`` and what was measured.
+
+    Args:
+        scenarios: default: those of `MEASURED`.
+    """
+    found = []
+    for scenario in scenarios or MEASURED[dataset]:
+        check_choice("scenario", scenario, SCENARIOS)
+        for capacity in _capacities(dataset, replay):
+            named = with_seeds(arms(scenario, dataset, capacity), range(seeds))
+            rows = runs(named, ledger, workers, carried=True)
+            found.append(rows.assign(stream=scenario, capacity=capacity))
+    return pd.concat(found, ignore_index=True)
+
+
+def kept_runs(dataset: str, ledger: Ledger | None = None, seeds: int = 10) -> pd.DataFrame:
+    """Those of the `single_runs` that the ledger has."""
+    ledger = ledger or opened()
+    found = []
+    for scenario in SCENARIOS:
+        for capacity in _capacities(dataset, True):
+            known = {*DEFAULTS, *tuned_values(scenario, dataset).index}
+            chosen = [arm for arm in untuned(scenario, dataset, capacity) if arm in known]
+            named = with_seeds(arms(scenario, dataset, capacity, chosen), range(seeds))
+            kept = [(arm, result) for arm, experiment in named if (result := ledger.get(experiment)) is not None]
+            if kept:
+                rows = tables.table(result for _, result in kept)
+                rows.insert(0, "arm", [arm for arm, _ in kept])
+                found.append(rows.assign(stream=scenario, capacity=capacity))
+    return pd.concat(found, ignore_index=True)
+
+
+def intervals(rows: pd.DataFrame) -> pd.DataFrame:
+    """Over the seeds of `single_runs`: ``stream, capacity, arm, mean, low, high, n, metric``."""
+    parts = [
+        metrics.interval_table(part, ["stream", "capacity", "arm"], VALUES)
+        for _, part in rows.groupby(["stream", "capacity"], sort=False)
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
 def _capacities(dataset: str, replay: bool) -> tuple[int, ...]:
@@ -373,32 +413,6 @@ def known_costs(dataset: str) -> pd.DataFrame:
         return pd.read_csv(files.committed(f"comparison_costs_{dataset}.csv"))
     except FileNotFoundError:
         return costs(dataset)
-
-
-def known_results(dataset: str) -> pd.DataFrame:
-    """What `results` left in the project's ``figures``.
-
-    Raises:
-        FileNotFoundError: nothing yet; the message gives the command.
-    """
-    return pd.read_csv(files.committed(f"comparison_{dataset}.csv"))
-
-
-def known_seeds(dataset: str, seeds: int = 10, ledger: Ledger | None = None) -> pd.DataFrame:
-    """The single runs of `results` that the ledger has: ``stream, capacity, arm, seed`` and what was measured."""
-    ledger = ledger or opened()
-    found = []
-    for scenario in SCENARIOS:
-        for capacity in _capacities(dataset, True):
-            known = {*DEFAULTS, *tuned_values(scenario, dataset).index}
-            chosen = [arm for arm in untuned(scenario, dataset, capacity) if arm in known]
-            named = with_seeds(arms(scenario, dataset, capacity, chosen), range(seeds))
-            kept = [(arm, result) for arm, experiment in named if (result := ledger.get(experiment)) is not None]
-            if kept:
-                rows = tables.table(result for _, result in kept)
-                rows.insert(0, "arm", [arm for arm, _ in kept])
-                found.append(rows.assign(stream=scenario, capacity=capacity))
-    return pd.concat(found, ignore_index=True)
 
 
 class _Clock:

@@ -15,20 +15,22 @@ def folder(name: str) -> Path:
     """A folder of the project, by its name in the environment or beside the notebooks.
 
     ``$SP_FIGURES`` for ``"figures"``, ``$SP_STORE`` for ``"store"`` and ``$SP_LEDGER`` for ``"ledger"``, the committed
-    layer of the ledger; else ``figures``, ``.store`` or ``figures/ledger`` in the nearest
-    folder at or above the working directory that has ``notebooks`` in it, else in the working directory.
+    layer of the ledger; else ``figures``, ``.store`` or ``figures/ledger`` in the `project`.
     """
+    own = {"figures": "figures", "store": ".store", "ledger": "figures/ledger"}
     named = os.environ.get(f"SP_{name.upper()}")
-    return (
-        Path(named)
-        if named
-        else _project() / {"figures": "figures", "store": ".store", "ledger": "figures/ledger"}[name]
-    )
+    return Path(named) if named else project() / own[name]
+
+
+def other_figures() -> Path:
+    """Where figures go that are not the project's own: ``$SP_FIGURES``, else ``build/figures`` in the `project`."""
+    named = os.environ.get("SP_FIGURES")
+    return Path(named) if named else project() / "build" / "figures"
 
 
 def committed(name: str) -> Path:
     """A file of the project's own ``figures``, wherever new figures go; errors as `existing`."""
-    return existing(_project() / "figures" / name)
+    return existing(project() / "figures" / name)
 
 
 def existing(path: Path) -> Path:
@@ -54,15 +56,14 @@ def made_by(name: str) -> str | None:
     """The command that makes the data of a figure or table, by its name; None where the name does not tell."""
     stem, dataset = made_from(name)
     options = f" --dataset {dataset}" if dataset else ""
-    if stem and name.endswith("_runs"):
-        return f"python -m sp record {stem}{options}"
     if stem:
         return f"python -m sp figures{options} notebooks/{stem}.ipynb"
     maker = MADE_BY.get(name.split("_")[0])
     return maker and f"python -m sp {maker}{'' if maker == 'recipes' else options}"
 
 
-def _project() -> Path:
+def project() -> Path:
+    """The nearest folder at or above the working directory that has ``notebooks`` in it, else the working directory."""
     here = Path.cwd()
     return next((place for place in (here, *here.parents) if (place / "notebooks").is_dir()), here)
 

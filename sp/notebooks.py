@@ -89,7 +89,8 @@ def expected_seconds(dataset: str) -> float:
     """How long the committed runs on a data set took, in seconds of one core."""
     from sp.ledger import Ledger
 
-    return sum(result.seconds for result in Ledger().results() if result.experiment.dataset == dataset)
+    kept = Ledger(folder("ledger")).results()
+    return sum(result.seconds for result in kept if result.experiment.dataset == dataset)
 
 
 def workers_for(notebooks: int) -> int:
@@ -175,29 +176,38 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 def refresh(notebooks: Sequence[Path] = ()) -> int:
     """Execute notebooks in place on their own parameters, and store the outputs that the tests compare.
 
-    First ``notebooks/parameters.json`` is written from the ``parameters`` cells of the whole collection.
+    First ``notebooks/parameters.json`` is written from the ``parameters`` cells of the whole collection. The runs that
+    the notebooks show are written into the committed layer of the ledger; where all were executed, it then has no other
+    runs on digits.
 
     Returns:
         Exit status: 0, or 1 when a notebook failed, which stays as it was.
     """
+    from sp.ledger import Ledger  # brings PyTorch
+
     write_atomically(parameters.file(), own_parameters())
     paths = [path.absolute() for path in notebooks or all_notebooks()]
     workers = workers_for(len(paths))
-    failures = side_by_side(partial(_refresh, {**kernel_environment(workers), **_quiet()}), paths, workers)
+    with tempfile.TemporaryDirectory() as scratch:
+        log = Path(scratch) / "runs"
+        environment = {**kernel_environment(workers), **_quiet(), "SP_LEDGER_LOG": str(log)}
+        failures = side_by_side(partial(_refresh, environment), paths, workers)
+        used = {line.split()[1] for line in log.read_text().splitlines()} if log.is_file() else set()
     for failure in failures:
         print(f"FAILED {failure}", file=sys.stderr)
+    count = Ledger().commit(used, instead_of=None if failures or notebooks else "digits")
+    print(f"{len(used):,} runs and tables are shown; the committed ledger has {count:,}.")
     return 1 if failures else 0
 
 
 def _refresh(environment: dict[str, str], path: Path) -> str:
     notebook = nbformat.read(path, as_version=4)
-    with tempfile.TemporaryDirectory() as store:
-        resources = {"metadata": {"path": str(path.parent)}}
-        client = NotebookClient(notebook, kernel_name="python3", resources=resources, extra_arguments=SILENT)
-        try:
-            client.execute(env={**os.environ, **environment, "SP_STORE": store})
-        except CellExecutionError as error:
-            return f"{path}: {error.ename}: {error.evalue}"
+    resources = {"metadata": {"path": str(path.parent)}}
+    client = NotebookClient(notebook, kernel_name="python3", resources=resources, extra_arguments=SILENT)
+    try:
+        client.execute(env={**os.environ, **environment})
+    except CellExecutionError as error:
+        return f"{path}: {error.ename}: {error.evalue}"
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
     notebook.metadata.pop("widgets", None)
@@ -226,19 +236,30 @@ def own_parameters() -> str:
 
 
 def check(notebooks: Sequence[Path] = ()) -> int:
-    """Execute notebooks afresh with nbval and compare each output with the stored one (`sp.close_outputs`).
+    """Execute notebooks with nbval, side by side, and compare each output with the stored one, exactly.
+
+    What they show comes from the committed layer of the ledger, so that it is the same on every machine. Cells that
+    train before the reader's eyes are tagged ``nbval-ignore-output``.
 
     Returns:
-        pytest's exit status.
+        Exit status: 0, or 1 where something differs or fails, with what nbval says of it.
     """
+    paths = [str(path) for path in notebooks or all_notebooks()]
+    workers = workers_for(len(paths))
     with tempfile.TemporaryDirectory() as scratch:
         own = {"SP_STORE": f"{scratch}/store", "SP_FIGURES": f"{scratch}/figures"}
-        environment = {**os.environ, **kernel_environment(1), **_quiet(), **own}
-        options = ["--nbval", "--nbval-current-env", "-p", "no:cacheprovider", "-p", "sp.close_outputs"]
-        paths = [str(path) for path in notebooks or all_notebooks()]
-        return subprocess.run(
-            [sys.executable, "-m", "pytest", *options, *paths], env=environment, check=False
-        ).returncode
+        environment = {**kernel_environment(workers), **_quiet(), **own}
+        failures = side_by_side(partial(_check, environment), paths, workers)
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    print(f"{len(paths) - len(failures)} of {len(paths)} notebooks give their stored outputs.")
+    return 1 if failures else 0
+
+
+def _check(environment: dict[str, str], path: str) -> str:
+    command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env", "-p", "no:cacheprovider", path]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    return FINISHED if done.returncode == 0 else done.stdout + done.stderr
 
 
 def _quiet() -> dict[str, str]:

@@ -59,7 +59,7 @@ def test_a_comparison_tunes_runs_and_goes_on_where_it_stopped(tiny, monkeypatch)
 
 def test_runs_are_committed_and_read_from_there(tiny, tmp_path, monkeypatch):
     comparison.results("digits", ["tiny"], seeds=1, replay=False, ledger=tiny, workers=1)
-    assert comparison.known_seeds("digits", 2).groupby("arm").seed.nunique().to_dict() == {"Chance": 1, "Ridge": 1}
+    assert comparison.kept_runs("digits").groupby("arm").seed.nunique().to_dict() == {"Chance": 1, "Ridge": 1}
     own = Results(tmp_path / "own", tmp_path / "ledger")
     table = comparison.results("digits", ["tiny"], seeds=2, replay=False, ledger=own, workers=1)
     assert [result.experiment.seed for result in Results(tmp_path / "own").results()] == [1, 1]
@@ -129,11 +129,11 @@ def test_a_choice_that_other_grids_would_make_counts_as_not_made(tiny, monkeypat
 
 def test_a_part_that_is_made_again_leaves_the_others(tiny):
     both = comparison.results("digits", ["tiny"], seeds=2, ledger=tiny, workers=1)
-    again = comparison.results("digits", ["tiny"], seeds=1, replay=False, ledger=tiny, workers=1)
-    assert set(again[again.capacity == 0].n) == {1} and set(again[again.capacity > 0].n) == {2}
+    again = comparison.results("digits", ["tiny"], seeds=3, replay=False, ledger=tiny, workers=1)
+    assert set(again[again.capacity == 0].n) == {3} and set(again[again.capacity > 0].n) == {2}
     assert len(again) == len(both)
-    rows = comparison.known_seeds("digits", ledger=tiny)
-    assert rows.groupby("capacity").seed.nunique().to_dict() == {0: 2, 50: 2, 200: 2}
+    rows = comparison.kept_runs("digits", tiny)
+    assert rows.groupby("capacity").seed.nunique().to_dict() == {0: 3, 50: 2, 200: 2}
     with pytest.raises(ValueError, match="scenario must be one of 'tiny', got 'tinny'"):
         comparison.results("digits", ["tinny"])
 
