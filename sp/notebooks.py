@@ -81,7 +81,7 @@ def counted(log: Path) -> tuple[int, int]:
         log: lines ``read KEY`` or ``computed KEY``, as the ledger writes them to ``$SP_LEDGER_LOG``; none: no runs.
     """
     lines = log.read_text().splitlines() if log.is_file() else []
-    read, computed = ({line.split()[1] for line in lines if line.startswith(word)} for word in ("read ", "computed "))
+    read, computed = ({line.removeprefix(w) for line in lines if line.startswith(w)} for w in ("read ", "computed "))
     return len(read - computed), len(computed)
 
 

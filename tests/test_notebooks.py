@@ -72,6 +72,13 @@ def test_figures_are_made_side_by_side_and_failures_and_runs_are_counted(project
     assert record["provenance"]["parameters"] == {"dataset": "mnist", "k": 1.0}
 
 
+def test_each_run_of_a_log_counts_once_and_one_that_was_computed_was_not_read(tmp_path):
+    assert notebooks.counted(tmp_path / "none") == (0, 0)
+    log = tmp_path / "log"
+    log.write_text("computed a\nread a\nread b\nread b\nread")  # the last kernel was killed as it wrote
+    assert notebooks.counted(log) == (1, 1)
+
+
 def test_other_parameters_leave_the_same_in_a_folder_of_their_own_however_they_are_given(project, capsys):
     folder = project / "build" / "figures" / "01_toy" / "k=3.0"
     papermill.execute_notebook(
