@@ -13,8 +13,11 @@ from sp.experiment import Result, run
 from sp.metrics import average_accuracy
 from sp.parallel import Failed, call_all
 
-# Of the average accuracy, in one run and as the mean over the sample. Processors round differently.
-MOST_IN_ONE, MOST_IN_ALL = 0.10, 0.01
+# Processors round differently. With the plainest code paths of ATen and MKL in place of those for AVX-512, 2 of 89 runs
+# of all methods on digits had other accuracies, one by 0.02, its average by 0.013.
+MOST_IN_AVERAGE = 0.10  # of the average accuracy of a run
+MOST_IN_MEAN = 0.01  # of the same, in the mean over the sample
+MOST_IN_ONE = 0.15  # of any single accuracy: that on one task, after training on one task
 
 
 class AuditError(Exception):
@@ -38,12 +41,14 @@ def audit(results: Mapping[str, Result], sample: int, seed: int, workers: int | 
 
     Returns:
         One row a run: ``key``, ``method``, ``dataset``, ``stream``, ``seed``; its average accuracy as ``kept`` and as
-        ``computed`` now, in [0, 1]; their ``difference``, computed less kept. `describe` says it in a sentence.
+        ``computed`` now, in [0, 1]; their ``difference``, computed less kept; the ``largest`` absolute difference of
+        a single accuracy, or of the average where no other is kept. `describe` says it in a sentence.
 
     Raises:
         ValueError, TypeError: there are no results, or an argument is out of range.
         AuditError: a key, of any of the results, is not its experiment's; a run of the sample cannot be made, or
-            differs by more than `MOST_IN_ONE`; the mean absolute difference is above `MOST_IN_ALL`.
+            differs by more than `MOST_IN_AVERAGE` or `MOST_IN_ONE`; the mean absolute difference of averages is above
+            `MOST_IN_MEAN`.
     """
     check_integer("sample", sample, 1)
     check_integer("seed", seed, 0)
@@ -60,17 +65,19 @@ def audit(results: Mapping[str, Result], sample: int, seed: int, workers: int | 
         rows = pd.DataFrame([_row(experiment.key(), results[experiment.key()]) for experiment in failed])
         raise AuditError(f"These kept runs cannot be computed (seed {seed}):", rows.assign(reason=reasons))
     rows = pd.DataFrame([_row(key, results[key]) for key in keys])
-    rows["computed"] = [_average(computed[results[key].experiment]) for key in keys]
+    made = [computed[results[key].experiment] for key in keys]
+    rows["computed"] = [_average(result) for result in made]
     rows["difference"] = rows["computed"] - rows["kept"]
-    wrong = rows[~(rows["difference"].abs() <= MOST_IN_ONE)]  # in this way NaN is wrong as well
+    rows["largest"] = [_largest(results[key], result) for key, result in zip(keys, made, strict=True)]
+    # In this way NaN is wrong as well.
+    wrong = rows[~((rows["difference"].abs() <= MOST_IN_AVERAGE) & (rows["largest"] <= MOST_IN_ONE))]
     if len(wrong):
-        raise AuditError(f"These kept runs differ by more than {MOST_IN_ONE} from those made now (seed {seed}):", wrong)
-    if (mean := rows["difference"].abs().mean()) > MOST_IN_ALL:
+        limits = f"{MOST_IN_AVERAGE} in average accuracy, or by more than {MOST_IN_ONE} in a single one"
+        raise AuditError(f"These kept runs differ by more than {limits}, from those made now (seed {seed}):", wrong)
+    if (mean := rows["difference"].abs().mean()) > MOST_IN_MEAN:
         ordered = rows.sort_values("difference", key=np.abs, ascending=False)
-        message = (
-            f"Kept runs differ by {mean:.4f} in the mean from those made now, more than {MOST_IN_ALL} (seed {seed}):"
-        )
-        raise AuditError(message, ordered)
+        message = f"Average accuracies of kept runs differ by {mean:.4f} in the mean from those made now, more than"
+        raise AuditError(f"{message} {MOST_IN_MEAN} (seed {seed}):", ordered)
     return rows
 
 
@@ -112,3 +119,12 @@ def _average(result: Result) -> float:
     if result.accuracy is None:
         return float(result.measures["average_accuracy"])
     return float(average_accuracy(result.accuracy))
+
+
+def _largest(kept: Result, made: Result) -> float:
+    if kept.accuracy is None:
+        return abs(_average(made) - _average(kept))
+    if kept.accuracy.shape != made.accuracy.shape:
+        return math.inf
+    tested = ~(np.isnan(kept.accuracy) & np.isnan(made.accuracy))
+    return float(np.abs(kept.accuracy - made.accuracy)[tested].max())

@@ -89,6 +89,8 @@ def middle(x, y):
     """Adds."""
     return deep(x) + helper.TABLE["a"] + y
 
+middle.order = 150
+
 def closing(rate):
     def inner(x):
         class Local:
@@ -124,11 +126,12 @@ CHANGES = {
     "a cached property": ("mine", "return 80", "return 81"),
     "a class method": ("mine", "size=90", "size=91"),
     "a cached function": ("mine", "x + 100", "x + 101"),
+    "an attribute of a function": ("mine", "order = 150", "order = 151"),
     "a default": ("mine", "scale=2", "scale=4"),
     "the default of a keyword": ("mine", "power=3", "power=4"),
     "an argument of a partial": ("mine", "y=130", "y=131"),
     "a tensor": ("mine", "[1.0, 2.0]", "[1.0, 2.5]"),
-    "a tensor's type": ("mine", "[1.0, 2.0]", "[1.0, 2.0], dtype=torch.float64"),
+    "a tensor's type": ("mine", "[1.0, 2.0])", "[1.0, 2.0]).view(torch.int32)"),
     "an array": ("mine", "[3.0, 4.0]", "[3.0, 4.5]"),
     "a set": ("mine", '"five"', '"six"'),
     "a default of a dataclass": ("mine", "rate: float = 0.25", "rate: float = 0.5"),
@@ -237,8 +240,8 @@ def test_making_an_optimizer_around_whose_step_torch_puts_a_hook_leaves_the_dige
 
 def test_the_same_layer_twice_is_not_two_equal_layers():
     one, other = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
-    tied, untied = [one, one], [one, other]
-    assert digest(lambda: tied) != digest(lambda: untied)
+    orders = [one, one], [one, other], [one, other, one], [one, other, other]
+    assert len({digest(functools.partial(print, order)) for order in orders}) == 4
     assert digest(torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Linear(1, 1))) is not None
 
 
