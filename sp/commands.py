@@ -4,6 +4,7 @@ import argparse
 import difflib
 import random
 import sys
+import warnings
 from pathlib import Path
 
 from sp import choices, studies, tables
@@ -210,10 +211,21 @@ def add_audit(commands) -> None:
 
 
 def _audit(chosen: argparse.Namespace) -> int:
-    from sp import audit
+    from sp import audit, dendrites
 
-    committed = Ledger(folder("ledger")).by_key()
-    results = {key: result for key, result in committed.items() if result.experiment.dataset == chosen.dataset}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # that a row is damaged
+            committed = Ledger(folder("ledger")).by_key()
+    except UserWarning as damage:
+        print(damage, file=sys.stderr)
+        return 1
+    can_run = [method for method in METHODS if method != "dendrites" or dendrites.installed()]
+    results = {
+        key: result
+        for key, result in committed.items()
+        if result.experiment.dataset == chosen.dataset and result.experiment.optimizer in can_run
+    }
     seed = random.randrange(10**6) if chosen.seed is None else chosen.seed
     try:
         rows = audit.audit(results, chosen.sample, seed, chosen.workers)
