@@ -34,11 +34,12 @@ $(DENDRITES_READY): $(READY)
 figures: $(ENVIRONMENT) ## run every notebook (SP_DATASET=digits|mnist|fashion_mnist; FRESH=1: all its runs) for its figures in figures/
 	@$(if $(filter-out 0,$(FRESH)),SP_FRESH=1) $(BIN)/python -m sp figures --dataset $(SP_DATASET)
 
-test: $(ENVIRONMENT) ## lint, unit tests, and the notebooks compared with their stored outputs
+test: $(ENVIRONMENT) ## lint, unit tests, the notebooks against their stored outputs, and 20 committed runs computed anew
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/python -m pytest tests
 	@$(BIN)/python -m sp check-notebooks
+	@$(BIN)/python -m sp audit --sample 20
 
 dendrites: $(DENDRITES_READY) ## the package of notebook 13, perforatedai, without torchvision (DENDRITES=1 does it for any target)
 

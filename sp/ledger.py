@@ -22,7 +22,7 @@ from typing import Any
 import pandas as pd
 
 from sp import files
-from sp.digest import digest
+from sp.digest import digest, obstacle
 from sp.experiment import Experiment, Result, run
 
 SEAL = 16  # hexadecimal digits
@@ -95,6 +95,8 @@ class Ledger:
         """
         parts = [digest(make), *(_part(argument) for argument in arguments)]
         if None in parts:
+            unknown = (make, *arguments)[parts.index(None)]
+            warnings.warn(f"the table of {make.__qualname__} is not kept: {obstacle(unknown)}", stacklevel=2)
             return make(*arguments) if missing_too else None
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
         kept = self._find(key, lambda row: pd.DataFrame(row["table"]))

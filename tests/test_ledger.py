@@ -216,6 +216,19 @@ def test_tables_are_kept_by_the_code_and_the_arguments(tmp_path):
     assert ledger.results() == []  # a table is no run
 
 
+def test_a_table_of_what_has_no_digest_is_made_anew_and_says_so(tmp_path):
+    file = (tmp_path / "file").open("w")
+    ledger = Ledger(tmp_path / "ledger")
+
+    def closes_over_a_file():
+        return pd.DataFrame({"name": [file.name]})
+
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="closes_over_a_file is not kept: .*file is of type TextIOWrapper"):
+            assert len(ledger.table(closes_over_a_file)) == 1
+    assert not list((tmp_path / "ledger").glob("*"))
+
+
 def test_the_committed_layer_is_read_and_nothing_is_written_there(results, project, monkeypatch):
     log = project / "log"
     monkeypatch.setenv("SP_LEDGER_LOG", str(log))

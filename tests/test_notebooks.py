@@ -1,9 +1,7 @@
 """Notebooks are executed side by side, leave their figures where they belong, and say what that took."""
 
 import json
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import nbformat
 import papermill
@@ -12,6 +10,8 @@ from nbformat import v4
 
 from sp import notebooks, parameters
 from sp.__main__ import main
+from sp.experiment import Experiment, Result
+from sp.ledger import Ledger
 
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 PARAMETERS = 'dataset = "digits"\nk = 1.0  # the mean'
@@ -55,10 +55,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_figures_are_made_side_by_side_and_failures_and_runs_are_counted(project, capsys, monkeypatch):
-    results = [SimpleNamespace(experiment=SimpleNamespace(dataset=name), seconds=360.0) for name in ("mnist", "digits")]
-    ledger = ModuleType("sp.ledger")
-    ledger.Ledger = lambda: SimpleNamespace(results=lambda: results)
-    monkeypatch.setitem(sys.modules, "sp.ledger", ledger)
+    committed = Ledger(project / "figures" / "ledger")
+    for name in ("mnist", "digits"):
+        committed.put(Result(Experiment(dataset=name), None, None, seconds=360.0, measures={"average_accuracy": 0.5}))
     monkeypatch.setenv("SP_FRESH", "1")
     assert main(["figures", "--dataset", "mnist"]) == 1
     out, err = capsys.readouterr()
@@ -135,3 +134,31 @@ def test_a_folder_without_notebooks_is_an_error(tmp_path, monkeypatch, capsys):
     for command in ("figures", "refresh"):
         assert main([command]) == 2
         assert "has no notebooks: go to the project's folder first" in capsys.readouterr().err
+
+
+SHOWN = {
+    'print("Adam 0.40\\nCoincidence 0.95")': ("Adam 0.40\nCoincidence 0.95", "Adam 0.95\nCoincidence 0.40"),
+    'print("final accuracy: higher")': ("higher", "lower"),
+    'print("P19 holds")': ("holds", "does not hold"),
+    "round(0.95, 2)": ("0.95", "0.40"),
+    'pd.DataFrame({"transfer": [-0.004]})': ("-0.004", "-0.19"),
+}
+
+
+def test_every_change_of_a_stored_output_is_found(tmp_path, monkeypatch, capfd):
+    cells = [v4.new_code_cell("import pandas as pd", id="imports")]
+    cells += [v4.new_code_cell(source, id=str(number)) for number, source in enumerate(SHOWN)]
+    path = tmp_path / "notebooks" / "shown.ipynb"
+    path.parent.mkdir()
+    monkeypatch.chdir(tmp_path)
+    path.write_text(nbformat.writes(v4.new_notebook(cells=cells, metadata=KERNEL)) + "\n")
+    assert notebooks.refresh([path]) == 0 and notebooks.check([path]) == 0
+    text = path.read_text()
+    for right, wrong in SHOWN.values():
+        right, wrong = (json.dumps(words)[1:-1].replace("\\n", '\\n",\n      "') for words in (right, wrong))
+        first, _, last = text.rpartition(right)
+        assert last
+        text = first + wrong + last
+    path.write_text(text)
+    assert notebooks.check([path]) == 1
+    assert f"{len(SHOWN)} failed, 1 passed" in capfd.readouterr().err
