@@ -12,7 +12,7 @@ through `nn.Linear`, so that a watcher can see the layer. Of PyTorch's tests the
 | fused_* (all), grad_scaling_autocast_fused_optimizers | there is no fused form; a scaler: `test_conformance` |
 | complex, complex_2d | complex gradients are refused, see `test_errors` |
 | rosenbrock_sparse | sparse gradients are refused, see `test_errors`; the dense problem is tried below |
-| differentiable (TestDifferentiableOptimizer) | `differentiable=True` is refused, see `test_errors` |
+| differentiable (TestDifferentiableOptimizer) | there is no such option |
 | capturable inputs, cudagraphs | there is no such option: `test_conformance` checks which steps wait for no device |
 | second_order_optims_return_consistent_types; LBFGS, Muon and SparseAdam's own | of those optimizers alone |
 | TestLRScheduler, TestSWAUtils | are about schedulers and averages; every scheduler: `test_conformance` |
@@ -81,7 +81,6 @@ def errors(device: str, dtype: torch.dtype) -> list[ErrorOptimizerInput]:
     wrong = {
         "lr must be a finite number": {"lr": -1.0},
         "weight_decay must be a finite number": {"weight_decay": -1.0},
-        "differentiable must be False": {"differentiable": True},
         "on_nonfinite must be one of": {"on_nonfinite": "hope"},
     }
     own = [ErrorOptimizerInput(OptimizerInput(None, k), error_type=ValueError, error_regex=r) for r, k in wrong.items()]
@@ -107,7 +106,7 @@ class Form(OptimizerInfo):
             optim_error_inputs_func=errors,
             scheduler_inputs=SCHEDULES,
             supported_impls=("foreach",),
-            not_og_supported_flags=("foreach", "maximize", "weight_decay", "on_nonfinite", "differentiable"),
+            not_og_supported_flags=("foreach", "maximize", "weight_decay", "on_nonfinite"),
             supports_complex=False,
         )
         self.id, self.watched = name, watched

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,16 +12,14 @@ from torch.distributed.tensor import DTensor
 from sp import rules
 from sp.biology import NMDACoincidence, Synapses
 from sp.checks import check_integer, check_number
-from sp.optim.coincidence import FLOOR, NUMBERS, REFERENCE_BATCH, SCALE_STEPS, WatchedLayer, decay, memories
-from sp.optim.common import Groups, PlasticityOptimizer, scalar_dtype, signed_rate
+from sp.optim.coincidence import FLOOR, REFERENCE_BATCH, SCALE_STEPS, WatchedLayer, decay, memories, new_state
+from sp.optim.common import Calls, Groups, PlasticityOptimizer, scalar_dtype, signed_rate
 from sp.optim.fast import Blocks, alike, local, summed_over_shards, whole
 from sp.optim.memory import Memory
 
 _OF_ALL_GROUPS = ("absorber", "threshold_quantile", "warmup_steps")
 UNWATCHED = 0.1  # steps of 128 examples after which parameters that are not watched take half their step
 SMALLEST, LARGEST = 1e-30, 1e37  # of a threshold; the first in place of zero in a denominator, too
-
-Calls = list[tuple[Callable[..., None], tuple]]
 
 
 class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
@@ -71,7 +69,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
             ``warmup_steps`` are of all groups together: one group may not have others.
         coincidence: a watcher of the model, or None.
         foreach: diagonal form: True: all tensors at once. False: the reference, one tensor at a time.
-        weight_decay, maximize, differentiable, on_nonfinite: as in `SelectivePlasticityOptimizer`. A gradient whose
+        weight_decay, maximize, on_nonfinite: as in `SelectivePlasticityOptimizer`. A gradient whose
             squared norm overflows counts as one that is not finite.
 
     A step in which every gradient is zero changes nothing and does not count for any of the means and thresholds
@@ -81,9 +79,6 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         ValueError, TypeError: an argument is outside its range or of the wrong type; the message names it.
     """
 
-    parameter_state = wide_state = ("consolidated",)
-    host_state = NUMBERS
-    double_state = ("inputs_before",)
     group_state = ("step_count", "shared")
 
     def __init__(
@@ -104,7 +99,6 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
         foreach: bool = True,
-        differentiable: bool = False,
         on_nonfinite: str = "skip",
         memory_strength: float | None = None,
     ):
@@ -134,7 +128,6 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
             "weight_decay": weight_decay,
             "maximize": maximize,
             "foreach": foreach,
-            "differentiable": differentiable,
             "on_nonfinite": on_nonfinite,
         }
         super().__init__(params, defaults, coincidence)
@@ -176,36 +169,14 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
             check_number("response_bound", options["response_bound"], 0, low_open=True)
         check_number("absorber", options["absorber"], 1)
 
-    def misfit(self, parameter: Tensor, state: dict[str, Any]) -> str | None:
+    def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
         synapses = self.watched().get(id(parameter))
-        if synapses is None:
-            return super().misfit(parameter, state)
-        expected = self._state_of_watched(parameter, synapses)
-        for name, value in expected.items():
-            if not isinstance(state.get(name), Tensor):
-                return f"lacks {name!r}"
-            if state[name].shape != value.shape:
-                return f"has {name!r} of shape {tuple(state[name].shape)}"
-        foreign = [name for name in state if name not in expected]
-        return f"has {foreign[0]!r}, which this optimizer does not know," if foreign else None
-
-    def initialise(self, parameters: list[Tensor]) -> None:
-        covered = self.watched() if parameters else {}
-        for p in parameters:
-            if id(p) in covered:
-                self.state[p] = self._state_of_watched(p, covered[id(p)])
-            else:
-                # A sum of squares would be lost in float16, and stand still in bfloat16.
-                options = {"dtype": scalar_dtype(p), "memory_format": torch.preserve_format}
-                self.state[p] = {"consolidated": torch.zeros_like(p, **options)}
-
-    def _state_of_watched(self, parameter: Tensor, synapses: Synapses) -> dict[str, Tensor]:
-        """What a watched parameter has before its first step: memories lie with the weight, and a bias has none."""
-        if parameter is not synapses.weight:
+        if synapses is None:  # a sum of squares would be lost in float16, and stand still in bfloat16
+            options = {"dtype": scalar_dtype(parameter), "memory_format": torch.preserve_format}
+            return {"consolidated": torch.zeros_like(parameter, **options)}
+        if parameter is not synapses.weight:  # memories lie with the weight; PyTorch's checkpoints want no empty state
             return {"step": torch.zeros(())}
-        state: dict[str, Tensor] = {}
-        WatchedLayer.initialise(state, synapses, self.group_of(parameter))
-        return state
+        return new_state(synapses, self.group_of(parameter))
 
     def measure(self, parameters: list[Tensor]) -> Tensor:
         """The squared norm of each parameter's gradient, in their order, (n,)."""
@@ -222,13 +193,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         squares = {id(p): s for ps, norms in zip(lists, found, strict=True) for p, s in zip(ps, norms, strict=True)}
         return torch.stack([squares[id(p)] for p in parameters])
 
-    @torch.compiler.disable(recursive=False)
-    def update(self, groups: Groups, measured: Tensor) -> None:
-        for function, arguments in self._calls(groups, measured):
-            function(*arguments)
-
-    @torch.compiler.disable
-    def _calls(self, groups: Groups, measured: Tensor) -> Calls:
+    def calls(self, groups: Groups, measured: Tensor) -> Calls:
         """Make the watched parameters' step; the functions that make that of the others, with their arguments."""
         covered = self.watched()
         rest = [(group, [p for p in members if id(p) not in covered]) for group, members in groups]

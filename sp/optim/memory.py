@@ -126,7 +126,8 @@ class Counts(Memory):
 
     def remember(self, state: dict[str, Tensor], x: Tensor, weight: Tensor, kept: float) -> None:
         """Of rows that are indices, (N,)."""
-        state[self.name].mul_(kept).index_add_(0, x, weight.expand(len(x)))
+        memory = state[self.name]
+        memory.mul_(kept).index_add_(0, x, memory.new_full(x.shape, float(weight)))
 
     def look(self, state: dict[str, Tensor]) -> None:
         """There is nothing to make."""
