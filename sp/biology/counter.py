@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from sp.biology.hooks import Hooked
 from sp.checks import check_integer, check_number
 
 _KINDS = ("ltp", "ltd", "shut")
@@ -30,7 +31,7 @@ class Events:
     shut: Tensor
 
 
-class PlasticityCounter:
+class PlasticityCounter(Hooked):
     """Counts long-term potentiation and depression, synapse by synapse, while an optimizer steps (P10, P11).
 
     An LTP event: the weight grew in a step and the gate was open. An LTD event: it shrank, and the gate was open. Works
@@ -73,8 +74,7 @@ class PlasticityCounter:
             before, after = optimizer_or_model.register_step_pre_hook, optimizer_or_model.register_step_post_hook
         else:
             before, after = register_optimizer_step_pre_hook, register_optimizer_step_post_hook
-        self._handles = [before(_weakly(self._remember)), after(_weakly(self._count))]
-        weakref.finalize(self, _remove_all, self._handles)
+        self._hold([before(_weakly(self._remember)), after(_weakly(self._count))])
 
     def reset(self) -> None:
         """Begin to count anew, as at the switch to another task."""
@@ -120,16 +120,6 @@ class PlasticityCounter:
             values = {kind: state[name][kind].to(p.device, torch.int32, copy=True) for kind in _KINDS}
             self.events[name] = Events(int(state[name]["looks"]), **values)
 
-    def remove(self) -> None:
-        """Stop counting; what was counted stays. A second call does nothing."""
-        _remove_all(self._handles)
-
-    def __enter__(self) -> "PlasticityCounter":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.remove()
-
     def _remember(self, optimizer: Optimizer) -> None:
         self._steps[optimizer] = self._steps.get(optimizer, 0) + 1
         if self._steps[optimizer] % self.every:
@@ -165,11 +155,6 @@ def _named_parameters(owner: Optimizer | nn.Module) -> Iterator[tuple[str, nn.Pa
         for place, p in enumerate(group["params"]):
             yield group["param_names"][place] if "param_names" in group else f"parameter {number}", p
             number += 1
-
-
-def _remove_all(handles: list) -> None:
-    while handles:
-        handles.pop().remove()
 
 
 def _weakly(method: Callable[[Optimizer], None]) -> Callable[..., None]:

@@ -35,13 +35,14 @@ class Kind:
 
     Args:
         alone: dimensions of an input without a batch.
+        channels: the dimension of an output that has one place for each row of the matrix.
     """
 
     indices = False  # whether rows are indices
     errors = True  # whether errors are seen
 
-    def __init__(self, groups: int = 1, alone: int = 1):
-        self.groups, self.alone = groups, alone
+    def __init__(self, groups: int = 1, alone: int = 1, channels: int = -1):
+        self.groups, self.alone, self.channels = groups, alone, channels
 
     def matrix(self, weight: Tensor) -> Tensor:
         """The weight, or its gradient, as a matrix a group: (g, out, d)."""
@@ -62,7 +63,7 @@ class Kind:
 
     def count(self, errors: Tensor) -> int:
         """How many rows a gradient of the layer's outputs has."""
-        return errors.numel() // errors.shape[-1] if errors.numel() else 0
+        return errors.numel() // errors.shape[self.channels] if errors.numel() else 0
 
     def examples(self, x: Tensor) -> int:
         return 1 if x.dim() == self.alone else len(x)
@@ -71,17 +72,20 @@ class Kind:
 class Convolution(Kind):
     """``nn.Conv1d`` to ``nn.Conv3d``, grouped or not: one row a patch."""
 
-    def count(self, errors: Tensor) -> int:
-        return errors.numel() // errors.shape[-self.alone] if errors.numel() else 0
+    def __init__(self, module: nn.Module):
+        alone = module.weight.dim() - 1
+        super().__init__(module.groups, alone, -alone)
 
     def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
-        batched = kept.dim() > self.alone
-        x, d = (kept, errors) if batched else (kept[None], errors[None])
+        x, d = (kept, errors) if kept.dim() > self.alone else (kept[None], errors[None])
+        sides = [_by_group(side, self.alone, self.groups) for side in self.sides(module, x, d)]
+        return Rows(*sides, len(x))
+
+    def sides(self, module: nn.Module, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and errors of a batch, (B, places ..., C) each, and the kernel after C for the one of patches."""
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         padded = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
-        patches = _patches(padded, module.kernel_size, module.stride, module.dilation)
-        places = x.dim() - 1
-        return Rows(_by_group(patches, places, self.groups), _by_group(d.movedim(1, -1), places, self.groups), len(x))
+        return _patches(padded, module), d.movedim(1, -1)
 
 
 class TransposedConvolution(Convolution):
@@ -93,17 +97,13 @@ class TransposedConvolution(Convolution):
     def unmatrix(self, matrix: Tensor, shape: torch.Size) -> Tensor:
         return matrix.mT.reshape(shape)
 
-    def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
-        batched = kept.dim() > self.alone
-        x, d = (kept, errors) if batched else (kept[None], errors[None])
+    def sides(self, module: nn.Module, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         room = [reach * (size - 1) for reach, size in zip(module.dilation, module.kernel_size, strict=True)]
         margins = [(pad, pad + more) for pad, more in zip(module.padding, room, strict=True)]
-        padded = F.pad(d, [margin for pair in reversed(margins) for margin in pair])
-        patches = _patches(padded, module.kernel_size, module.stride, module.dilation)
+        patches = _patches(F.pad(d, [margin for pair in reversed(margins) for margin in pair]), module)
         for axis, size in enumerate(x.shape[2:], 1):
             patches = patches.narrow(axis, 0, size)
-        places = x.dim() - 1
-        return Rows(_by_group(x.movedim(1, -1), places, self.groups), _by_group(patches, places, self.groups), len(x))
+        return x.movedim(1, -1), patches
 
 
 class Lookup(Kind):
@@ -147,18 +147,14 @@ class Recurrent(Kind):
         x, y, first = kept
         if isinstance(x, nn.utils.rnn.PackedSequence):
             x, y = (nn.utils.rnn.pad_packed_sequence(t, module.batch_first)[0] for t in (x, y))
-        alone = x.dim() == 2
-        x, y = (
-            t.detach()[None] if alone else t.detach() if module.batch_first else t.detach().transpose(0, 1)
-            for t in (x, y)
-        )
+        batch = 0 if module.batch_first else 1
+        x, y = (t.detach()[None] if t.dim() == 2 else t.detach().movedim(batch, 0) for t in (x, y))
         if self.hidden:
             width = module.hidden_size
             y = y[..., width:] if self.backwards else y[..., :width]
             start = y.new_zeros(len(y), 1, width)
             if first is not None:
-                given = first.detach()[int(self.backwards)]
-                start = given.reshape(len(y), 1, width)
+                start = first.detach()[int(self.backwards)].reshape(start.shape)
             x = torch.cat([y[:, 1:], start], 1) if self.backwards else torch.cat([start, y[:, :-1]], 1)
         return Rows(x.reshape(1, -1, x.shape[-1]), None, len(x))
 
@@ -216,11 +212,12 @@ class AttentionOutput(Kind):
         return Rows(x, d, examples)
 
 
-def _patches(x: Tensor, size: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
-    """All windows of a batch of padded images (B, C, ...), as (B, places ..., C, kernel ...)."""
-    for axis, (length, step, spread) in enumerate(zip(size, stride, dilation, strict=True), 2):
+def _patches(x: Tensor, module: nn.Module) -> Tensor:
+    """All windows of a convolution over padded images (B, C, ...), as (B, places ..., C, kernel ...)."""
+    windows = zip(module.kernel_size, module.stride, module.dilation, strict=True)
+    for axis, (length, step, spread) in enumerate(windows, 2):
         x = x.unfold(axis, spread * (length - 1) + 1, step)[..., ::spread]
-    return x.movedim(1, 1 + len(size))
+    return x.movedim(1, x.dim() // 2)
 
 
 def _by_group(x: Tensor, rows: int, groups: int) -> Tensor:
@@ -258,9 +255,9 @@ def _plain(module: nn.Module) -> list[tuple[Kind, str, str | None]]:
     if isinstance(module, nn.Linear):
         return [(Kind(), "weight", "bias")]
     if isinstance(module, TRANSPOSED):
-        return [(TransposedConvolution(module.groups, module.weight.dim() - 1), "weight", None)]
+        return [(TransposedConvolution(module), "weight", None)]
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return [(Convolution(module.groups, module.weight.dim() - 1), "weight", "bias")]
+        return [(Convolution(module), "weight", "bias")]
     if isinstance(module, nn.Embedding):
         return [(Lookup(), "weight", None)]
     return []

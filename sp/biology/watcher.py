@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from sp.biology.hooks import Hooked
 from sp.biology.layers import Kind, watchable
 
 
@@ -207,7 +208,7 @@ def _gathered(activity: Activity | None, synapses: Synapses) -> Activity | None:
     return Activity(gathered[0], postsynaptic, sum(examples), sum(terms))
 
 
-class NMDACoincidence:
+class NMDACoincidence(Hooked):
     """Watches the layers of a model through hooks: what enters them, and the errors that come back.
 
     Watched are Linear, Conv1d to Conv3d and their transposes (grouped ones too), Embedding, MultiheadAttention, and
@@ -260,7 +261,7 @@ class NMDACoincidence:
                 f"model ({type(model).__name__}) has no layer that can be watched; use the optimizer without "
                 "coincidence"
             )
-        self._finalizer = weakref.finalize(self, _remove_all, handles)
+        self._hold(handles)
 
     def __reduce__(self):
         return type(self), (self._model(), self._synchronise)
@@ -288,14 +289,8 @@ class NMDACoincidence:
 
     def remove(self) -> None:
         """Stop watching: take all hooks off the model. A second call does nothing."""
-        self._finalizer()
+        super().remove()
         self.clear()
-
-    def __enter__(self) -> "NMDACoincidence":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.remove()
 
 
 def _when_gradient_arrives(weight: nn.Parameter, hook: Callable[[Tensor], None]) -> RemovableHandle:
@@ -306,9 +301,11 @@ def _when_gradient_arrives(weight: nn.Parameter, hook: Callable[[Tensor], None])
     return handle
 
 
-def _remove_all(handles: list) -> None:
-    for handle in handles:
-        handle.remove()
+class _NoHook:
+    """What stands in place of a hook in a copied model, or one read from a file, until somebody watches that one."""
+
+    def __call__(self, *_) -> None:
+        """Record nothing."""
 
 
 class _Hook:
@@ -319,7 +316,7 @@ class _Hook:
         self.kind = kind
 
     def __reduce__(self):
-        return _no_hook, ()  # a copy of the model, or one read from a file, is not watched until somebody watches it
+        return _NoHook, ()
 
     @property
     def __name__(self) -> str:
@@ -353,16 +350,8 @@ class _GradientHook:
         self.synapses = weakref.ref(synapses)
 
     def __reduce__(self):
-        return _no_hook, ()
+        return _NoHook, ()
 
     def __call__(self, weight: Tensor) -> None:
         if (synapses := self.synapses()) is not None and weight is synapses.weight:
             synapses.gradient_made()
-
-
-def _no_hook() -> Callable[..., None]:
-    return _ignore
-
-
-def _ignore(*_) -> None:
-    """What stands in a copied model in place of a hook."""
