@@ -1,7 +1,7 @@
 """Counting potentiation and depression, synapse by synapse, while any optimizer steps."""
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from sp.biology.hooks import Hooked
+from sp.biology.hooks import Hooked, weakly
 from sp.checks import check_integer, check_number
 
 _KINDS = ("ltp", "ltd", "shut")
@@ -74,7 +74,7 @@ class PlasticityCounter(Hooked):
             before, after = optimizer_or_model.register_step_pre_hook, optimizer_or_model.register_step_post_hook
         else:
             before, after = register_optimizer_step_pre_hook, register_optimizer_step_post_hook
-        self._hold([before(_weakly(self._remember)), after(_weakly(self._count))])
+        self._hold([before(weakly(self._remember)), after(weakly(self._count))])
 
     def reset(self) -> None:
         """Begin to count anew, as at the switch to another task."""
@@ -155,14 +155,3 @@ def _named_parameters(owner: Optimizer | nn.Module) -> Iterator[tuple[str, nn.Pa
         for place, p in enumerate(group["params"]):
             yield group["param_names"][place] if "param_names" in group else f"parameter {number}", p
             number += 1
-
-
-def _weakly(method: Callable[[Optimizer], None]) -> Callable[..., None]:
-    """A step hook that does not hold the counter alive."""
-    reference = weakref.WeakMethod(method)
-
-    def call(optimizer: Optimizer, *_) -> None:
-        if (alive := reference()) is not None:
-            alive(optimizer)
-
-    return call

@@ -1,7 +1,8 @@
 """Hooks that go with whoever registered them."""
 
 import weakref
-from typing import Self
+from collections.abc import Callable
+from typing import Any, Self
 
 from torch.utils.hooks import RemovableHandle
 
@@ -26,3 +27,14 @@ class Hooked:
 def _remove_all(handles: list[RemovableHandle]) -> None:
     for handle in handles:
         handle.remove()
+
+
+def weakly(method: Callable[[Any], None]) -> Callable[..., None]:
+    """A hook that calls a method with what it is registered for, and does not keep the method's owner alive."""
+    reference = weakref.WeakMethod(method)
+
+    def call(subject: Any, *_) -> None:
+        if (alive := reference()) is not None:
+            alive(subject)
+
+    return call

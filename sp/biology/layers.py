@@ -16,18 +16,7 @@ from torch.nn.utils import parametrize
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-class Rows(NamedTuple):
-    """What one pass consisted of.
-
-    Attributes:
-        presynaptic: (g, N, d) for g groups of channels; indices (N,) of an embedding.
-        postsynaptic: (g, N, out), or None where it cannot be seen.
-        examples: size of the batch.
-    """
-
-    presynaptic: Tensor
-    postsynaptic: Tensor | None
-    examples: int
+Rows = tuple[Tensor, Tensor | None, int]  # presynaptic and postsynaptic rows and size of the batch, as in `Activity`
 
 
 class Kind:
@@ -59,7 +48,7 @@ class Kind:
     def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
         """What a pass consisted of, from what was kept of it and the gradient that came back."""
         x, d = kept.reshape(1, -1, kept.shape[-1]), errors.reshape(1, -1, errors.shape[-1])
-        return Rows(x, d, self.examples(kept))
+        return x, d, self.examples(kept)
 
     def count(self, errors: Tensor) -> int:
         """How many rows a gradient of the layer's outputs has."""
@@ -78,8 +67,8 @@ class Convolution(Kind):
 
     def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
         x, d = (kept, errors) if kept.dim() > self.alone else (kept[None], errors[None])
-        sides = [_by_group(side, self.alone, self.groups) for side in self.sides(module, x, d)]
-        return Rows(*sides, len(x))
+        presynaptic, postsynaptic = (_by_group(side, self.alone, self.groups) for side in self.sides(module, x, d))
+        return presynaptic, postsynaptic, len(x)
 
     def sides(self, module: nn.Module, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and errors of a batch, (B, places ..., C) each, and the kernel after C for the one of patches."""
@@ -119,7 +108,7 @@ class Lookup(Kind):
 
     def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
         d = errors.reshape(1, -1, errors.shape[-1])
-        return Rows(kept.reshape(-1), d, self.examples(kept))
+        return kept.reshape(-1), d, self.examples(kept)
 
 
 class Recurrent(Kind):
@@ -156,7 +145,7 @@ class Recurrent(Kind):
             if first is not None:
                 start = first.detach()[int(self.backwards)].reshape(start.shape)
             x = torch.cat([y[:, 1:], start], 1) if self.backwards else torch.cat([start, y[:, :-1]], 1)
-        return Rows(x.reshape(1, -1, x.shape[-1]), None, len(x))
+        return x.reshape(1, -1, x.shape[-1]), None, len(x)
 
 
 class AttentionInput(Kind):
@@ -184,7 +173,7 @@ class AttentionInput(Kind):
         x = torch.cat([t.detach().reshape(-1, t.shape[-1]) for t in kept])
         first = kept[0]
         examples = 1 if first.dim() == 2 else first.shape[0 if module.batch_first else 1]
-        return Rows(x[None], None, examples)
+        return x[None], None, examples
 
 
 class AttentionOutput(Kind):
@@ -208,8 +197,7 @@ class AttentionOutput(Kind):
         # With the identity as the projection the output is what enters the projection.
         x = torch.func.functional_call(again, identity, inputs, named)[0]
         examples = 1 if x.dim() == self.alone else x.shape[0 if module.batch_first else 1]
-        x, d = x.reshape(1, -1, width), errors.reshape(1, -1, width)
-        return Rows(x, d, examples)
+        return x.reshape(1, -1, width), errors.reshape(1, -1, width), examples
 
 
 def _patches(x: Tensor, module: nn.Module) -> Tensor:

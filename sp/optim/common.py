@@ -201,14 +201,14 @@ class PlasticityOptimizer(Optimizer):
             self._check_state(given)
             loaded.append(given)
 
+        options = dict(self.defaults)  # to which PyTorch adds when it loads
         handle = self.register_load_state_dict_pre_hook(look)
         try:
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
         for group in self.param_groups:  # options that the saved optimizer did not have yet
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
+            group.update({**options, **group})
         for p, state in self._pairs(loaded[0]):
             fresh = self.new_state(p) if state else {}
             for name in fresh.keys() & state.keys():

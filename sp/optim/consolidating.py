@@ -175,7 +175,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
             options = {"dtype": scalar_dtype(parameter), "memory_format": torch.preserve_format}
             return {"consolidated": torch.zeros_like(parameter, **options)}
         if parameter is not synapses.weight:  # memories lie with the weight; PyTorch's checkpoints want no empty state
-            return {"step": torch.zeros(())}
+            return {"step": torch.zeros((), dtype=scalar_dtype(parameter))}
         return new_state(synapses, self.group_of(parameter))
 
     def measure(self, parameters: list[Tensor]) -> Tensor:
