@@ -54,8 +54,9 @@ class Kind:
         """How many rows a gradient of the layer's outputs has."""
         return errors.numel() // errors.shape[self.channels] if errors.numel() else 0
 
-    def examples(self, x: Tensor) -> int:
-        return 1 if x.dim() == self.alone else len(x)
+    def examples(self, x: Tensor, axis: int = 0) -> int:
+        """Size of the batch, which lies along an axis of the input where there is one."""
+        return 1 if x.dim() == self.alone else x.shape[axis]
 
 
 class Convolution(Kind):
@@ -171,9 +172,7 @@ class AttentionInput(Kind):
 
     def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
         x = torch.cat([t.detach().reshape(-1, t.shape[-1]) for t in kept])
-        first = kept[0]
-        examples = 1 if first.dim() == 2 else first.shape[0 if module.batch_first else 1]
-        return x[None], None, examples
+        return x[None], None, self.examples(kept[0], 0 if module.batch_first else 1)
 
 
 class AttentionOutput(Kind):
@@ -196,7 +195,7 @@ class AttentionOutput(Kind):
             identity["out_proj.bias"] = errors.new_zeros(width)
         # With the identity as the projection the output is what enters the projection.
         x = torch.func.functional_call(again, identity, inputs, named)[0]
-        examples = 1 if x.dim() == self.alone else x.shape[0 if module.batch_first else 1]
+        examples = self.examples(x, 0 if module.batch_first else 1)
         return x.reshape(1, -1, width), errors.reshape(1, -1, width), examples
 
 

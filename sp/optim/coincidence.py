@@ -165,8 +165,9 @@ class WatchedLayer:
         """The gradient G projected, Q G P, (g, out, d); where that costs less, as ``(D Q)' (X P)``."""
         factor = self._factor_of_rows(squared_norm)
         if factor is not None:
-            back = self.d if self.errors is None else self.errors.multiply(self.state, self.d)
-            return (factor * back).mT @ self.inputs.multiply(self.state, self.x)
+            (back,) = self.d if self.errors is None else self.errors.multiply(self.state, self.d)
+            (forth,) = self.inputs.multiply(self.state, self.x)
+            return ((factor * back).T @ forth)[None]
         change = self.inputs.multiply(self.state, self.synapses.gradient().to(self._dtype))
         return change if self.errors is None else self.errors.multiply(self.state, change.mT).mT
 
