@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SAMPLE = 8192  # elements of which a quantile is taken
+
 
 def eligibility_trace(eligibility: Tensor, gradient: Tensor, decay: float) -> Tensor:
     """Synaptic tag: a decaying record of how much each synapse was used (P6, P12).
@@ -88,16 +90,14 @@ def coincidence(activation_norm: Tensor, gradient_norm: Tensor) -> Tensor:
     return activation_norm * gradient_norm
 
 
-def sampled_quantile(tensors: Sequence[Tensor], fraction: float, seed: int, sample: int = 8192) -> Tensor:
-    """Quantile of the elements of all tensors, from at most about ``sample`` of them: nothing large is ever sorted.
+def sampled_quantile(tensors: Sequence[Tensor], fraction: float, seed: int) -> Tensor:
+    """Quantile of the elements of all tensors, from at most about 8,192 of them: nothing large is ever sorted.
 
     Args:
         tensors: at least one element in all; each gives elements in proportion to its size.
         fraction: which quantile, in [0, 1]; linear interpolation between neighbours.
         seed: of the generator that draws the sample (with replacement), so that equal calls give equal results
-            and the global generator is left alone.
-        sample: largest number of elements that are sorted. With 8,192 the standard error of the 0.75 quantile's
-            rank is 0.005.
+            and the global generator is left alone. The standard error of the 0.75 quantile's rank is 0.005.
 
     Returns:
         A tensor without dimensions, on the first one's device, in float32 or wider.
@@ -106,9 +106,9 @@ def sampled_quantile(tensors: Sequence[Tensor], fraction: float, seed: int, samp
     drawn = []
     for tensor in tensors:
         values = tensor.detach().flatten()
-        if total > sample:
+        if total > SAMPLE:
             generator = torch.Generator(values.device).manual_seed(seed)
-            size = (max(1, round(sample * values.numel() / total)),)
+            size = (max(1, round(SAMPLE * values.numel() / total)),)
             values = values[torch.randint(values.numel(), size, generator=generator, device=values.device)]
         drawn.append(values.to(tensors[0].device, torch.promote_types(values.dtype, torch.float32)))
     return torch.cat(drawn).quantile(fraction)

@@ -12,7 +12,7 @@ from torch import Tensor
 from sp import rules
 from sp.biology import Activity, Synapses
 from sp.optim.common import scalar_dtype, signed_rate
-from sp.optim.memory import Counts, ExactMemory, Memory, SketchedMemory, sampled
+from sp.optim.memory import Counts, ExactMemory, Memory, SketchedMemory, product, sampled
 
 AVERAGE = 0.99  # share of the old value that a running mean keeps in a step of `REFERENCE_BATCH` examples
 REFERENCE_BATCH = 128  # batch size for which the constants are meant; others are scaled to it
@@ -91,6 +91,7 @@ class WatchedLayer:
         self.synapses, self.state, self.group, self.activity = synapses, state, group, activity
         self.inputs, self.errors = memories(synapses, group)
         self.begun = _begin(state, synapses, self.inputs, self.errors)  # an option may have changed
+        _, self.out, self.width = synapses.shape
         self._dtype = scalar_dtype(synapses.weight)
         self.indices = synapses.kind.indices
         self.x = activity.presynaptic if self.indices else activity.presynaptic.to(self._dtype)
@@ -123,10 +124,10 @@ class WatchedLayer:
         absorbed = self._absorbed(norm)
         self._remember(absorbed, power)
         every = self.group["refresh_every"]
-        if self._due(every or max(1, self.synapses.shape[2] // LOOK_WIDTH)):
+        if self._due(every or max(1, self.width // LOOK_WIDTH)):
             self.inputs.look(self.state)
             self._measure_spread()
-        if self.errors is not None and self._due(every or max(1, self.synapses.shape[1] // LOOK_WIDTH)):
+        if self.errors is not None and self._due(every or max(1, self.out // LOOK_WIDTH)):
             self.errors.look(self.state)
         scale = float(self.state["scale"])
         if scale <= 0:
@@ -165,9 +166,8 @@ class WatchedLayer:
         """The gradient G projected, Q G P, (g, out, d); where that costs less, as ``(D Q)' (X P)``."""
         factor = self._factor_of_rows(squared_norm)
         if factor is not None:
-            (back,) = self.d if self.errors is None else self.errors.multiply(self.state, self.d)
-            (forth,) = self.inputs.multiply(self.state, self.x)
-            return ((factor * back).T @ forth)[None]
+            back = self.d if self.errors is None else self.errors.multiply(self.state, self.d)
+            return product((factor * back).mT, self.inputs.multiply(self.state, self.x))
         change = self.inputs.multiply(self.state, self.synapses.gradient().to(self._dtype))
         return change if self.errors is None else self.errors.multiply(self.state, change.mT).mT
 
@@ -202,7 +202,7 @@ class WatchedLayer:
         """What a matrix (g, out, d) makes of some of the layer's inputs, (g, rows, out)."""
         if self.indices:
             return matrix[0].T[self.x[:RESPONSE_ROWS]][None]
-        return sampled(self.x, self.step, RESPONSE_ROWS)[0] @ matrix.mT
+        return product(sampled(self.x, self.step, RESPONSE_ROWS)[0], matrix.mT)
 
     def _measure_spread(self) -> None:
         weights = self.synapses.matrix(self.synapses.weight, self.synapses.bias).to(self._dtype)
@@ -211,4 +211,4 @@ class WatchedLayer:
 
     def _fresh(self, power: float) -> float:
         """What a layer as PyTorch initialises it answers, root mean square; embeddings are drawn with deviation one."""
-        return 1.0 if self.indices else (power / (3 * self.synapses.shape[2])) ** 0.5
+        return 1.0 if self.indices else (power / (3 * self.width)) ** 0.5

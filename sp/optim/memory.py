@@ -65,6 +65,11 @@ def sampled(x: Tensor, step: int, rows: int) -> tuple[Tensor, float]:
     return chosen, x.shape[-2] / chosen.shape[-2]
 
 
+def product(one: Tensor, other: Tensor) -> Tensor:
+    """Of two batches of matrices; one of two matrices alone takes less time than a batch of one."""
+    return (one[0] @ other[0])[None] if len(one) == 1 else one @ other
+
+
 class ExactMemory(Memory):
     """A and the inverse made of it at the last look, (g, d, d) each.
 
@@ -82,11 +87,11 @@ class ExactMemory(Memory):
         if not self.relative:
             state[f"{self.name}_before"] = like.new_zeros(groups, width, width, dtype=torch.double)
 
-    def remember(self, state: dict[str, Tensor], x: Tensor, weight: Tensor, kept: float) -> None:
-        if len(x) == 1:  # a product of two matrices takes less time than a batch of one such product
-            state[self.name][0].addmm_(x[0].T, weight * x[0], beta=kept)
+    def remember(self, state: dict[str, Tensor], x: Tensor, weight: float, kept: float) -> None:
+        if len(x) == 1:
+            state[self.name][0].addmm_(x[0].T, x[0], beta=kept, alpha=weight)
         else:
-            state[self.name].baddbmm_(x.mT, weight * x, beta=kept)
+            state[self.name].baddbmm_(x.mT, x, beta=kept, alpha=weight)
         if kept < 1 and not self.relative:
             state[f"{self.name}_before"].mul_(kept)
 
@@ -100,8 +105,7 @@ class ExactMemory(Memory):
             inverse.copy_(rules.novelty(memory, self.strength))
 
     def multiply(self, state: dict[str, Tensor], matrix: Tensor) -> Tensor:
-        inverse = state[f"{self.name}_inverse"]
-        return (matrix[0] @ inverse[0])[None] if len(matrix) == 1 else matrix @ inverse
+        return product(matrix, state[f"{self.name}_inverse"])
 
     def matrix(self, state: dict[str, Tensor]) -> Tensor:
         """A, (g, d, d)."""
@@ -124,10 +128,10 @@ class Counts(Memory):
     def initialise(self, state: dict[str, Tensor], groups: int, width: int, like: Tensor) -> None:
         state[self.name] = like.new_zeros(width)
 
-    def remember(self, state: dict[str, Tensor], x: Tensor, weight: Tensor, kept: float) -> None:
+    def remember(self, state: dict[str, Tensor], x: Tensor, weight: float, kept: float) -> None:
         """Of rows that are indices, (N,)."""
         memory = state[self.name]
-        memory.mul_(kept).index_add_(0, x, memory.new_full(x.shape, float(weight)))
+        memory.mul_(kept).index_add_(0, x, memory.new_ones(x.shape), alpha=weight)
 
     def look(self, state: dict[str, Tensor]) -> None:
         """There is nothing to make."""
@@ -169,10 +173,9 @@ class SketchedMemory(Memory):
         state[f"{self.name}_known"] = like.new_zeros(self.rank, width)
         state[f"{self.name}_rest"] = like.new_ones(())
 
-    def remember(self, state: dict[str, Tensor], x: Tensor, weight: Tensor, kept: float) -> None:
-        weighted = weight * x[0]
-        state[self.name].addmm_(weighted.T, self._tested(x[0]), beta=kept)
-        state[f"{self.name}_trace"].mul_(kept).add_(torch.dot(weighted.flatten(), x[0].flatten()))
+    def remember(self, state: dict[str, Tensor], x: Tensor, weight: float, kept: float) -> None:
+        state[self.name].addmm_(x[0].T, self._tested(x[0]), beta=kept, alpha=weight)
+        state[f"{self.name}_trace"].mul_(kept).add_(x.square().sum(), alpha=weight)
 
     def _tested(self, rows: Tensor) -> Tensor:
         """``rows T`` for rows of shape (N, d)."""
