@@ -155,7 +155,7 @@ def equaliser(errors: Tensor, strength: float) -> Tensor:
     mean = errors.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] + 1e-30
     damped = _inverse_of_one_plus(errors * (strength / mean))
     passed = (damped * errors).sum((-2, -1), keepdim=True) / errors.shape[-1]
-    return torch.where(passed > 0, damped * (mean / passed), damped)
+    return damped * torch.where(passed > 0, mean / passed, 1)
 
 
 def absorbed(norm: Any, mean_norm: Any, absorber: float) -> Any:

@@ -25,7 +25,7 @@ class Memory:
     over the rows of x, (g, N, d), indices (N,) for `Counts`;
     ``look(state)``: make the inverse anew;
     ``multiply(state, matrix)``: ``matrix (I + c A)^-1`` for a matrix of shape (g, n, d);
-    ``diagonal(state)``: how much of each input A holds, (g, d);
+    ``matrix(state)``: A, (g, d, d); `Counts` has its diagonal alone;
     ``shares(state)``: the diagonal of ``(I + c A)^-1``, what passes of a change along one input alone, (g, d).
 
     Args:
@@ -54,6 +54,10 @@ class Memory:
                 "new optimizer with the new rank."
             )
         return False
+
+    def diagonal(self, state: dict[str, Tensor]) -> Tensor:
+        """How much of each input A holds, (g, d)."""
+        return self.matrix(state).diagonal(dim1=-2, dim2=-1)
 
 
 def sampled(x: Tensor, step: int, rows: int) -> tuple[Tensor, float]:
@@ -108,12 +112,8 @@ class ExactMemory(Memory):
         return product(matrix, state[f"{self.name}_inverse"])
 
     def matrix(self, state: dict[str, Tensor]) -> Tensor:
-        """A, (g, d, d)."""
         recent = state[self.name]
         return recent if self.relative else (state[f"{self.name}_before"] + recent).to(recent.dtype)
-
-    def diagonal(self, state: dict[str, Tensor]) -> Tensor:
-        return self.matrix(state).diagonal(dim1=-2, dim2=-1)
 
     def shares(self, state: dict[str, Tensor]) -> Tensor:
         return state[f"{self.name}_inverse"].diagonal(dim1=-2, dim2=-1)
@@ -221,9 +221,6 @@ class SketchedMemory(Memory):
         _, _, root, rest = self._shifted(state)
         identity = torch.eye(root.shape[1], dtype=root.dtype, device=root.device)
         return (root.T @ root + rest * identity).to(state[self.name].dtype)[None]
-
-    def diagonal(self, state: dict[str, Tensor]) -> Tensor:
-        return self.matrix(state).diagonal(dim1=-2, dim2=-1)
 
     def shares(self, state: dict[str, Tensor]) -> Tensor:
         return (state[f"{self.name}_rest"] * (1 - state[f"{self.name}_known"].square().sum(0)))[None]

@@ -196,9 +196,8 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
             inputs = activity.presynaptic[..., : width - (synapses.bias is not None)].to(scalar_dtype(synapses.weight))
             seen = F.pad(rules.activation_norm(inputs), (0, synapses.bias is not None), value=1.0)
             seen = seen.to(synapses.weight.dtype)
-            activations[id(synapses.weight)] = synapses.by_input(seen, synapses.weight)
-            if synapses.bias is not None:
-                activations[id(synapses.bias)] = torch.ones_like(synapses.bias)
+            for p in synapses.parameters:
+                activations[id(p)] = synapses.by_input(seen, p)
         return activations
 
     def reset_eligibility(self) -> None:
