@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -101,6 +102,7 @@ class PlasticityCounter:
 
         The way to the next look is not in it: a counter that is loaded begins its ``every`` steps anew.
         """
+        self._fit()
         return {name: {**vars(seen)} for name, seen in self.events.items()}
 
     def load_state_dict(self, state: dict[str, dict[str, int | Tensor]]) -> None:
@@ -130,10 +132,19 @@ class PlasticityCounter:
     def __exit__(self, *_) -> None:
         self.remove()
 
+    def _fit(self) -> None:
+        """Give parameters that have grown since (`sp.grow_outputs`) synapses without events."""
+        for name, p in self._parameters.items():
+            seen = self.events[name]
+            for kind in _KINDS if seen.ltp.shape != p.shape else ():
+                counts = getattr(seen, kind)
+                setattr(seen, kind, F.pad(counts, (0, 0) * (p.dim() - 1) + (0, len(p) - len(counts))))
+
     def _remember(self, optimizer: Optimizer) -> None:
         self._steps[optimizer] = self._steps.get(optimizer, 0) + 1
         if self._steps[optimizer] % self.every:
             return
+        self._fit()
         held = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
         self._before = {name: p.detach().clone() for name, p in self._parameters.items() if id(p) in held}
 
