@@ -42,7 +42,7 @@ def network(outputs, bias=True, seed=0):
 
 
 def loss_of(model, step):
-    generator = torch.Generator().manual_seed(step)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(step)
     x, y = torch.randn(10, INPUTS, generator=generator), torch.randint(50, (10,), generator=generator)
     return F.cross_entropy(model(x), y % model[-1].out_features)
 
@@ -365,7 +365,7 @@ def learnt(seed, growing):
             grow_outputs(model[-1], 2 * number + 2, optimizer)
             assert accuracy(tasks[:number]) == pytest.approx(before)  # new outputs take nothing over
         x, y = task.train()
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
         for _ in range(2):
             for rows in torch.randperm(len(x), generator=generator).split(32):
                 optimizer.zero_grad()

@@ -93,7 +93,7 @@ class WatchedLayer:
     def initialise(state: dict[str, Tensor], synapses: Synapses, group: dict[str, Any]) -> None:
         """Make the state of a layer that has seen nothing."""
         for name in NUMBERS:
-            state[name] = torch.zeros((), dtype=scalar_dtype(synapses.weight))
+            state[name] = torch.zeros((), dtype=scalar_dtype(synapses.weight), device="cpu")
         WatchedLayer._begin_memories(state, synapses, *memories(synapses, group))
 
     @staticmethod
@@ -186,6 +186,8 @@ class WatchedLayer:
         The gradient may have been scaled or clipped since it was made, so that one row of it is compared with ``D'X``.
         """
         weight = self.synapses.weight
+        if weight.device.type != "cpu":  # the answers below would be waited for
+            return None
         if self.d is None or weight.dim() > 2 or self.synapses.kind.indices or weight.dtype != self._dtype:
             return None
         if 4 * self.x.shape[1] > 3 * len(weight):

@@ -202,7 +202,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
     def _state_of_watched(self, parameter: Tensor, synapses: Synapses) -> dict[str, Tensor]:
         """What a watched parameter has before its first step: memories lie with the weight, and a bias has none."""
         if parameter is not synapses.weight:
-            return {"step": torch.zeros(())}
+            return {"step": torch.zeros((), device="cpu")}
         state: dict[str, Tensor] = {}
         WatchedLayer.initialise(state, synapses, self.group_of(parameter))
         return state
