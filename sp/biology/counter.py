@@ -38,7 +38,7 @@ class PlasticityCounter:
     with every ``torch.optim`` optimizer; one without ``get_param_gate`` has no gate, which counts as open. Growing is
     meant with its sign, as the published text has it: a negative weight that grows is an inhibition that weakens, so
     that here the analogy ends. In the coincidence form of consolidation, a projection, the gate is what its
-    ``get_param_gate`` says: the share of a change at the one synapse that passes.
+    ``get_param_gate`` says, the share of a change at the one synapse that passes, beside the median of the layer's.
 
     Every twentieth step is looked at, so that it may be left on: the events of all steps are about ``every`` times as
     many. It keeps three int32 for each synapse, and for as long as such a step lasts the weights from before it. It
@@ -48,7 +48,7 @@ class PlasticityCounter:
         optimizer_or_model: an optimizer; or a model, which gives the parameters their names, for whichever optimizers
             step it. An optimizer made with ``named_parameters()`` knows the names as well, others get numbers.
         every: steps from one look to the next, >= 1; 1 counts every step.
-        open_at: smallest gate that counts as open, in (0, 1].
+        open_at: smallest gate that counts as open, in (0, 1]; in the coincidence form in units of the median.
 
     Attributes:
         events: what was seen so far, by the parameter's name.
@@ -155,7 +155,8 @@ class PlasticityCounter:
             grew, shrank = weight > before, weight < before
             gate = optimizer.get_param_gate(weight) if hasattr(optimizer, "get_param_gate") else None
             if gate is not None:
-                shut = gate < self.open_at
+                usual = optimizer.usual_gate(weight) if hasattr(optimizer, "usual_gate") else 1.0
+                shut = gate < self.open_at * usual
                 seen.shut += shut
                 is_open = shut.logical_not_()
                 grew &= is_open

@@ -17,6 +17,7 @@ from sp.optim.memory import Counts, ExactMemory, Memory, SketchedMemory, sampled
 AVERAGE = 0.99  # share of the old value that a running mean keeps in a step of `REFERENCE_BATCH` examples
 REFERENCE_BATCH = 128  # batch size for which the constants are meant; others are scaled to it
 SCALE_STEPS = 10  # steps in which the scales of a layer's gradient and inputs are measured
+ODD, ODD_STEPS = 10.0, 4  # of gradients so many times one that follows in a layer's first steps nothing is kept
 FLOOR = 0.5  # of the norm at the beginning: a task learnt to the end must not leave the absorber shut for the next
 GAIN = 12.0  # so that one learning rate suits both forms of the rule
 EARLY = 20  # a layer's first steps, in which everything is new and the memory is looked at often
@@ -149,6 +150,10 @@ class WatchedLayer:
     def _absorbed(self, norm: float) -> float:
         """Move the running mean of the gradient's norm, and return the factor that the absorber leaves of it."""
         mean, scale = float(self.state["mean"]), float(self.state["scale"])
+        if self.step <= ODD_STEPS and mean > ODD * norm:
+            mean = scale = 0.0
+            if self.errors is not None:
+                self.errors.initialise(self.state, *self.synapses.shape[:2], self.d)
         kept = rules.absorbed(norm, max(mean, FLOOR * scale), self.group["absorber"])
         self._average("mean", kept, decay(self.activity.examples) if mean else 0.0)
         if self.step <= SCALE_STEPS:
@@ -168,6 +173,7 @@ class WatchedLayer:
             self.inputs.remember(self.state, rows, weight * each, kept)
         if self.errors is not None:
             errors, each = sampled(self.d, self.step, self.rows)
+            # A decayed sum, not a mean: of it only what one direction has beside the others is used.
             weight = self.activity.examples * absorbed**2 * each
             self.errors.remember(self.state, errors, weight, decay(self.activity.examples))
 

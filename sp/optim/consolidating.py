@@ -12,12 +12,21 @@ from torch.distributed.tensor import DTensor
 from sp import rules
 from sp.biology import NMDACoincidence, Synapses
 from sp.checks import check_integer, check_number
-from sp.optim.coincidence import FLOOR, NUMBERS, REFERENCE_BATCH, SCALE_STEPS, WatchedLayer, decay, memories
+from sp.optim.coincidence import (
+    FLOOR,
+    NUMBERS,
+    REFERENCE_BATCH,
+    SCALE_STEPS,
+    WatchedLayer,
+    decay,
+    memories,
+)
 from sp.optim.common import Groups, PlasticityOptimizer, scalar_dtype, signed_rate
 from sp.optim.fast import Blocks, alike, local, summed_over_shards, whole
 from sp.optim.memory import Memory
 
 _OF_ALL_GROUPS = ("absorber", "threshold_quantile", "warmup_steps")
+ODD = 50.0  # of a first gradient so many times the second nothing is kept
 UNWATCHED = 0.1  # steps of 128 examples after which parameters that are not watched take half their step
 SMALLEST, LARGEST = 1e-30, 1e37  # of a threshold; the first in place of zero in a denominator, too
 
@@ -176,6 +185,13 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
             check_number("response_bound", options["response_bound"], 0, low_open=True)
         check_number("absorber", options["absorber"], 1)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As of every optimizer here; what all parameters share may be numbers that are no tensors."""
+        super().load_state_dict(state_dict)
+        shared, device = self.param_groups[0]["shared"], self.param_groups[0]["params"][0].device
+        for name in ("mean_norm", "scale", "threshold"):
+            shared[name] = torch.as_tensor(shared[name], device=device)
+
     def misfit(self, parameter: Tensor, state: dict[str, Any]) -> str | None:
         synapses = self.watched().get(id(parameter))
         if synapses is None:
@@ -244,6 +260,8 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         shared["steps"] = int(shared["steps"]) + 1
         shared["age"] = float(shared["age"]) + examples / REFERENCE_BATCH
         self.param_groups[0]["shared"] = shared
+        if shared["steps"] == 2:  # later, a task may have been learnt to the end
+            self._forget_odd(shared, norm, [p for _, members in rest for p in members])
         factor = self._absorb(shared, norm, decay(examples))
         return self._diagonal(rest, shared, factor)
 
@@ -256,6 +274,13 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         if shared["steps"] <= SCALE_STEPS:
             shared["scale"] = shared["mean_norm"]
         return kept / (norm + SMALLEST)
+
+    def _forget_odd(self, shared: dict[str, Any], norm: Tensor, parameters: list[Tensor]) -> None:
+        """Measure and consolidate anew where the first gradient was far larger than this one."""
+        kept = (shared["mean_norm"] <= ODD * norm).to(norm.dtype)
+        shared["mean_norm"], shared["scale"] = kept * shared["mean_norm"], kept * shared["scale"]
+        for p in parameters:
+            local(self.state[p]["consolidated"]).mul_(kept.to(p.device))
 
     def _coincident(self, groups: Groups, covered: dict[int, Synapses], measured: Tensor) -> int:
         """The step of the watched parameters; how many examples it was made from."""
@@ -349,6 +374,13 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         if self.coincidence is not None:
             gate = gate * self._novelty(self.group_of(param))
         return gate
+
+    @torch.no_grad()
+    def usual_gate(self, param: Tensor) -> float | Tensor:
+        """The median over the inputs of a watched layer: what was seen has a small share, and which of them are open
+        can only be told beside each other. 1 for parameters that are not watched."""
+        state, synapses, inputs = self._kept_for(param)
+        return inputs.shares(state).median() if synapses is not None and state else 1.0
 
     def _kept_for(self, param: Tensor) -> tuple[dict[str, Tensor], Synapses | None, Memory | None]:
         """The state that a parameter's step reads; for a watched one its layer and the memory of its inputs as well."""
