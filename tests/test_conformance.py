@@ -50,7 +50,7 @@ def network(dtype=torch.float32, seed=0):
 
 
 def loss_of(model, step, size=8):
-    generator = torch.Generator().manual_seed(step)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(step)
     x, y = torch.randn(size, 6, generator=generator), torch.randint(4, (size,), generator=generator)
     weight = next(model.parameters())
     return F.cross_entropy(((1 + getattr(model, "gain", 0)) * model(x.to(weight))).float(), y)
@@ -362,7 +362,9 @@ def test_parameters_without_gradients_or_elements_and_tied_ones(make):
 @diagonal
 def test_the_layout_in_memory_does_not_matter(make):
     shapes = [(5, 4, 3, 3), (300, 1000)]
-    weights = [torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in shapes]
+    weights = [
+        torch.randn(shape, generator=torch.Generator(torch.get_default_device()).manual_seed(0)) for shape in shapes
+    ]
     dense = [nn.Parameter(w.clone()) for w in weights]
     odd = [
         nn.Parameter(weights[0].clone().to(memory_format=torch.channels_last)),
@@ -371,7 +373,7 @@ def test_the_layout_in_memory_does_not_matter(make):
     assert not any(p.is_contiguous() for p in odd)
     optimizers = [make(None, dense), make(None, odd)]
     for step in range(15):
-        generator = torch.Generator().manual_seed(step)
+        generator = torch.Generator(torch.get_default_device()).manual_seed(step)
         gradients = [torch.randn(shape, generator=generator) for shape in shapes]
         for optimizer, parameters in zip(optimizers, (dense, odd), strict=True):
             for p, g in zip(parameters, gradients, strict=True):
@@ -445,7 +447,7 @@ def test_accumulated_and_clipped_gradients_are_those_of_the_whole_batch(make):
     models = [network(torch.float64), network(torch.float64)]
     optimizers = [make(model) for model in models]
     for step in range(12):
-        generator = torch.Generator().manual_seed(step)
+        generator = torch.Generator(torch.get_default_device()).manual_seed(step)
         x, y = torch.randn(8, 6, generator=generator).double(), torch.randint(4, (8,), generator=generator)
         for model, optimizer, parts in zip(models, optimizers, (1, 4), strict=True):
             optimizer.zero_grad()
@@ -512,14 +514,17 @@ def test_a_gradient_that_is_not_finite_is_skipped_or_raised(make):
 
 @diagonal
 def test_blocks_do_not_change_a_bit(make, monkeypatch):
-    weights = [torch.randn(s, generator=torch.Generator().manual_seed(0)) for s in ((70, 30), (9,), (), (4, 5, 6))]
+    weights = [
+        torch.randn(s, generator=torch.Generator(torch.get_default_device()).manual_seed(0))
+        for s in ((70, 30), (9,), (), (4, 5, 6))
+    ]
     ends = []
     for size in (10**9, 64):
         monkeypatch.setattr(fast, "BLOCK", size)
         parameters = [nn.Parameter(w.clone()) for w in weights]
         optimizer = make(None, parameters)
         for step in range(60):
-            generator = torch.Generator().manual_seed(step)
+            generator = torch.Generator(torch.get_default_device()).manual_seed(step)
             for p in parameters:
                 p.grad = torch.randn(p.shape, generator=generator)
             optimizer.step()

@@ -149,7 +149,7 @@ class Case:
     @property
     def kwargs(self) -> dict[str, Any]:
         """The options, afresh, because schedulers change a rate that is a tensor."""
-        found = next(i for i in self.form.optim_inputs_func(device="cpu") if i.desc == self.desc)
+        found = next(i for i in self.form.optim_inputs_func(device=torch.get_default_device()) if i.desc == self.desc)
         return {**found.kwargs, "foreach": self.foreach}
 
     def make(self, model: nn.Module, params: Any = None, **kwargs: Any) -> torch.optim.Optimizer:
@@ -158,7 +158,12 @@ class Case:
 
 def cases(*foreach: bool):
     """Parametrize over all cases."""
-    found = [Case(f, i.desc, e) for f in FORMS for i in f.optim_inputs_func(device="cpu") for e in foreach]
+    found = [
+        Case(f, i.desc, e)
+        for f in FORMS
+        for i in f.optim_inputs_func(device=torch.get_default_device())
+        for e in foreach
+    ]
     return pytest.mark.parametrize("case", found, ids=lambda c: f"{c.form.id}-{c.desc}-{IMPLEMENTATIONS[c.foreach]}")
 
 
@@ -210,7 +215,7 @@ def values(model):
 
 @forms
 def test_optim_infos_do_not_specify_global_cliquey_kwargs(form):
-    for given in form.optim_inputs_func(device="cpu"):
+    for given in form.optim_inputs_func(device=torch.get_default_device()):
         assert not {"foreach", "fused", "differentiable"} & set(given.kwargs)
 
 
@@ -227,7 +232,7 @@ def holder(params) -> nn.Sequential:
 
 @forms
 def test_errors(form):
-    for error in form.optim_error_inputs_func(device="cpu", dtype=torch.float32):
+    for error in form.optim_error_inputs_func(device=torch.get_default_device(), dtype=torch.float32):
         given = error.optimizer_error_input
         params = [Parameter(torch.ones(2, 3))] if given.params is None else given.params
         expected = pytest.warns if issubclass(error.error_type, Warning) else pytest.raises

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -38,7 +39,7 @@ class PlasticityCounter(Hooked):
     with every ``torch.optim`` optimizer; one without ``get_param_gate`` has no gate, which counts as open. Growing is
     meant with its sign, as the published text has it: a negative weight that grows is an inhibition that weakens, so
     that here the analogy ends. In the coincidence form of consolidation, a projection, the gate is what its
-    ``get_param_gate`` says: the share of a change at the one synapse that passes.
+    ``get_param_gate`` says, the share of a change at the one synapse that passes, beside the median of the layer's.
 
     Every twentieth step is looked at, so that it may be left on: the events of all steps are about ``every`` times as
     many. It keeps three int32 for each synapse, and for as long as such a step lasts the weights from before it. It
@@ -48,7 +49,7 @@ class PlasticityCounter(Hooked):
         optimizer_or_model: an optimizer; or a model, which gives the parameters their names, for whichever optimizers
             step it. An optimizer made with ``named_parameters()`` knows the names as well, others get numbers.
         every: steps from one look to the next, >= 1; 1 counts every step.
-        open_at: smallest gate that counts as open, in (0, 1].
+        open_at: smallest gate that counts as open, in (0, 1]; in the coincidence form in units of the median.
 
     Attributes:
         events: what was seen so far, by the parameter's name.
@@ -101,6 +102,7 @@ class PlasticityCounter(Hooked):
 
         The way to the next look is not in it: a counter that is loaded begins its ``every`` steps anew.
         """
+        self._fit()
         return {name: {**vars(seen)} for name, seen in self.events.items()}
 
     def load_state_dict(self, state: dict[str, dict[str, int | Tensor]]) -> None:
@@ -120,10 +122,19 @@ class PlasticityCounter(Hooked):
             values = {kind: state[name][kind].to(p.device, torch.int32, copy=True) for kind in _KINDS}
             self.events[name] = Events(int(state[name]["looks"]), **values)
 
+    def _fit(self) -> None:
+        """Give parameters that have grown since (`sp.grow_outputs`) synapses without events."""
+        for name, p in self._parameters.items():
+            seen = self.events[name]
+            for kind in _KINDS if seen.ltp.shape != p.shape else ():
+                counts = getattr(seen, kind)
+                setattr(seen, kind, F.pad(counts, (0, 0) * (p.dim() - 1) + (0, len(p) - len(counts))))
+
     def _remember(self, optimizer: Optimizer) -> None:
         self._steps[optimizer] = self._steps.get(optimizer, 0) + 1
         if self._steps[optimizer] % self.every:
             return
+        self._fit()
         held = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
         self._before = {name: p.detach().clone() for name, p in self._parameters.items() if id(p) in held}
 
@@ -134,7 +145,8 @@ class PlasticityCounter(Hooked):
             grew, shrank = weight > before, weight < before
             gate = optimizer.get_param_gate(weight) if hasattr(optimizer, "get_param_gate") else None
             if gate is not None:
-                shut = gate < self.open_at
+                usual = optimizer.usual_gate(weight) if hasattr(optimizer, "usual_gate") else 1.0
+                shut = gate < self.open_at * usual
                 seen.shut += shut
                 is_open = shut.logical_not_()
                 grew &= is_open

@@ -326,6 +326,11 @@ class _Hook:
     @torch.compiler.disable
     def __call__(self, module: nn.Module, inputs: tuple, named: dict[str, Any], output: Any) -> None:
         synapses = self.synapses()
+        if getattr(module, "_is_replica", False):
+            raise RuntimeError(
+                "coincidence: nn.DataParallel runs copies of the model that cannot be watched: use "
+                "torch.nn.parallel.DistributedDataParallel, or one device"
+            )
         if module is not self.module() or synapses is None or not module.training or not torch.is_grad_enabled():
             return
         kept, follow = self.kind.keep(module, inputs, named, output)

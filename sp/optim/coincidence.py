@@ -17,6 +17,7 @@ from sp.optim.memory import Counts, ExactMemory, Memory, SketchedMemory, product
 AVERAGE = 0.99  # share of the old value that a running mean keeps in a step of `REFERENCE_BATCH` examples
 REFERENCE_BATCH = 128  # batch size for which the constants are meant; others are scaled to it
 SCALE_STEPS = 10  # steps in which the scales of a layer's gradient and inputs are measured
+ODD, ODD_STEPS = 10.0, 4  # of gradients so many times one that follows in a layer's first steps nothing is kept
 FLOOR = 0.5  # of the norm at the beginning: a task learnt to the end must not leave the absorber shut for the next
 GAIN = 12.0  # so that one learning rate suits both forms of the rule
 EARLY = 20  # a layer's first steps, in which everything is new and the memory is looked at often
@@ -64,7 +65,7 @@ def memories(synapses: Synapses, group: dict[str, Any]) -> tuple[Memory, Memory 
 
 def new_state(synapses: Synapses, group: dict[str, Any]) -> dict[str, Tensor]:
     """What a layer's weight has before its first step."""
-    state = {name: torch.zeros((), dtype=scalar_dtype(synapses.weight)) for name in NUMBERS}
+    state = {name: torch.zeros((), dtype=scalar_dtype(synapses.weight), device="cpu") for name in NUMBERS}
     _begin(state, synapses, *memories(synapses, group))
     return state
 
@@ -142,6 +143,10 @@ class WatchedLayer:
     def _absorbed(self, norm: float) -> float:
         """Move the running mean of the gradient's norm, and return the factor that the absorber leaves of it."""
         mean, scale = float(self.state["mean"]), float(self.state["scale"])
+        if self.step <= ODD_STEPS and mean > ODD * norm:
+            mean = scale = 0.0
+            if self.errors is not None:
+                self.errors.initialise(self.state, *self.synapses.shape[:2], self.d)
         kept = rules.absorbed(norm, max(mean, FLOOR * scale), self.group["absorber"])
         self._average("mean", kept, decay(self.activity.examples) if mean else 0.0)
         if self.step <= SCALE_STEPS:
@@ -157,6 +162,7 @@ class WatchedLayer:
         weight = self.factor / (self.activity.terms * power)
         self.inputs.remember(self.state, rows, weight * each, math.exp(-examples / horizon))
         if self.errors is not None:
+            # A decayed sum, not a mean: of it only what one direction has beside the others is used.
             self.errors.remember(self.state, errors, examples * absorbed**2 * of_errors, decay(examples))
 
     def _due(self, every: int) -> bool:
@@ -177,6 +183,8 @@ class WatchedLayer:
         The gradient may have been scaled or clipped since it was made, so that one row of it is compared with ``D'X``.
         """
         weight = self.synapses.weight
+        if weight.device.type != "cpu":  # the answers below would be waited for
+            return None
         if self.d is None or weight.dim() > 2 or self.indices or 4 * self.x.shape[1] > 3 * len(weight):
             return None
         x, d = self.x[0], self.d[0]

@@ -109,6 +109,10 @@ class PlasticityOptimizer(Optimizer):
                 return group
         raise ValueError(f"param must be one of this optimizer's, got one of shape {tuple(param.shape)} that is not")
 
+    def usual_gate(self, param: Tensor) -> float | Tensor:
+        """The gate of a synapse that counts as open, where a parameter has gates: 1."""
+        return 1.0
+
     # Not compiled itself, since it counts in Python, and every count would be a case of its own to a compiler.
     @torch.compiler.disable(recursive=False)
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -18,6 +18,7 @@ from sp.optim.fast import Blocks, alike, local, summed_over_shards, whole
 from sp.optim.memory import Memory
 
 _OF_ALL_GROUPS = ("absorber", "threshold_quantile", "warmup_steps")
+ODD = 50.0  # of a first gradient so many times the second nothing is kept
 UNWATCHED = 0.1  # steps of 128 examples after which parameters that are not watched take half their step
 SMALLEST, LARGEST = 1e-30, 1e37  # of a threshold; the first in place of zero in a denominator, too
 
@@ -169,13 +170,20 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
             check_number("response_bound", options["response_bound"], 0, low_open=True)
         check_number("absorber", options["absorber"], 1)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As of every optimizer here; what all parameters share may be numbers that are no tensors."""
+        super().load_state_dict(state_dict)
+        shared, device = self.param_groups[0]["shared"], self.param_groups[0]["params"][0].device
+        for name in ("mean_norm", "scale", "threshold"):
+            shared[name] = torch.as_tensor(shared[name], device=device)
+
     def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
         synapses = self.watched().get(id(parameter))
         if synapses is None:  # a sum of squares would be lost in float16, and stand still in bfloat16
             options = {"dtype": scalar_dtype(parameter), "memory_format": torch.preserve_format}
             return {"consolidated": torch.zeros_like(parameter, **options)}
         if parameter is not synapses.weight:  # memories lie with the weight; PyTorch's checkpoints want no empty state
-            return {"step": torch.zeros((), dtype=scalar_dtype(parameter))}
+            return {"step": torch.zeros((), dtype=scalar_dtype(parameter), device="cpu")}
         return new_state(synapses, self.group_of(parameter))
 
     def measure(self, parameters: list[Tensor]) -> Tensor:
@@ -209,6 +217,8 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         shared["steps"] = int(shared["steps"]) + 1
         shared["age"] = float(shared["age"]) + examples / REFERENCE_BATCH
         self.param_groups[0]["shared"] = shared
+        if shared["steps"] == 2:  # later, a task may have been learnt to the end
+            self._forget_odd(shared, norm, [p for _, members in rest for p in members])
         factor = self._absorb(shared, norm, decay(examples))
         return self._diagonal(rest, shared, factor)
 
@@ -221,6 +231,13 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         if shared["steps"] <= SCALE_STEPS:
             shared["scale"] = shared["mean_norm"]
         return kept / (norm + SMALLEST)
+
+    def _forget_odd(self, shared: dict[str, Any], norm: Tensor, parameters: list[Tensor]) -> None:
+        """Measure and consolidate anew where the first gradient was far larger than this one."""
+        kept = (shared["mean_norm"] <= ODD * norm).to(norm.dtype)
+        shared["mean_norm"], shared["scale"] = kept * shared["mean_norm"], kept * shared["scale"]
+        for p in parameters:
+            local(self.state[p]["consolidated"]).mul_(kept.to(p.device))
 
     def _coincident(self, groups: Groups, covered: dict[int, Synapses], measured: Tensor) -> int:
         """The step of the watched parameters; how many examples it was made from."""
@@ -314,6 +331,13 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         if self.coincidence is not None:
             gate = gate * self._novelty(self.group_of(param))
         return gate
+
+    @torch.no_grad()
+    def usual_gate(self, param: Tensor) -> float | Tensor:
+        """The median over the inputs of a watched layer: what was seen has a small share, and which of them are open
+        can only be told beside each other. 1 for parameters that are not watched."""
+        state, synapses, inputs = self._kept_for(param)
+        return inputs.shares(state).median() if synapses is not None and state else 1.0
 
     def _kept_for(self, param: Tensor) -> tuple[dict[str, Tensor], Synapses | None, Memory | None]:
         """The state that a parameter's step reads; for a watched one its layer and the memory of its inputs as well."""

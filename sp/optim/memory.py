@@ -230,5 +230,5 @@ class SketchedMemory(Memory):
 def _test_matrix(width: int, rank: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """T: the sum to which each input is added, and its sign. Equal networks get equal ones."""
     generator = torch.Generator().manual_seed(width)
-    signs = torch.randint(2, (width,), generator=generator) * 2.0 - 1
-    return (torch.randperm(width, generator=generator) % rank).to(device), signs.to(device)
+    signs = torch.randint(2, (width,), generator=generator, device="cpu") * 2.0 - 1
+    return (torch.randperm(width, generator=generator, device="cpu") % rank).to(device), signs.to(device)

@@ -166,7 +166,7 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
             look = age % REFRESH_EVERY == 0 or age == max(group["warmup_steps"], 1)
             rate = signed_rate(group)
             if not isinstance(rate, Tensor):  # of a number that changes a compiler would make one case after another
-                rate = torch.tensor(rate, dtype=torch.float64)
+                rate = torch.tensor(rate, dtype=torch.float64, device="cpu")
             for part, parameters in enumerate(alike(with_gradient)):
                 p8 = [activations.get(id(p)) for p in parameters]
                 by_hand = (
