@@ -11,7 +11,7 @@ DENDRITES_READY := $(VENV)/.dendrites
 ENVIRONMENT := $(READY) $(if $(filter-out 0,$(DENDRITES)),$(DENDRITES_READY))
 
 .DEFAULT_GOAL := help
-.PHONY: help figures test dendrites test-browser lab html paper bench results notebooks readme clean
+.PHONY: help figures test dendrites test-browser lab html paper bench gpu results notebooks readme clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ paper: $(ENVIRONMENT) ## five figures of several panels and three tables for a p
 
 bench: $(ENVIRONMENT) ## measure time and memory of a step beside Adam, and what a sweep costs, on a quiet machine; kept in sp/bench.csv
 	@$(BIN)/python -m sp bench
+
+gpu: $(ENVIRONMENT) ## conformance on an accelerator, and time of a step beside Adam there, in build/on_a_gpu.csv
+	@$(BIN)/python -m tests.on_a_gpu
 
 results: $(ENVIRONMENT) ## every stored table behind notebooks 09 to 11, on MNIST (hours; goes on where it stopped; says first how long)
 	@$(BIN)/python -m sp compare --dataset mnist

@@ -6,6 +6,7 @@ from sp import (
     PlasticityCounter,
     ReplayBuffer,
     SelectivePlasticityOptimizer,
+    grow_outputs,
 )
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "PlasticityCounter",
     "ReplayBuffer",
     "SelectivePlasticityOptimizer",
+    "grow_outputs",
 ]

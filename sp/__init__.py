@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sp.biology import NMDACoincidence, PlasticityCounter
-    from sp.optim import ConsolidatingPlasticityOptimizer, SelectivePlasticityOptimizer
+    from sp.optim import ConsolidatingPlasticityOptimizer, SelectivePlasticityOptimizer, grow_outputs
     from sp.replay import ReplayBuffer
 
 __version__ = "0.1.0"
@@ -16,6 +16,7 @@ __all__ = [
     "PlasticityCounter",
     "ReplayBuffer",
     "SelectivePlasticityOptimizer",
+    "grow_outputs",
 ]
 
 _MODULES = {
@@ -24,6 +25,7 @@ _MODULES = {
     "PlasticityCounter": "sp.biology",
     "ReplayBuffer": "sp.replay",
     "SelectivePlasticityOptimizer": "sp.optim",
+    "grow_outputs": "sp.optim",
 }
 
 

@@ -67,7 +67,9 @@ PARTS = {
 }
 
 
-def bench(parts: Sequence[str] = tuple(PARTS), rounds: int = 15) -> pd.DataFrame:
+def bench(
+    parts: Sequence[str] = tuple(PARTS), rounds: int = 15, widest: int | None = None, device: str = "cpu"
+) -> pd.DataFrame:
     """Time of a step and of a whole training step, and memory, for each optimizer, network and batch size.
 
     In each round every optimizer makes `STEPS` steps after another, so that a busy machine slows all of them alike. A
@@ -76,31 +78,40 @@ def bench(parts: Sequence[str] = tuple(PARTS), rounds: int = 15) -> pd.DataFrame
     Args:
         parts: names in `PARTS`.
         rounds: at least 2.
+        widest: leaves out wider networks.
+        device: where networks and data lie. An accelerator is waited for before and after each step.
 
     Returns:
         One row a part, network, batch size and optimizer: ``part, width, batch, parameters, optimizer``; ``step_us``
         and ``training_us`` (of ``step()`` alone, and with forward and backward pass), ``step_ratio`` and
         ``training_ratio`` to Adam, ``step_fused_ratio`` to fused Adam where it was measured, each with ``_low`` and
-        ``_high``; ``state_bytes`` and ``peak_bytes`` (weights, gradients, state and the most that a step needs besides)
-        a parameter.
+        ``_high``; ``state_bytes`` and ``peak_bytes`` (weights, gradients, state and the most that a step needs besides;
+        on the CPU only) a parameter.
     """
     for part in parts:
         check_choice("parts", part, PARTS)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    cases = [(part, width, batch) for part in parts for width in PARTS[part][0] for batch in PARTS[part][1]]
+    cases = [
+        (part, width, batch)
+        for part in parts
+        for width in PARTS[part][0]
+        for batch in PARTS[part][1]
+        if widest is None or width <= widest
+    ]
     try:
         tables = [
-            _measure(part, width, batch, PARTS[part][2], rounds) for part, width, batch in bar(cases, unit="network")
+            _measure(part, width, batch, PARTS[part][2], rounds, device)
+            for part, width, batch in bar(cases, unit="network")
         ]
     finally:
         torch.set_num_threads(threads)
     return pd.concat(tables, ignore_index=True)
 
 
-def _measure(part: str, width: int, batch: int, names: list[str], rounds: int) -> pd.DataFrame:
-    x, y = torch.randn(batch, 784), torch.randint(10, (batch,))
-    models = {name: mlp(784, (width, width), 10) for name in names}
+def _measure(part: str, width: int, batch: int, names: list[str], rounds: int, device: str) -> pd.DataFrame:
+    x, y = torch.randn(batch, 784, device=device), torch.randint(10, (batch,), device=device)
+    models = {name: mlp(784, (width, width), 10).to(device) for name in names}
     optimizers = {name: OPTIMIZERS[name](models[name]) for name in names}
     for name, optimizer in optimizers.items():
         for _ in range(WARM_UP):
@@ -129,7 +140,7 @@ def _measure(part: str, width: int, batch: int, names: list[str], rounds: int) -
         _training_step(models[name], optimizer, x, y)
         optimizer.zero_grad()
         F.cross_entropy(models[name](x), y).backward()
-        peak = 2 * 4 * count + state + peak_of_step(optimizer)
+        peak = 2 * 4 * count + state + peak_of_step(optimizer) if device == "cpu" else np.nan
         rows.append({**row, "state_bytes": state / count, "peak_bytes": peak / count})
     return pd.DataFrame(rows)
 
@@ -139,12 +150,19 @@ def _interval(name: str, values: np.ndarray) -> dict[str, float]:
     return {name: float(np.median(values)), f"{name}_low": float(interval.low), f"{name}_high": float(interval.high)}
 
 
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 def _training_step(model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> tuple[float, float]:
     start = time.perf_counter()
     optimizer.zero_grad()
     F.cross_entropy(model(x), y).backward()
+    _wait(x.device)
     before_step = time.perf_counter()
     optimizer.step()
+    _wait(x.device)
     end = time.perf_counter()
     return end - before_step, end - start
 

@@ -54,7 +54,9 @@ class ReplayBuffer:
         self.seen = 0
         # Two generators, so that runs that differ only in how much they replay still share what the buffer holds.
         self._keeping = torch.Generator().manual_seed(seed)
-        self._sampling = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=self._keeping)))
+        self._sampling = torch.Generator().manual_seed(
+            int(torch.randint(2**62, (), generator=self._keeping, device="cpu"))
+        )
         self._x: Tensor | None = None
         self._y: Tensor | None = None
         # Where rows must be distinct: what each slot holds, and all of it together.
@@ -108,7 +110,7 @@ class ReplayBuffer:
         check_integer("n", n, 0)
         if self._x is None:
             raise ValueError("the replay buffer is empty; add(x, y) before the first sample(n)")
-        chosen = torch.randperm(len(self), generator=self._sampling)[:n].to(self._x.device)
+        chosen = torch.randperm(len(self), generator=self._sampling, device="cpu")[:n].to(self._x.device)
         return self._x[chosen], self._y[chosen]
 
     def class_counts(self) -> dict[int, int]:
@@ -206,10 +208,10 @@ class ReplayBuffer:
             return [arrival % self.capacity for arrival in arrivals]
         # Drawn while the buffer fills, too: then the content does not depend on how the stream was cut into batches.
         if self.policy == "reservoir":
-            draws = torch.rand(len(fresh), dtype=torch.float64, generator=self._keeping).tolist()
+            draws = torch.rand(len(fresh), dtype=torch.float64, generator=self._keeping, device="cpu").tolist()
             places = zip(arrivals, draws, strict=True)
             return [arrival if arrival < self.capacity else int(draw * (arrival + 1)) for arrival, draw in places]
-        draws = torch.rand(len(fresh), 2, dtype=torch.float64, generator=self._keeping).tolist()
+        draws = torch.rand(len(fresh), 2, dtype=torch.float64, generator=self._keeping, device="cpu").tolist()
         labels = y.tolist()
         return [
             self._class_balanced_slot(arrival, labels[row], *draw)

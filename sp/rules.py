@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SAMPLE = 8192  # elements of which a quantile is taken
+
 
 def eligibility_trace(eligibility: Tensor, gradient: Tensor, decay: float) -> Tensor:
     """Synaptic tag: a decaying record of how much each synapse was used (P6, P12).
@@ -45,20 +47,13 @@ def saturating_ratio(magnitude: Tensor, threshold: Tensor | float) -> Tensor:
     return (magnitude / threshold).clamp(max=1)
 
 
-def protection(eligibility_norm: Tensor, gradient_norm: Tensor) -> Tensor:
-    """How strongly a synapse is protected (P7): it was used (``e_norm`` high) and is not used now (``g_norm`` low).
-
-    ``e_norm * (1 - g_norm)``, both arguments and the result in [0, 1].
-    """
-    return eligibility_norm * (1 - gradient_norm)
-
-
 def plasticity_gate(eligibility_norm: Tensor, gradient_norm: Tensor, plasticity_k: float, gate_min: float) -> Tensor:
     """The published gate (P7): the share of an update that a synapse lets through.
 
-    ``clamp(1 - k * e_norm * (1 - g_norm), gate_min, 1)``, in [gate_min, 1]; 1 for a synapse without protection. The
-    published text compares it to the NMDA receptor; a trace of gradients alone is an analogue of metaplasticity
-    (Abraham & Bear 1996), and it is `coincidence` that has the receptor's form.
+    ``clamp(1 - k * e_norm * (1 - g_norm), gate_min, 1)``, in [gate_min, 1]. A synapse is protected that was used
+    (``e_norm`` high) and is not used now (``g_norm`` low); the gate of one without protection is 1. The published text
+    compares it to the NMDA receptor; a trace of gradients alone is an analogue of metaplasticity (Abraham & Bear 1996),
+    and it is `coincidence` that has the receptor's form.
 
     Args:
         eligibility_norm: normalised eligibility in [0, 1].
@@ -66,7 +61,7 @@ def plasticity_gate(eligibility_norm: Tensor, gradient_norm: Tensor, plasticity_
         plasticity_k: protection strength, >= 0 (published: 1-3 lenient, 3-7 balanced, 7-10 strict).
         gate_min: floor of the gate in [0, 1], on which the published text is silent.
     """
-    return (1 - plasticity_k * protection(eligibility_norm, gradient_norm)).clamp(gate_min, 1)
+    return (1 - plasticity_k * (eligibility_norm * (1 - gradient_norm))).clamp(gate_min, 1)
 
 
 def activation_norm(presynaptic: Tensor) -> Tensor:
@@ -95,16 +90,14 @@ def coincidence(activation_norm: Tensor, gradient_norm: Tensor) -> Tensor:
     return activation_norm * gradient_norm
 
 
-def sampled_quantile(tensors: Sequence[Tensor], fraction: float, seed: int, sample: int = 8192) -> Tensor:
-    """Quantile of the elements of all tensors, from at most about ``sample`` of them: nothing large is ever sorted.
+def sampled_quantile(tensors: Sequence[Tensor], fraction: float, seed: int) -> Tensor:
+    """Quantile of the elements of all tensors, from at most about 8,192 of them: nothing large is ever sorted.
 
     Args:
         tensors: at least one element in all; each gives elements in proportion to its size.
         fraction: which quantile, in [0, 1]; linear interpolation between neighbours.
         seed: of the generator that draws the sample (with replacement), so that equal calls give equal results
-            and the global generator is left alone.
-        sample: largest number of elements that are sorted. With 8,192 the standard error of the 0.75 quantile's
-            rank is 0.005.
+            and the global generator is left alone. The standard error of the 0.75 quantile's rank is 0.005.
 
     Returns:
         A tensor without dimensions, on the first one's device, in float32 or wider.
@@ -113,9 +106,9 @@ def sampled_quantile(tensors: Sequence[Tensor], fraction: float, seed: int, samp
     drawn = []
     for tensor in tensors:
         values = tensor.detach().flatten()
-        if total > sample:
+        if total > SAMPLE:
             generator = torch.Generator(values.device).manual_seed(seed)
-            size = (max(1, round(sample * values.numel() / total)),)
+            size = (max(1, round(SAMPLE * values.numel() / total)),)
             values = values[torch.randint(values.numel(), size, generator=generator, device=values.device)]
         drawn.append(values.to(tensors[0].device, torch.promote_types(values.dtype, torch.float32)))
     return torch.cat(drawn).quantile(fraction)
@@ -162,7 +155,7 @@ def equaliser(errors: Tensor, strength: float) -> Tensor:
     mean = errors.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] + 1e-30
     damped = _inverse_of_one_plus(errors * (strength / mean))
     passed = (damped * errors).sum((-2, -1), keepdim=True) / errors.shape[-1]
-    return torch.where(passed > 0, damped * (mean / passed), damped)
+    return damped * torch.where(passed > 0, mean / passed, 1)
 
 
 def absorbed(norm: Any, mean_norm: Any, absorber: float) -> Any:
@@ -189,13 +182,16 @@ def bounded(moved: float, largest: float) -> float:
 
 
 def _inverse_of_one_plus(matrix: Tensor) -> Tensor:
-    """``(I + M)^-1`` for M >= 0, (..., d, d); zero, its limit, where M has overflowed, as in training that diverges."""
-    heaviest = matrix.diagonal(dim1=-2, dim2=-1).sum(-1).max()
+    """``(I + M)^-1`` for M >= 0, (..., d, d), which is overwritten; zero, its limit, where M has overflowed, as in
+    training that diverges."""
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
     # In single precision while what is new can be resolved beside the heaviest direction, since it takes half the time.
-    wide = matrix.float() if 4 * torch.finfo(torch.float32).eps * heaviest < 0.05 else matrix.double()
-    one = torch.eye(matrix.shape[-1], dtype=wide.dtype, device=matrix.device)
-    factor, failed = torch.linalg.cholesky_ex(wide + one)
+    single = 4 * torch.finfo(torch.float32).eps * diagonal.sum(-1).max() < 0.05
+    wide = matrix.to(torch.float32 if single else torch.float64)
+    wide.diagonal(dim1=-2, dim2=-1).add_(1)
+    factor, failed = torch.linalg.cholesky_ex(wide)
     if failed.any():
         whole = (failed == 0)[..., None, None]
+        one = torch.eye(matrix.shape[-1], dtype=wide.dtype, device=matrix.device)
         return torch.where(whole, torch.cholesky_inverse(torch.where(whole, factor, one)), 0).to(matrix.dtype)
     return torch.cholesky_inverse(factor).to(matrix.dtype)

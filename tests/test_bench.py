@@ -1,5 +1,9 @@
 """The bench measures what it says; what it found is committed and has the cases that the notebook draws."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pandas as pd
 import pytest
 import torch
@@ -62,3 +66,12 @@ def test_the_committed_table_is_whole():
         rows = table[table.part == part]
         assert set(rows.width) == set(widths) and set(rows.batch) == set(batches) and set(rows.optimizer) == set(names)
     assert len(bench.verdicts(table)) == 28
+
+
+def test_the_script_for_an_accelerator_runs_on_a_cpu_too(tmp_path):
+    command = [sys.executable, "-m", "tests.on_a_gpu", "--device", "cpu", "--quick", "--csv", tmp_path / "table.csv"]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
+    table = pd.read_csv(tmp_path / "table.csv")
+    assert list(table.optimizer) == bench.WATCHED and (table.device == "cpu").all()
+    assert table.training_ratio[0] == 1 and (table.training_ratio[1:] > 0).all()

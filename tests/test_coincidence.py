@@ -60,7 +60,7 @@ class Layer:
             self.scale = self.mean
         self.A = math.exp(-examples / o["horizon"]) * self.A + batch * X.T @ X / (examples * self.power)
         self.S = keep * self.S + examples * (kept / norm) ** 2 * D.T @ D
-        seen = X[sampled(torch.arange(len(X))[:, None], self.t, c.RESPONSE_ROWS)[0].flatten().numpy()]
+        seen = X[sampled(torch.arange(len(X))[:, None], self.t, c.RESPONSE_ROWS)[0].flatten().numpy(force=True)]
         if self.t % o["refresh_every"] == 0 or (self.t < c.EARLY and self.t % 4 == 1):
             self.P = np.linalg.inv(np.eye(width) + o["retention"] * self.A)
             self.Q = np.linalg.inv(np.eye(out) + o["equalisation"] * self.S / self.S.diagonal().mean())
@@ -131,7 +131,7 @@ class Convolutional:
 
 
 def batches(seed, sizes, inputs=7, classes=4):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     for size in sizes:
         x = torch.randn(size, inputs, dtype=torch.float64, generator=generator)
         yield x, torch.randint(classes, (size,), generator=generator)
@@ -163,12 +163,12 @@ def test_every_layer_follows_the_equations(kind, bias, options, sizes):
 
     def matrix(module):
         weight = module.weight.detach().flatten(1)
-        return (torch.cat([weight, module.bias.detach()[:, None]], 1) if bias else weight).numpy().copy()
+        return (torch.cat([weight, module.bias.detach()[:, None]], 1) if bias else weight).numpy(force=True).copy()
 
     layers = [Layer(matrix(module), 2, group) for module in network.watched]
     for x, y in batches(1, sizes):
         step(network.model, optimizer, x, y)
-        for layer, (X, D) in zip(layers, network.rows(layers, x.numpy(), y.numpy()), strict=True):
+        for layer, (X, D) in zip(layers, network.rows(layers, x.numpy(force=True), y.numpy(force=True)), strict=True):
             layer.step(X, D, len(x))
     for module, layer in zip(network.watched, layers, strict=True):
         np.testing.assert_allclose(matrix(module), layer.W, rtol=1e-4, atol=1e-5)
@@ -201,7 +201,7 @@ def test_a_gradient_that_was_changed_by_hand_is_the_one_that_counts(how):
 
 def clusters(seed):
     """Draws of ten classes whose inputs have much in common, as images have."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     centres = 2 + torch.randn(10, 64, generator=generator)
 
     def draw(classes, size):

@@ -1,7 +1,5 @@
 """Two processes that share a batch end with the weights of one process that has all of it."""
 
-import os
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -50,6 +48,14 @@ def train(model, optimizer, part=slice(None)):
 def work(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    try:
+        train_all(rank, folder)
+        dist.barrier()  # whoever leaves first would break what the other is still waiting for
+    finally:
+        dist.destroy_process_group()
+
+
+def train_all(rank, folder):
     half = slice(rank * BATCH // 2, (rank + 1) * BATCH // 2)
     for kind, make in KINDS.items():
         model = network()
@@ -67,14 +73,14 @@ def work(rank, folder):
         assert all(isinstance(p, DTensor) for p in model.parameters())
         found |= {name: value.full_tensor() for name, value in model.state_dict().items()}
         torch.save(found, f"{folder}/shard {kind} {rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("distributed")
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.multiprocessing.spawn(work, (str(path),), nprocs=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
+        torch.multiprocessing.spawn(work, (str(path),), nprocs=2)
     return path
 
 

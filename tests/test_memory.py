@@ -57,7 +57,7 @@ def test_counts_are_the_exact_memory_of_one_hot_inputs():
     expected, found = filled(exact, hot, weights, 0.95), {}
     counts.initialise(found, 1, 7, torch.zeros((), **WIDE))
     for x in indices:
-        counts.remember(found, x, torch.full((1,), 0.1, **WIDE), 0.95)
+        counts.remember(found, x, 0.1, 0.95)
     counts.look(found)
     matrix = torch.randn(1, 4, 7, generator=torch.Generator().manual_seed(1), **WIDE)
     torch.testing.assert_close(counts.multiply(found, matrix), exact.multiply(expected, matrix))

@@ -10,7 +10,18 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from sp import ConsolidatingPlasticityOptimizer, NMDACoincidence, SelectivePlasticityOptimizer
-from tests.test_conformance import consolidating, diagonal, every, loss_of, network, same, selective, train, values
+from tests.test_conformance import (
+    coincidence,
+    consolidating,
+    diagonal,
+    every,
+    loss_of,
+    network,
+    same,
+    selective,
+    train,
+    values,
+)
 
 
 @diagonal
@@ -258,3 +269,50 @@ def test_a_key_of_another_form_in_a_watched_layer_s_state_is_refused():
     with pytest.raises(ValueError, match="has 'momentum', which this optimizer does not know"):
         optimizer.load_state_dict(changed(before, setting("momentum", torch.zeros(12, 6))))
     assert str(optimizer.state_dict()) == str(before)
+
+
+@pytest.mark.parametrize("make", [consolidating, coincidence])
+@pytest.mark.parametrize("factor", [1e3, 1e6])
+def test_one_odd_first_batch_is_as_if_it_had_not_been(make, factor):
+    """The scale of gradients is measured in the first steps, and would be a thousand times too large for good."""
+    moved = []
+    for first in (1.0, factor):
+        model = network()
+        optimizer = make(model)
+        for step in range(60):
+            optimizer.zero_grad()
+            (loss_of(model, step) * (first if step == 0 else 1)).backward()
+            optimizer.step()
+            if step == 0:
+                start = values(model)
+        moved.append(sum(float((p.detach() - start[name]).norm()) for name, p in model.named_parameters()))
+    assert moved[1] == pytest.approx(moved[0], rel=0.3)
+
+
+def test_what_all_parameters_share_may_be_loaded_as_plain_numbers():
+    model = network()
+    optimizer = consolidating(model)
+    train(model, optimizer, range(12))
+    saved = copy.deepcopy(optimizer.state_dict())
+    shared = saved["param_groups"][0]["shared"]
+    shared.update({name: float(value) for name, value in shared.items()})
+    resumed = network()
+    resumed.load_state_dict(model.state_dict())
+    other = consolidating(resumed)
+    other.load_state_dict(saved)
+    torch.testing.assert_close(
+        other.get_param_gate(resumed[0].weight), optimizer.get_param_gate(model[0].weight), rtol=0, atol=0
+    )
+    train(model, optimizer, range(12, 20))
+    train(resumed, other, range(12, 20))
+    same(model, resumed)
+
+
+def test_a_watched_copy_that_data_parallel_makes_is_refused():
+    model = network()
+    optimizer = coincidence(model)
+    replica = model[0]._replicate_for_data_parallel()  # as nn.DataParallel does for each of several devices
+    replica.weight, replica.bias = model[0].weight, model[0].bias
+    with pytest.raises(RuntimeError, match=r"use torch\.nn\.parallel\.DistributedDataParallel"):
+        replica(torch.randn(2, 6))
+    train(model, optimizer, range(2))

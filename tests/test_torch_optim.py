@@ -12,7 +12,7 @@ through `nn.Linear`, so that a watcher can see the layer. Of PyTorch's tests the
 | fused_* (all), grad_scaling_autocast_fused_optimizers | there is no fused form; a scaler: `test_conformance` |
 | complex, complex_2d | complex gradients are refused, see `test_errors` |
 | rosenbrock_sparse | sparse gradients are refused, see `test_errors`; the dense problem is tried below |
-| differentiable (TestDifferentiableOptimizer) | `differentiable=True` is refused, see `test_errors` |
+| differentiable (TestDifferentiableOptimizer) | there is no such option |
 | capturable inputs, cudagraphs | there is no such option: `test_conformance` checks which steps wait for no device |
 | second_order_optims_return_consistent_types; LBFGS, Muon and SparseAdam's own | of those optimizers alone |
 | TestLRScheduler, TestSWAUtils | are about schedulers and averages; every scheduler: `test_conformance` |
@@ -81,7 +81,6 @@ def errors(device: str, dtype: torch.dtype) -> list[ErrorOptimizerInput]:
     wrong = {
         "lr must be a finite number": {"lr": -1.0},
         "weight_decay must be a finite number": {"weight_decay": -1.0},
-        "differentiable must be False": {"differentiable": True},
         "on_nonfinite must be one of": {"on_nonfinite": "hope"},
     }
     own = [ErrorOptimizerInput(OptimizerInput(None, k), error_type=ValueError, error_regex=r) for r, k in wrong.items()]
@@ -107,7 +106,7 @@ class Form(OptimizerInfo):
             optim_error_inputs_func=errors,
             scheduler_inputs=SCHEDULES,
             supported_impls=("foreach",),
-            not_og_supported_flags=("foreach", "maximize", "weight_decay", "on_nonfinite", "differentiable"),
+            not_og_supported_flags=("foreach", "maximize", "weight_decay", "on_nonfinite"),
             supports_complex=False,
         )
         self.id, self.watched = name, watched
@@ -150,7 +149,7 @@ class Case:
     @property
     def kwargs(self) -> dict[str, Any]:
         """The options, afresh, because schedulers change a rate that is a tensor."""
-        found = next(i for i in self.form.optim_inputs_func(device="cpu") if i.desc == self.desc)
+        found = next(i for i in self.form.optim_inputs_func(device=torch.get_default_device()) if i.desc == self.desc)
         return {**found.kwargs, "foreach": self.foreach}
 
     def make(self, model: nn.Module, params: Any = None, **kwargs: Any) -> torch.optim.Optimizer:
@@ -159,7 +158,12 @@ class Case:
 
 def cases(*foreach: bool):
     """Parametrize over all cases."""
-    found = [Case(f, i.desc, e) for f in FORMS for i in f.optim_inputs_func(device="cpu") for e in foreach]
+    found = [
+        Case(f, i.desc, e)
+        for f in FORMS
+        for i in f.optim_inputs_func(device=torch.get_default_device())
+        for e in foreach
+    ]
     return pytest.mark.parametrize("case", found, ids=lambda c: f"{c.form.id}-{c.desc}-{IMPLEMENTATIONS[c.foreach]}")
 
 
@@ -211,7 +215,7 @@ def values(model):
 
 @forms
 def test_optim_infos_do_not_specify_global_cliquey_kwargs(form):
-    for given in form.optim_inputs_func(device="cpu"):
+    for given in form.optim_inputs_func(device=torch.get_default_device()):
         assert not {"foreach", "fused", "differentiable"} & set(given.kwargs)
 
 
@@ -228,7 +232,7 @@ def holder(params) -> nn.Sequential:
 
 @forms
 def test_errors(form):
-    for error in form.optim_error_inputs_func(device="cpu", dtype=torch.float32):
+    for error in form.optim_error_inputs_func(device=torch.get_default_device(), dtype=torch.float32):
         given = error.optimizer_error_input
         params = [Parameter(torch.ones(2, 3))] if given.params is None else given.params
         expected = pytest.warns if issubclass(error.error_type, Warning) else pytest.raises

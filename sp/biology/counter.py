@@ -1,14 +1,16 @@
 """Counting potentiation and depression, synapse by synapse, while any optimizer steps."""
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from sp.biology.hooks import Hooked, weakly
 from sp.checks import check_integer, check_number
 
 _KINDS = ("ltp", "ltd", "shut")
@@ -30,14 +32,14 @@ class Events:
     shut: Tensor
 
 
-class PlasticityCounter:
+class PlasticityCounter(Hooked):
     """Counts long-term potentiation and depression, synapse by synapse, while an optimizer steps (P10, P11).
 
     An LTP event: the weight grew in a step and the gate was open. An LTD event: it shrank, and the gate was open. Works
     with every ``torch.optim`` optimizer; one without ``get_param_gate`` has no gate, which counts as open. Growing is
     meant with its sign, as the published text has it: a negative weight that grows is an inhibition that weakens, so
     that here the analogy ends. In the coincidence form of consolidation, a projection, the gate is what its
-    ``get_param_gate`` says: the share of a change at the one synapse that passes.
+    ``get_param_gate`` says, the share of a change at the one synapse that passes, beside the median of the layer's.
 
     Every twentieth step is looked at, so that it may be left on: the events of all steps are about ``every`` times as
     many. It keeps three int32 for each synapse, and for as long as such a step lasts the weights from before it. It
@@ -47,7 +49,7 @@ class PlasticityCounter:
         optimizer_or_model: an optimizer; or a model, which gives the parameters their names, for whichever optimizers
             step it. An optimizer made with ``named_parameters()`` knows the names as well, others get numbers.
         every: steps from one look to the next, >= 1; 1 counts every step.
-        open_at: smallest gate that counts as open, in (0, 1].
+        open_at: smallest gate that counts as open, in (0, 1]; in the coincidence form in units of the median.
 
     Attributes:
         events: what was seen so far, by the parameter's name.
@@ -73,8 +75,7 @@ class PlasticityCounter:
             before, after = optimizer_or_model.register_step_pre_hook, optimizer_or_model.register_step_post_hook
         else:
             before, after = register_optimizer_step_pre_hook, register_optimizer_step_post_hook
-        self._handles = [before(_weakly(self._remember)), after(_weakly(self._count))]
-        weakref.finalize(self, _remove_all, self._handles)
+        self._hold([before(weakly(self._remember)), after(weakly(self._count))])
 
     def reset(self) -> None:
         """Begin to count anew, as at the switch to another task."""
@@ -101,6 +102,7 @@ class PlasticityCounter:
 
         The way to the next look is not in it: a counter that is loaded begins its ``every`` steps anew.
         """
+        self._fit()
         return {name: {**vars(seen)} for name, seen in self.events.items()}
 
     def load_state_dict(self, state: dict[str, dict[str, int | Tensor]]) -> None:
@@ -120,20 +122,19 @@ class PlasticityCounter:
             values = {kind: state[name][kind].to(p.device, torch.int32, copy=True) for kind in _KINDS}
             self.events[name] = Events(int(state[name]["looks"]), **values)
 
-    def remove(self) -> None:
-        """Stop counting; what was counted stays. A second call does nothing."""
-        _remove_all(self._handles)
-
-    def __enter__(self) -> "PlasticityCounter":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.remove()
+    def _fit(self) -> None:
+        """Give parameters that have grown since (`sp.grow_outputs`) synapses without events."""
+        for name, p in self._parameters.items():
+            seen = self.events[name]
+            for kind in _KINDS if seen.ltp.shape != p.shape else ():
+                counts = getattr(seen, kind)
+                setattr(seen, kind, F.pad(counts, (0, 0) * (p.dim() - 1) + (0, len(p) - len(counts))))
 
     def _remember(self, optimizer: Optimizer) -> None:
         self._steps[optimizer] = self._steps.get(optimizer, 0) + 1
         if self._steps[optimizer] % self.every:
             return
+        self._fit()
         held = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
         self._before = {name: p.detach().clone() for name, p in self._parameters.items() if id(p) in held}
 
@@ -144,7 +145,8 @@ class PlasticityCounter:
             grew, shrank = weight > before, weight < before
             gate = optimizer.get_param_gate(weight) if hasattr(optimizer, "get_param_gate") else None
             if gate is not None:
-                shut = gate < self.open_at
+                usual = optimizer.usual_gate(weight) if hasattr(optimizer, "usual_gate") else 1.0
+                shut = gate < self.open_at * usual
                 seen.shut += shut
                 is_open = shut.logical_not_()
                 grew &= is_open
@@ -165,19 +167,3 @@ def _named_parameters(owner: Optimizer | nn.Module) -> Iterator[tuple[str, nn.Pa
         for place, p in enumerate(group["params"]):
             yield group["param_names"][place] if "param_names" in group else f"parameter {number}", p
             number += 1
-
-
-def _remove_all(handles: list) -> None:
-    while handles:
-        handles.pop().remove()
-
-
-def _weakly(method: Callable[[Optimizer], None]) -> Callable[..., None]:
-    """A step hook that does not hold the counter alive."""
-    reference = weakref.WeakMethod(method)
-
-    def call(optimizer: Optimizer, *_) -> None:
-        if (alive := reference()) is not None:
-            alive(optimizer)
-
-    return call

@@ -16,18 +16,7 @@ from torch.nn.utils import parametrize
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-class Rows(NamedTuple):
-    """What one pass consisted of.
-
-    Attributes:
-        presynaptic: (g, N, d) for g groups of channels; indices (N,) of an embedding.
-        postsynaptic: (g, N, out), or None where it cannot be seen.
-        examples: size of the batch.
-    """
-
-    presynaptic: Tensor
-    postsynaptic: Tensor | None
-    examples: int
+Rows = tuple[Tensor, Tensor | None, int]  # presynaptic and postsynaptic rows and size of the batch, as in `Activity`
 
 
 class Kind:
@@ -35,13 +24,14 @@ class Kind:
 
     Args:
         alone: dimensions of an input without a batch.
+        channels: the dimension of an output that has one place for each row of the matrix.
     """
 
     indices = False  # whether rows are indices
     errors = True  # whether errors are seen
 
-    def __init__(self, groups: int = 1, alone: int = 1):
-        self.groups, self.alone = groups, alone
+    def __init__(self, groups: int = 1, alone: int = 1, channels: int = -1):
+        self.groups, self.alone, self.channels = groups, alone, channels
 
     def matrix(self, weight: Tensor) -> Tensor:
         """The weight, or its gradient, as a matrix a group: (g, out, d)."""
@@ -58,30 +48,34 @@ class Kind:
     def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
         """What a pass consisted of, from what was kept of it and the gradient that came back."""
         x, d = kept.reshape(1, -1, kept.shape[-1]), errors.reshape(1, -1, errors.shape[-1])
-        return Rows(x, d, self.examples(kept))
+        return x, d, self.examples(kept)
 
     def count(self, errors: Tensor) -> int:
         """How many rows a gradient of the layer's outputs has."""
-        return errors.numel() // errors.shape[-1] if errors.numel() else 0
+        return errors.numel() // errors.shape[self.channels] if errors.numel() else 0
 
-    def examples(self, x: Tensor) -> int:
-        return 1 if x.dim() == self.alone else len(x)
+    def examples(self, x: Tensor, axis: int = 0) -> int:
+        """Size of the batch, which lies along an axis of the input where there is one."""
+        return 1 if x.dim() == self.alone else x.shape[axis]
 
 
 class Convolution(Kind):
     """``nn.Conv1d`` to ``nn.Conv3d``, grouped or not: one row a patch."""
 
-    def count(self, errors: Tensor) -> int:
-        return errors.numel() // errors.shape[-self.alone] if errors.numel() else 0
+    def __init__(self, module: nn.Module):
+        alone = module.weight.dim() - 1
+        super().__init__(module.groups, alone, -alone)
 
     def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
-        batched = kept.dim() > self.alone
-        x, d = (kept, errors) if batched else (kept[None], errors[None])
+        x, d = (kept, errors) if kept.dim() > self.alone else (kept[None], errors[None])
+        presynaptic, postsynaptic = (_by_group(side, self.alone, self.groups) for side in self.sides(module, x, d))
+        return presynaptic, postsynaptic, len(x)
+
+    def sides(self, module: nn.Module, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and errors of a batch, (B, places ..., C) each, and the kernel after C for the one of patches."""
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         padded = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
-        patches = _patches(padded, module.kernel_size, module.stride, module.dilation)
-        places = x.dim() - 1
-        return Rows(_by_group(patches, places, self.groups), _by_group(d.movedim(1, -1), places, self.groups), len(x))
+        return _patches(padded, module), d.movedim(1, -1)
 
 
 class TransposedConvolution(Convolution):
@@ -93,17 +87,13 @@ class TransposedConvolution(Convolution):
     def unmatrix(self, matrix: Tensor, shape: torch.Size) -> Tensor:
         return matrix.mT.reshape(shape)
 
-    def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
-        batched = kept.dim() > self.alone
-        x, d = (kept, errors) if batched else (kept[None], errors[None])
+    def sides(self, module: nn.Module, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         room = [reach * (size - 1) for reach, size in zip(module.dilation, module.kernel_size, strict=True)]
         margins = [(pad, pad + more) for pad, more in zip(module.padding, room, strict=True)]
-        padded = F.pad(d, [margin for pair in reversed(margins) for margin in pair])
-        patches = _patches(padded, module.kernel_size, module.stride, module.dilation)
+        patches = _patches(F.pad(d, [margin for pair in reversed(margins) for margin in pair]), module)
         for axis, size in enumerate(x.shape[2:], 1):
             patches = patches.narrow(axis, 0, size)
-        places = x.dim() - 1
-        return Rows(_by_group(x.movedim(1, -1), places, self.groups), _by_group(patches, places, self.groups), len(x))
+        return x.movedim(1, -1), patches
 
 
 class Lookup(Kind):
@@ -119,7 +109,7 @@ class Lookup(Kind):
 
     def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
         d = errors.reshape(1, -1, errors.shape[-1])
-        return Rows(kept.reshape(-1), d, self.examples(kept))
+        return kept.reshape(-1), d, self.examples(kept)
 
 
 class Recurrent(Kind):
@@ -147,20 +137,16 @@ class Recurrent(Kind):
         x, y, first = kept
         if isinstance(x, nn.utils.rnn.PackedSequence):
             x, y = (nn.utils.rnn.pad_packed_sequence(t, module.batch_first)[0] for t in (x, y))
-        alone = x.dim() == 2
-        x, y = (
-            t.detach()[None] if alone else t.detach() if module.batch_first else t.detach().transpose(0, 1)
-            for t in (x, y)
-        )
+        batch = 0 if module.batch_first else 1
+        x, y = (t.detach()[None] if t.dim() == 2 else t.detach().movedim(batch, 0) for t in (x, y))
         if self.hidden:
             width = module.hidden_size
             y = y[..., width:] if self.backwards else y[..., :width]
             start = y.new_zeros(len(y), 1, width)
             if first is not None:
-                given = first.detach()[int(self.backwards)]
-                start = given.reshape(len(y), 1, width)
+                start = first.detach()[int(self.backwards)].reshape(start.shape)
             x = torch.cat([y[:, 1:], start], 1) if self.backwards else torch.cat([start, y[:, :-1]], 1)
-        return Rows(x.reshape(1, -1, x.shape[-1]), None, len(x))
+        return x.reshape(1, -1, x.shape[-1]), None, len(x)
 
 
 class AttentionInput(Kind):
@@ -186,9 +172,7 @@ class AttentionInput(Kind):
 
     def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
         x = torch.cat([t.detach().reshape(-1, t.shape[-1]) for t in kept])
-        first = kept[0]
-        examples = 1 if first.dim() == 2 else first.shape[0 if module.batch_first else 1]
-        return Rows(x[None], None, examples)
+        return x[None], None, self.examples(kept[0], 0 if module.batch_first else 1)
 
 
 class AttentionOutput(Kind):
@@ -211,16 +195,16 @@ class AttentionOutput(Kind):
             identity["out_proj.bias"] = errors.new_zeros(width)
         # With the identity as the projection the output is what enters the projection.
         x = torch.func.functional_call(again, identity, inputs, named)[0]
-        examples = 1 if x.dim() == self.alone else x.shape[0 if module.batch_first else 1]
-        x, d = x.reshape(1, -1, width), errors.reshape(1, -1, width)
-        return Rows(x, d, examples)
+        examples = self.examples(x, 0 if module.batch_first else 1)
+        return x.reshape(1, -1, width), errors.reshape(1, -1, width), examples
 
 
-def _patches(x: Tensor, size: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
-    """All windows of a batch of padded images (B, C, ...), as (B, places ..., C, kernel ...)."""
-    for axis, (length, step, spread) in enumerate(zip(size, stride, dilation, strict=True), 2):
+def _patches(x: Tensor, module: nn.Module) -> Tensor:
+    """All windows of a convolution over padded images (B, C, ...), as (B, places ..., C, kernel ...)."""
+    windows = zip(module.kernel_size, module.stride, module.dilation, strict=True)
+    for axis, (length, step, spread) in enumerate(windows, 2):
         x = x.unfold(axis, spread * (length - 1) + 1, step)[..., ::spread]
-    return x.movedim(1, 1 + len(size))
+    return x.movedim(1, x.dim() // 2)
 
 
 def _by_group(x: Tensor, rows: int, groups: int) -> Tensor:
@@ -258,9 +242,9 @@ def _plain(module: nn.Module) -> list[tuple[Kind, str, str | None]]:
     if isinstance(module, nn.Linear):
         return [(Kind(), "weight", "bias")]
     if isinstance(module, TRANSPOSED):
-        return [(TransposedConvolution(module.groups, module.weight.dim() - 1), "weight", None)]
+        return [(TransposedConvolution(module), "weight", None)]
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return [(Convolution(module.groups, module.weight.dim() - 1), "weight", "bias")]
+        return [(Convolution(module), "weight", "bias")]
     if isinstance(module, nn.Embedding):
         return [(Lookup(), "weight", None)]
     return []

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from sp.biology.hooks import Hooked, weakly
 from sp.biology.layers import Kind, watchable
 
 
@@ -117,9 +118,9 @@ class Synapses:
             self.passes = []  # the gradient that they made was cleared, by whomever
         self.arrived = [other for other in self.arrived if other.backward == use.backward] + [use]
 
-    def gradient_made(self) -> None:
+    def gradient_made(self, weight: Tensor) -> None:
         """A gradient reached the weight. What came back in the same backward pass made it, and nothing else."""
-        gradient = self.weight.grad
+        gradient = weight.grad
         if self.seen_gradient() is not gradient:
             self.passes = []
         self.passes += [use for use in self.arrived if use.backward == backward_pass()]
@@ -153,22 +154,22 @@ class Synapses:
     def _activity(self, passes: list[Pass]) -> Activity:
         with torch.no_grad():
             seen = [self.kind.rows(use.module(), use.kept, use.errors.detach()) for use in passes]
-        presynaptic = _joined([rows.presynaptic for rows in seen])
-        if presynaptic.is_floating_point():
+        inputs, errors, sizes = zip(*seen, strict=True)
+        presynaptic = _joined(inputs)
+        if not self.kind.indices:
             presynaptic = presynaptic.to(self.weight.dtype)
             if self.bias is not None:
                 presynaptic = F.pad(presynaptic, (0, 1), value=1.0)
-        errors = [rows.postsynaptic for rows in seen]
-        postsynaptic = None if errors[0] is None else _joined(errors).to(self.weight.dtype)
+        postsynaptic = _joined(errors).to(self.weight.dtype) if self.kind.errors else None
         # Batches of several backward passes add up; a layer used twice in one pass still saw each example once.
         examples: dict[int, int] = {}
-        for use, rows in zip(passes, seen, strict=True):
-            examples[use.backward] = max(examples.get(use.backward, 0), rows.examples)
+        for use, size in zip(passes, sizes, strict=True):
+            examples[use.backward] = max(examples.get(use.backward, 0), size)
         terms = {use.backward: use.terms for use in passes}
         return Activity(presynaptic, postsynaptic, sum(examples.values()), sum(terms.values()))
 
 
-def _joined(rows: list[Tensor]) -> Tensor:
+def _joined(rows: tuple[Tensor, ...]) -> Tensor:
     return rows[0] if len(rows) == 1 else torch.cat(rows, max(rows[0].dim() - 2, 0))  # cat copies even a single one
 
 
@@ -207,7 +208,7 @@ def _gathered(activity: Activity | None, synapses: Synapses) -> Activity | None:
     return Activity(gathered[0], postsynaptic, sum(examples), sum(terms))
 
 
-class NMDACoincidence:
+class NMDACoincidence(Hooked):
     """Watches the layers of a model through hooks: what enters them, and the errors that come back.
 
     Watched are Linear, Conv1d to Conv3d and their transposes (grouped ones too), Embedding, MultiheadAttention, and
@@ -244,7 +245,7 @@ class NMDACoincidence:
             synapses = by_weight.get(id(weight))
             if synapses is None:
                 synapses = by_weight[id(weight)] = Synapses(name, weight, bias, kind, synchronise)
-                handles.append(_when_gradient_arrives(weight, _GradientHook(synapses)))
+                handles.append(_when_gradient_arrives(weight, weakly(synapses.gradient_made)))
             elif type(synapses.kind) is not type(kind):
                 # Two memories of one weight cannot both decide: the one that holds more than counts does.
                 continue
@@ -260,7 +261,7 @@ class NMDACoincidence:
                 f"model ({type(model).__name__}) has no layer that can be watched; use the optimizer without "
                 "coincidence"
             )
-        self._finalizer = weakref.finalize(self, _remove_all, handles)
+        self._hold(handles)
 
     def __reduce__(self):
         return type(self), (self._model(), self._synchronise)
@@ -288,14 +289,8 @@ class NMDACoincidence:
 
     def remove(self) -> None:
         """Stop watching: take all hooks off the model. A second call does nothing."""
-        self._finalizer()
+        super().remove()
         self.clear()
-
-    def __enter__(self) -> "NMDACoincidence":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.remove()
 
 
 def _when_gradient_arrives(weight: nn.Parameter, hook: Callable[[Tensor], None]) -> RemovableHandle:
@@ -306,9 +301,11 @@ def _when_gradient_arrives(weight: nn.Parameter, hook: Callable[[Tensor], None])
     return handle
 
 
-def _remove_all(handles: list) -> None:
-    for handle in handles:
-        handle.remove()
+class _NoHook:
+    """What stands in place of a hook in a copied model, or one read from a file, until somebody watches that one."""
+
+    def __call__(self, *_) -> None:
+        """Record nothing."""
 
 
 class _Hook:
@@ -319,7 +316,7 @@ class _Hook:
         self.kind = kind
 
     def __reduce__(self):
-        return _no_hook, ()  # a copy of the model, or one read from a file, is not watched until somebody watches it
+        return _NoHook, ()
 
     @property
     def __name__(self) -> str:
@@ -329,6 +326,11 @@ class _Hook:
     @torch.compiler.disable
     def __call__(self, module: nn.Module, inputs: tuple, named: dict[str, Any], output: Any) -> None:
         synapses = self.synapses()
+        if getattr(module, "_is_replica", False):
+            raise RuntimeError(
+                "coincidence: nn.DataParallel runs copies of the model that cannot be watched: use "
+                "torch.nn.parallel.DistributedDataParallel, or one device"
+            )
         if module is not self.module() or synapses is None or not module.training or not torch.is_grad_enabled():
             return
         kept, follow = self.kind.keep(module, inputs, named, output)
@@ -344,25 +346,3 @@ class _Hook:
                 synapses.record(Pass(self.module, kept, errors, backward, terms))
 
         follow.register_hook(record)
-
-
-class _GradientHook:
-    """A hook that tells when a gradient has reached a weight, and holds neither alive."""
-
-    def __init__(self, synapses: Synapses):
-        self.synapses = weakref.ref(synapses)
-
-    def __reduce__(self):
-        return _no_hook, ()
-
-    def __call__(self, weight: Tensor) -> None:
-        if (synapses := self.synapses()) is not None and weight is synapses.weight:
-            synapses.gradient_made()
-
-
-def _no_hook() -> Callable[..., None]:
-    return _ignore
-
-
-def _ignore(*_) -> None:
-    """What stands in a copied model in place of a hook."""

@@ -12,11 +12,12 @@ from torch import Tensor
 from sp import rules
 from sp.biology import Activity, Synapses
 from sp.optim.common import scalar_dtype, signed_rate
-from sp.optim.memory import Counts, ExactMemory, Memory, SketchedMemory, sampled
+from sp.optim.memory import Counts, ExactMemory, Memory, SketchedMemory, product, sampled
 
 AVERAGE = 0.99  # share of the old value that a running mean keeps in a step of `REFERENCE_BATCH` examples
 REFERENCE_BATCH = 128  # batch size for which the constants are meant; others are scaled to it
 SCALE_STEPS = 10  # steps in which the scales of a layer's gradient and inputs are measured
+ODD, ODD_STEPS = 10.0, 4  # of gradients so many times one that follows in a layer's first steps nothing is kept
 FLOOR = 0.5  # of the norm at the beginning: a task learnt to the end must not leave the absorber shut for the next
 GAIN = 12.0  # so that one learning rate suits both forms of the rule
 EARLY = 20  # a layer's first steps, in which everything is new and the memory is looked at often
@@ -62,6 +63,21 @@ def memories(synapses: Synapses, group: dict[str, Any]) -> tuple[Memory, Memory 
     return inputs, memory("errors", out, group["equalisation"], max(rank // 3, 1), True)
 
 
+def new_state(synapses: Synapses, group: dict[str, Any]) -> dict[str, Tensor]:
+    """What a layer's weight has before its first step."""
+    state = {name: torch.zeros((), dtype=scalar_dtype(synapses.weight), device="cpu") for name in NUMBERS}
+    _begin(state, synapses, *memories(synapses, group))
+    return state
+
+
+def _begin(state: dict[str, Tensor], synapses: Synapses, inputs: Memory, errors: Memory | None) -> bool:
+    """Make the memories that are not there; whether there were any."""
+    groups, out, width = synapses.shape
+    like = torch.empty((), dtype=scalar_dtype(synapses.weight), device=synapses.weight.device)
+    begun = inputs.begin(state, groups, width, like)
+    return (errors is not None and errors.begin(state, groups, out, like)) or begun
+
+
 class WatchedLayer:
     """A layer's parameters, memories and measures in one step.
 
@@ -75,34 +91,21 @@ class WatchedLayer:
     def __init__(self, synapses: Synapses, state: dict[str, Tensor], group: dict[str, Any], activity: Activity):
         self.synapses, self.state, self.group, self.activity = synapses, state, group, activity
         self.inputs, self.errors = memories(synapses, group)
-        self._dtype = dtype = scalar_dtype(synapses.weight)
-        x, d = activity.presynaptic, activity.postsynaptic
-        self.x = x if synapses.kind.indices else x.to(dtype)
-        self.d = None if d is None else d.to(dtype)
+        self.begun = _begin(state, synapses, self.inputs, self.errors)  # an option may have changed
+        _, self.out, self.width = synapses.shape
+        self._dtype = scalar_dtype(synapses.weight)
+        self.indices = synapses.kind.indices
+        self.x = activity.presynaptic if self.indices else activity.presynaptic.to(self._dtype)
+        self.d = None if activity.postsynaptic is None else activity.postsynaptic.to(self._dtype)
         # Of several rows an example more are needed, since they are less alike.
-        self.rows = ROWS if synapses.kind.indices or self.x.shape[-2] <= activity.examples else PATCHES
+        self.several = not self.indices and self.x.shape[1] > activity.examples
+        self.rows = PATCHES if self.several else ROWS
+        self.factor = batch_factor(activity.examples)
         self.step = int(state["step"]) + 1
         state["step"].fill_(self.step)
-        self.factor = batch_factor(activity.examples)
-        self.begun = self._begin_memories(state, synapses, self.inputs, self.errors)  # an option may have changed
         if self.step <= SCALE_STEPS:
-            seen = 1.0 if synapses.kind.indices else float(self.x.square().sum()) / self.x[..., 0].numel()
+            seen = 1.0 if self.indices else float(self.x.square().sum()) / self.x[..., 0].numel()
             self._average("power", seen, 1 - 1 / self.step)
-
-    @staticmethod
-    def initialise(state: dict[str, Tensor], synapses: Synapses, group: dict[str, Any]) -> None:
-        """Make the state of a layer that has seen nothing."""
-        for name in NUMBERS:
-            state[name] = torch.zeros((), dtype=scalar_dtype(synapses.weight))
-        WatchedLayer._begin_memories(state, synapses, *memories(synapses, group))
-
-    @staticmethod
-    def _begin_memories(state: dict[str, Tensor], synapses: Synapses, inputs: Memory, errors: Memory | None) -> bool:
-        """Make the memories that are not there; whether there were any."""
-        groups, out, width = synapses.shape
-        like = torch.empty((), dtype=scalar_dtype(synapses.weight), device=synapses.weight.device)
-        begun = inputs.begin(state, groups, width, like)
-        return (errors is not None and errors.begin(state, groups, out, like)) or begun
 
     def _average(self, name: str, value: float, kept: float) -> None:
         self.state[name].mul_(kept).add_((1 - kept) * value)
@@ -122,10 +125,10 @@ class WatchedLayer:
         absorbed = self._absorbed(norm)
         self._remember(absorbed, power)
         every = self.group["refresh_every"]
-        if self._due(every or max(1, self.synapses.shape[2] // LOOK_WIDTH)):
+        if self._due(every or max(1, self.width // LOOK_WIDTH)):
             self.inputs.look(self.state)
             self._measure_spread()
-        if self.errors is not None and self._due(every or max(1, self.synapses.shape[1] // LOOK_WIDTH)):
+        if self.errors is not None and self._due(every or max(1, self.out // LOOK_WIDTH)):
             self.errors.look(self.state)
         scale = float(self.state["scale"])
         if scale <= 0:
@@ -134,21 +137,16 @@ class WatchedLayer:
         # Of G (A + I / r)^-1, which is r G P.
         gain = share * GAIN * self.group["retention"] * float(signed_rate(self.group))
         size = gain * self.factor * absorbed * usual / (scale * power)
-        factors = self._factors(squared_norm)
-        if factors is None:
-            change = self._projected()
-            self.synapses.subtract_(change, self._bounded(size, change, usual), bias)
-            return
-        back, forth = factors
-        size = self._bounded(size, factors, usual)
-        weight = self.synapses.weight
-        weight.addmm_(back.T, forth[:, : weight.shape[1]], alpha=-size)
-        if bias and self.synapses.bias is not None and self.synapses.bias.grad is not None:
-            self.synapses.bias.addmv_(back.T, forth[:, -1], alpha=-size)
+        change = self._change(squared_norm)
+        self.synapses.subtract_(change, self._bounded(size, change, usual), bias)
 
     def _absorbed(self, norm: float) -> float:
         """Move the running mean of the gradient's norm, and return the factor that the absorber leaves of it."""
         mean, scale = float(self.state["mean"]), float(self.state["scale"])
+        if self.step <= ODD_STEPS and mean > ODD * norm:
+            mean = scale = 0.0
+            if self.errors is not None:
+                self.errors.initialise(self.state, *self.synapses.shape[:2], self.d)
         kept = rules.absorbed(norm, max(mean, FLOOR * scale), self.group["absorber"])
         self._average("mean", kept, decay(self.activity.examples) if mean else 0.0)
         if self.step <= SCALE_STEPS:
@@ -156,39 +154,38 @@ class WatchedLayer:
         return kept / norm if norm else 0.0
 
     def _remember(self, absorbed: float, power: float) -> None:
+        examples, horizon = self.activity.examples, self.group["horizon"]
+        rows, each = (self.x, 1.0) if self.indices else sampled(self.x, self.step, self.rows)
+        errors, of_errors = (None, 1.0) if self.d is None else sampled(self.d, self.step, self.rows)
+        if self.several and errors is not None:
+            rows = rows * (errors != 0).any(-1, keepdim=True)  # padding had no error, and made no gradient
         weight = self.factor / (self.activity.terms * power)
-        kept = 1.0 if self.group["horizon"] == math.inf else math.exp(-self.activity.examples / self.group["horizon"])
-        if self.synapses.kind.indices:
-            self.inputs.remember(self.state, self.x, self.d.new_full((1,), weight), kept)
-        else:
-            rows, each = sampled(self.x, self.step, self.rows)
-            if self.d is not None and self.x.shape[1] > self.activity.examples:
-                errors, _ = sampled(self.d, self.step, self.rows)
-                rows = rows * (errors != 0).any(-1, keepdim=True)  # padding had no error, and made no gradient
-            self.inputs.remember(self.state, rows, weight * each, kept)
+        self.inputs.remember(self.state, rows, weight * each, math.exp(-examples / horizon))
         if self.errors is not None:
-            errors, each = sampled(self.d, self.step, self.rows)
-            weight = self.activity.examples * absorbed**2 * each
-            self.errors.remember(self.state, errors, weight, decay(self.activity.examples))
+            # A decayed sum, not a mean: of it only what one direction has beside the others is used.
+            self.errors.remember(self.state, errors, examples * absorbed**2 * of_errors, decay(examples))
 
     def _due(self, every: int) -> bool:
         return self.begun or self.step % every == 0 or (self.step < EARLY and self.step % 4 == 1)
 
-    def _projected(self) -> Tensor:
-        """The reference: the gradient G projected, Q G P, (g, out, d)."""
-        gradient = self.synapses.gradient().to(self._dtype)
-        change = self.inputs.multiply(self.state, gradient)
+    def _change(self, squared_norm: float) -> Tensor:
+        """The gradient G projected, Q G P, (g, out, d); where that costs less, as ``(D Q)' (X P)``."""
+        factor = self._factor_of_rows(squared_norm)
+        if factor is not None:
+            back = self.d if self.errors is None else self.errors.multiply(self.state, self.d)
+            return product((factor * back).mT, self.inputs.multiply(self.state, self.x))
+        change = self.inputs.multiply(self.state, self.synapses.gradient().to(self._dtype))
         return change if self.errors is None else self.errors.multiply(self.state, change.mT).mT
 
-    def _factors(self, squared_norm: float) -> tuple[Tensor, Tensor] | None:
-        """The same as ``(D Q)' (X P)``, (N, out) and (N, d), where that costs less; None elsewhere.
+    def _factor_of_rows(self, squared_norm: float) -> float | None:
+        """The number by which D'X is multiplied in the gradient; None where it costs more than that, or is not in it.
 
         The gradient may have been scaled or clipped since it was made, so that one row of it is compared with ``D'X``.
         """
         weight = self.synapses.weight
-        if self.d is None or weight.dim() > 2 or self.synapses.kind.indices or weight.dtype != self._dtype:
+        if weight.device.type != "cpu":  # the answers below would be waited for
             return None
-        if 4 * self.x.shape[1] > 3 * len(weight):
+        if self.d is None or weight.dim() > 2 or self.indices or 4 * self.x.shape[1] > 3 * len(weight):
             return None
         x, d = self.x[0], self.d[0]
         row = self.step % len(weight)
@@ -199,28 +196,21 @@ class WatchedLayer:
             return None
         # No other row was changed either: |D'X|^2 is the sum of all products of DD' and XX'.
         whole = float(((d @ d.T) * (x @ x.T)).sum())
-        if abs(squared_norm - factor**2 * whole) > 1e-3 * squared_norm:
-            return None
-        back = d[None] if self.errors is None else self.errors.multiply(self.state, d[None])
-        return back[0] * factor, self.inputs.multiply(self.state, x[None])[0]
+        return factor if abs(squared_norm - factor**2 * whole) <= 1e-3 * squared_norm else None
 
-    def _bounded(self, size: float, change: Tensor | tuple[Tensor, Tensor], usual: float) -> float:
+    def _bounded(self, size: float, change: Tensor, usual: float) -> float:
         """The size of a step, shortened where it would change what the layer answers by more than is allowed."""
         bound = self.group["response_bound"]
         if bound is None:
             return size
-        if isinstance(change, tuple):
-            back, forth = change
-            moved = (sampled(self.x[0], self.step, RESPONSE_ROWS)[0] @ forth.T) @ back
-        else:
-            moved = self._response(change)
+        moved = self._response(change)
         return size * rules.bounded(abs(size) * float(moved.norm()) / moved.numel() ** 0.5, bound * usual)
 
     def _response(self, matrix: Tensor) -> Tensor:
         """What a matrix (g, out, d) makes of some of the layer's inputs, (g, rows, out)."""
-        if self.synapses.kind.indices:
+        if self.indices:
             return matrix[0].T[self.x[:RESPONSE_ROWS]][None]
-        return sampled(self.x, self.step, RESPONSE_ROWS)[0] @ matrix.mT
+        return product(sampled(self.x, self.step, RESPONSE_ROWS)[0], matrix.mT)
 
     def _measure_spread(self) -> None:
         weights = self.synapses.matrix(self.synapses.weight, self.synapses.bias).to(self._dtype)
@@ -229,4 +219,4 @@ class WatchedLayer:
 
     def _fresh(self, power: float) -> float:
         """What a layer as PyTorch initialises it answers, root mean square; embeddings are drawn with deviation one."""
-        return 1.0 if self.synapses.kind.indices else (power / (3 * self.synapses.shape[2])) ** 0.5
+        return 1.0 if self.indices else (power / (3 * self.width)) ** 0.5

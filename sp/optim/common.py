@@ -10,9 +10,10 @@ from torch.optim import Optimizer
 
 from sp.biology import NMDACoincidence, Synapses
 from sp.checks import check_choice, check_flag, check_number
-from sp.optim.fast import Blocks, alike, local, summed_over_shards, whole
+from sp.optim.fast import Blocks, alike, local, whole
 
 Groups = list[tuple[dict[str, Any], list[Tensor]]]
+Calls = list[tuple[Callable[..., None], tuple]]
 
 
 def scalar_dtype(parameter: Tensor) -> torch.dtype:
@@ -27,22 +28,19 @@ def signed_rate(group: dict[str, Any]) -> float | Tensor:
 
 
 class PlasticityOptimizer(Optimizer):
-    """Base of the optimizers. A subclass defines five methods:
+    """Base of the optimizers. A subclass defines
 
-    ``check_options(options)`` raises a ValueError or TypeError that names the first wrong option of a parameter group,
-    after those that are checked here for all optimizers;
-    ``initialise(parameters)`` makes the state of parameters before their first step;
-    ``update(groups, measured)`` changes parameters and their state, given each group with those of its parameters that
-    have a gradient, and what `measure` found; it is called only where every gradient is finite, or nobody asks;
-    ``get_param_eligibility(param)`` and ``get_param_gate(param)`` give a tensor of the parameter's shape, or None where
-    it has no state.
+    ``check_options(options)``: raise for the first wrong option of a parameter group, after those that all have;
+    ``new_state(parameter)``: what a parameter has before its first step, tensors and nothing else. Their shapes, dtypes
+    and devices are those that a state keeps when it is loaded;
+    ``measure(parameters)``: numbers whose sum is finite where all gradients of the parameters are;
+    ``calls(groups, measured)``: functions, with their arguments, that change parameters and their state, given each
+    group with those of its parameters that have a gradient, and what `measure` found; it is called only where every
+    gradient is finite, or nobody asks;
+    ``get_param_eligibility(param)`` and ``get_param_gate(param)``: a tensor of the parameter's shape, or None where it
+    has no state.
 
-    A parameter's state holds tensors and nothing else: those named in ``parameter_state`` have the parameter's shape,
-    those in ``number_state`` have no dimension. The first have the parameter's dtype as well, unless ``wide_state``
-    names them, too: these and all numbers are kept in float32 or wider, also when a state dict is loaded into a
-    half-precision model.
-
-    ``torch.compile(optimizer.step)`` compiles what ``update`` calls and does not mark with `torch.compiler.disable`.
+    ``torch.compile(optimizer.step)`` compiles these functions, and nothing else.
 
     Args:
         params: parameters, or dicts of parameters with options of their own.
@@ -50,11 +48,6 @@ class PlasticityOptimizer(Optimizer):
         coincidence: a watcher of the model, or None.
     """
 
-    parameter_state: tuple[str, ...] = ()
-    number_state: tuple[str, ...] = ()
-    wide_state: tuple[str, ...] = ()
-    double_state: tuple[str, ...] = ()  # what is kept in double precision
-    host_state: tuple[str, ...] = ()  # numbers that are never on a device, since a step reads them
     scratch = 1  # tensors of each parameter's shape that its fast form needs for intermediate results
     group_state: tuple[str, ...] = ("step_count",)  # what the first parameter group of a saved state has to hold
 
@@ -78,13 +71,8 @@ class PlasticityOptimizer(Optimizer):
         """Raise for the first wrong option; here for those that all optimizers have."""
         check_number("lr", options["lr"], 0)
         check_number("weight_decay", options["weight_decay"], 0)
-        for name in ("maximize", "foreach", "differentiable"):
-            check_flag(name, options[name])
-        if options["differentiable"]:
-            raise ValueError(
-                "differentiable must be False, got True: the step works in place and cannot be differentiated through; "
-                "for meta-learning take gradients of the inner updates with torch.func instead"
-            )
+        check_flag("maximize", options["maximize"])
+        check_flag("foreach", options["foreach"])
         check_choice("on_nonfinite", options["on_nonfinite"], ("skip", "raise", "ignore"))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -121,6 +109,10 @@ class PlasticityOptimizer(Optimizer):
                 return group
         raise ValueError(f"param must be one of this optimizer's, got one of shape {tuple(param.shape)} that is not")
 
+    def usual_gate(self, param: Tensor) -> float | Tensor:
+        """The gate of a synapse that counts as open, where a parameter has gates: 1."""
+        return 1.0
+
     # Not compiled itself, since it counts in Python, and every count would be a case of its own to a compiler.
     @torch.compiler.disable(recursive=False)
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -137,14 +129,14 @@ class PlasticityOptimizer(Optimizer):
             FloatingPointError: a gradient holds NaN or infinity and ``on_nonfinite="raise"``; nothing was changed.
         """
         with torch.no_grad():
-            loss, groups, measured = self._prepare(closure)
-            if groups:
-                self.update(groups, measured)
+            loss, calls = self._prepare(closure)
+            for function, arguments in calls:
+                function(*arguments)
         return loss
 
     @torch.compiler.disable
-    def _prepare(self, closure: Callable[[], Any] | None) -> tuple[Any, Groups, Tensor | None]:
-        """All that comes before `update`: no groups where the step is skipped, or nothing has a gradient."""
+    def _prepare(self, closure: Callable[[], Any] | None) -> tuple[Any, Calls]:
+        """All that is not compiled, and the rest: nothing where the step is skipped, or there is no gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -156,16 +148,18 @@ class PlasticityOptimizer(Optimizer):
         measured = self.measure(with_gradient) if with_gradient else None
         if measured is not None and self.asks and not math.isfinite(measured.sum()):
             self._skip(with_gradient)
-            return loss, [], None
+            return loss, []
         for group, parameters in groups:
             group["step_count"] += 1
-            self.initialise([p for p in parameters if not self.state.get(p)])
+            for p in parameters:
+                if not self.state.get(p):
+                    self.state[p] = self.new_state(p)
             if group["weight_decay"]:
                 kept = 1 - abs(signed_rate(group)) * group["weight_decay"]
                 for members in alike(parameters):
                     factor = kept.to(members[0].device) if isinstance(kept, Tensor) else kept
                     torch._foreach_mul_([local(p) for p in members], factor)
-        return loss, filled if with_gradient else [], measured
+        return loss, self.calls(filled, measured) if with_gradient else []
 
     def _refuse(self, parameters: list[Tensor]) -> None:
         for p in parameters:
@@ -185,17 +179,6 @@ class PlasticityOptimizer(Optimizer):
     def asks(self) -> bool:
         """Whether it is asked, once a step, if all gradients are finite: unless all groups ignore it."""
         return any(group["on_nonfinite"] != "ignore" for group in self.param_groups)
-
-    def measure(self, parameters: list[Tensor]) -> Tensor | None:
-        """Numbers whose sum is finite where all gradients of the parameters are; None where nobody asks."""
-        if not self.asks:
-            return None
-        sums = []  # nothing costs less
-        for members in alike(parameters):
-            half = {"dtype": torch.float32} if members[0].dtype.itemsize == 2 else {}
-            seen = torch.stack([local(p.grad).sum(**half) for p in members])
-            sums.append(summed_over_shards(seen, members[0]))
-        return sums[0] if len(sums) == 1 else torch.cat([s.to(sums[0].device, sums[0].dtype) for s in sums])
 
     def _skip(self, parameters: list[Tensor]) -> None:
         if any(group["on_nonfinite"] == "raise" for group in self.param_groups):
@@ -222,40 +205,24 @@ class PlasticityOptimizer(Optimizer):
             self._check_state(given)
             loaded.append(given)
 
+        options = dict(self.defaults)  # to which PyTorch adds when it loads
         handle = self.register_load_state_dict_pre_hook(look)
         try:
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
         for group in self.param_groups:  # options that the saved optimizer did not have yet
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
+            group.update({**options, **group})
         for p, state in self._pairs(loaded[0]):
-            for name, value in state.items():
-                if name not in self.parameter_state or name in self.wide_state:
-                    dtype = scalar_dtype(p) if value.is_floating_point() else value.dtype
-                    dtype = torch.double if name in self.double_state else dtype
-                    device = "cpu" if name in self.host_state else p.device
-                    self.state[p][name] = value.to(device, dtype, copy=True)
+            fresh = self.new_state(p) if state else {}
+            for name in fresh.keys() & state.keys():
+                self.state[p][name] = state[name].to(fresh[name].device, fresh[name].dtype, copy=True)
 
     def _pairs(self, state_dict: dict[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
         """Each parameter with what a state dict has for it; the order of the parameters tells which is whose."""
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         own = [p for group in self.param_groups for p in group["params"]]
         return [(p, state_dict["state"].get(i, {})) for i, p in zip(ids, own, strict=False)]
-
-    def misfit(self, parameter: Tensor, state: dict[str, Any]) -> str | None:
-        """What is wrong with a state (not an empty one) for a parameter; None where it fits."""
-        shapes = dict.fromkeys(self.parameter_state, parameter.shape) | dict.fromkeys(self.number_state, torch.Size())
-        for name, shape in shapes.items():
-            if name not in state:
-                return f"lacks {name!r}"
-            if not isinstance(state[name], Tensor):
-                return f"has {name!r} of type {type(state[name]).__name__} in place of a tensor"
-            if state[name].shape != shape:
-                return f"has {name!r} of shape {tuple(state[name].shape)}"
-        foreign = [name for name in state if name not in shapes]
-        return f"has {foreign[0]!r}, which this optimizer does not know," if foreign else None
 
     def _check_state(self, state_dict: dict[str, Any]) -> None:
         if not state_dict.get("param_groups") or not isinstance(state_dict.get("state"), dict):
@@ -277,7 +244,7 @@ class PlasticityOptimizer(Optimizer):
                 "Take that entry out of its 'state'."
             )
         for p, state in self._pairs(state_dict):
-            if state and (wrong := self.misfit(p, state)):
+            if state and (wrong := _misfit(state, self.new_state(p))):
                 raise ValueError(
                     f"state_dict {wrong} for a parameter of shape {tuple(p.shape)}; nothing was changed. Load it into "
                     f"an optimizer made as the saved one was, here a {type(self).__name__} "
@@ -308,3 +275,16 @@ class PlasticityOptimizer(Optimizer):
             "eligibility_mean": eligibility_sum / count if count else 0.0,
             "gate_mean": gate_sum / count if count else 1.0,
         }
+
+
+def _misfit(state: dict[str, Any], fresh: dict[str, Tensor]) -> str | None:
+    """What is wrong with a parameter's state beside the one that it begins with; None where it fits."""
+    for name, value in fresh.items():
+        if name not in state:
+            return f"lacks {name!r}"
+        if not isinstance(state[name], Tensor):
+            return f"has {name!r} of type {type(state[name]).__name__} in place of a tensor"
+        if state[name].shape != value.shape:
+            return f"has {name!r} of shape {tuple(state[name].shape)}"
+    foreign = [name for name in state if name not in fresh]
+    return f"has {foreign[0]!r}, which this optimizer does not know," if foreign else None

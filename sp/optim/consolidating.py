@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,16 +12,15 @@ from torch.distributed.tensor import DTensor
 from sp import rules
 from sp.biology import NMDACoincidence, Synapses
 from sp.checks import check_integer, check_number
-from sp.optim.coincidence import FLOOR, NUMBERS, REFERENCE_BATCH, SCALE_STEPS, WatchedLayer, decay, memories
-from sp.optim.common import Groups, PlasticityOptimizer, scalar_dtype, signed_rate
+from sp.optim.coincidence import FLOOR, REFERENCE_BATCH, SCALE_STEPS, WatchedLayer, decay, memories, new_state
+from sp.optim.common import Calls, Groups, PlasticityOptimizer, scalar_dtype, signed_rate
 from sp.optim.fast import Blocks, alike, local, summed_over_shards, whole
 from sp.optim.memory import Memory
 
 _OF_ALL_GROUPS = ("absorber", "threshold_quantile", "warmup_steps")
+ODD = 50.0  # of a first gradient so many times the second nothing is kept
 UNWATCHED = 0.1  # steps of 128 examples after which parameters that are not watched take half their step
 SMALLEST, LARGEST = 1e-30, 1e37  # of a threshold; the first in place of zero in a denominator, too
-
-Calls = list[tuple[Callable[..., None], tuple]]
 
 
 class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
@@ -71,7 +70,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
             ``warmup_steps`` are of all groups together: one group may not have others.
         coincidence: a watcher of the model, or None.
         foreach: diagonal form: True: all tensors at once. False: the reference, one tensor at a time.
-        weight_decay, maximize, differentiable, on_nonfinite: as in `SelectivePlasticityOptimizer`. A gradient whose
+        weight_decay, maximize, on_nonfinite: as in `SelectivePlasticityOptimizer`. A gradient whose
             squared norm overflows counts as one that is not finite.
 
     A step in which every gradient is zero changes nothing and does not count for any of the means and thresholds
@@ -81,9 +80,6 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         ValueError, TypeError: an argument is outside its range or of the wrong type; the message names it.
     """
 
-    parameter_state = wide_state = ("consolidated",)
-    host_state = NUMBERS
-    double_state = ("inputs_before",)
     group_state = ("step_count", "shared")
 
     def __init__(
@@ -104,7 +100,6 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
         foreach: bool = True,
-        differentiable: bool = False,
         on_nonfinite: str = "skip",
         memory_strength: float | None = None,
     ):
@@ -134,7 +129,6 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
             "weight_decay": weight_decay,
             "maximize": maximize,
             "foreach": foreach,
-            "differentiable": differentiable,
             "on_nonfinite": on_nonfinite,
         }
         super().__init__(params, defaults, coincidence)
@@ -176,36 +170,21 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
             check_number("response_bound", options["response_bound"], 0, low_open=True)
         check_number("absorber", options["absorber"], 1)
 
-    def misfit(self, parameter: Tensor, state: dict[str, Any]) -> str | None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As of every optimizer here; what all parameters share may be numbers that are no tensors."""
+        super().load_state_dict(state_dict)
+        shared, device = self.param_groups[0]["shared"], self.param_groups[0]["params"][0].device
+        for name in ("mean_norm", "scale", "threshold"):
+            shared[name] = torch.as_tensor(shared[name], device=device)
+
+    def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
         synapses = self.watched().get(id(parameter))
-        if synapses is None:
-            return super().misfit(parameter, state)
-        expected = self._state_of_watched(parameter, synapses)
-        for name, value in expected.items():
-            if not isinstance(state.get(name), Tensor):
-                return f"lacks {name!r}"
-            if state[name].shape != value.shape:
-                return f"has {name!r} of shape {tuple(state[name].shape)}"
-        foreign = [name for name in state if name not in expected]
-        return f"has {foreign[0]!r}, which this optimizer does not know," if foreign else None
-
-    def initialise(self, parameters: list[Tensor]) -> None:
-        covered = self.watched() if parameters else {}
-        for p in parameters:
-            if id(p) in covered:
-                self.state[p] = self._state_of_watched(p, covered[id(p)])
-            else:
-                # A sum of squares would be lost in float16, and stand still in bfloat16.
-                options = {"dtype": scalar_dtype(p), "memory_format": torch.preserve_format}
-                self.state[p] = {"consolidated": torch.zeros_like(p, **options)}
-
-    def _state_of_watched(self, parameter: Tensor, synapses: Synapses) -> dict[str, Tensor]:
-        """What a watched parameter has before its first step: memories lie with the weight, and a bias has none."""
-        if parameter is not synapses.weight:
-            return {"step": torch.zeros(())}
-        state: dict[str, Tensor] = {}
-        WatchedLayer.initialise(state, synapses, self.group_of(parameter))
-        return state
+        if synapses is None:  # a sum of squares would be lost in float16, and stand still in bfloat16
+            options = {"dtype": scalar_dtype(parameter), "memory_format": torch.preserve_format}
+            return {"consolidated": torch.zeros_like(parameter, **options)}
+        if parameter is not synapses.weight:  # memories lie with the weight; PyTorch's checkpoints want no empty state
+            return {"step": torch.zeros((), dtype=scalar_dtype(parameter), device="cpu")}
+        return new_state(synapses, self.group_of(parameter))
 
     def measure(self, parameters: list[Tensor]) -> Tensor:
         """The squared norm of each parameter's gradient, in their order, (n,)."""
@@ -222,13 +201,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         squares = {id(p): s for ps, norms in zip(lists, found, strict=True) for p, s in zip(ps, norms, strict=True)}
         return torch.stack([squares[id(p)] for p in parameters])
 
-    @torch.compiler.disable(recursive=False)
-    def update(self, groups: Groups, measured: Tensor) -> None:
-        for function, arguments in self._calls(groups, measured):
-            function(*arguments)
-
-    @torch.compiler.disable
-    def _calls(self, groups: Groups, measured: Tensor) -> Calls:
+    def calls(self, groups: Groups, measured: Tensor) -> Calls:
         """Make the watched parameters' step; the functions that make that of the others, with their arguments."""
         covered = self.watched()
         rest = [(group, [p for p in members if id(p) not in covered]) for group, members in groups]
@@ -244,6 +217,8 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         shared["steps"] = int(shared["steps"]) + 1
         shared["age"] = float(shared["age"]) + examples / REFERENCE_BATCH
         self.param_groups[0]["shared"] = shared
+        if shared["steps"] == 2:  # later, a task may have been learnt to the end
+            self._forget_odd(shared, norm, [p for _, members in rest for p in members])
         factor = self._absorb(shared, norm, decay(examples))
         return self._diagonal(rest, shared, factor)
 
@@ -256,6 +231,13 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         if shared["steps"] <= SCALE_STEPS:
             shared["scale"] = shared["mean_norm"]
         return kept / (norm + SMALLEST)
+
+    def _forget_odd(self, shared: dict[str, Any], norm: Tensor, parameters: list[Tensor]) -> None:
+        """Measure and consolidate anew where the first gradient was far larger than this one."""
+        kept = (shared["mean_norm"] <= ODD * norm).to(norm.dtype)
+        shared["mean_norm"], shared["scale"] = kept * shared["mean_norm"], kept * shared["scale"]
+        for p in parameters:
+            local(self.state[p]["consolidated"]).mul_(kept.to(p.device))
 
     def _coincident(self, groups: Groups, covered: dict[int, Synapses], measured: Tensor) -> int:
         """The step of the watched parameters; how many examples it was made from."""
@@ -349,6 +331,13 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         if self.coincidence is not None:
             gate = gate * self._novelty(self.group_of(param))
         return gate
+
+    @torch.no_grad()
+    def usual_gate(self, param: Tensor) -> float | Tensor:
+        """The median over the inputs of a watched layer: what was seen has a small share, and which of them are open
+        can only be told beside each other. 1 for parameters that are not watched."""
+        state, synapses, inputs = self._kept_for(param)
+        return inputs.shares(state).median() if synapses is not None and state else 1.0
 
     def _kept_for(self, param: Tensor) -> tuple[dict[str, Tensor], Synapses | None, Memory | None]:
         """The state that a parameter's step reads; for a watched one its layer and the memory of its inputs as well."""

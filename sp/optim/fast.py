@@ -88,7 +88,9 @@ class Blocks:
         dtype = pieces[-1][0].dtype
         rooms = self._rooms.get(dtype, [])
         if not rooms or len(rooms[0]) < sum(counts):
-            rooms = self._rooms[dtype] = [torch.empty(sum(counts), dtype=dtype) for _ in range(self.scratch)]
+            rooms = self._rooms[dtype] = [
+                torch.empty(sum(counts), dtype=dtype, device="cpu") for _ in range(self.scratch)
+            ]
         for room in rooms:
             parts = room[: sum(counts)].split(counts)
             pieces.append([part.view(piece.shape) for part, piece in zip(parts, pieces[0], strict=True)])

@@ -25,7 +25,7 @@ class Memory:
     over the rows of x, (g, N, d), indices (N,) for `Counts`;
     ``look(state)``: make the inverse anew;
     ``multiply(state, matrix)``: ``matrix (I + c A)^-1`` for a matrix of shape (g, n, d);
-    ``diagonal(state)``: how much of each input A holds, (g, d);
+    ``matrix(state)``: A, (g, d, d); `Counts` has its diagonal alone;
     ``shares(state)``: the diagonal of ``(I + c A)^-1``, what passes of a change along one input alone, (g, d).
 
     Args:
@@ -55,6 +55,10 @@ class Memory:
             )
         return False
 
+    def diagonal(self, state: dict[str, Tensor]) -> Tensor:
+        """How much of each input A holds, (g, d)."""
+        return self.matrix(state).diagonal(dim1=-2, dim2=-1)
+
 
 def sampled(x: Tensor, step: int, rows: int) -> tuple[Tensor, float]:
     """At most about ``rows`` of the rows of x, (g, N, d), others in every step, and how many rows each stands for."""
@@ -63,6 +67,11 @@ def sampled(x: Tensor, step: int, rows: int) -> tuple[Tensor, float]:
         return x, 1.0
     chosen = x[..., step * 7919 % stride :: stride, :]  # a prime, since batches may be sorted
     return chosen, x.shape[-2] / chosen.shape[-2]
+
+
+def product(one: Tensor, other: Tensor) -> Tensor:
+    """Of two batches of matrices; one of two matrices alone takes less time than a batch of one."""
+    return (one[0] @ other[0])[None] if len(one) == 1 else one @ other
 
 
 class ExactMemory(Memory):
@@ -82,11 +91,11 @@ class ExactMemory(Memory):
         if not self.relative:
             state[f"{self.name}_before"] = like.new_zeros(groups, width, width, dtype=torch.double)
 
-    def remember(self, state: dict[str, Tensor], x: Tensor, weight: Tensor, kept: float) -> None:
-        if len(x) == 1:  # a product of two matrices takes less time than a batch of one such product
-            state[self.name][0].addmm_(x[0].T, weight * x[0], beta=kept)
+    def remember(self, state: dict[str, Tensor], x: Tensor, weight: float, kept: float) -> None:
+        if len(x) == 1:
+            state[self.name][0].addmm_(x[0].T, x[0], beta=kept, alpha=weight)
         else:
-            state[self.name].baddbmm_(x.mT, weight * x, beta=kept)
+            state[self.name].baddbmm_(x.mT, x, beta=kept, alpha=weight)
         if kept < 1 and not self.relative:
             state[f"{self.name}_before"].mul_(kept)
 
@@ -100,16 +109,11 @@ class ExactMemory(Memory):
             inverse.copy_(rules.novelty(memory, self.strength))
 
     def multiply(self, state: dict[str, Tensor], matrix: Tensor) -> Tensor:
-        inverse = state[f"{self.name}_inverse"]
-        return (matrix[0] @ inverse[0])[None] if len(matrix) == 1 else matrix @ inverse
+        return product(matrix, state[f"{self.name}_inverse"])
 
     def matrix(self, state: dict[str, Tensor]) -> Tensor:
-        """A, (g, d, d)."""
         recent = state[self.name]
         return recent if self.relative else (state[f"{self.name}_before"] + recent).to(recent.dtype)
-
-    def diagonal(self, state: dict[str, Tensor]) -> Tensor:
-        return self.matrix(state).diagonal(dim1=-2, dim2=-1)
 
     def shares(self, state: dict[str, Tensor]) -> Tensor:
         return state[f"{self.name}_inverse"].diagonal(dim1=-2, dim2=-1)
@@ -124,9 +128,10 @@ class Counts(Memory):
     def initialise(self, state: dict[str, Tensor], groups: int, width: int, like: Tensor) -> None:
         state[self.name] = like.new_zeros(width)
 
-    def remember(self, state: dict[str, Tensor], x: Tensor, weight: Tensor, kept: float) -> None:
+    def remember(self, state: dict[str, Tensor], x: Tensor, weight: float, kept: float) -> None:
         """Of rows that are indices, (N,)."""
-        state[self.name].mul_(kept).index_add_(0, x, weight.expand(len(x)))
+        memory = state[self.name]
+        memory.mul_(kept).index_add_(0, x, memory.new_ones(x.shape), alpha=weight)
 
     def look(self, state: dict[str, Tensor]) -> None:
         """There is nothing to make."""
@@ -168,10 +173,9 @@ class SketchedMemory(Memory):
         state[f"{self.name}_known"] = like.new_zeros(self.rank, width)
         state[f"{self.name}_rest"] = like.new_ones(())
 
-    def remember(self, state: dict[str, Tensor], x: Tensor, weight: Tensor, kept: float) -> None:
-        weighted = weight * x[0]
-        state[self.name].addmm_(weighted.T, self._tested(x[0]), beta=kept)
-        state[f"{self.name}_trace"].mul_(kept).add_(torch.dot(weighted.flatten(), x[0].flatten()))
+    def remember(self, state: dict[str, Tensor], x: Tensor, weight: float, kept: float) -> None:
+        state[self.name].addmm_(x[0].T, self._tested(x[0]), beta=kept, alpha=weight)
+        state[f"{self.name}_trace"].mul_(kept).add_(x.square().sum(), alpha=weight)
 
     def _tested(self, rows: Tensor) -> Tensor:
         """``rows T`` for rows of shape (N, d)."""
@@ -218,9 +222,6 @@ class SketchedMemory(Memory):
         identity = torch.eye(root.shape[1], dtype=root.dtype, device=root.device)
         return (root.T @ root + rest * identity).to(state[self.name].dtype)[None]
 
-    def diagonal(self, state: dict[str, Tensor]) -> Tensor:
-        return self.matrix(state).diagonal(dim1=-2, dim2=-1)
-
     def shares(self, state: dict[str, Tensor]) -> Tensor:
         return (state[f"{self.name}_rest"] * (1 - state[f"{self.name}_known"].square().sum(0)))[None]
 
@@ -229,5 +230,5 @@ class SketchedMemory(Memory):
 def _test_matrix(width: int, rank: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """T: the sum to which each input is added, and its sign. Equal networks get equal ones."""
     generator = torch.Generator().manual_seed(width)
-    signs = torch.randint(2, (width,), generator=generator) * 2.0 - 1
-    return (torch.randperm(width, generator=generator) % rank).to(device), signs.to(device)
+    signs = torch.randint(2, (width,), generator=generator, device="cpu") * 2.0 - 1
+    return (torch.randperm(width, generator=generator, device="cpu") % rank).to(device), signs.to(device)

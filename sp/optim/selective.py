@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor
 from sp import rules
 from sp.biology import NMDACoincidence
 from sp.checks import check_choice, check_flag, check_integer, check_number
-from sp.optim.common import Groups, PlasticityOptimizer, scalar_dtype, signed_rate
-from sp.optim.fast import Blocks, alike, local, whole
+from sp.optim.common import Calls, Groups, PlasticityOptimizer, scalar_dtype, signed_rate
+from sp.optim.fast import Blocks, alike, local, summed_over_shards, whole
 
 REFRESH_EVERY = 50  # steps between two looks at the distribution of the eligibility
 SMALLEST_THRESHOLD = 1e-30  # where most of a tensor was never used; its reciprocal is still finite
@@ -67,7 +67,6 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         foreach: True: all tensors at once through ``torch._foreach_*`` functions, in blocks that fit a CPU's cache.
             False: the reference, one tensor at a time, which reads like the equations. Under
             ``torch.compile(optimizer.step)`` both are the reference, of which the compiler makes a fast form.
-        differentiable: always False; a step cannot be differentiated through.
         on_nonfinite: what is done where a gradient holds NaN or infinity. ``"skip"``: nothing; the step is counted in
             ``get_diagnostics()["skipped_steps"]``. ``"raise"``: FloatingPointError is raised, and nothing was changed.
             ``"ignore"``: nobody asks, which spares an accelerator the wait for the answer.
@@ -76,8 +75,6 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         ValueError, TypeError: an argument is outside its range or of the wrong type; the message names it.
     """
 
-    parameter_state = ("eligibility", "momentum")
-    number_state = ("step", "threshold")
     scratch = 2
 
     def __init__(
@@ -99,7 +96,6 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
         foreach: bool = True,
-        differentiable: bool = False,
         on_nonfinite: str = "skip",
     ):
         defaults = {
@@ -117,7 +113,6 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
             "weight_decay": weight_decay,
             "maximize": maximize,
             "foreach": foreach,
-            "differentiable": differentiable,
             "on_nonfinite": on_nonfinite,
             "calibration_start": 0,
         }
@@ -142,25 +137,28 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         check_choice("base", options["base"], ("adam", "sgd"))
         check_number("gate_min", options["gate_min"], 0, 1)
 
-    def initialise(self, parameters: list[Tensor]) -> None:
-        for p in parameters:
-            number = {"dtype": scalar_dtype(p), "device": p.device}
-            self.state[p] = {
-                "step": torch.zeros((), **number),
-                # An infinite threshold protects nothing, which is right until the distribution has been looked at.
-                "threshold": torch.full((), math.inf, **number),
-                "eligibility": torch.zeros_like(p, memory_format=torch.preserve_format),
-                "momentum": torch.zeros_like(p, memory_format=torch.preserve_format),
-            }
+    def new_state(self, parameter: Tensor) -> State:
+        number = {"dtype": scalar_dtype(parameter), "device": parameter.device}
+        return {
+            "step": torch.zeros((), **number),
+            # An infinite threshold protects nothing, which is right until the distribution has been looked at.
+            "threshold": torch.full((), math.inf, **number),
+            "eligibility": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            "momentum": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+        }
 
-    @torch.compiler.disable(recursive=False)
-    def update(self, groups: Groups, measured: Tensor | None) -> None:
-        for function, arguments in self._calls(groups):
-            function(*arguments)
+    def measure(self, parameters: list[Tensor]) -> Tensor | None:
+        """The sums of the gradients, since nothing costs less; None where nobody asks."""
+        if not self.asks:
+            return None
+        sums = []
+        for members in alike(parameters):
+            half = {"dtype": torch.float32} if members[0].dtype.itemsize == 2 else {}
+            seen = torch.stack([local(p.grad).sum(**half) for p in members])
+            sums.append(summed_over_shards(seen, members[0]))
+        return sums[0] if len(sums) == 1 else torch.cat([s.to(sums[0].device, sums[0].dtype) for s in sums])
 
-    @torch.compiler.disable
-    def _calls(self, groups: Groups) -> list[tuple[Callable[..., None], tuple]]:
-        """The functions that make this step, with their arguments, in order."""
+    def calls(self, groups: Groups, measured: Tensor | None) -> Calls:
         calls = []
         activations = self._activations()
         for number, (group, with_gradient) in enumerate(groups):
@@ -168,7 +166,7 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
             look = age % REFRESH_EVERY == 0 or age == max(group["warmup_steps"], 1)
             rate = signed_rate(group)
             if not isinstance(rate, Tensor):  # of a number that changes a compiler would make one case after another
-                rate = torch.tensor(rate, dtype=torch.float64)
+                rate = torch.tensor(rate, dtype=torch.float64, device="cpu")
             for part, parameters in enumerate(alike(with_gradient)):
                 p8 = [activations.get(id(p)) for p in parameters]
                 by_hand = (
@@ -198,9 +196,8 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
             inputs = activity.presynaptic[..., : width - (synapses.bias is not None)].to(scalar_dtype(synapses.weight))
             seen = F.pad(rules.activation_norm(inputs), (0, synapses.bias is not None), value=1.0)
             seen = seen.to(synapses.weight.dtype)
-            activations[id(synapses.weight)] = synapses.by_input(seen, synapses.weight)
-            if synapses.bias is not None:
-                activations[id(synapses.bias)] = torch.ones_like(synapses.bias)
+            for p in synapses.parameters:
+                activations[id(p)] = synapses.by_input(seen, p)
         return activations
 
     def reset_eligibility(self) -> None:
@@ -210,7 +207,9 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         """
         for group in self.param_groups:
             group["calibration_start"] = group["step_count"]
-            self.initialise([p for p in group["params"] if p in self.state])
+            for p in group["params"]:
+                if p in self.state:
+                    self.state[p] = self.new_state(p)
 
     def get_param_eligibility(self, param: Tensor) -> Tensor | None:
         """The bias-corrected eligibility of one parameter, shaped like it, in units of its gradient (P4).

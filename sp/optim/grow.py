@@ -1,0 +1,169 @@
+"""More outputs for a layer in mid-training, as when new classes come."""
+
+import math
+from numbers import Number
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from sp.biology import Synapses
+from sp.checks import check_integer, check_number
+from sp.optim.coincidence import memories
+from sp.optim.common import PlasticityOptimizer
+from sp.optim.consolidating import ConsolidatingPlasticityOptimizer
+
+# A new output begins so far below zero, in units of the root mean square of what the layer answers. With an output for
+# every class from the start, those whose class has not come learn to answer below the others; from zero, new classes
+# take old ones over (digits, five tasks of two classes: final accuracy .849 from 0, .943 from -2, .955 all from the
+# start).
+BELOW = 2.0
+
+
+@torch.no_grad()
+def grow_outputs(layer: nn.Linear, out_features: int, optimizer: Optimizer, bias: float | None = None) -> None:
+    """Give the last layer of a network more outputs, in place, between two steps.
+
+    The first outputs answer as before. Parameters are the same objects, so that the hooks, watchers and counters that
+    hold them go on. The weights of new outputs are zero: they do not outvote what the network knows.
+
+    The optimizer's state goes on as well. What it holds of each synapse (momentum, eligibility, what has consolidated)
+    is zero for the new ones, as before their first step; the step count is that of the layer. In the coincidence form
+    the memory of inputs stays as it is, and the memory of errors gets outputs that have had none. Other optimizers,
+    such as ``torch.optim.Adam``, are served where all that they hold of a parameter has its shape or is a number.
+
+    Gradients of the layer that are there are cleared. What was wrapped around the model before
+    (``DistributedDataParallel``, ``torch.compile``) has to be wrapped anew.
+
+    Args:
+        layer: with or without a bias; its weight is a parameter of its own, not one that is computed from others.
+        out_features: how many outputs it will have; as many as now changes nothing.
+        optimizer: the one that trains the layer.
+        bias: of the new outputs, any finite number. None: in the coincidence form, which measures what a layer
+            answers, minus twice its root mean square, as for logits of classes; else, and where the layer has no bias,
+            0. Give 0 where outputs are no logits.
+
+    Raises:
+        TypeError: ``layer`` is no ``nn.Linear``, ``optimizer`` no optimizer, or a number is none.
+        ValueError: fewer outputs than now; a bias for a layer without one; a weight that the optimizer does not train,
+            or that is computed, sharded or shared with an embedding; or a state that cannot grow. Nothing was changed.
+    """
+    _check(layer, out_features, optimizer, bias)
+    more = out_features - layer.out_features
+    if not more:
+        return
+    synapses = _synapses(optimizer, layer.weight)
+    remembers = synapses is not None and isinstance(optimizer, ConsolidatingPlasticityOptimizer)
+    parameters = [p for p in (layer.weight, layer.bias) if p is not None]
+    padded = [p for p in parameters if p is not layer.weight or not remembers]
+    grown = [(p, _grown_state(p, optimizer.state[p], more)) for p in padded if optimizer.state.get(p)]
+    errors = _errors(optimizer, synapses) if remembers and optimizer.state.get(layer.weight) else None
+    if bias is None:
+        bias = -BELOW * float(optimizer.state[layer.weight]["spread"]) if errors is not None else 0.0
+    for p in parameters:
+        _grow(p, more)
+    if layer.bias is not None:
+        layer.bias[layer.out_features :] = bias
+    layer.out_features = out_features
+    for p, state in grown:
+        optimizer.state[p].update(state)
+    if errors is not None:
+        _remember(optimizer, synapses, F.pad(errors, (0, more, 0, more)))
+    if synapses is not None:
+        synapses.clear()
+
+
+def _check(layer: nn.Linear, out_features: int, optimizer: Optimizer, bias: float | None) -> None:
+    if not isinstance(layer, nn.Linear):
+        raise TypeError(f"layer must be a torch.nn.Linear, got a {type(layer).__name__}")
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got a {type(optimizer).__name__}")
+    check_integer("out_features", out_features, layer.out_features)
+    if bias is not None:
+        check_number("bias", bias, -math.inf)
+        if layer.bias is None:
+            raise ValueError(f"bias must be None for a layer that has none, got {bias!r}")
+    if "weight" not in dict(layer.named_parameters(recurse=False)):
+        raise ValueError(
+            "layer must have its weight as a parameter, got one whose weight is computed from others: remove the "
+            "parametrisation first"
+        )
+    if isinstance(layer.weight, DTensor):
+        raise ValueError("layer must be whole, got one that fully_shard has sharded: grow it before it is sharded")
+    if not any(p is layer.weight for group in optimizer.param_groups for p in group["params"]):
+        raise ValueError(
+            "layer must be one that optimizer trains, got one whose weight is in none of its parameter groups: pass "
+            "the optimizer that holds it"
+        )
+    synapses = _synapses(optimizer, layer.weight)
+    if synapses is not None and synapses.kind.indices:
+        raise ValueError(
+            "layer must have a weight of its own, got one that shares it with an embedding: make a larger embedding "
+            "and a new optimizer"
+        )
+
+
+def _synapses(optimizer: Optimizer, weight: Tensor) -> Synapses | None:
+    """What a watcher of the optimizer recorded of a layer, frozen or not; None where there is none."""
+    watcher = optimizer.coincidence if isinstance(optimizer, PlasticityOptimizer) else None
+    return next((s for s in watcher.synapses if s.weight is weight), None) if watcher is not None else None
+
+
+def _padded(tensor: Tensor, more: int) -> Tensor:
+    """A tensor with so many rows of zeros more."""
+    return F.pad(tensor, (0, 0) * (tensor.dim() - 1) + (0, more))
+
+
+def _grown_state(parameter: Tensor, state: dict[str, Any], more: int) -> dict[str, Tensor]:
+    """Those tensors of a parameter's state that have its shape, with rows more."""
+    for name, value in state.items():
+        single = value is None or isinstance(value, Number) or (isinstance(value, Tensor) and value.numel() == 1)
+        if not single and getattr(value, "shape", None) != parameter.shape:
+            raise ValueError(
+                f"optimizer holds {name!r} of a parameter of shape {tuple(parameter.shape)}, which has neither that "
+                "shape nor is a number, so that it cannot be grown; nothing was changed. Grow the layer by hand and "
+                "make a new optimizer."
+            )
+    return {
+        name: _padded(value, more) for name, value in state.items() if getattr(value, "shape", None) == parameter.shape
+    }
+
+
+def _grow(parameter: nn.Parameter, more: int) -> None:
+    parameter.grad = None
+    grown = _padded(parameter.data, more)
+    # A loss of an earlier step that is still held keeps the node through which gradients come, and this node expects
+    # gradients of the old shape. A parameter that changes its dtype gets another node.
+    parameter.data = parameter.data.new_empty(0, dtype=torch.float16 if grown.dtype == torch.float32 else torch.float32)
+    parameter.data = grown
+
+
+def _errors(optimizer: ConsolidatingPlasticityOptimizer, synapses: Synapses) -> Tensor:
+    """The running mean of products of errors that a layer's memory holds, (out, out); zero where it holds none."""
+    _, memory = memories(synapses, optimizer.group_of(synapses.weight))
+    _, out, _ = synapses.shape
+    state, like = optimizer.state[synapses.weight], synapses.weight.new_zeros(out, out, dtype=torch.double)
+    if memory is None or memory.name not in state:
+        return like
+    memory.begin(state, 1, out, like)  # refuses what an option that was changed does not fit
+    return memory.matrix(state)[0].double()
+
+
+def _remember(optimizer: ConsolidatingPlasticityOptimizer, synapses: Synapses, errors: Tensor) -> None:
+    """Make a layer's memory of errors anew, and have it hold these, (out, out)."""
+    state = optimizer.state[synapses.weight]
+    for name in [name for name in state if name.startswith("errors")]:
+        del state[name]
+    _, memory = memories(synapses, optimizer.group_of(synapses.weight))
+    if memory is None:
+        return
+    like = torch.empty((), dtype=state["step"].dtype, device=errors.device)
+    memory.begin(state, 1, len(errors), like)
+    if errors.any():
+        values, vectors = torch.linalg.eigh(errors)
+        rows = (vectors * values.clamp(min=0).sqrt()).mT.to(like.dtype)
+        memory.remember(state, rows[None], 1.0, 0.0)
+        memory.look(state)
