@@ -18,7 +18,8 @@ AVERAGE = 0.99  # share of the old value that a running mean keeps in a step of 
 REFERENCE_BATCH = 128  # batch size for which the constants are meant; others are scaled to it
 SCALE_STEPS = 10  # steps in which the scales of a layer's gradient and inputs are measured
 FLOOR = 0.5  # of the norm at the beginning: a task learnt to the end must not leave the absorber shut for the next
-GAIN = 12.0  # so that one learning rate suits both forms of the rule
+GAIN = 9.6  # so that one learning rate suits both forms of the rule
+BOOST = 0.25  # power of (squared length / variance) of the inputs with which a step grows
 EARLY = 20  # a layer's first steps, in which everything is new and the memory is looked at often
 LOOK_WIDTH = 80  # inputs (or outputs) for which a step passes between two looks, so that wide layers can afford them
 EXACT_WIDTH = 1024  # inputs, or outputs, up to which a layer remembers exactly unless a rank is given
@@ -27,7 +28,14 @@ RANK = 128  # of the sketch of wider ones
 ROWS = 64  # of a batch that a memory takes in; more hardly help
 PATCHES = 256  # where an example has several
 RESPONSE_ROWS = 16  # rows on which a layer's response is measured
-NUMBERS = ("step", "power", "mean", "scale", "spread")  # of a layer's state, without dimensions and never on a device
+NUMBERS = (
+    "step",
+    "power",
+    "variance",
+    "mean",
+    "scale",
+    "spread",
+)  # of a layer's state, without dimensions and never on a device
 
 
 def decay(examples: float) -> float:
@@ -86,8 +94,9 @@ class WatchedLayer:
         self.factor = batch_factor(activity.examples)
         self.begun = self._begin_memories(state, synapses, self.inputs, self.errors)  # an option may have changed
         if self.step <= SCALE_STEPS:
-            seen = 1.0 if synapses.kind.indices else float(self.x.square().sum()) / self.x[..., 0].numel()
-            self._average("power", seen, 1 - 1 / self.step)
+            power, variance = (1.0, 1.0) if synapses.kind.indices else _power_and_variance(self.x)
+            self._average("power", power, 1 - 1 / self.step)
+            self._average("variance", variance, 1 - 1 / self.step)
 
     @staticmethod
     def initialise(state: dict[str, Tensor], synapses: Synapses, group: dict[str, Any]) -> None:
@@ -115,12 +124,12 @@ class WatchedLayer:
             share: of the learning rate that this layer has.
             bias: whether a bias is the optimizer's to change.
         """
-        power = float(self.state["power"])
-        if power <= 0:  # what was never active stays
+        power, variance = float(self.state["power"]), float(self.state["variance"])
+        if variance <= 0:  # what was never active stays
             return
         norm = (squared_norm / power) ** 0.5
         absorbed = self._absorbed(norm)
-        self._remember(absorbed, power)
+        self._remember(absorbed, variance)
         every = self.group["refresh_every"]
         if self._due(every or max(1, self.synapses.shape[2] // LOOK_WIDTH)):
             self.inputs.look(self.state)
@@ -133,7 +142,7 @@ class WatchedLayer:
         usual = max(float(self.state["spread"]), self._fresh(power))
         # Of G (A + I / r)^-1, which is r G P.
         gain = share * GAIN * self.group["retention"] * float(signed_rate(self.group))
-        size = gain * self.factor * absorbed * usual / (scale * power)
+        size = gain * self.factor * absorbed * usual * (power / variance) ** BOOST / (scale * variance)
         factors = self._factors(squared_norm)
         if factors is None:
             change = self._projected()
@@ -155,8 +164,10 @@ class WatchedLayer:
             self.state["scale"].copy_(self.state["mean"])
         return kept / norm if norm else 0.0
 
-    def _remember(self, absorbed: float, power: float) -> None:
-        weight = self.factor / (self.activity.terms * power)
+    def _remember(self, absorbed: float, variance: float) -> None:
+        # Rows of one example are alike: each counts for less than an example, and all of them for more than one.
+        rows = self.x.shape[0 if self.synapses.kind.indices else -2]
+        weight = self.factor * (rows / self.activity.terms) ** 0.5 / (self.activity.terms * variance)
         kept = 1.0 if self.group["horizon"] == math.inf else math.exp(-self.activity.examples / self.group["horizon"])
         if self.synapses.kind.indices:
             self.inputs.remember(self.state, self.x, self.d.new_full((1,), weight), kept)
@@ -230,3 +241,16 @@ class WatchedLayer:
     def _fresh(self, power: float) -> float:
         """What a layer as PyTorch initialises it answers, root mean square; embeddings are drawn with deviation one."""
         return 1.0 if self.synapses.kind.indices else (power / (3 * self.synapses.shape[2])) ** 0.5
+
+
+def _power_and_variance(x: Tensor) -> tuple[float, float]:
+    """Mean squared length of the rows of x, (g, N, d), and of what is left without their mean.
+
+    A single row has no mean of others, and neither have rows that are all the same: their variance is the first.
+    """
+    groups, rows = x.shape[:2]
+    power = float(x.square().sum()) / (groups * rows)
+    if rows == 1:
+        return power, power
+    variance = float((x - x.mean(-2, keepdim=True)).square().sum()) / (groups * (rows - 1))
+    return power, variance if variance > 1e-4 * power else power
