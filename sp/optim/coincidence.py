@@ -246,7 +246,7 @@ class WatchedLayer:
 def _power_and_variance(x: Tensor) -> tuple[float, float]:
     """Mean squared length of the rows of x, (g, N, d), and of what is left without their mean.
 
-    A single row has no mean of others, and neither have rows that are all the same: their variance is the first.
+    Of a single row, or of rows that are all alike, no variance can be told: the mean squared length stands for it.
     """
     groups, rows = x.shape[:2]
     power = float(x.square().sum()) / (groups * rows)
