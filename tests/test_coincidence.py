@@ -55,7 +55,7 @@ class Layer:
         self.W = self.W * (1 - o["lr"] * o["weight_decay"])
         if self.t <= c.SCALE_STEPS:
             self.power += ((X**2).sum(1).mean() - self.power) / self.t
-            variance = X.var(0, ddof=1).sum() if len(X) > 1 else (X**2).sum()
+            variance = X.var(0, ddof=1).sum() if len(X) > 1 else (X**2).sum() / c.USUAL
             self.variance += (variance - self.variance) / self.t
         batch = math.sqrt(examples / c.REFERENCE_BATCH)
         keep = c.AVERAGE ** (examples / c.REFERENCE_BATCH)

@@ -21,6 +21,7 @@ ODD, ODD_STEPS = 10.0, 4  # of gradients so many times one that follows in a lay
 FLOOR = 0.5  # of the norm at the beginning: a task learnt to the end must not leave the absorber shut for the next
 GAIN = 9.6  # so that one learning rate suits both forms of the rule
 BOOST = 0.25  # power of (squared length / variance) of the inputs with which a step grows
+USUAL = 3.0  # squared length over variance where it cannot be told, with one row in a batch (1: accuracy .933; 3: .952)
 EARLY = 20  # a layer's first steps, in which everything is new and the memory is looked at often
 LOOK_WIDTH = 80  # inputs (or outputs) for which a step passes between two looks, so that wide layers can afford them
 EXACT_WIDTH = 1024  # inputs, or outputs, up to which a layer remembers exactly unless a rank is given
@@ -230,11 +231,12 @@ class WatchedLayer:
 def _power_and_variance(x: Tensor) -> tuple[float, float]:
     """Mean squared length of the rows of x, (g, N, d), and of what is left without their mean.
 
-    Of a single row, or of rows that are all alike, no variance can be told: the mean squared length stands for it.
+    Of a single row no variance can be told: a third of the mean squared length, as is usual, stands for it; of rows
+    that are all alike, the mean squared length.
     """
     groups, rows = x.shape[:2]
     power = float(x.square().sum()) / (groups * rows)
     if rows == 1:
-        return power, power
+        return power, power / USUAL
     variance = float((x - x.mean(-2, keepdim=True)).square().sum()) / (groups * (rows - 1))
     return power, variance if variance > 1e-4 * power else power
