@@ -24,7 +24,7 @@ from sp.replay import POLICIES, ReplayBuffer
 
 RULES_VERSION = 2  # raised whenever a change of the code changes results, so that kept ones are not taken for new
 # Raised instead where a change concerns the results of one method only, or of one method on one model or base.
-METHOD_VERSIONS = {"mas": 2, "si": 2, "coincidence": 3, "dendrites, coincidence": 2, "active_dendrites, coincidence": 2}
+METHOD_VERSIONS = {"mas": 2, "si": 2, "coincidence": 4, "dendrites, coincidence": 3, "active_dendrites, coincidence": 3}
 
 _ALLOWED = {
     "dataset": DATASETS,

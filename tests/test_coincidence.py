@@ -36,7 +36,15 @@ class Layer:
         out, width = weight.shape
         self.A, self.P = np.zeros((width, width)), np.eye(width)
         self.S, self.Q = np.zeros((out, out)), np.eye(out)
-        self.t, self.power, self.mean, self.scale, self.spread, self.bounded = 0, 0.0, 0.0, 0.0, 0.0, 0
+        self.t, self.power, self.variance, self.mean, self.scale, self.spread, self.bounded = (
+            0,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+            0,
+        )
 
     def step(self, X, D, examples):
         """X: (N, d), D: (N, out) rows that came from so many examples."""
@@ -47,6 +55,8 @@ class Layer:
         self.W = self.W * (1 - o["lr"] * o["weight_decay"])
         if self.t <= c.SCALE_STEPS:
             self.power += ((X**2).sum(1).mean() - self.power) / self.t
+            variance = X.var(0, ddof=1).sum() if len(X) > 1 else (X**2).sum() / c.USUAL
+            self.variance += (variance - self.variance) / self.t
         batch = math.sqrt(examples / c.REFERENCE_BATCH)
         keep = c.AVERAGE ** (examples / c.REFERENCE_BATCH)
         gradient = D.T @ X
@@ -58,7 +68,8 @@ class Layer:
             self.mean = keep * self.mean + (1 - keep) * kept
         if self.t <= c.SCALE_STEPS:
             self.scale = self.mean
-        self.A = math.exp(-examples / o["horizon"]) * self.A + batch * X.T @ X / (examples * self.power)
+        counted = batch * math.sqrt(len(X) / examples) / (examples * self.variance)
+        self.A = math.exp(-examples / o["horizon"]) * self.A + counted * X.T @ X
         self.S = keep * self.S + examples * (kept / norm) ** 2 * D.T @ D
         seen = X[sampled(torch.arange(len(X))[:, None], self.t, c.RESPONSE_ROWS)[0].flatten().numpy(force=True)]
         if self.t % o["refresh_every"] == 0 or (self.t < c.EARLY and self.t % 4 == 1):
@@ -70,7 +81,8 @@ class Layer:
             self.spread = kept_spread * self.spread + (1 - kept_spread) * spread
         answers = max(self.spread, math.sqrt(self.power / (3 * width)))
         size = rate * c.GAIN * self.share * o["retention"] * answers
-        change = size * batch * kept / norm * self.Q @ gradient @ self.P / (self.scale * self.power)
+        size *= batch * kept / norm * (self.power / self.variance) ** c.BOOST / (self.scale * self.variance)
+        change = size * self.Q @ gradient @ self.P
         if o["response_bound"] is not None:
             excess = math.sqrt(((seen @ change.T) ** 2).mean()) / (o["response_bound"] * answers)
             self.bounded += excess > 1

@@ -33,17 +33,20 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         w <- w - lr (g / sqrt(theta)) theta / (theta + C)
 
     With ``coincidence=NMDACoincidence(model)``, for the matrix W of every layer that is watched, its bias the last
-    column (*coincidence form*), with inputs X in units of their root mean squared length, errors D, and the gradient
-    G = D'X in units of its norm at the beginning::
+    column (*coincidence form*), with inputs X, of mean squared length m and variance v (that of all inputs together, as
+    the batches of the beginning have it), errors D, and the gradient G = D'X in units of its norm at the beginning::
 
-        A <- A + X'X / B            P = (I + r A)^-1                        presynaptic memory: what of an input is new
+        A <- A + X'X sqrt(T) / v B  P = (I + r A)^-1                        presynaptic memory: what of an input is new
         S <- mean of D'D            Q ~ (I + c S / mean(diag S))^-1         postsynaptic scaling: a running mean
-        W <- W - 12 lr / sqrt(n) y r Q G P
+        W <- W - 9.6 lr / sqrt(n) y r (m / v)^1.25 Q G P
 
     Q is scaled so that it leaves the power of all errors together as it is; y is the root mean square of what the layer
-    answers, and n the number of matrices that are watched. All layers follow this one rule. A synapse moves only along
-    what is new in its input. Parameters that are not watched follow the diagonal form, and count besides as having a
-    constant input: their step is multiplied by ``1 / (1 + 10 t)``, t the number of examples so far in units of 128.
+    answers, n the number of matrices that are watched, and B the number of terms of the loss, for each of which the
+    layer saw T inputs: 1, or as many as there are time steps or patches. All layers follow this one rule. A synapse
+    moves only along what is new in its input. What differs between inputs that share a large mean would soon count as
+    known if it were measured by their length, and so v stands in A. Parameters that are not watched follow the diagonal
+    form, and count besides as having a constant input: their step is multiplied by ``1 / (1 + 10 t)``, t the number of
+    examples so far in units of 128.
 
     The norm of the gradient (in the coincidence form, of each layer's) is held to ``absorber`` times its own running
     mean, or half the norm at the beginning, where that is more. Multiplying the loss by a constant changes nothing.
@@ -306,7 +309,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         """How much each synapse has consolidated, shaped like the parameter; None where there is nothing yet.
 
         Diagonal form: C, in squared units of the gradient. Coincidence form: the variance of the synapse's input that
-        the layer's memory holds, in units of the mean squared length of an input; equal for all synapses of one input.
+        the layer's memory holds, in units of the variance of all inputs; equal for all synapses of one input.
         """
         state, synapses, inputs = self._kept_for(param)
         if not state:
