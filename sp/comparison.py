@@ -57,7 +57,6 @@ def _titled(*methods: str) -> dict[str, str]:
 PLAIN = {
     **_titled("chance", "sgd", "momentum", "adam", "adamw", "adagrad", "stable_sgd", "upgd", "l2", "ewc", "online_ewc"),
     **_titled("si", "mas", "lwf", "owm", "gpm", "ncl", "selective", "consolidating", "coincidence"),
-    "Coincidence, tuned": "coincidence",
     **_titled("ridge", "joint"),
 }
 REPLAYED = {
@@ -369,7 +368,7 @@ def costs(dataset: str, rounds: int = 3) -> pd.DataFrame:
         SGD), ``kept`` (in units of the network's weights).
     """
     small, large = CAPACITIES[dataset]
-    every = [(arm, 0, e) for arm, e in untuned("split2_class", dataset).items() if arm != "Coincidence, tuned"]
+    every = [(arm, 0, e) for arm, e in untuned("split2_class", dataset).items()]
     every += [(arm, size, e) for size in (small, large) for arm, e in untuned("split2_class", dataset, size).items()]
     settings = studies.settings(dataset)
     images = 20 * settings["batch_size"]
