@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 # Tables that no notebook makes, by the first word of their names.
-MADE_BY = {"retention": "results", "comparison": "compare", "recipes": "recipes"}
+MADE_BY = {"retention": "results", "comparison": "comparison", "recipes": "recipes"}
 
 
 def folder(name: str) -> Path:
@@ -70,9 +70,12 @@ def project() -> Path:
 
 def bar(iterable=None, *, progress: bool = True, **options) -> tqdm:
     """A progress bar; without ``progress``, or with ``TQDM_DISABLE=1`` in the environment, none is drawn."""
-    # A notebook's bar does not look at the variable itself.
-    silent = not progress or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
-    return tqdm(iterable, disable=True, **options) if silent else tqdm(iterable, **options)
+    return tqdm(iterable, disable=True, **options) if quiet(progress) else tqdm(iterable, **options)
+
+
+def quiet(progress: bool) -> bool:
+    """Whether nothing is to be said of progress; a notebook's bar does not look at the variable itself."""
+    return not progress or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -51,7 +51,10 @@ class Ledger:
             self._layers.append(_Layer(Path(committed)))
 
     def get(self, experiment: Experiment) -> Result | None:
-        """The result of an experiment, or None where there is none that can be trusted."""
+        """The result of an experiment, or None where there is none that can be trusted.
+
+        Of one with something of somebody's own that has no digest there is none.
+        """
         key = experiment.key()
         result = self._find(key, Result.from_row)
         if result is None:
@@ -63,11 +66,13 @@ class Ledger:
         return result
 
     def put(self, result: Result) -> None:
-        """Keep a result.
+        """Keep a result, unless something in its experiment has no digest.
 
         Raises:
             OSError: the folder cannot be written; the message names it. What was kept before is untouched.
         """
+        if any(own.obstacle for own in result.experiment.own.values()):
+            return
         key = result.experiment.key()
         self._own.append(key, result.as_row())
         _log("computed", key)
