@@ -1,7 +1,7 @@
 """The field beside the rule: every rival on every scenario, tuned with the same effort (notebooks 09 and 11).
 
-``python -m sp comparison --dataset DATASET`` measures what a step costs, says how long the rest will take, tunes what is
-not tuned and runs the reported seeds. What was run before is read from the ledger.
+``python -m sp comparison --dataset DATASET`` measures what a step costs, says how long the rest will take, tunes what
+is not tuned and runs the reported seeds. What was run before is read from the ledger.
 """
 
 import hashlib

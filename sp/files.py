@@ -49,7 +49,11 @@ def existing(path: Path) -> Path:
 def made_from(name: str) -> tuple[str | None, str | None]:
     """Notebook and data set in a figure's name, such as ``01_forgetting`` and ``mnist``; None where there is none."""
     stem, dataset = re.match(r"\d\d_[a-z]+", name), re.search(r"_(digits|fashion_mnist|mnist)(?:_|$)", name)
-    return stem and stem[0], dataset and dataset[1]
+    if stem is None:
+        return None, dataset and dataset[1]
+    known = [path.stem for path in (project() / "notebooks").glob(f"{stem[0]}_*.ipynb")]  # of several words
+    notebook = max((one for one in known if name.startswith(one)), key=len, default=stem[0])
+    return notebook, dataset and dataset[1]
 
 
 def made_by(name: str) -> str | None:

@@ -263,7 +263,7 @@ def _check_options(title: str, method: Callable[..., Any], options: dict[str, An
         if option not in names and all(parameter.kind != parameter.VAR_KEYWORD for parameter in taken):
             raise ValueError(
                 f"method {title!r} does not take the option {option!r}, it takes {', '.join(names[1:]) or 'none'}: "
-                f"write it as an argument, such as  lambda model, {option}=...: "
+                f"give it such an argument,  lambda model, {option}=...: ..."
             )
 
 

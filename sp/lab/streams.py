@@ -221,7 +221,7 @@ def _pair(names: Sequence[str], values: Sequence[Any], target: str) -> tuple[np.
             raise ValueError(f"{y_name} has one value only in column {constant[0]}: there is nothing to explain")
     elif y.dtype != np.int64:
         raise ValueError(
-            f"{y_name} must hold classes, whole numbers from 0, got {y.flat[0]!r} of type {y.dtype}: turn them into "
+            f"{y_name} must hold classes, whole numbers from 0, got {y.flat[0]} of type {y.dtype}: turn them into "
             "integers, or give target='numbers' to learn numbers by their squared error"
         )
     elif y.min() < 0:
