@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -152,6 +153,13 @@ def test_what_is_kept_is_known_by_content_and_not_by_title(kept):
     assert again == result.experiment and again.key() == first[0] and str(again.optimizer) == "Own"
     with pytest.raises(ValueError, match="'own network' was read from a ledger, which has its digest only"):
         run(again)
+
+
+def test_a_run_with_own_code_is_no_part_of_an_audit(tmp_path, monkeypatch, capsys):
+    keys(Ledger(tmp_path), lion)
+    monkeypatch.setenv("SP_LEDGER", str(tmp_path))
+    assert main(["audit", "--sample", "1"]) == 2
+    assert "there is nothing to audit" in capsys.readouterr().err
 
 
 def test_a_class_and_a_partial_of_one_get_the_parameters(kept):
@@ -349,7 +357,7 @@ def test_online_each_batch_is_tested_before_it_is_learnt_and_order_is_kept(kept)
     assert seen[-20:] == [[number // 2] * 5 for number in range(20)]
     assert runs.data.average_accuracy.item() == pytest.approx(0.5)  # right on the second of two batches
     assert runs.curve().accuracy.tolist() == [1, 1, *[0, 1] * 9]
-    assert runs.plot("curve").axes and runs.is_online
+    assert runs.plot("curve").axes and stream.is_online
     with pytest.raises(ValueError, match="an online stream has not: take 'accuracy' or 'curve'"):
         runs.plot("matrix")
     tuned = stream.arrays.tasks_for("validation")
@@ -432,6 +440,7 @@ def fails(model):
         ("sgd", {"tune": {"M": {"lr": [-1.0]}}}, "cannot be made: Invalid learning rate: -1.0"),
         (other_parameters, {}, "method 'M' trains none of the network's parameters"),
         (fails, {}, "method 'M' fails at its first step: ZeroDivisionError"),
+        (lion, {"device": "cuda:99"}, "device 'cuda:99' cannot be used.*give 'cpu'"),
         ("adm", {}, "method 'adm' is not known: did you mean 'adam'"),
         (3, {}, "method 'M' must be a name or something to call with a network"),
         ("agem", {}, "give replay_capacity >= 1"),
@@ -453,6 +462,17 @@ def test_what_cannot_run_is_said_before_anything_runs(kept, monkeypatch, method,
     monkeypatch.setattr("sp.lab.comparing.run_all", None)
     with pytest.raises((ValueError, TypeError), match=message):
         compare({"M": method}, digits(), **{**SMALL, "ledger": kept, **options})
+
+
+def test_what_cannot_be_sent_to_workers_says_so(kept):
+    lock = threading.Lock()
+
+    def locked(model):
+        with lock:
+            return lion(model)
+
+    with pytest.raises(ValueError, match=r"'Locked' cannot be sent to another process \(.*lock.*or give workers=1"):
+        compare({"Locked": locked}, digits(), **{**SMALL, "workers": 2, "ledger": kept})
 
 
 def test_methods_that_are_tuned_get_as_many_points(kept):

@@ -40,18 +40,13 @@ class Runs:
         return f"{len(self.data)} runs on {self.stream.title}\n{self.table().to_string()}"
 
     @property
-    def is_online(self) -> bool:
-        """Whether the stream has no boundaries."""
-        return self.stream.arrays is not None and self.stream.arrays.is_online
-
-    @property
     def score(self) -> str:
         """What is measured: accuracy, or R2 of numbers."""
         return "R2 (0 where negative)" if self.stream.arrays is not None and self.stream.arrays.numbers else "accuracy"
 
     @property
     def _measures(self) -> dict[str, str]:
-        if self.is_online:
+        if self.stream.is_online:
             return {"average_accuracy": f"{self.score} before learning"}
         after = {"learning_accuracy": f"{self.score} right after each task"}
         return {"average_accuracy": f"final {self.score}", **(after if self.data.tasks.iloc[0] > 1 else {})}
@@ -95,8 +90,9 @@ class Runs:
 
         Online it is that on what came since the last step, before it was learnt.
         """
-        if self.is_online:
-            return tables.curves(self.results).merge(self.data[["key", "seed", "method"]], on=["key", "seed"])
+        if self.stream.is_online:
+            named = zip(self.data.method, self.results, strict=True)
+            return pd.concat([tables.curves([result]).assign(method=title) for title, result in named])
         steps = range(1, int(self.data.tasks.iloc[0]) + 1)
         long = self.data.melt(["method", "seed"], [f"after_{n}" for n in steps], "step", "accuracy")
         return long.assign(step=long.step.str.removeprefix("after_").astype(int))
@@ -135,7 +131,7 @@ class Runs:
             panels = {name: text[0].upper() + text[1:] for name, text in self._measures.items()}
             return "interval_plot", table, {"panels": panels, "label": label}
         if kind == "matrix":
-            if self.is_online:
+            if self.stream.is_online:
                 raise ValueError(
                     "kind 'matrix' needs tasks, which an online stream has not: take 'accuracy' or 'curve'"
                 )
@@ -148,7 +144,7 @@ class Runs:
             options = {"panels": titles, "value": "accuracy", "labels": [label, "After task", "On task"]}
             return "heat_maps", pd.DataFrame(cells), options
         table = self.curve().rename(columns={"method": "arm"})
-        x = "Training step" if self.is_online else "Tasks learnt"
-        shown = f"{label} before learning" if self.is_online else f"{label} on these tasks"
+        x = "Training step" if self.stream.is_online else "Tasks learnt"
+        shown = f"{label} before learning" if self.stream.is_online else f"{label} on these tasks"
         options = {"x": "step", "panels": {"accuracy": ""}, "labels": [x, shown], "limits": [-0.02, 1.02]}
         return "line_panels", table[["arm", "seed", "step", "accuracy"]], options

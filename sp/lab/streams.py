@@ -146,6 +146,11 @@ class Stream:
         return cls(title, choices, {**OWN_SETTINGS, "epochs": 1} if arrays.is_online else OWN_SETTINGS)
 
     @property
+    def is_online(self) -> bool:
+        """Whether it is one pass over data in their order, without boundaries."""
+        return self.arrays is not None and self.arrays.is_online
+
+    @property
     def arrays(self) -> "Arrays | None":
         """Of one's own, else None."""
         return self.choices["stream"].content if isinstance(self.choices["stream"], Own) else None
