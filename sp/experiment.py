@@ -299,7 +299,7 @@ class Moment:
 def stream_of(experiment: Experiment) -> Stream:
     """The tasks of an experiment."""
     if isinstance(experiment.stream, Own):
-        return _content(experiment.stream).tasks_for(experiment.evaluation)
+        return experiment.stream.given().tasks_for(experiment.evaluation)
     return make_stream(
         load(experiment.dataset),
         experiment.stream,
@@ -340,26 +340,20 @@ def run(
         return _Run(experiment, stream_of(experiment), torch.device(device), look).train(progress, until)
 
 
-def _content(own: Own) -> Any:
-    if own.content is None:
-        raise ValueError(f"{own.title!r} was read from a ledger, which has its digest only: give it again to run it")
-    return own.content
-
-
 run.counts_as = ("sp.experiment.run", RULES_VERSION)  # for `sp.digest`: what it runs has a key with versions
 
 
 def network_of(experiment: Experiment, stream: Stream) -> nn.Module:
     """A new network with the weights that the global random state gives it."""
     if isinstance(experiment.model, Own):
-        return _content(experiment.model)()
+        return experiment.model.given()()
     return MODELS[experiment.model](stream.inputs, experiment.hidden, stream.outputs)
 
 
 def loss_of(experiment: Experiment, stream: Stream) -> Callable[[Tensor, Tensor], Tensor]:
     """The experiment's own loss, else cross-entropy, or the mean squared error where targets are numbers."""
     if experiment.loss is not None:
-        return _content(experiment.loss)
+        return experiment.loss.given()
     return nn.functional.mse_loss if stream.numbers else cross_entropy
 
 

@@ -23,7 +23,7 @@ import pandas as pd
 
 from sp import files
 from sp.digest import digest, obstacle
-from sp.experiment import Experiment, Result, run
+from sp.experiment import OWN_DATA, Experiment, Result, run
 
 SEAL = 16  # hexadecimal digits
 
@@ -138,8 +138,8 @@ class Ledger:
     def commit(self, keys: Iterable[str], instead_of: str | None = None) -> int:
         """Write rows of either layer into the project's committed layer, a file for each data set.
 
-        Rows that the present rules would not make are left out, and so are, of the data set ``instead_of``, all others
-        than these.
+        Rows that the present rules would not make are left out, and so are, of the data set ``instead_of`` and of own
+        arrays, all others than these.
 
         Returns:
             How many rows the committed layer then has.
@@ -158,7 +158,7 @@ class Ledger:
                 name = experiment.dataset
                 if experiment.key() != key:
                     continue
-            if key not in wanted and instead_of is not None and name in (instead_of, "tables"):
+            if key not in wanted and instead_of is not None and name in (instead_of, "tables", OWN_DATA):
                 continue
             rows.setdefault(name, {})[key] = row
         for name, found in rows.items():

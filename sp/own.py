@@ -39,6 +39,18 @@ class Own:
             return cls(title, f"without digest {uuid4().hex}", content, digest.obstacle(stands_for))
         return cls(title, made, content)
 
+    def given(self) -> Any:
+        """The content.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.content is None:
+            raise ValueError(
+                f"{self.title!r} was read from a ledger, which has its digest only: give it again to run it"
+            )
+        return self.content
+
     def as_dict(self) -> dict[str, str]:
         """What a row of a ledger keeps of it."""
         return {"title": self.title, "digest": self.digest}

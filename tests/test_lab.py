@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -69,6 +71,12 @@ class Anchored(GradientLearner):
 
     def end_task(self, x, y, allowed):
         self.anchor = [p.detach().clone() for p in self.parameters]
+
+
+@pytest.fixture(autouse=True)
+def no_figure_is_left():
+    yield
+    plt.close("all")
 
 
 @pytest.fixture
@@ -145,14 +153,16 @@ def test_what_is_kept_is_known_by_content_and_not_by_title(kept):
     renamed = compare(
         {"Other": lambda model: Lion(model.parameters(), lr=rate)}, digits(), seeds=1, ledger=kept, **SMALL
     )
-    assert renamed.data.key.tolist() == first
+    assert renamed.data.key.tolist() == first and renamed.data.optimizer.tolist() == ["Other"]
     rate = 2e-3
     assert keys(kept, lambda model: Lion(model.parameters(), lr=rate)) != first
     (result,) = [result for result in kept.results() if result.experiment.key() == first[0]]
     again = Result.from_row(json.loads(json.dumps(result.as_row()))).experiment
     assert again == result.experiment and again.key() == first[0] and str(again.optimizer) == "Own"
-    with pytest.raises(ValueError, match="'own network' was read from a ledger, which has its digest only"):
+    with pytest.raises(ValueError, match="'Own' was read from a ledger, which has its digest only: give it again"):
         run(again)
+    with pytest.raises(ValueError, match="'own network' was read from a ledger"):
+        run(replace(again, optimizer="adam"))
 
 
 def test_a_run_with_own_code_is_no_part_of_an_audit(tmp_path, monkeypatch, capsys):
@@ -284,6 +294,14 @@ def test_tuning_on_own_arrays_sees_training_rows_alone_and_none_twice():
     assert len(x) == 40 and len(x_held) == 10 and y.dtype == torch.int64 and x.dtype == torch.float32
     rows = sorted(map(tuple, torch.cat([x, x_held]).tolist()))
     assert rows == sorted(map(tuple, task[0].astype(np.float32).tolist()))
+
+
+def test_runs_on_own_arrays_are_committed_while_they_are_shown(kept, tmp_path, monkeypatch):
+    monkeypatch.setenv("SP_LEDGER", str(tmp_path / "ledger"))
+    stream = Stream.from_arrays([blobs(0)], scenario="domain")
+    runs = compare(["sgd"], stream, linear(4, 2), seeds=1, workers=1, ledger=kept, progress=False)
+    assert kept.commit(runs.data.key) == kept.commit([]) == 1
+    assert (tmp_path / "ledger" / "own.jsonl").read_text() and kept.commit([], instead_of="digits") == 0
 
 
 def test_other_content_is_another_key(kept):
@@ -455,13 +473,14 @@ def fails(model):
         (lion, {"network": "mpl"}, "network 'mpl' is not known: did you mean 'mlp'"),
         (lion, {"baseline": "L"}, "baseline 'L' is not known, which is none of M"),
         (lion, {"tune": {"N": {"lr": [1.0]}}}, "tune 'N' is not known"),
+        (lion, {"tune": {"M": {"lr": [1.0]}}, "stream": Stream.split("digits", 2, samples_per_task=600)}, "at most 5"),
         (lion, {"tune": {"M": {"lr": [1.0]}}, "seeds": [0, 100]}, "none of the tuning seeds"),
     ],
 )
 def test_what_cannot_run_is_said_before_anything_runs(kept, monkeypatch, method, options, message):
     monkeypatch.setattr("sp.lab.comparing.run_all", None)
     with pytest.raises((ValueError, TypeError), match=message):
-        compare({"M": method}, digits(), **{**SMALL, "ledger": kept, **options})
+        compare(**{"methods": {"M": method}, "stream": digits(), **SMALL, "ledger": kept, **options})
 
 
 def test_what_cannot_be_sent_to_workers_says_so(kept):

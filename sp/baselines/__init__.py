@@ -118,7 +118,7 @@ def make_learner(
         store: for a method that `rehearses`.
     """
     if isinstance(method, Own):
-        return own_learner(method.content, network(), options)
+        return own_learner(method.given(), network(), options)
     if method == "ridge":
         return RidgeLearner(sizes[0], sizes[1][0], sizes[2], device, **options)
     if method == "chance":

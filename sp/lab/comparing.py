@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sp import files, tables
 from sp.choices import grid
-from sp.experiment import Experiment, Result
+from sp.experiment import Experiment, Result, stream_of
 from sp.lab.checking import check
 from sp.lab.methods import Method, check_name, titled
 from sp.lab.runs import Runs
@@ -21,7 +21,7 @@ from sp.ledger import Ledger, opened
 from sp.models import MODELS
 from sp.own import Own
 from sp.studies import TUNING_SEEDS
-from sp.sweep import plan, run_all
+from sp.sweep import plan, run_all, with_seeds
 
 POINTS_ONLINE = 20  # of the curve
 Tune = Mapping[str, Mapping[str, Sequence[Any]]]
@@ -91,14 +91,16 @@ def compare(
     tried = _tried(base, tune)
     check(tried, device, sent=workers != 1 or cluster is not None)
 
-    ledger = ledger or opened()
     tuning = [
         replace(one, seed=seed, evaluation="validation", curve_points=0)
         for title in tune
         for one in tried[title]
         for seed in TUNING_SEEDS
     ]
+    for one in tuning[:1]:
+        stream_of(one)  # held-out data may be too few
     expected = [*tuning, *(replace(tried[title][0], seed=seed) for title in arms for seed in seeds)]
+    ledger = ledger or opened()
     _warn_of_what_is_not_kept(expected)
     if not files.quiet(progress):
         planned = plan(expected, ledger, device)
@@ -107,10 +109,15 @@ def compare(
     options = {"ledger": ledger, "workers": workers, "progress": progress, "cluster": cluster, "device": device}
     judged = _judged({title: tried[title] for title in tune}, run_all(tuning, **options))
     best = {row.method: row.point for row in judged.itertuples() if row.chosen}
-    named = [(title, tried[title][best.get(title, 0)], seed) for title in arms for seed in seeds]
-    results = run_all([replace(experiment, seed=seed) for _, experiment, seed in named], **options)
+    chosen = {title: tried[title][best.get(title, 0)] for title in arms}
+    named = with_seeds(chosen, seeds)
+    experiments = [experiment for _, experiment in named]
+    # What is read has the titles under which it was kept.
+    results = [
+        replace(result, experiment=e) for result, e in zip(run_all(experiments, **options), experiments, strict=True)
+    ]
     rows = tables.table(results)
-    rows.insert(0, "method", [title for title, *_ in named])
+    rows.insert(0, "method", [title for title, _ in named])
     return Runs(rows, baseline, stream, results, judged)
 
 

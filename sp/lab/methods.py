@@ -42,7 +42,7 @@ def titled(methods: Mapping[str, Method] | Iterable[str]) -> dict[str, str | Own
     """Title -> a name of `METHODS` or somebody's own.
 
     Args:
-        methods: title -> a name or a callable; or names alone, which have their usual titles.
+        methods: title -> a name or a callable; or these alone, which have their usual titles.
 
     Raises:
         ValueError, TypeError: an unknown name, or something else than a name or a callable.
@@ -50,7 +50,7 @@ def titled(methods: Mapping[str, Method] | Iterable[str]) -> dict[str, str | Own
     if isinstance(methods, str) or not methods:
         raise ValueError(f"methods must be a dict of titles and methods, or a list of names, got {methods!r}")
     if not isinstance(methods, Mapping):
-        methods = {TITLES.get(name, str(name)): name for name in methods}
+        methods = {TITLES.get(name, getattr(name, "__name__", str(name))): name for name in methods}
     return {title: _resolved(title, method) for title, method in methods.items()}
 
 
