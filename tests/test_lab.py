@@ -473,6 +473,8 @@ def fails(model):
         (lion, {"network": "mpl"}, "network 'mpl' is not known: did you mean 'mlp'"),
         (lion, {"baseline": "L"}, "baseline 'L' is not known, which is none of M"),
         (lion, {"tune": {"N": {"lr": [1.0]}}}, "tune 'N' is not known"),
+        (lion, {"tune": {"M": {"lr": 1.0}}}, "tune must be such as {'M': {'lr': .*got {'lr': 1.0} of 'M'"),
+        (lion, {"stream": "split5"}, r"stream must be made by Stream.split\(...\).*got 'split5'"),
         (lion, {"tune": {"M": {"lr": [1.0]}}, "stream": Stream.split("digits", 2, samples_per_task=600)}, "at most 5"),
         (lion, {"tune": {"M": {"lr": [1.0]}}, "seeds": [0, 100]}, "none of the tuning seeds"),
     ],

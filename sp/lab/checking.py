@@ -3,6 +3,7 @@
 import inspect
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -99,15 +100,9 @@ def _check_method(title: str, experiment: Experiment, stream: Stream, usual: boo
             return
     if isinstance(method, Own):
         _check_options(title, method.content, options)
-    models = []
-
-    def network() -> nn.Module:
-        models.append(network_of(experiment, stream))
-        return models[-1]
-
+    sizes = (stream.inputs, experiment.hidden, stream.outputs)
     try:
-        sizes = (stream.inputs, experiment.hidden, stream.outputs)
-        learner = make_learner(method, network, sizes, torch.device("cpu"), options)
+        learner = make_learner(method, partial(network_of, experiment, stream), sizes, torch.device("cpu"), options)
     except Exception as error:
         chosen = f" with options {options}" if options else ""
         raise ValueError(f"method {title!r}{chosen} cannot be made: {error}") from error

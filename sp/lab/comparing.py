@@ -59,8 +59,8 @@ def compare(
         network: a name in `sp.models.MODELS`, or a callable without arguments that makes a new module each time; None:
             a perceptron of the stream's usual widths.
         seeds: how many, from 0, or which ones.
-        tune: title -> option -> values. Every combination is tried on the seeds `sp.studies.TUNING_SEEDS` and on
-            training data that were held out; the one with the highest mean accuracy runs. All methods that are tuned
+        tune: title -> option -> list of values. Every combination is tried on the seeds `sp.studies.TUNING_SEEDS` and
+            on training data that were held out; the one with the highest mean accuracy runs. All methods that are tuned
             must have as many points. A callable gets its options as keyword arguments: ``method(model, lr=...)``.
         loss: of outputs and targets, in place of the stream's usual one; gives the mean over a batch.
         hidden: widths of a network by name. epochs: passes over each task; 1 online. batch_size: of new examples.
@@ -74,6 +74,8 @@ def compare(
         ValueError, TypeError: something cannot run, or is not known; the message says what to do.
         sp.sweep.SweepError: some runs failed; the others are kept.
     """
+    if not isinstance(stream, Stream):
+        raise TypeError(f"stream must be made by Stream.split(...), Stream.from_arrays(...) and so on, got {stream!r}")
     arms, tune = titled(methods), dict(tune or {})
     baseline = next(iter(arms)) if baseline is None else baseline
     check_name("baseline", baseline, arms)
@@ -130,8 +132,10 @@ def _seeds(seeds: int | Sequence[int], tuned: bool) -> list[int]:
 
 def _tried(base: dict[str, Experiment], tune: Tune) -> dict[str, list[Experiment]]:
     """Of each method the experiments that tuning chooses from; one alone where it is not tuned."""
-    for title in tune:
+    for title, options in tune.items():
         check_name("tune", title, base)
+        if not isinstance(options, Mapping) or not all(isinstance(values, list | tuple) for values in options.values()):
+            raise TypeError(f"tune must be such as {{{title!r}: {{'lr': [1e-4, 1e-3]}}}}, got {options!r} of {title!r}")
     points = {title: grid(options) for title, options in tune.items()}
     if len({len(found) for found in points.values()}) > 1:
         counts = ", ".join(f"{title}: {len(found)}" for title, found in points.items())

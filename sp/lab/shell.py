@@ -103,8 +103,10 @@ def _tune(texts: list[str], methods: dict[str, Any]) -> dict[str, dict[str, list
         if not equals:
             raise ValueError(f"--tune must be OPTION=v1,v2,... or METHOD:OPTION=v1,v2,..., got {text!r}")
         method, colon, option = name.rpartition(":")
+        parsed = choices.parse(values)
+        choices.grid({option: parsed})  # refuses a range
         for title in [_title_of(method, methods)] if colon else methods:
-            found.setdefault(title, {})[option] = choices.parse(values)
+            found.setdefault(title, {})[option] = parsed
     return found
 
 
