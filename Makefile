@@ -62,8 +62,8 @@ gpu: $(ENVIRONMENT) ## conformance on an accelerator, and time of a step beside 
 	@$(BIN)/python -m tests.on_a_gpu
 
 results: $(ENVIRONMENT) ## every stored table behind notebooks 09 to 11, on MNIST (hours; goes on where it stopped; says first how long)
-	@$(BIN)/python -m sp compare --dataset mnist
-	@$(BIN)/python -m sp compare --dataset fashion_mnist --scenarios split5_class split5_domain permuted10
+	@$(BIN)/python -m sp comparison --dataset mnist
+	@$(BIN)/python -m sp comparison --dataset fashion_mnist --scenarios split5_class split5_domain permuted10
 	@$(BIN)/python -m sp recipes
 	@$(BIN)/python -m sp figures --dataset mnist notebooks/09_comparison.ipynb notebooks/10_claims.ipynb notebooks/11_replay.ipynb
 

@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         add_commands(commands)
         _add_readme(commands)
     chosen = parser.parse_args(arguments)
+    chosen.arguments = arguments
     try:
         return chosen.run(chosen) or 0
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import random
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -22,7 +23,7 @@ VALUES = "v1,v2,... or, with --sample, a range low:high or low:high:log"
 
 def add_commands(commands) -> None:
     """All of them."""
-    studied = (add_notebook_runs, add_bench, add_tune, add_results, add_compare, add_recipes)
+    studied = (add_compare, add_notebook_runs, add_bench, add_tune, add_results, add_comparison, add_recipes)
     for add in (*studied, add_sweep, add_notebooks, add_record, add_audit):
         add(commands)
 
@@ -147,9 +148,51 @@ def _results(chosen: argparse.Namespace) -> None:
 
 
 def add_compare(commands) -> None:
-    """``compare``: the rivals of notebook 09."""
+    """``compare``: anybody's methods on one stream."""
     parser = commands.add_parser(
         "compare",
+        help="compare methods, your own among them, on one stream",
+        description="Methods are paired by seed, and tuned with as many points each on other seeds and held-out data. "
+        "Runs that the ledger has are read. FILE.py:NAME is a callable, or a stream, in a file of yours.",
+        epilog="example: python -m sp compare --method adam --method mine.py:lion --stream split5 "
+        f"--tune lr=1e-4,3e-4,1e-3 --figure lion. Methods: {', '.join(METHODS)}.",
+    )
+    add = parser.add_argument
+    add("--method", action="append", required=True, metavar="NAME|FILE.py:NAME", help="once for each; first: baseline")
+    add(
+        "--stream",
+        default="split5",
+        metavar="NAME|FILE.py:NAME",
+        help="split5, split5_domain, permuted10, rotated5, ...",
+    )
+    add("--samples-per-task", type=positive, help="training images of each task; default: all")
+    add("--network", metavar="NAME|FILE.py:NAME", help="default: a perceptron")
+    add("--tune", action="append", default=[], metavar="[METHOD:]OPTION=v1,v2,...", help="of one method, or of each")
+    add("--seeds", type=positive, default=5, help="how many seeds (default: 5)")
+    add("--epochs", type=positive, help="passes over each task")
+    add("--batch-size", type=positive)
+    add("--replay-capacity", type=int, default=0, help="examples in a buffer of every method (default: 0)")
+    add("--baseline", metavar="METHOD", help="default: the first method")
+    add("--device", default="cpu", help="such as cuda (default: cpu)")
+    add("--workers", type=positive, help="processes (default: one a core)")
+    add("--cluster", metavar="tcp://HOST:PORT", help="a dask scheduler on whose workers to run")
+    add("--figure", metavar="NAME", help="draw the figure figures/NAME")
+    add("--kind", default="accuracy", choices=("accuracy", "matrix", "curve"), help="of figure (default: accuracy)")
+    add("--csv", type=Path, help="write the table of all runs to this file")
+    _add_dataset(parser)
+    parser.set_defaults(run=_compare)
+
+
+def _compare(chosen: argparse.Namespace) -> None:
+    from sp.lab import shell
+
+    shell.run(chosen, shlex.join(["python", "-m", "sp", *chosen.arguments]))
+
+
+def add_comparison(commands) -> None:
+    """``comparison``: the rivals of notebook 09."""
+    parser = commands.add_parser(
+        "comparison",
         help="run the comparison of notebook 09 and keep its tables in figures/",
         description="Runs that the ledger has are not run again; SP_FRESH=1 leaves the committed ones out.",
     )
@@ -164,10 +207,10 @@ def add_compare(commands) -> None:
     parser.add_argument("--no-replay", action="store_true", help="only the arms without replay")
     parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
     parser.add_argument("--estimate", action="store_true", help="only say how long it will take")
-    parser.set_defaults(run=_compare)
+    parser.set_defaults(run=_comparison)
 
 
-def _compare(chosen: argparse.Namespace) -> None:
+def _comparison(chosen: argparse.Namespace) -> None:
     from sp import comparison
 
     scenarios = chosen.scenarios or list(comparison.SCENARIOS)
@@ -224,7 +267,9 @@ def _audit(chosen: argparse.Namespace) -> int:
     results = {
         key: result
         for key, result in committed.items()
-        if result.experiment.dataset == chosen.dataset and result.experiment.optimizer in can_run
+        if result.experiment.dataset == chosen.dataset
+        and result.experiment.optimizer in can_run
+        and not result.experiment.own
     }
     seed = random.randrange(10**6) if chosen.seed is None else chosen.seed
     try:

@@ -259,13 +259,20 @@ class Stream:
         tasks: the tasks.
         inputs: d, the number of pixels.
         outputs: the number of output units that all tasks need together.
-        image_shape: (height, width) of the data set's images; a permuted image is no picture any more.
+        image_shape: (height, width) of the data set's images; a permuted image is no picture any more. Of somebody's
+            own arrays the shape of an example.
+        numbers: whether targets are numbers, float32 (n, outputs), and no classes. A score is then the share of the
+            targets' variance that is explained (R2), 0 where it is negative, and stands wherever an accuracy does.
+        scored_from: None, or the stream is one pass over one task in its own order, without boundaries: each batch is
+            tested before it is learnt, and the accuracy is that on the examples from this number on.
     """
 
     tasks: tuple[Task, ...]
     inputs: int
     outputs: int
-    image_shape: tuple[int, int]
+    image_shape: tuple[int, ...]
+    numbers: bool = False
+    scored_from: int | None = None
 
 
 def example_images(stream: Stream, columns: int) -> pd.DataFrame:

@@ -148,7 +148,7 @@ def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
     if kind is FunctionType and "counts_as" in vars(thing):
         yield "", ("counts as", thing.counts_as)
     elif kind is ModuleType:
-        if (version := _version(thing.__name__)) is None:
+        if (version := version_of(thing.__name__)) is None:
             raise _NoDigest(
                 "a module as a whole: name in the code what it uses, as MODULE.NAME or from MODULE import NAME"
             )
@@ -226,7 +226,7 @@ def _named(code: CodeType, function: FunctionType, cells: dict[str, Any]) -> Ite
                 yield from _named(name, function, cells)
             continue
         for after in steps[place + 1 :]:
-            own = type(value) is ModuleType and _version(value.__name__) is None
+            own = type(value) is ModuleType and version_of(value.__name__) is None
             if not own or after.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
                 break
             name, value = f"{name}.{after.argval}", getattr(value, after.argval, _MISSING)
@@ -247,7 +247,7 @@ def _imported(name: str, level: int, wanted: tuple | None, function: FunctionTyp
     except ImportError:
         yield name, _MISSING
         return
-    if wanted is None or _version(full) is not None:
+    if wanted is None or version_of(full) is not None:
         yield name, module
         return
     for attribute in wanted:
@@ -277,7 +277,7 @@ def _of_object(thing: Any) -> Iterator[tuple[str, Any]]:
 def _installed(thing: Any) -> tuple[str, ...] | None:
     """Name and version of what an installed distribution holds under the name that the thing itself tells."""
     module = getattr(thing, "__module__", None)
-    version = _version(module) if isinstance(module, str) else None
+    version = version_of(module) if isinstance(module, str) else None
     if version is None:
         return None
     if isinstance(thing, type) and not thing.__flags__ & 1 << 9:
@@ -292,7 +292,7 @@ def _installed(thing: Any) -> tuple[str, ...] | None:
     return (module, name, version) if found is thing else None
 
 
-def _version(module: str) -> str | None:
+def version_of(module: str) -> str | None:
     """Of the installed distribution, or the Python, that a module belongs to; None where it is somebody's own."""
     top = module.partition(".")[0]
     file = getattr(sys.modules.get(module), "__file__", None) or getattr(sys.modules.get(top), "__file__", None)

@@ -2,24 +2,26 @@
 
 import hashlib
 import json
+import math
 import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import sp
 from sp import files
-from sp.baselines import METHODS, ReplaySource, make_learner, masked, rehearses
+from sp.baselines import METHODS, GradientLearner, ReplaySource, cross_entropy, make_learner, masked, rehearses
 from sp.checks import check_choice, check_flag, check_integer
 from sp.data import DATASETS, Evaluation, Kind, Scenario, Stream, load, look_alike, make_stream
 from sp.models import MODELS
+from sp.own import Own
 from sp.replay import POLICIES, ReplayBuffer
 
 RULES_VERSION = 2  # raised whenever a change of the code changes results, so that kept ones are not taken for new
@@ -36,6 +38,8 @@ _ALLOWED = {
     "replay_policy": POLICIES,
     "replay_adds": ("current", "whole"),
 }
+_MAY_BE_OWN = ("stream", "model", "optimizer", "loss")
+OWN_DATA = "own"  # the data set of a stream of somebody's own arrays
 _LOWEST = {
     "tasks": 1,
     "epochs": 1,
@@ -77,13 +81,16 @@ def _plain(name: str, value: Any) -> Any:
 class Experiment:
     """Every choice of one run. Hashable; equal experiments give equal results to the last bit on one machine.
 
+    Stream, model, optimizer and loss may be an `Own` in place of a name: `sp.lab.compare` makes them.
+
     Attributes:
-        dataset: ``"digits"``, ``"mnist"`` or ``"fashion_mnist"``.
+        dataset: ``"digits"``, ``"mnist"`` or ``"fashion_mnist"``; ``"own"`` of a stream of own arrays.
         stream, tasks, scenario, samples_per_task, first_identity, evaluation: as in `sp.data.make_stream`.
             ``evaluation="validation"`` holds out training images, so that nothing is tuned on test images.
         model, hidden: a name in `sp.models.MODELS` and its hidden widths, a tuple or a text such as "64-64".
         optimizer: a name in `sp.baselines.METHODS`: an optimizer of the network, or a method with one of its own.
             ``"ridge"`` has ``hidden[0]`` random features and no network.
+        loss: None, the stream's usual one, or an `Own` function of outputs and targets.
         options: arguments of the optimizer or method; a dict is taken as well, and kept as sorted pairs.
         epochs: passes over each task's data. batch_size: new examples in a batch.
         replay_capacity: size of the replay buffer, 0 for none. replay_policy, replay_distinct: as in `ReplayBuffer`.
@@ -94,15 +101,15 @@ class Experiment:
     """
 
     dataset: str = "digits"
-    stream: str = "split"
+    stream: str | Own = "split"
     tasks: int = 2
     scenario: str = "class"
     samples_per_task: int | None = None
     first_identity: bool = True
     evaluation: str = "test"
-    model: str = "mlp"
+    model: str | Own = "mlp"
     hidden: tuple[int, ...] = (100, 100)
-    optimizer: str = "adam"
+    optimizer: str | Own = "adam"
     options: tuple[tuple[str, Any], ...] = ()
     epochs: int = 1
     batch_size: int = 32
@@ -113,14 +120,21 @@ class Experiment:
     replay_adds: str = "current"
     seed: int = 0
     curve_points: int = 0
+    loss: Own | None = None
 
     def __post_init__(self):
         pairs = self.options.items() if isinstance(self.options, dict) else self.options
         options = sorted((str(name), _plain(f"option {name}", value)) for name, value in pairs)
         object.__setattr__(self, "options", tuple(options))
         object.__setattr__(self, "hidden", _widths(self.hidden))
+        if isinstance(self.stream, Own):
+            object.__setattr__(self, "dataset", OWN_DATA)
         for name, allowed in _ALLOWED.items():
-            check_choice(name, getattr(self, name), allowed)
+            value = getattr(self, name)
+            if name in _MAY_BE_OWN and callable(value):
+                raise TypeError(f"{name} must be a name or an sp.own.Own, got {value!r}: sp.lab.compare takes your own")
+            if not isinstance(value, Own) and not (name == "dataset" and isinstance(self.stream, Own)):
+                check_choice(name, value, allowed)
         for name, low in _LOWEST.items():
             check_integer(name, getattr(self, name), low)
             object.__setattr__(self, name, int(getattr(self, name)))  # NumPy's is not JSON
@@ -142,9 +156,12 @@ class Experiment:
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `Experiment.from_dict` reads them back."""
+        """Plain JSON values; `Experiment.from_dict` reads them back, an `Own` without its content."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {**values, "hidden": list(self.hidden), "options": dict(self.options)}
+        if self.loss is None:
+            del values["loss"]
+        own = {name: value.as_dict() for name, value in values.items() if isinstance(value, Own)}
+        return {**values, "hidden": list(self.hidden), "options": dict(self.options), **own}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Experiment":
@@ -153,7 +170,17 @@ class Experiment:
         unknown = sorted(set(values) - set(known))
         if unknown:
             raise ValueError(f"unknown choice(s) {', '.join(unknown)}; an Experiment has {', '.join(known)}")
-        return cls(**values)
+        own = {name: Own(**values[name]) for name in _MAY_BE_OWN if isinstance(values.get(name), dict)}
+        return cls(**{**values, **own})
+
+    @property
+    def own(self) -> dict[str, Own]:
+        """What is somebody's own in it, by the name of the choice."""
+        return {name: value for name in _MAY_BE_OWN if isinstance(value := getattr(self, name), Own)}
+
+    def bare(self) -> "Experiment":
+        """Equal to it, without the content of what is somebody's own."""
+        return replace(self, **{name: own.bare() for name, own in self.own.items()})
 
     @property
     def method_version(self) -> int | None:
@@ -165,9 +192,11 @@ class Experiment:
     def key(self) -> str:
         """Name of the experiment in a ledger: a hash of every choice that differs from its default.
 
-        The version of the rules is part of it, and so is the content of data that stand in for a known set.
+        The version of the rules is part of it, the content of data that stand in for a known set, and the digest of
+        what is somebody's own.
         """
-        chosen = {name: value for name, value in self.as_dict().items() if value != _DEFAULTS[name]}
+        chosen = {name: value for name, value in self.as_dict().items() if value != _DEFAULTS.get(name)}
+        chosen |= {name: {"digest": own.digest} for name, own in self.own.items()}
         made_by = {"rules_version": RULES_VERSION}
         if self.method_version is not None:
             made_by["method_version"] = self.method_version
@@ -194,7 +223,8 @@ class Result:
         buffer: label -> how many of the replay buffer's examples have it, at the end; empty without replay.
         seconds: wall time of training and tests. versions: of the software, and the kind of processor.
         parameters: how many were trained at the end; None where there is no network.
-        measures: of a run that was carried over, by name; else empty.
+        measures: by name, of a run that was carried over; of one without boundaries ``prequential_loss``, the mean loss
+            on each batch before it was learnt; else empty.
     """
 
     experiment: Experiment
@@ -209,7 +239,8 @@ class Result:
 
     def as_row(self) -> dict[str, Any]:
         """Plain JSON values; `Result.from_row` reads them back, bit by bit."""
-        chosen = {name: value for name, value in self.experiment.as_dict().items() if value != _DEFAULTS[name]}
+        choices = self.experiment.as_dict()
+        chosen = {name: value for name, value in choices.items() if value != _DEFAULTS.get(name)}
         row = {"experiment": chosen, "seconds": round(self.seconds, 3), "versions": self.versions}
         if self.accuracy is not None:
             seen = np.where(np.isnan(self.accuracy), None, self.accuracy)  # JSON has no NaN
@@ -267,6 +298,8 @@ class Moment:
 
 def stream_of(experiment: Experiment) -> Stream:
     """The tasks of an experiment."""
+    if isinstance(experiment.stream, Own):
+        return experiment.stream.given().tasks_for(experiment.evaluation)
     return make_stream(
         load(experiment.dataset),
         experiment.stream,
@@ -310,6 +343,26 @@ def run(
 run.counts_as = ("sp.experiment.run", RULES_VERSION)  # for `sp.digest`: what it runs has a key with versions
 
 
+def network_of(experiment: Experiment, stream: Stream) -> nn.Module:
+    """A new network with the weights that the global random state gives it."""
+    if isinstance(experiment.model, Own):
+        return experiment.model.given()()
+    return MODELS[experiment.model](stream.inputs, experiment.hidden, stream.outputs)
+
+
+def loss_of(experiment: Experiment, stream: Stream) -> Callable[[Tensor, Tensor], Tensor]:
+    """The experiment's own loss, else cross-entropy, or the mean squared error where targets are numbers."""
+    if experiment.loss is not None:
+        return experiment.loss.given()
+    return nn.functional.mse_loss if stream.numbers else cross_entropy
+
+
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
 class _Run:
     """A network, its optimizer and its buffer on their way through a stream."""
 
@@ -327,30 +380,37 @@ class _Run:
                 store = ReplaySource(buffer, experiment.replay_batch, self._allowed)
             else:
                 self.buffer = buffer
-        sizes = (stream.inputs, experiment.hidden, stream.outputs)
         self.learner = make_learner(
             experiment.optimizer,
-            lambda: MODELS[experiment.model](*sizes).to(device),
-            sizes,
+            lambda: network_of(experiment, stream).to(device),
+            (stream.inputs, experiment.hidden, stream.outputs),
             device,
             dict(experiment.options),
             store,
         )
+        self.criterion = loss_of(experiment, stream)
+        if self.criterion is not cross_entropy:
+            self.learner.criterion = self.criterion
         self.curve: list[dict[str, float]] = []
         self.steps = 0
+        self.answers: list[tuple[Tensor, Tensor]] = []  # without boundaries: of every batch before it was learnt
+        self.loss_before = 0.0
         self.accuracy = np.full((len(stream.tasks), len(stream.tasks)), np.nan)
 
     def train(self, progress: bool, until: int | None) -> Result:
         tests = [self._on_device(task.outputs, *task.test()) for task in self.stream.tasks]
         initial = np.array([self._accuracy(j, test) for j, test in enumerate(tests)])
+        boundaries = self.learner.needs.boundaries and self.stream.scored_from is None
         with files.bar(total=len(tests) * self.experiment.epochs, unit="epoch", progress=progress) as bar:
             for i, task in enumerate(self.stream.tasks[:until]):
                 x, y = self._on_device(task.outputs, *task.train())
                 self._train_task(i, x, y, tests, bar)
-                if self.learner.needs.boundaries and self._finite():
+                if boundaries and self._finite():
                     self.learner.end_task(x, y, self._allowed(y))
                 # Of the tasks still to come only the next one is tested, which forward transfer needs.
                 self.accuracy[i, : i + 2] = [self._accuracy(j, test) for j, test in enumerate(tests[: i + 2])]
+        if self.stream.scored_from is not None:
+            self.accuracy[0, 0] = self._score(*self._answered(self.stream.scored_from))
         return Result(
             experiment=self.experiment,
             accuracy=self.accuracy,
@@ -362,9 +422,10 @@ class _Run:
                 "sp": sp.__version__,
                 "torch": torch.__version__,
                 "python": platform.python_version(),
-                "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+                "processor": _processor(self.device),
             },
             parameters=self._trained(),
+            measures={"prequential_loss": self.loss_before / len(x)} if self.stream.scored_from is not None else {},
         )
 
     def _train_task(self, number: int, x: Tensor, y: Tensor, tests: list, bar: Any) -> None:
@@ -372,17 +433,25 @@ class _Run:
         batches = -(-len(x) // size)
         total = self.experiment.epochs * batches
         points = np.linspace(0, total, self.experiment.curve_points + 1)[1:].round().astype(int)
+        in_order, since = self.stream.scored_from is not None, 0
         for epoch in range(self.experiment.epochs):
-            order = torch.randperm(len(x), generator=self.order).to(self.device).split(size)
-            for number_of_batch, index in enumerate(order, 1):
+            order = torch.arange(len(x)) if in_order else torch.randperm(len(x), generator=self.order)
+            for number_of_batch, index in enumerate(order.to(self.device).split(size), 1):
+                if in_order:
+                    self._test_before(x[index], y[index])
                 self._train_batch(x[index], y[index])
                 step = epoch * batches + number_of_batch
                 if self.look is not None:
                     place = {"first": step == 1, "last": step == total}
                     self.look(Moment(self.steps, number + 1, **place, learner=self.learner, stream=self.stream))
                 if step in points:
-                    for j, test in enumerate(tests):
-                        measured = {"training": number, "task": j, "accuracy": self._accuracy(j, test)}
+                    if in_order:
+                        accuracies = [self._score(*self._answered(since * size))]
+                    else:
+                        accuracies = [self._accuracy(j, test) for j, test in enumerate(tests)]
+                    since = step
+                    for j, accuracy in enumerate(accuracies):
+                        measured = {"training": number, "task": j, "accuracy": accuracy}
                         self.curve.append({"step": self.steps, **measured})
             bar.update()
 
@@ -397,6 +466,16 @@ class _Run:
             self.buffer.add(*((seen_x, seen_y) if whole else (x, y)))
         self.steps += 1
 
+    @torch.no_grad()
+    def _test_before(self, x: Tensor, y: Tensor) -> None:
+        outputs = self.learner.logits(x)
+        self.answers.append((self._answer(outputs), y))
+        self.loss_before += float(self.criterion(outputs, y)) * len(x)
+
+    def _answered(self, start: int) -> tuple[Tensor, ...]:
+        """What was answered and what was right, from this example on."""
+        return tuple(torch.cat(column)[start:] for column in zip(*self.answers, strict=True))
+
     def _finite(self) -> bool:
         """Whether the network has not diverged; one that has knows nothing that a method could keep of a task."""
         model = getattr(self.learner, "model", None)
@@ -405,7 +484,10 @@ class _Run:
     def _trained(self) -> int | None:
         if getattr(self.learner, "model", None) is None:
             return None
-        return sum(p.numel() for p in self.learner.parameters)
+        learner = self.learner
+        own = isinstance(learner, GradientLearner)
+        trained = learner.parameters if own else [p for p in learner.model.parameters() if p.requires_grad]
+        return sum(p.numel() for p in trained)
 
     def _class_counts(self) -> dict[int, int]:
         if rehearses(self.experiment.optimizer):
@@ -420,13 +502,32 @@ class _Run:
     def _accuracy(self, task: int, test: tuple[Tensor, Tensor]) -> float:
         x, y = test
         logits = self.learner.logits(x, task) if self.learner.needs.task else self.learner.logits(x)
-        right = (masked(logits, self._allowed(y)).argmax(1) == y).double().mean().item()
-        return round(right, 6)  # as the ledger keeps it
+        return self._score(self._answer(masked(logits, self._allowed(y))), y)
+
+    def _answer(self, outputs: Tensor) -> Tensor:
+        return outputs if self.stream.numbers else outputs.argmax(-1)
+
+    def _score(self, answers: Tensor, y: Tensor) -> float:
+        score = explained_variance(answers, y) if self.stream.numbers else (answers == y).double().mean().item()
+        return round(score, 6)  # as the ledger keeps it
 
     def _on_device(self, outputs: tuple[int, ...] | None, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The data, with labels that name output units whichever the scenario."""
         labels = y if outputs is None else torch.tensor(outputs)[y]
+        if x.dim() > 2 and isinstance(self.experiment.model, str):
+            x = x.flatten(1)  # as the networks by name take it
         return x.to(self.device), labels.to(self.device)
+
+
+def explained_variance(answers: Tensor, y: Tensor) -> float:
+    """R2, the mean over outputs of ``1 - sum (y - answers)^2 / sum (y - mean y)^2``, and 0 where that is negative.
+
+    answers, y: (n, outputs).
+    """
+    answers, y = answers.double(), y.double()
+    total = (y - y.mean(0)).square().sum(0).clamp(min=1e-12)
+    share = (1 - (y - answers).square().sum(0) / total).mean().item()
+    return max(share, 0.0) if math.isfinite(share) else 0.0
 
 
 def _task_of_each_unit(stream: Stream, device: torch.device) -> Tensor | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 # Tables that no notebook makes, by the first word of their names.
-MADE_BY = {"retention": "results", "comparison": "compare", "recipes": "recipes"}
+MADE_BY = {"retention": "results", "comparison": "comparison", "recipes": "recipes"}
 
 
 def folder(name: str) -> Path:
@@ -49,7 +49,11 @@ def existing(path: Path) -> Path:
 def made_from(name: str) -> tuple[str | None, str | None]:
     """Notebook and data set in a figure's name, such as ``01_forgetting`` and ``mnist``; None where there is none."""
     stem, dataset = re.match(r"\d\d_[a-z]+", name), re.search(r"_(digits|fashion_mnist|mnist)(?:_|$)", name)
-    return stem and stem[0], dataset and dataset[1]
+    if stem is None:
+        return None, dataset and dataset[1]
+    known = [path.stem for path in (project() / "notebooks").glob(f"{stem[0]}_*.ipynb")]  # of several words
+    notebook = max((one for one in known if name.startswith(one)), key=len, default=stem[0])
+    return notebook, dataset and dataset[1]
 
 
 def made_by(name: str) -> str | None:
@@ -70,9 +74,12 @@ def project() -> Path:
 
 def bar(iterable=None, *, progress: bool = True, **options) -> tqdm:
     """A progress bar; without ``progress``, or with ``TQDM_DISABLE=1`` in the environment, none is drawn."""
-    # A notebook's bar does not look at the variable itself.
-    silent = not progress or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
-    return tqdm(iterable, disable=True, **options) if silent else tqdm(iterable, **options)
+    return tqdm(iterable, disable=True, **options) if quiet(progress) else tqdm(iterable, **options)
+
+
+def quiet(progress: bool) -> bool:
+    """Whether nothing is to be said of progress; a notebook's bar does not look at the variable itself."""
+    return not progress or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -23,7 +23,7 @@ import pandas as pd
 
 from sp import files
 from sp.digest import digest, obstacle
-from sp.experiment import Experiment, Result, run
+from sp.experiment import OWN_DATA, Experiment, Result, run
 
 SEAL = 16  # hexadecimal digits
 
@@ -51,7 +51,10 @@ class Ledger:
             self._layers.append(_Layer(Path(committed)))
 
     def get(self, experiment: Experiment) -> Result | None:
-        """The result of an experiment, or None where there is none that can be trusted."""
+        """The result of an experiment, or None where there is none that can be trusted.
+
+        Of one with something of somebody's own that has no digest there is none.
+        """
         key = experiment.key()
         result = self._find(key, Result.from_row)
         if result is None:
@@ -63,11 +66,13 @@ class Ledger:
         return result
 
     def put(self, result: Result) -> None:
-        """Keep a result.
+        """Keep a result, unless something in its experiment has no digest.
 
         Raises:
             OSError: the folder cannot be written; the message names it. What was kept before is untouched.
         """
+        if any(own.obstacle for own in result.experiment.own.values()):
+            return
         key = result.experiment.key()
         self._own.append(key, result.as_row())
         _log("computed", key)
@@ -133,8 +138,8 @@ class Ledger:
     def commit(self, keys: Iterable[str], instead_of: str | None = None) -> int:
         """Write rows of either layer into the project's committed layer, a file for each data set.
 
-        Rows that the present rules would not make are left out, and so are, of the data set ``instead_of``, all others
-        than these.
+        Rows that the present rules would not make are left out, and so are, of the data set ``instead_of`` and of own
+        arrays, all others than these.
 
         Returns:
             How many rows the committed layer then has.
@@ -153,7 +158,7 @@ class Ledger:
                 name = experiment.dataset
                 if experiment.key() != key:
                     continue
-            if key not in wanted and instead_of is not None and name in (instead_of, "tables"):
+            if key not in wanted and instead_of is not None and name in (instead_of, "tables", OWN_DATA):
                 continue
             rows.setdefault(name, {})[key] = row
         for name, found in rows.items():

@@ -43,7 +43,8 @@ def call_all(
         # With one worker joblib would call in this process, which a suspect must not take with it.
         count = 2 if alone else min(workers or joblib.cpu_count(), len(left))
         try:
-            for item, value in joblib.Parallel(count, return_as="generator_unordered", batch_size=1)(turn.tasks()):
+            for number, value in joblib.Parallel(count, return_as="generator_unordered", batch_size=1)(turn.tasks()):
+                item = turn.items[number]
                 turn.in_flight.pop(item)
                 left.pop(item, None)
                 yield item, value
@@ -68,21 +69,21 @@ class _Turn:
         self.known_values: list[tuple[Any, Any]] = []
 
     def tasks(self) -> Iterator[Any]:
-        for item in self.items:
+        for number, item in enumerate(self.items):
             if (value := self.known(item)) is not None:
                 self.known_values.append((item, value))
             else:
                 self.in_flight[item] = None
-                yield joblib.delayed(_call)(self.function, item, os.getpid())
+                yield joblib.delayed(_call)(self.function, item, number, os.getpid())
 
 
-def _call(function: Callable, item: Any, parent: int) -> tuple[Any, Any]:
+def _call(function: Callable, item: Any, number: int, parent: int) -> tuple[int, Any]:
     if os.getpid() != parent:
         _end_with(parent)
     try:
-        return item, function(item)
+        return number, function(item)
     except Exception:
-        return item, Failed(traceback.format_exc())
+        return number, Failed(traceback.format_exc())
 
 
 @cache

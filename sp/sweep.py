@@ -9,7 +9,7 @@ import statistics
 import time
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -66,6 +66,7 @@ def run_all(
     progress: bool = True,
     cluster: str | None = None,
     carried: bool = False,
+    device: str = "cpu",
 ) -> list[Result]:
     """The results of experiments, in their order: read where the ledger has them, else run and kept.
 
@@ -76,6 +77,7 @@ def run_all(
         progress: show a bar.
         cluster: address of a dask.distributed scheduler (``tcp://host:port``) on whose workers to run instead. They
             need this version of the package and one thread each, and no access to the ledger.
+        device: where to train, on each worker.
         carried: take runs that were carried over from a table of their measures, and have nothing else, as well.
 
     Raises:
@@ -93,13 +95,15 @@ def run_all(
         # A fair sample of what is left gives a fair estimate of the time, and two sweeps at once seldom meet.
         random.Random().shuffle(todo)
         here = cluster is None
-        outcomes = call_all(run, todo, workers, known) if here else _on_cluster(todo, cluster)
+        train = partial(_bare_run, device=device)
+        outcomes = call_all(train, todo, workers, known) if here else _on_cluster(train, todo, cluster)
         with bar(total=len(todo), unit="run", progress=progress) as shown:
             for experiment, outcome in outcomes:
                 if isinstance(outcome, Failed):
                     failures.append((experiment, outcome.reason))
                     shown.set_postfix(failed=len(failures))
                 else:
+                    outcome = replace(outcome, experiment=experiment)
                     if known(experiment) is None:  # another sweep may have been faster
                         ledger.put(outcome)
                     results[experiment] = outcome
@@ -107,6 +111,10 @@ def run_all(
     if failures:
         raise SweepError(failures, [result for result in results.values() if result is not None])
     return [results[experiment] for experiment in experiments]
+
+
+def _bare_run(experiment: Experiment, device: str) -> Result:
+    return replace(run(experiment, device), experiment=experiment.bare())
 
 
 def _kept(ledger: Ledger, carried: bool, experiment: Experiment) -> Result | None:
@@ -120,7 +128,9 @@ def missing(experiments: Iterable[Experiment], ledger: Ledger | None = None, car
     return [experiment for experiment in dict.fromkeys(experiments) if _kept(ledger, carried, experiment) is None]
 
 
-def _on_cluster(experiments: list[Experiment], address: str) -> Iterator[tuple[Experiment, Result | Failed]]:
+def _on_cluster(
+    train: Callable[[Experiment], Result], experiments: list[Experiment], address: str
+) -> Iterator[tuple[Experiment, Result | Failed]]:
     """As `sp.parallel.call_all`, on the workers of a dask scheduler.
 
     Not through joblib's backend for dask: that one waits for ever (joblib 1.6) for a run whose workers died.
@@ -144,7 +154,7 @@ def _on_cluster(experiments: list[Experiment], address: str) -> Iterator[tuple[E
                 "with  dask worker ADDRESS --nworkers CORES --nthreads 1",
                 stacklevel=3,
             )
-        futures = {client.submit(_run_same_rules, e, RULES_VERSION, pure=False): e for e in experiments}
+        futures = {client.submit(_same_rules, train, e, RULES_VERSION, pure=False): e for e in experiments}
         for future in as_completed(futures, loop=client.loop):
             if future.cancelled():
                 raise OSError(f"the dask scheduler at {address} is gone; what is finished is kept, start again")
@@ -155,13 +165,13 @@ def _on_cluster(experiments: list[Experiment], address: str) -> Iterator[tuple[E
             future.release()
 
 
-def _run_same_rules(experiment: Experiment, rules_version: int) -> Result:
+def _same_rules(train: Callable[[Experiment], Result], experiment: Experiment, rules_version: int) -> Result:
     if rules_version != RULES_VERSION:
         raise RuntimeError(
             f"the worker has version {RULES_VERSION} of the rules and the sweep version {rules_version}: install the "
             "same version of the package in both places"
         )
-    return run(experiment)
+    return train(experiment)
 
 
 def check_options(experiments: Iterable[Experiment]) -> None:
@@ -256,7 +266,7 @@ class Plan:
         return f"{text}: about {long} with {workers} process{'es' if workers > 1 else ''}."
 
 
-def plan(experiments: Iterable[Experiment], ledger: Ledger | None = None) -> Plan:
+def plan(experiments: Iterable[Experiment], ledger: Ledger | None = None, device: str = "cpu") -> Plan:
     """What `run_all` would run, and how long it should take.
 
     A run takes as long as the kept ones that differ from it in the seed only; else as long as some of these runs
@@ -270,7 +280,7 @@ def plan(experiments: Iterable[Experiment], ledger: Ledger | None = None) -> Pla
         if result is not None:
             known.setdefault(replace(experiment, seed=0), []).append(result.seconds)
     new = [experiment for experiment in missing if replace(experiment, seed=0) not in known]
-    timed = [_timed(experiment) for experiment in random.Random(0).sample(new, min(len(new), TIMED_ARMS))]
+    timed = [_timed(experiment, device) for experiment in random.Random(0).sample(new, min(len(new), TIMED_ARMS))]
     old = [statistics.median(seconds) for e in missing if (seconds := known.get(replace(e, seed=0)))]
     return Plan(len(results), missing, sum(old) + (len(new) * sum(timed) / len(timed) if timed else 0.0))
 
@@ -279,7 +289,7 @@ class _Enough(Exception):
     """Raised to leave a run that was only begun to time it."""
 
 
-def _timed(experiment: Experiment) -> float:
+def _timed(experiment: Experiment, device: str) -> float:
     """How long a run should take, from some of its steps, in seconds."""
     stream = stream_of(experiment)  # also loads the data, which a worker does once
     tasks = len(stream.tasks)
@@ -291,7 +301,7 @@ def _timed(experiment: Experiment) -> float:
             raise _Enough
 
     try:
-        run(experiment, look=look)
+        run(experiment, device, look=look)
     except _Enough:
         pass
     except Exception:

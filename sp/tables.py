@@ -22,7 +22,7 @@ def table(results: Iterable[Result]) -> pd.DataFrame:
     results = list(results)
     rows = []
     for result, averages in zip(results, _metrics(results), strict=True):
-        choices = result.experiment.as_dict()
+        choices = {**result.experiment.as_dict(), **{k: own.title for k, own in result.experiment.own.items()}}
         options = {f"option_{name}": value for name, value in choices.pop("options").items()}
         rows.append(
             {

@@ -78,7 +78,7 @@ def test_tuning_never_sees_a_test_image_or_a_reported_seed(tiny):
 
 
 def test_arms_without_tuned_options_name_the_command(tiny):
-    with pytest.raises(LookupError, match=r"Ridge of 'tiny' not tuned on digits: run  python -m sp compare"):
+    with pytest.raises(LookupError, match=r"Ridge of 'tiny' not tuned on digits: run  python -m sp comparison"):
         comparison.arms("tiny", "digits")
     with pytest.raises(ValueError, match="scenario must be one of 'tiny', got 'other'"):
         comparison.arms("other", "digits")

@@ -9,12 +9,13 @@ from torch import nn
 from sp.baselines.bounds import ChanceLearner, JointLearner, RidgeLearner
 from sp.baselines.dendritic import ActiveDendritesLearner, GrowingLearner
 from sp.baselines.distillation import LwF
-from sp.baselines.learner import GradientLearner, Needs, kept_bytes, masked
+from sp.baselines.learner import GradientLearner, Needs, cross_entropy, kept_bytes, masked, own_learner
 from sp.baselines.optimizers import OPTIMIZERS
 from sp.baselines.penalties import EWC, L2, MAS, SI, OnlineEWC
 from sp.baselines.projections import GPM, NCL, OWM
 from sp.baselines.rehearsal import AGEM, ERACE, DERpp, Rehearsal, ReplaySource
 from sp.baselines.stable import StableSGD
+from sp.own import Own
 
 RIVALS: dict[str, type[GradientLearner]] = {
     "active_dendrites": ActiveDendritesLearner,
@@ -73,8 +74,10 @@ __all__ = [
     "OPTIMIZERS",
     "TITLES",
     "WITHOUT_NETWORK",
+    "GradientLearner",
     "Needs",
     "ReplaySource",
+    "cross_entropy",
     "kept_bytes",
     "make_learner",
     "masked",
@@ -97,23 +100,25 @@ def rehearses(method: str) -> bool:
 
 
 def make_learner(
-    method: str,
+    method: str | Own,
     network: Callable[[], nn.Module],
     sizes: tuple[int, tuple[int, ...], int],
     device: torch.device,
     options: dict[str, Any],
     store: ReplaySource | None = None,
 ) -> Any:
-    """A learner of `METHODS`.
+    """A learner of `METHODS`, or of somebody's own.
 
     Args:
-        method: its name.
+        method: its name, or somebody's own.
         network: makes the network, on its device.
         sizes: inputs, hidden widths, outputs; ``"ridge"`` has ``hidden[0]`` features and no network.
         device: where to learn.
         options: arguments of the optimizer or method.
         store: for a method that `rehearses`.
     """
+    if isinstance(method, Own):
+        return own_learner(method.given(), network(), options)
     if method == "ridge":
         return RidgeLearner(sizes[0], sizes[1][0], sizes[2], device, **options)
     if method == "chance":

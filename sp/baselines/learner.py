@@ -6,13 +6,15 @@ whole training set of the task that ends. One that needs the task in tests is gi
 ``logits(x, task)``. Nobody else is told.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from sp.baselines.optimizers import OPTIMIZERS
 from sp.checks import check_choice
@@ -37,25 +39,34 @@ class Needs:
     task: bool = False
 
 
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy of logits (B, C) and classes (B,), or of (B, T, C) and (B, T)."""
+    return F.cross_entropy(logits.flatten(0, -2), y.flatten())
+
+
 class GradientLearner:
-    """A network trained by cross-entropy with an optimizer of `OPTIMIZERS`.
+    """A network trained with an optimizer, by cross-entropy or the ``criterion`` that a stream puts in its place.
 
     Others override `loss`, or `adjust_gradients`, which is called between ``backward()`` and the step, or `after_step`.
 
     Args:
         model: the network.
-        optimizer: a name in `OPTIMIZERS`. options: its arguments.
+        optimizer: a name in `OPTIMIZERS`, or an optimizer of the network. options: arguments of one that is named.
 
     Raises:
         ValueError, TypeError: an argument is outside its range or of the wrong type; the message names it.
     """
 
     needs = Needs()
+    criterion = staticmethod(cross_entropy)
 
-    def __init__(self, model: nn.Module, optimizer: str, options: dict[str, Any]):
-        check_choice("optimizer", optimizer, OPTIMIZERS)
+    def __init__(self, model: nn.Module, optimizer: str | Optimizer, options: dict[str, Any]):
         self.model = model
-        self.optimizer = OPTIMIZERS[optimizer](model, **options)
+        if isinstance(optimizer, Optimizer):
+            self.optimizer = optimizer
+        else:
+            check_choice("optimizer", optimizer, OPTIMIZERS)
+            self.optimizer = OPTIMIZERS[optimizer](model, **options)
 
     def learn(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
         self.optimizer.zero_grad()
@@ -65,7 +76,7 @@ class GradientLearner:
         self.after_step()
 
     def loss(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> Tensor:
-        return F.cross_entropy(masked(self.model(x), allowed), y)
+        return self.criterion(masked(self.model(x), allowed), y)
 
     def adjust_gradients(self) -> None:
         """Change the gradients before the step."""
@@ -83,6 +94,30 @@ class GradientLearner:
     def parameters(self) -> list[nn.Parameter]:
         """Those that are trained."""
         return [p for p in self.model.parameters() if p.requires_grad]
+
+
+def own_learner(method: Callable[..., Any], model: nn.Module, options: dict[str, Any]) -> Any:
+    """The learner that somebody's own method makes.
+
+    Args:
+        method: gives, of a model and options, an optimizer of it or a learner. An optimizer's class, or a
+            `functools.partial` of one, is given the model's parameters instead.
+        model: the network. options: further arguments.
+
+    Raises:
+        TypeError: it gives something else.
+    """
+    inner = method.func if isinstance(method, partial) else method
+    of_parameters = isinstance(inner, type) and issubclass(inner, Optimizer)
+    made = method(model.parameters() if of_parameters else model, **options)
+    if isinstance(made, Optimizer):
+        return GradientLearner(model, made, {})
+    if missing := [name for name in ("learn", "logits", "needs") if not hasattr(made, name)]:
+        raise TypeError(
+            "it must return a torch.optim.Optimizer, or a learner (see sp.baselines.learner), got "
+            f"{type(made).__name__} without {', '.join(missing)}"
+        )
+    return made
 
 
 def masked(logits: Tensor, allowed: Tensor | None) -> Tensor:

@@ -1,0 +1,147 @@
+"""What is wrong with a method, network or loss is said before anything long runs."""
+
+import inspect
+import pickle
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sp.baselines import make_learner, rehearses
+from sp.data import Stream
+from sp.experiment import Experiment, Moment, loss_of, network_of, run, stream_of
+from sp.lab.methods import ANY_LOSS
+from sp.own import Own
+
+
+def check(tried: dict[str, list[Experiment]], device: str, sent: bool) -> None:
+    """Make everything once, and take one step with what is somebody's own.
+
+    Args:
+        tried: title -> the experiments of a method, which differ in their options.
+        device: where to train. sent: whether runs go to other processes.
+
+    Raises:
+        ValueError, TypeError: something cannot run; the message says what to do.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used ({error}): give 'cpu'") from error
+    one = next(iter(tried.values()))[0]
+    stream = stream_of(one)
+    x, y = (column[:2] for column in stream.tasks[0].train())
+    with torch.random.fork_rng(devices=[]):
+        _check_network(one, stream, x, y)
+        usual = "loss" not in one.own and not stream.numbers and y.dim() == 1
+        for title, experiments in tried.items():
+            for experiment in experiments:
+                _check_method(title, experiment, stream, usual)
+    if sent:
+        for own in {own for experiments in tried.values() for own in experiments[0].own.values()}:
+            _check_sending(own)
+    for title, (experiment, *_) in tried.items():
+        if experiment.own:
+            _first_step(title, experiment, device)
+
+
+def _check_sending(own: Own) -> None:
+    try:
+        if callable(own.content):
+            pickle.dumps(own)
+    except Exception as error:
+        raise ValueError(
+            f"{own.title!r} cannot be sent to another process ({error}): make inside it what it closes over, or give "
+            "workers=1"
+        ) from error
+
+
+def _check_network(experiment: Experiment, stream: Stream, x: Tensor, y: Tensor) -> None:
+    own = experiment.own.get("model")
+    if own is None:
+        if not x.is_floating_point():
+            raise ValueError("x holds whole numbers: give floating ones, such as x / 255, or a network that takes them")
+        if y.dim() > 1 and not stream.numbers:
+            raise ValueError("network must be your own for sequences: a callable whose module gives (n, T, outputs)")
+        x = x.flatten(1)
+    model = network_of(experiment, stream)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"network must make a torch.nn.Module, got {type(model).__name__}")
+    if own and {id(p) for p in model.parameters()} & {id(p) for p in network_of(experiment, stream).parameters()}:
+        raise ValueError("network must make a new module each time, got the same parameters twice: build it inside")
+    try:
+        outputs = model(x)
+    except Exception as error:
+        raise ValueError(f"network cannot take x of shape {tuple(x.shape)} and type {x.dtype}: {error}") from error
+    wanted = (*y.shape[:1], stream.outputs) if stream.numbers else (*y.shape, stream.outputs)
+    if getattr(outputs, "shape", None) != wanted:
+        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(
+            f"network must give outputs of shape {wanted} for {len(x)} examples, got {got}: make its last layer "
+            f"{stream.outputs} wide" + ("" if own is None or stream.numbers else ", or give the stream outputs=...")
+        )
+    if "loss" in experiment.own:
+        value = loss_of(experiment, stream)(outputs, y)
+        if not isinstance(value, Tensor) or value.dim() or not value.requires_grad:
+            raise ValueError("loss must return one number, a tensor with a gradient, such as the mean over the batch")
+
+
+def _check_method(title: str, experiment: Experiment, stream: Stream, usual: bool) -> None:
+    method, options = experiment.optimizer, dict(experiment.options)
+    if isinstance(method, str):
+        if not usual and method not in ANY_LOSS:
+            raise ValueError(
+                f"method {title!r} is written for classes and cross-entropy; numbers, sequences and own losses are for "
+                f"{', '.join(ANY_LOSS)} and your own"
+            )
+        if rehearses(method):
+            return
+    if isinstance(method, Own):
+        _check_options(title, method.content, options)
+    sizes = (stream.inputs, experiment.hidden, stream.outputs)
+    try:
+        learner = make_learner(method, partial(network_of, experiment, stream), sizes, torch.device("cpu"), options)
+    except Exception as error:
+        chosen = f" with options {options}" if options else ""
+        raise ValueError(f"method {title!r}{chosen} cannot be made: {error}") from error
+    if stream.scored_from is not None and learner.needs.boundaries:
+        raise ValueError(f"method {title!r} is told when a task ends, and an online stream has no tasks: leave it out")
+    optimizer = getattr(learner, "optimizer", None)
+    if isinstance(method, Own) and isinstance(optimizer, torch.optim.Optimizer) and getattr(learner, "model", None):
+        known = {id(p) for p in learner.model.parameters()}
+        if not known & {id(p) for group in optimizer.param_groups for p in group["params"]}:
+            raise ValueError(
+                f"method {title!r} trains none of the network's parameters: use the model that it is given"
+            )
+
+
+def _check_options(title: str, method: Callable[..., Any], options: dict[str, Any]) -> None:
+    try:
+        taken = inspect.signature(method).parameters.values()
+    except ValueError:  # of compiled code, which has none
+        return
+    names = [parameter.name for parameter in taken if parameter.kind != parameter.POSITIONAL_ONLY]
+    for option in options:
+        if option not in names and all(parameter.kind != parameter.VAR_KEYWORD for parameter in taken):
+            raise ValueError(
+                f"method {title!r} does not take the option {option!r}, it takes {', '.join(names[1:]) or 'none'}: "
+                f"give it such an argument,  lambda model, {option}=...: ..."
+            )
+
+
+class _Stop(Exception):
+    """Raised to leave a run after its first step."""
+
+
+def _first_step(title: str, experiment: Experiment, device: str) -> None:
+    def look(_: Moment) -> None:
+        raise _Stop
+
+    try:
+        run(experiment, device, look=look)
+    except _Stop:
+        pass
+    except Exception as error:
+        raise ValueError(f"method {title!r} fails at its first step: {type(error).__name__}: {error}") from error

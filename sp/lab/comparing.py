@@ -1,0 +1,178 @@
+"""One call from methods, a stream and seeds to their runs: tuned alike, paired by seed, kept in the ledger."""
+
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor, nn
+
+from sp import files, tables
+from sp.choices import grid
+from sp.experiment import Experiment, Result, stream_of
+from sp.lab.checking import check
+from sp.lab.methods import Method, check_name, titled
+from sp.lab.runs import Runs
+from sp.lab.streams import Stream
+from sp.ledger import Ledger, opened
+from sp.models import MODELS
+from sp.own import Own
+from sp.studies import TUNING_SEEDS
+from sp.sweep import plan, run_all, with_seeds
+
+POINTS_ONLINE = 20  # of the curve
+Tune = Mapping[str, Mapping[str, Sequence[Any]]]
+
+
+def compare(
+    methods: Mapping[str, Method] | Iterable[str],
+    stream: Stream,
+    network: str | Callable[[], nn.Module] | None = None,
+    seeds: int | Sequence[int] = 5,
+    tune: Tune | None = None,
+    *,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    hidden: tuple[int, ...] | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    replay_capacity: int = 0,
+    device: str = "cpu",
+    baseline: str | None = None,
+    workers: int | None = None,
+    cluster: str | None = None,
+    ledger: Ledger | None = None,
+    progress: bool = True,
+) -> Runs:
+    """Every method with every seed on one stream.
+
+    Methods of one seed begin with the same weights and see the same data in the same order. Everything is checked
+    before anything long runs; then one sentence says how long it should take. Runs that the ledger has are read, others
+    are kept as they finish; those with a callable of which `sp.digest` cannot tell whether it changed are not kept.
+
+    Args:
+        methods: title -> a name of `sp.baselines.METHODS` or one that was registered, or a callable that gives, of the
+            network, an optimizer of it (or a learner, see `sp.lab.register`). A list of names has their usual titles.
+        stream: what is learnt.
+        network: a name in `sp.models.MODELS`, or a callable without arguments that makes a new module each time; None:
+            a perceptron of the stream's usual widths.
+        seeds: how many, from 0, or which ones.
+        tune: title -> option -> list of values. Every combination is tried on the seeds `sp.studies.TUNING_SEEDS` and
+            on training data that were held out; the one with the highest mean accuracy runs. All methods that are tuned
+            must have as many points. A callable gets its options as keyword arguments: ``method(model, lr=...)``.
+        loss: of outputs and targets, in place of the stream's usual one; gives the mean over a batch.
+        hidden: widths of a network by name. epochs: passes over each task; 1 online. batch_size: of new examples.
+        replay_capacity: examples in a buffer that every method gets, 0 for none.
+        device: where to train. workers: processes; default: as many as there are cores. cluster: address of a dask
+            scheduler on whose workers to run instead. ledger: default `sp.ledger.opened()`.
+        baseline: title of the method that the others are set against; default: the first.
+        progress: say how long it takes, and show bars.
+
+    Raises:
+        ValueError, TypeError: something cannot run, or is not known; the message says what to do.
+        sp.sweep.SweepError: some runs failed; the others are kept.
+    """
+    if not isinstance(stream, Stream):
+        raise TypeError(f"stream must be made by Stream.split(...), Stream.from_arrays(...) and so on, got {stream!r}")
+    arms, tune = titled(methods), dict(tune or {})
+    baseline = next(iter(arms)) if baseline is None else baseline
+    check_name("baseline", baseline, arms)
+    seeds = _seeds(seeds, bool(tune))
+    usual = {"hidden": hidden, "epochs": epochs, "batch_size": batch_size}
+    usual = {name: stream.usual[name] if value is None else value for name, value in usual.items()}
+    choices = {**stream.choices, **usual, **_network(network, usual["hidden"]), "replay_capacity": replay_capacity}
+    if loss is not None:
+        choices["loss"] = Own.of("own loss", loss)
+    if stream.is_online:
+        if choices["epochs"] != 1:
+            raise ValueError(f"epochs must be 1 online, where data are seen once, got {epochs!r}")
+        choices["curve_points"] = POINTS_ONLINE
+    base = {title: Experiment(optimizer=method, seed=seeds[0], **choices) for title, method in arms.items()}
+    tried = _tried(base, tune)
+    check(tried, device, sent=workers != 1 or cluster is not None)
+
+    tuning = [
+        replace(one, seed=seed, evaluation="validation", curve_points=0)
+        for title in tune
+        for one in tried[title]
+        for seed in TUNING_SEEDS
+    ]
+    for one in tuning[:1]:
+        stream_of(one)  # held-out data may be too few
+    expected = [*tuning, *(replace(tried[title][0], seed=seed) for title in arms for seed in seeds)]
+    ledger = ledger or opened()
+    _warn_of_what_is_not_kept(expected)
+    if not files.quiet(progress):
+        planned = plan(expected, ledger, device)
+        if planned.missing:
+            print(planned.describe(workers), file=sys.stderr, flush=True)
+    options = {"ledger": ledger, "workers": workers, "progress": progress, "cluster": cluster, "device": device}
+    judged = _judged({title: tried[title] for title in tune}, run_all(tuning, **options))
+    best = {row.method: row.point for row in judged.itertuples() if row.chosen}
+    chosen = {title: tried[title][best.get(title, 0)] for title in arms}
+    named = with_seeds(chosen, seeds)
+    experiments = [experiment for _, experiment in named]
+    # What is read has the titles under which it was kept.
+    results = [
+        replace(result, experiment=e) for result, e in zip(run_all(experiments, **options), experiments, strict=True)
+    ]
+    rows = tables.table(results)
+    rows.insert(0, "method", [title for title, _ in named])
+    return Runs(rows, baseline, stream, results, judged)
+
+
+def _seeds(seeds: int | Sequence[int], tuned: bool) -> list[int]:
+    found = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not found or (tuned and set(found) & set(TUNING_SEEDS)):
+        raise ValueError(f"seeds must be one or more, and none of the tuning seeds {TUNING_SEEDS}, got {found}")
+    return found
+
+
+def _tried(base: dict[str, Experiment], tune: Tune) -> dict[str, list[Experiment]]:
+    """Of each method the experiments that tuning chooses from; one alone where it is not tuned."""
+    for title, options in tune.items():
+        check_name("tune", title, base)
+        if not isinstance(options, Mapping) or not all(isinstance(values, list | tuple) for values in options.values()):
+            raise TypeError(f"tune must be such as {{{title!r}: {{'lr': [1e-4, 1e-3]}}}}, got {options!r} of {title!r}")
+    points = {title: grid(options) for title, options in tune.items()}
+    if len({len(found) for found in points.values()}) > 1:
+        counts = ", ".join(f"{title}: {len(found)}" for title, found in points.items())
+        raise ValueError(f"tune must have as many points for each method, to be fair, got {counts}")
+    return {title: [replace(one, options=point) for point in points.get(title, [{}])] for title, one in base.items()}
+
+
+def _network(network: Any, hidden: tuple[int, ...]) -> dict[str, Any]:
+    if network is None or isinstance(network, str):
+        check_name("network", network or "mlp", MODELS)
+        return {"model": network or "mlp", "hidden": hidden}
+    if isinstance(network, nn.Module) or not callable(network):
+        raise TypeError(
+            "network must be a name or a callable that makes a new module, such as  lambda: MyNetwork() , got "
+            f"{type(network).__name__}"
+        )
+    return {"model": Own.of("own network", network), "hidden": Experiment().hidden}
+
+
+def _judged(tried: dict[str, list[Experiment]], results: list[Result]) -> pd.DataFrame:
+    """A row for each method and point: its ``options``, the ``accuracy`` on held-out data, and whether it is chosen."""
+    scores = iter(result.accuracy[-1].mean() for result in results)
+    rows = []
+    for title, points in tried.items():
+        accuracies = [float(np.mean([next(scores) for _ in TUNING_SEEDS])) for _ in points]
+        rows += [
+            {"method": title, "point": i, "options": dict(point.options), "accuracy": accuracies[i]}
+            | {"chosen": i == int(np.argmax(accuracies))}
+            for i, point in enumerate(points)
+        ]
+    return pd.DataFrame(rows, columns=["method", "point", "options", "accuracy", "chosen"])
+
+
+def _warn_of_what_is_not_kept(experiments: list[Experiment]) -> None:
+    reasons = {own.title: own.obstacle for one in experiments for own in one.own.values() if own.obstacle}
+    if reasons:
+        said = "; ".join(f"{title}: {reason}" for title, reason in reasons.items())
+        warnings.warn(
+            f"runs are computed and not kept, for it cannot be told whether they change: {said}", stacklevel=3
+        )

@@ -1,0 +1,150 @@
+"""What a comparison gives back: its rows, and tables and figures of them."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from sp import metrics, tables
+from sp.checks import check_choice
+from sp.experiment import Result
+from sp.lab.methods import check_name
+from sp.lab.streams import Stream
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PLOTS = ("accuracy", "matrix", "curve")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The runs of a comparison.
+
+    Attributes:
+        data: one row a run: ``method``, its title; all choices, and what was measured, as in `sp.tables.table`.
+        baseline: title of the method that the others are set against.
+        stream: what was learnt.
+        results: the runs themselves, in the order of the rows.
+        tuning: a row for each point that was tried: ``method``, ``options``, ``accuracy`` on held-out data, ``chosen``.
+    """
+
+    data: pd.DataFrame
+    baseline: str
+    stream: Stream
+    results: list[Result] = field(repr=False)
+    tuning: pd.DataFrame = field(repr=False)
+
+    def __repr__(self) -> str:
+        return f"{len(self.data)} runs on {self.stream.title}\n{self.table().to_string()}"
+
+    @property
+    def score(self) -> str:
+        """What is measured: accuracy, or R2 of numbers."""
+        return "R2 (0 where negative)" if self.stream.arrays is not None and self.stream.arrays.numbers else "accuracy"
+
+    @property
+    def _measures(self) -> dict[str, str]:
+        if self.stream.is_online:
+            return {"average_accuracy": f"{self.score} before learning"}
+        after = {"learning_accuracy": f"{self.score} right after each task"}
+        return {"average_accuracy": f"final {self.score}", **(after if self.data.tasks.iloc[0] > 1 else {})}
+
+    @property
+    def _rows(self) -> pd.DataFrame:
+        return self.data.rename(columns={"method": "arm"})
+
+    def table(self, digits: int = 3) -> pd.DataFrame:
+        """As text, a row for each method: mean and 95 % bootstrap interval over n seeds, and the paired verdict.
+
+        The verdict is on the difference of the final accuracy from the baseline's, as `sp.metrics.paired_difference`.
+        """
+        rows, form = self._rows, f".{digits}f"
+        text = metrics.readable(metrics.interval_table(rows, ["arm"], list(self._measures)), digits)
+        text = text.rename(columns=self._measures).rename_axis(index="method", columns=None)
+        others = [title for title in text.index if title != self.baseline]
+        found = {title: metrics.difference(rows, title, self.baseline) for title in others}
+        text["n"] = rows.groupby("arm").seed.nunique().reindex(text.index)
+        differences = {title: metrics.interval_text(*one[:3], f"+{form}") for title, one in found.items()}
+        text[f"minus {self.baseline}"] = pd.Series(differences, dtype=object).reindex(text.index).fillna("")
+        verdicts = {title: one.verdict for title, one in found.items()}
+        text["verdict"] = pd.Series(verdicts, dtype=object).reindex(text.index).fillna("baseline")
+        return text
+
+    def latex(self, caption: str | None = None, name: str = "comparison") -> str:
+        """`table` as a ``table*`` environment with a caption and the label ``tab:NAME``."""
+        from sp import report
+
+        table = self.table().map(str)
+        return report.latex_table(table, f"{caption or self._caption('accuracy')} {report.INTERVALS}", name)
+
+    def matrix(self, title: str) -> np.ndarray:
+        """Mean over seeds of the accuracy on task j after training on task i, (T, T), for a method."""
+        check_name("method", title, dict.fromkeys(self.data.method))
+        chosen = [result.accuracy for result, own in zip(self.results, self.data.method, strict=True) if own == title]
+        return np.mean(chosen, axis=0)
+
+    def curve(self) -> pd.DataFrame:
+        """``method``, ``seed``, ``step`` and ``accuracy``, which is the mean on the tasks so far, after so many tasks.
+
+        Online it is that on what came since the last step, before it was learnt.
+        """
+        if self.stream.is_online:
+            named = zip(self.data.method, self.results, strict=True)
+            return pd.concat([tables.curves([result]).assign(method=title) for title, result in named])
+        steps = range(1, int(self.data.tasks.iloc[0]) + 1)
+        long = self.data.melt(["method", "seed"], [f"after_{n}" for n in steps], "step", "accuracy")
+        return long.assign(step=long.step.str.removeprefix("after_").astype(int))
+
+    def plot(self, kind: str = "accuracy") -> "Figure":
+        """A figure in the house style: ``"accuracy"``, ``"matrix"`` or ``"curve"``."""
+        from sp import figures
+
+        plot, table, options = self._plot(kind)
+        return figures.picture(plot, table, options)
+
+    def save(self, name: str, kind: str = "accuracy", **words: Any) -> "Figure":
+        """`plot` it and write ``NAME.pdf``, ``.png``, ``.csv`` and ``.json``, as `sp.figures.draw` does.
+
+        Args:
+            name: of the files. kind: as for `plot`. words: arguments of `sp.figures.draw`, such as ``question`` and
+                ``caption`` in place of the usual ones, ``width`` or ``journal``.
+        """
+        from sp import figures
+
+        plot, table, options = self._plot(kind)
+        usual = {"question": f"Which method is best on {self.stream.title}?", "caption": self._caption(kind)}
+        return figures.draw(plot, name, table, **{"keys": self.data.key, **usual, **words}, **options)
+
+    def _caption(self, kind: str) -> str:
+        what = {"accuracy": "", "matrix": " on each task after each", "curve": " as the stream goes on"}[kind]
+        return f"{next(iter(self._measures.values())).capitalize()}{what}: {self.stream.title}."
+
+    def _plot(self, kind: str) -> tuple[str, pd.DataFrame, dict[str, Any]]:
+        """Name of the plot, its table and its options."""
+        check_choice("kind", kind, PLOTS)
+        label = self.score[0].upper() + self.score[1:]
+        titles = {title: title for title in dict.fromkeys(self.data.method)}
+        if kind == "accuracy":
+            table = metrics.interval_table(self._rows, ["arm"], list(self._measures))
+            panels = {name: text[0].upper() + text[1:] for name, text in self._measures.items()}
+            return "interval_plot", table, {"panels": panels, "label": label}
+        if kind == "matrix":
+            if self.stream.is_online:
+                raise ValueError(
+                    "kind 'matrix' needs tasks, which an online stream has not: take 'accuracy' or 'curve'"
+                )
+            cells = [
+                {"arm": title, "after": i + 1, "on": j + 1, "accuracy": accuracy}
+                for title in titles
+                for (i, j), accuracy in np.ndenumerate(self.matrix(title))
+                if j <= i
+            ]
+            options = {"panels": titles, "value": "accuracy", "labels": [label, "After task", "On task"]}
+            return "heat_maps", pd.DataFrame(cells), options
+        table = self.curve().rename(columns={"method": "arm"})
+        x = "Training step" if self.stream.is_online else "Tasks learnt"
+        shown = f"{label} before learning" if self.stream.is_online else f"{label} on these tasks"
+        options = {"x": "step", "panels": {"accuracy": ""}, "labels": [x, shown], "limits": [-0.02, 1.02]}
+        return "line_panels", table[["arm", "seed", "step", "accuracy"]], options

@@ -1,0 +1,294 @@
+"""What is learnt: tasks made of a data set by its name, or of anybody's arrays."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from sp import data
+from sp.checks import check_choice, check_integer
+from sp.data import Evaluation, Scenario
+from sp.lab.methods import check_name
+from sp.own import Own
+from sp.studies import settings
+
+TARGETS = ("classes", "numbers")
+HELD_OUT = 5  # one training row in so many is what a method is tuned on
+OWN_SETTINGS = {"hidden": (100, 100), "batch_size": 32, "epochs": 5}
+NAMES = ("x", "y", "x_test", "y_test")
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """Tasks in the order in which they are learnt; made by `split`, `permuted`, `rotated`, `from_arrays` or `online`.
+
+    Attributes:
+        title: for captions.
+        choices: those of an `sp.experiment.Experiment` that say what the stream is.
+        usual: hidden widths, batch size and epochs where a comparison does not say otherwise.
+    """
+
+    title: str
+    choices: dict[str, Any] = field(repr=False)
+    usual: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def split(
+        cls, dataset: str = "digits", tasks: int = 5, scenario: Scenario = "class", samples_per_task: int | None = None
+    ) -> "Stream":
+        """Each task has classes of its own. Arguments and errors as `sp.data.make_stream`."""
+        return cls._named("split", dataset, tasks, scenario, samples_per_task)
+
+    @classmethod
+    def permuted(
+        cls,
+        dataset: str = "digits",
+        tasks: int = 10,
+        scenario: Scenario = "domain",
+        samples_per_task: int | None = None,
+    ) -> "Stream":
+        """Each task has all classes and its own order of pixels. Arguments and errors as `sp.data.make_stream`."""
+        return cls._named("permuted", dataset, tasks, scenario, samples_per_task)
+
+    @classmethod
+    def rotated(
+        cls, dataset: str = "digits", tasks: int = 5, scenario: Scenario = "domain", samples_per_task: int | None = None
+    ) -> "Stream":
+        """Each task has all classes, turned by its own angle. Arguments and errors as `sp.data.make_stream`."""
+        return cls._named("rotated", dataset, tasks, scenario, samples_per_task)
+
+    @classmethod
+    def _named(cls, kind: str, dataset: str, tasks: int, scenario: str, samples_per_task: int | None) -> "Stream":
+        check_name("dataset", dataset, data.DATASETS)
+        check_name("scenario", scenario, get_args(Scenario))
+        check_integer("tasks", tasks, 1)
+        choices = {"dataset": dataset, "stream": kind, "tasks": tasks, "scenario": scenario}
+        usual = {name: settings(dataset)[name] for name in OWN_SETTINGS}
+        title = f"{dataset}, {kind}, {tasks} tasks, {scenario}-incremental"
+        return cls(title, {**choices, "samples_per_task": samples_per_task}, usual)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        tasks: Iterable[Sequence[ArrayLike | Tensor]],
+        scenario: Scenario = "class",
+        target: str = "classes",
+        outputs: int | None = None,
+        title: str = "own arrays",
+    ) -> "Stream":
+        """Tasks of one's own. Where methods are tuned, a fifth of each task's training rows, drawn once, judges them.
+
+        Args:
+            tasks: one ``(x, y, x_test, y_test)`` a task, arrays or tensors. x: (n, ...), floating (taken as float32) or
+                whole numbers (int64, such as tokens); the rows of all tasks have one shape. y: whole numbers from 0,
+                (n,), or (n, T) for sequences, whose network gives (n, T, outputs); numbers, (n,) or (n, outputs).
+            scenario: what labels say. ``"class"``: classes are numbered over the whole stream, each belongs to one
+                task, and all share the output units. ``"domain"``: the tasks have the same classes. ``"task"``: classes
+                as in ``"class"``, and methods are told the task, whose units alone count.
+            target: ``"classes"``, learnt by cross-entropy, or ``"numbers"``, by the mean squared error; then, wherever
+                an accuracy stands, it is R2, the share of the variance that is explained, cut off at 0.
+            outputs: how many units the network has; None: as many as there are classes or columns.
+            title: for captions.
+
+        Raises:
+            ValueError, TypeError: what the arrays hold is none of this; the message names the task and the array.
+        """
+        check_name("scenario", scenario, get_args(Scenario))
+        parts = []
+        for number, task in enumerate(tasks, 1):
+            if not isinstance(task, list | tuple) or len(task) != len(NAMES):
+                raise ValueError(f"task {number} must be (x, y, x_test, y_test), got {_kind(task)}")
+            where = [f"{name} of task {number}" for name in NAMES]
+            x, y = _pair(where[:2], task[:2], target)
+            parts.append((x, y, *_pair(where[2:], task[2:], target)))
+        if not parts:
+            raise ValueError("tasks is empty: give one (x, y, x_test, y_test) for each task")
+        _check_rows([array for part in parts for array in part[::2]])
+        width = _outputs([array for part in parts for array in part[1::2]], target, outputs)
+        if target == "classes":
+            _check_classes(parts, scenario)
+        elif scenario != "domain":
+            raise ValueError(f"scenario must be 'domain' where target is 'numbers', got {scenario!r}")
+        return cls._own(title, Arrays(tuple(parts), width, scenario, target == "numbers"))
+
+    @classmethod
+    def online(
+        cls,
+        x: ArrayLike | Tensor,
+        y: ArrayLike | Tensor,
+        target: str = "classes",
+        outputs: int | None = None,
+        title: str = "own arrays, online",
+    ) -> "Stream":
+        """One pass over data in their order, without boundaries; each batch is tested before it is learnt.
+
+        The accuracy is that on all rows but the first fifth, on which methods are tuned. Arguments as `from_arrays`.
+        """
+        parts = ((*_pair(["x", "y"], (x, y), target),),)
+        if len(parts[0][0]) < HELD_OUT:
+            raise ValueError(f"x must have {HELD_OUT} rows or more, got {len(parts[0][0])}")
+        width = _outputs([parts[0][1]], target, outputs)
+        return cls._own(title, Arrays(parts, width, "domain", target == "numbers", is_online=True))
+
+    @classmethod
+    def _own(cls, title: str, arrays: "Arrays") -> "Stream":
+        plain = [arrays.outputs, arrays.scenario, arrays.numbers, arrays.is_online, *map(list, arrays.parts)]
+        choices = {
+            "stream": Own.of(title, arrays, counts_as=plain),
+            "tasks": len(arrays.parts),
+            "scenario": arrays.scenario,
+        }
+        return cls(title, choices, {**OWN_SETTINGS, "epochs": 1} if arrays.is_online else OWN_SETTINGS)
+
+    @property
+    def is_online(self) -> bool:
+        """Whether it is one pass over data in their order, without boundaries."""
+        return self.arrays is not None and self.arrays.is_online
+
+    @property
+    def arrays(self) -> "Arrays | None":
+        """Of one's own, else None."""
+        return self.choices["stream"].content if isinstance(self.choices["stream"], Own) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """Tasks of somebody's own: x, y, x_test, y_test of each; x and y alone where the stream is online."""
+
+    parts: tuple[tuple[np.ndarray, ...], ...] = field(repr=False)
+    outputs: int
+    scenario: str
+    numbers: bool = False
+    is_online: bool = False
+
+    @property
+    def sequences(self) -> bool:
+        """Whether each example has several labels."""
+        return not self.numbers and self.parts[0][1].ndim > 1
+
+    def tasks_for(self, evaluation: Evaluation) -> data.Stream:
+        """The tasks as a run takes them."""
+        tasks = []
+        for number, (x, y, *test) in enumerate(self.parts, 1):
+            units = None
+            if self.scenario == "task":
+                units = np.unique(y)
+                y, test = np.searchsorted(units, y), [test[0], np.searchsorted(units, test[1])]
+            rows, held = _held_out(len(y), self.is_online)
+            if evaluation == "validation":
+                x, y, test = x[rows], y[rows], [x[held], y[held]]
+            train, test = partial(_tensors, x, y), partial(_tensors, *(test or (x, y)))
+            tasks.append(data.Task(f"task {number}", None if units is None else tuple(units.tolist()), train, test))
+        shape = self.parts[0][0].shape[1:]
+        scored_from = None
+        if self.is_online:
+            scored_from = 0 if evaluation == "validation" else len(self.parts[0][0]) // HELD_OUT
+        return data.Stream(tuple(tasks), int(np.prod(shape)), self.outputs, shape, self.numbers, scored_from)
+
+
+def _held_out(count: int, is_online: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows are learnt, and which are tested, where a method is tuned; all of an online stream's first fifth."""
+    if is_online:
+        return (first := np.arange(count // HELD_OUT)), first
+    order = np.random.default_rng(0).permutation(count)
+    kept = count - max(1, count // HELD_OUT)
+    return np.sort(order[:kept]), np.sort(order[kept:])
+
+
+def _tensors(x: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
+    return torch.tensor(x), torch.tensor(y)
+
+
+def _kind(value: Any) -> str:
+    return f"{len(value)} values" if isinstance(value, list | tuple) else type(value).__name__
+
+
+def _pair(names: Sequence[str], values: Sequence[Any], target: str) -> tuple[np.ndarray, np.ndarray]:
+    check_choice("target", target, TARGETS)
+    (x_name, y_name), (x, y) = names, (_array(name, value) for name, value in zip(names, values, strict=True))
+    if x.ndim < 2:
+        raise ValueError(f"{x_name} must have a row for each example, shape (n, ...), got shape {x.shape}")
+    if y.ndim == 0 or len(x) != len(y) or len(x) < 2:
+        raise ValueError(
+            f"{x_name} and {y_name} must have as many rows, two or more: got shapes {x.shape} and {y.shape}"
+        )
+    if y.ndim > 2:
+        raise ValueError(f"{y_name} must have shape (n,) or (n, T), got {y.shape}")
+    if target == "numbers":
+        y = y.astype(np.float32)
+        y = y[:, None] if y.ndim == 1 else y
+        if constant := [column for column in range(y.shape[1]) if np.ptp(y[:, column]) == 0]:
+            raise ValueError(f"{y_name} has one value only in column {constant[0]}: there is nothing to explain")
+    elif y.dtype != np.int64:
+        raise ValueError(
+            f"{y_name} must hold classes, whole numbers from 0, got {y.flat[0]} of type {y.dtype}: turn them into "
+            "integers, or give target='numbers' to learn numbers by their squared error"
+        )
+    elif y.min() < 0:
+        raise ValueError(f"{y_name} must hold classes, whole numbers from 0, got {y.min()}")
+    return x, y
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        value = (value.float() if value.is_floating_point() else value).numpy()
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} must be an array whose rows have one shape ({error})") from error
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must hold numbers, got an array of type {array.dtype}: turn texts into whole numbers")
+    if array.dtype.kind == "f":
+        wrong = np.argwhere(~np.isfinite(array))
+        if len(wrong):
+            at = ", ".join(map(str, wrong[0]))
+            raise ValueError(f"{name} must be finite, got {array[tuple(wrong[0])]} at [{at}]: leave such rows out")
+        return array.astype(np.float32)
+    return array.astype(np.int64)
+
+
+def _check_rows(inputs: list[np.ndarray]) -> None:
+    first = inputs[0]
+    for x in inputs:
+        if (x.shape[1:], x.dtype) != (first.shape[1:], first.dtype):
+            raise ValueError(
+                f"the rows of x must have one shape and type in all tasks and tests, got {first.shape[1:]} of "
+                f"{first.dtype} and {x.shape[1:]} of {x.dtype}"
+            )
+
+
+def _outputs(targets: list[np.ndarray], target: str, outputs: int | None) -> int:
+    if outputs is not None:
+        check_integer("outputs", outputs, 1)
+    if len({y.shape[1:] for y in targets}) > 1 and (target == "numbers" or len({y.ndim for y in targets}) > 1):
+        raise ValueError(f"y must have as many columns in all tasks, got shapes {[y.shape for y in targets]}")
+    needed = targets[0].shape[1] if target == "numbers" else 1 + max(int(y.max()) for y in targets)
+    if outputs is not None and (outputs < needed or (target == "numbers" and outputs != needed)):
+        what = f"{needed} columns" if target == "numbers" else f"class {needed - 1}"
+        raise ValueError(f"outputs must be {needed} or more, for y has {what}, got {outputs}")
+    return outputs or needed
+
+
+def _check_classes(parts: list[tuple[np.ndarray, ...]], scenario: str) -> None:
+    learnt = [set(np.unique(y).tolist()) for _, y, *_ in parts]
+    for number, (classes, part) in enumerate(zip(learnt, parts, strict=True), 1):
+        if part[1].ndim == 1 and (unknown := set(np.unique(part[3]).tolist()) - classes):
+            raise ValueError(f"y_test of task {number} has class {min(unknown)}, which y of task {number} has not")
+        others = set().union(*(other for place, other in enumerate(learnt, 1) if place != number))
+        if scenario == "domain" and len(parts) > 1 and not classes & others:
+            raise ValueError(
+                f"scenario 'domain' has the same classes in all tasks, and no other task has those of task {number}: "
+                "number them alike, or give scenario='class'"
+            )
+        if scenario != "domain" and (shared := classes & others):
+            raise ValueError(
+                f"class {min(shared)} is in task {number} and in another one, and in scenario {scenario!r} each class "
+                "belongs to one task: number them over the whole stream (0, 1 in the first task, 2, 3 in the second), "
+                "or give scenario='domain'"
+            )
