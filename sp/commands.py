@@ -168,7 +168,7 @@ def add_compare(commands) -> None:
     add("--samples-per-task", type=positive, help="training images of each task; default: all")
     add("--network", metavar="NAME|FILE.py:NAME", help="default: a perceptron")
     add("--tune", action="append", default=[], metavar="[METHOD:]OPTION=v1,v2,...", help="of one method, or of each")
-    add("--seeds", type=positive, default=5, help="how many seeds (default: 5)")
+    add("--seeds", type=positive, default=6, help="how many seeds (default: 6; below six no verdict is given)")
     add("--epochs", type=positive, help="passes over each task")
     add("--batch-size", type=positive)
     add("--replay-capacity", type=int, default=0, help="examples in a buffer of every method (default: 0)")

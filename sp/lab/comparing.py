@@ -31,7 +31,7 @@ def compare(
     methods: Mapping[str, Method] | Iterable[str],
     stream: Stream,
     network: str | Callable[[], nn.Module] | None = None,
-    seeds: int | Sequence[int] = 5,
+    seeds: int | Sequence[int] = 6,
     tune: Tune | None = None,
     *,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
@@ -58,7 +58,7 @@ def compare(
         stream: what is learnt.
         network: a name in `sp.models.MODELS`, or a callable without arguments that makes a new module each time; None:
             a perceptron of the stream's usual widths.
-        seeds: how many, from 0, or which ones.
+        seeds: how many, from 0, or which ones; below six no verdict is given.
         tune: title -> option -> list of values. Every combination is tried on the seeds `sp.studies.TUNING_SEEDS` and
             on training data that were held out; the one with the highest mean accuracy runs. All methods that are tuned
             must have as many points. A callable gets its options as keyword arguments: ``method(model, lr=...)``.
