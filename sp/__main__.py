@@ -44,8 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _status(error: Exception) -> int | None:
     """Exit status of an error that tells the caller what to do; None for a fault of the program."""
     if isinstance(error, RuntimeError):
-        from sp.data import DataError
-        from sp.sweep import SweepError
+        from sp.lab.data import DataError
+        from sp.lab.sweep import SweepError
 
         return 1 if isinstance(error, SweepError) else 2 if isinstance(error, DataError) else None
     return None if isinstance(error, KeyError | IndexError) else 2

@@ -11,10 +11,11 @@ from dataclasses import replace
 
 import pandas as pd
 
-from sp import metrics, studies
-from sp.experiment import Experiment
-from sp.ledger import Ledger
-from sp.sweep import Named, with_seeds
+from sp import studies
+from sp.lab import metrics
+from sp.lab.experiment import Experiment
+from sp.lab.ledger import Ledger
+from sp.lab.sweep import Named, with_seeds
 
 Arms = dict[str, Experiment]
 
@@ -84,7 +85,7 @@ def arms(rule: str, name: str, dataset: str, tuned: bool = True) -> Arms:
     """The base and every arm of a rule on a stream.
 
     Args:
-        rule: a name in `CHOICES`. name: of one of its streams. dataset: a name in `sp.studies.SETTINGS`.
+        rule: a name in `CHOICES`. name: of one of its streams. dataset: a name in `sp.lab.settings.SETTINGS`.
         tuned: False: the arms of the published rule without their tuned learning rates.
     """
     setting = studies.settings(dataset)

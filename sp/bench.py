@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from sp.biology import NMDACoincidence, PlasticityCounter
 from sp.checks import check_choice
 from sp.files import bar
-from sp.models import mlp
+from sp.lab.networks import mlp
 from sp.optim import ConsolidatingPlasticityOptimizer, SelectivePlasticityOptimizer
 
 MEASURED = Path(__file__).with_name("bench.csv")

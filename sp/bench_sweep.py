@@ -8,10 +8,10 @@ import joblib
 import pandas as pd
 
 from sp import studies
-from sp.experiment import Experiment, run
-from sp.ledger import Ledger
-from sp.sweep import run_all
-from sp.tables import table
+from sp.lab.experiment import Experiment, run
+from sp.lab.ledger import Ledger
+from sp.lab.sweep import run_all
+from sp.lab.tables import table
 
 ARMS = ("Adam", "Adam + replay", "Selective plasticity", "Selective plasticity + replay")
 ALLOWED = {"overhead": 0.05, "comparison_s": 20.0, "reading_s": 2.0}

@@ -1,8 +1,8 @@
 """The published claims (P15 to P23) on trial: what notebook 10 measures, and how a measurement becomes a verdict.
 
 A verdict is a rule written here, not an impression: "holds" where an interval lies wholly on the claim's side of a
-bound, or a paired difference does (`sp.metrics.paired_difference`), "does not hold" where it lies wholly on the other,
-else "open". A claim of several parts "holds under a condition" where some of them hold.
+bound, or a paired difference does (`sp.lab.metrics.paired_difference`), "does not hold" where it lies wholly on the
+other, else "open". A claim of several parts "holds under a condition" where some of them hold.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,11 +11,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from sp import files, studies, sweep, watch
-from sp.baselines import needs
-from sp.experiment import Experiment, Moment
-from sp.metrics import PairedDifference, bootstrap_interval, difference, interval_text
+from sp import files, studies
+from sp.lab import sweep, watch
+from sp.lab.experiment import Experiment, Moment
+from sp.lab.metrics import PairedDifference, bootstrap_interval, difference, interval_text
 from sp.permuted import arms
+from sp.rivals import needs
 
 RULE = "Selective plasticity"
 PUBLISHED_RATE = f"{RULE}, lr 1e-3"

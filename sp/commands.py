@@ -8,12 +8,13 @@ import sys
 import warnings
 from pathlib import Path
 
-from sp import choices, studies, tables
-from sp.baselines import METHODS
-from sp.experiment import Experiment
+from sp import studies
 from sp.files import folder, write_atomically
-from sp.ledger import Ledger, opened
-from sp.sweep import SweepError, check_options, plan, points_of, run_all, with_seeds
+from sp.lab import choices, tables
+from sp.lab.experiment import Experiment
+from sp.lab.ledger import Ledger, opened
+from sp.lab.sweep import SweepError, check_options, plan, points_of, run_all, with_seeds
+from sp.rivals import METHODS
 
 # What only one command needs is imported by it, for it takes seconds.
 
@@ -141,7 +142,7 @@ def add_results(commands) -> None:
 
 
 def _results(chosen: argparse.Namespace) -> None:
-    from sp import metrics
+    from sp.lab import metrics
 
     table = studies.retention_results(chosen.dataset, chosen.seeds, chosen.long_seeds, chosen.streams)
     print(metrics.readable(table).to_string())
@@ -254,7 +255,8 @@ def add_audit(commands) -> None:
 
 
 def _audit(chosen: argparse.Namespace) -> int:
-    from sp import audit, dendrites
+    from sp.lab import audit
+    from sp.rivals import dendrites
 
     try:
         with warnings.catch_warnings():
@@ -316,7 +318,7 @@ def add_sweep(commands) -> None:
 
 
 def _sweep(chosen: argparse.Namespace) -> int:
-    from sp import metrics
+    from sp.lab import metrics
 
     varied = _parameters(chosen.p)
     if "seed" in varied:

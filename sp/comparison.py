@@ -13,14 +13,15 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from sp import figures, files, metrics, report, studies, tables
-from sp.baselines import TITLES, kept_bytes, needs, rehearses
+from sp import figures, files, report, studies
 from sp.checks import check_choice
-from sp.data import load
-from sp.experiment import RULES_VERSION, Experiment, Moment, run
-from sp.ledger import Ledger, opened
-from sp.models import mlp_size
-from sp.sweep import runs, with_seeds
+from sp.lab import metrics, tables
+from sp.lab.data import load
+from sp.lab.experiment import RULES_VERSION, Experiment, Moment, run
+from sp.lab.ledger import Ledger, opened
+from sp.lab.networks import mlp_size
+from sp.lab.sweep import runs, with_seeds
+from sp.rivals import TITLES, kept_bytes, needs, rehearses
 
 # Streams by name: those of the retention studies, and more. On long ones a fifth of MNIST's images for each task.
 _LONG = {"scenario": "domain", "samples_per_task": 12_000}
@@ -53,7 +54,7 @@ def _titled(*methods: str) -> dict[str, str]:
     return {TITLES[method]: method for method in methods}
 
 
-# Name in tables -> method in `sp.baselines.METHODS`.
+# Name in tables -> method in `sp.rivals.METHODS`.
 PLAIN = {
     **_titled("chance", "sgd", "momentum", "adam", "adamw", "adagrad", "stable_sgd", "upgd", "l2", "ewc", "online_ewc"),
     **_titled("si", "mas", "lwf", "owm", "gpm", "ncl", "selective", "consolidating", "coincidence"),
@@ -110,7 +111,7 @@ def arms(scenario: str, dataset: str, capacity: int = 0, names: Sequence[str] | 
     """Arms of a scenario with the options that tuning chose.
 
     Args:
-        scenario: a name in `SCENARIOS`. dataset: a name in `sp.studies.SETTINGS`.
+        scenario: a name in `SCENARIOS`. dataset: a name in `sp.lab.settings.SETTINGS`.
         capacity: 0: the arms without replay. Else those with replay from a buffer of this size, with the options that
             were tuned for the smaller size of `CAPACITIES`.
         names: which arms, in this order; None: all.
@@ -251,7 +252,7 @@ def trade_off_panel(table: pd.DataFrame, costs: pd.DataFrame, scenario: str, cos
 def ahead(rows: pd.DataFrame, arm: str, scenario: str, capacity: int = 0) -> tuple[list[str], list[str]]:
     """Arms with a higher average accuracy than one without replay, and those in which no difference was found.
 
-    Seed by seed (`sp.metrics.difference`), on the seeds that both have, best first.
+    Seed by seed (`sp.lab.metrics.difference`), on the seeds that both have, best first.
 
     Args:
         rows: one row a run, as `single_runs` returns them. arm: without replay. capacity: of the others' buffer.

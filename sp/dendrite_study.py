@@ -11,14 +11,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sp import metrics, studies, sweep
-from sp.active_dendrites import ActiveDendrites, k_winners
-from sp.baselines import make_learner
-from sp.data import Stream, load, make_stream
-from sp.experiment import Experiment, stream_of
-from sp.ledger import Ledger
-from sp.models import mlp, mlp_size
-from sp.sweep import Named, with_seeds
+from sp import studies
+from sp.lab import metrics, sweep
+from sp.lab.data import Stream, load, make_stream
+from sp.lab.experiment import Experiment, stream_of
+from sp.lab.ledger import Ledger
+from sp.lab.networks import mlp, mlp_size
+from sp.lab.sweep import Named, with_seeds
+from sp.rivals import make_learner
+from sp.rivals.active_dendrites import ActiveDendrites, k_winners
 
 # P23: accuracy on both tasks of Split MNIST at the end, and the parameters, as published; one run each.
 PUBLISHED = pd.DataFrame(
@@ -201,7 +202,7 @@ def additions(rows: pd.DataFrame, value: str = "average_accuracy") -> pd.DataFra
     """What dendrites and width change in a measure, seed by seed, against the same rule alone.
 
     Args:
-        rows: of one stream, from `sp.sweep.runs`. value: a column of it.
+        rows: of one stream, from `sp.lab.sweep.runs`. value: a column of it.
 
     Returns:
         One row a rule and what it is joined ``with``: the paired difference with its interval, and the verdict.
@@ -269,6 +270,6 @@ def inferred(experiment: Experiment) -> float:
 
 
 def runs(dataset: str, part: str, seeds: int, **options) -> pd.DataFrame:
-    """Rows of a part of the notebook, "two_tasks" or a name in `STREAMS`, read or run; as `sp.sweep.runs`."""
+    """Rows of a part of the notebook, "two_tasks" or a name in `STREAMS`, read or run; as `sp.lab.sweep.runs`."""
     arms = two_tasks(dataset) if part == "two_tasks" else on_stream(part, dataset)
     return sweep.runs(with_seeds(arms, range(seeds)), carried=True, **options)

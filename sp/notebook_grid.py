@@ -152,7 +152,7 @@ def _own(text: str) -> Any:
 
 def _made_from(notebook: Path) -> str:
     """A hash of the notebook's cells, without outputs, and of the version of the rules."""
-    from sp.experiment import RULES_VERSION  # brings PyTorch, for which each worker process would wait
+    from sp.lab.experiment import RULES_VERSION  # brings PyTorch, for which each worker process would wait
 
     cells = [(cell.cell_type, cell.source) for cell in nbformat.read(notebook, as_version=4).cells]
     return hashlib.sha256(json.dumps([RULES_VERSION, cells]).encode()).hexdigest()

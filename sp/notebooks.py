@@ -20,7 +20,7 @@ from nbclient.exceptions import CellExecutionError
 
 from sp import parameters
 from sp.files import bar, folder, write_atomically
-from sp.parallel import Failed, call_all
+from sp.lab.parallel import Failed, call_all
 
 SILENT = ["--IPKernelApp.log_level=50"]  # a kernel would write into the bar
 FINISHED = "finished"  # what a notebook comes to that does not fail
@@ -87,7 +87,7 @@ def counted(log: Path) -> tuple[int, int]:
 
 def expected_seconds(dataset: str) -> float:
     """How long the committed runs on a data set took, in seconds of one core."""
-    from sp.ledger import Ledger
+    from sp.lab.ledger import Ledger
 
     kept = Ledger(folder("ledger")).results()
     return sum(result.seconds for result in kept if result.experiment.dataset == dataset)
@@ -116,7 +116,7 @@ def side_by_side(
 
     Args:
         make: returns `FINISHED`, or what went wrong.
-        items: what to make. workers: how many at a time. known: as for `sp.parallel.call_all`.
+        items: what to make. workers: how many at a time. known: as for `sp.lab.parallel.call_all`.
         progress: show a bar.
 
     Returns:
@@ -183,7 +183,7 @@ def refresh(notebooks: Sequence[Path] = ()) -> int:
     Returns:
         Exit status: 0, or 1 when a notebook failed, which stays as it was.
     """
-    from sp.ledger import Ledger  # brings PyTorch
+    from sp.lab.ledger import Ledger  # brings PyTorch
 
     write_atomically(parameters.file(), own_parameters())
     paths = [path.absolute() for path in notebooks or all_notebooks()]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 
 from sp import studies
-from sp.experiment import Experiment
+from sp.lab.experiment import Experiment
 
 # P20: average accuracy and backward transfer after ten tasks of Permuted MNIST; for Adam only the transfer is given.
 PUBLISHED = pd.DataFrame(
@@ -26,7 +26,7 @@ def arms(dataset: str, tasks: int = 10) -> dict[str, Experiment]:
     """The two optimizers of P20 at their default rate of 0.001, and the arms of the retention study.
 
     Args:
-        dataset: a name in `sp.studies.SETTINGS`.
+        dataset: a name in `sp.lab.settings.SETTINGS`.
         tasks: up to 10: all images in each task. More: 20,000 in each, where there are so many.
     """
     stream = "permuted10" if tasks <= 10 else "permuted30"
@@ -43,7 +43,7 @@ def arms(dataset: str, tasks: int = 10) -> dict[str, Experiment]:
 
 
 def averages(rows: pd.DataFrame, tasks: int) -> pd.DataFrame:
-    """From `sp.sweep.runs`: ``arm, seed, tasks, average``, the mean accuracy on the first so many tasks."""
+    """From `sp.lab.sweep.runs`: ``arm, seed, tasks, average``, the mean accuracy on the first so many tasks."""
     columns = {f"after_{number}": number for number in range(1, tasks + 1)}
     long = rows.melt(["arm", "seed"], list(columns), "tasks", "average")
     return long.assign(tasks=long.tasks.map(columns))

@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import pandas as pd
 
-from sp import figures, files, metrics
+from sp import figures, files
 from sp.checks import check_choice
-from sp.experiment import Experiment
-from sp.ledger import Ledger
-from sp.sweep import compare
+from sp.lab import metrics
+from sp.lab.experiment import Experiment
+from sp.lab.ledger import Ledger
+from sp.lab.sweep import compare
 
 # GMvandeVen/continual-learning: Split MNIST, 784-400-400, Adam at 1e-3, 2,000 batches of 128 a task (here 21 passes,
 # about as many), strengths of its params/param_values.py; its SI penalty is c times the sum, ours strength / 2 times.

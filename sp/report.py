@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from sp import files, metrics
+from sp import files
 from sp.checks import check_choice
+from sp.lab import metrics
 
 MARKS = re.compile(r"(<!-- table: (\S+)((?: \S+)*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 FILLED = ("README.md", "docs/comparison.md")  # whose tables come from files
@@ -34,8 +35,8 @@ TITLES = {
 def fill_tables(text: str, root: Path = Path()) -> str:
     """The text with every ``<!-- table: FILE.csv -->`` ... ``<!-- end -->`` filled from that file under ``root``.
 
-    The file is an interval table (`sp.metrics.interval_table`), with columns ``arm, metric, mean, low, high, n``. With
-    more words after its name it has a column ``stream`` as well, and the table one column a stream:
+    The file is an interval table (`sp.lab.metrics.interval_table`), with columns ``arm, metric, mean, low, high, n``.
+    With more words after its name it has a column ``stream`` as well, and the table one column a stream:
 
     - ``metric=NAME``: the metric to show.
     - ``streams=NAME,NAME``: which streams, in this order; default: all.

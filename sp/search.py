@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from sp import choices, metrics, studies
-from sp.choices import Range
-from sp.experiment import Experiment
-from sp.sweep import Named, vary, with_seeds
+from sp import studies
+from sp.lab import choices, metrics
+from sp.lab.choices import Range
+from sp.lab.experiment import Experiment
+from sp.lab.sweep import Named, vary, with_seeds
 
 # What is searched, for each optimizer: the published ranges, and a wide one for the learning rate.
 SPACES: dict[str, dict[str, choices.Values]] = {
@@ -74,7 +75,7 @@ def outcomes(rows: pd.DataFrame, drawn: pd.DataFrame) -> pd.DataFrame:
     """Mean over seeds of each point's ``old`` and ``new``, beside its choices.
 
     Args:
-        rows: `sp.sweep.runs` of `search_runs`. drawn: `points`.
+        rows: `sp.lab.sweep.runs` of `search_runs`. drawn: `points`.
     """
     means = rows.groupby("arm", sort=False)[["old", "new"]].mean().reset_index()
     means[["arm", "point"]] = means.arm.str.split("/", expand=True)
@@ -132,7 +133,7 @@ class Advice:
     Attributes:
         trouble: what is wrong before. change: what the advice says to do.
         before, after: the experiment without and with the change.
-        measure: of `sp.tables.table`, by which the trouble shows.
+        measure: of `sp.lab.tables.table`, by which the trouble shows.
         better: +1 where the measure should rise, -1 where it should fall. price: a measure that might suffer.
     """
 
@@ -190,11 +191,12 @@ def verdict_of(one: Advice, rows: pd.DataFrame) -> dict:
     """One sentence: the measure before, the paired change and its interval, the price, and whether it holds.
 
     Args:
-        one: the sentence. rows: `sp.sweep.runs` of `advice_runs`.
+        one: the sentence. rows: `sp.lab.sweep.runs` of `advice_runs`.
 
     Returns:
         ``trouble, change, measure, before, mean, low, high, n, price, verdict``; the verdict is "holds" where
-        `sp.metrics.paired_difference` finds the promised change, "the opposite" where it finds the other, else its own.
+        `sp.lab.metrics.paired_difference` finds the promised change, "the opposite" where it finds the other, else its
+        own.
         ``price`` is what might suffer, and its mean change.
     """
     before, after = (rows[rows.arm == experiment.key()].set_index("seed") for experiment in (one.before, one.after))

@@ -12,24 +12,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from sp import figures, files, metrics, report, tables
+from sp import figures, files, report
 from sp.checks import check_choice
-from sp.experiment import Experiment
-from sp.ledger import Ledger
-from sp.models import mlp_size
+from sp.lab import metrics, tables
+from sp.lab.experiment import Experiment
+from sp.lab.ledger import Ledger
+from sp.lab.networks import mlp_size
+from sp.lab.settings import TUNING_SEEDS, settings
+from sp.lab.sweep import compare, run_all
 from sp.pattern_search import neighbours
-from sp.sweep import compare, run_all
 
 TUNED = Path(__file__).with_name("tuned.csv")
-TUNING_SEEDS = (100, 101, 102)  # reported seeds count from 0
-
-# Network, batch and length of training that a data set gets wherever a notebook does not say otherwise. The buffer for
-# digits holds the same share of the training images as 2,000 would of 14,000.
-SETTINGS = {
-    "digits": {"hidden": (100, 100), "batch_size": 32, "epochs": 5, "replay_capacity": 200, "warmup_steps": 50},
-    "mnist": {"hidden": (256, 256), "batch_size": 128, "epochs": 1, "replay_capacity": 2000, "warmup_steps": 100},
-}
-SETTINGS["fashion_mnist"] = SETTINGS["mnist"]
 
 # The streams of the retention studies, on MNIST-like data and on digits, which has fewer images for each permutation.
 STREAMS = {
@@ -68,12 +61,6 @@ GRIDS = {
 
 
 INPUTS = {"digits": 64, "mnist": 784, "fashion_mnist": 784}  # pixels
-
-
-def settings(dataset: str) -> dict:
-    """The row of `SETTINGS`; an unknown data set is a ValueError that lists the known ones."""
-    check_choice("dataset", dataset, SETTINGS)
-    return SETTINGS[dataset]
 
 
 def base(dataset: str, **choices) -> Experiment:
@@ -171,7 +158,7 @@ def forgetting_verdicts(rows: pd.DataFrame, replayed: pd.DataFrame) -> list[str]
     """What notebook 01 found, in sentences.
 
     Args:
-        rows: `sp.sweep.compare` of the arms of `forgetting`.
+        rows: `sp.lab.sweep.compare` of the arms of `forgetting`.
         replayed: the same of "ARM + replay, reservoir" and "ARM + replay, first in first out".
     """
     rows = pd.concat([rows, replayed])

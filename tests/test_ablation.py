@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sp import ablation
-from sp.baselines import OPTIMIZERS
-from sp.models import mlp
+from sp.lab.networks import mlp
+from sp.rivals import OPTIMIZERS
 
 EVERY = [(rule, stream) for rule, streams in ablation.STREAMS.items() for stream in streams]
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from sp.active_dendrites import ActiveDendrites, DendriticLinear, k_winners
-from sp.baselines.dendritic import ActiveDendritesLearner
-from sp.experiment import Experiment, run
-from sp.models import mlp
+from sp.lab.experiment import Experiment, run
+from sp.lab.networks import mlp
+from sp.rivals.active_dendrites import ActiveDendrites, DendriticLinear, k_winners
+from sp.rivals.dendritic import ActiveDendritesLearner
 
 
 def sigmoid(x):
@@ -117,7 +117,7 @@ def test_told_of_the_task_it_keeps_more_than_where_it_has_to_infer_it_and_than_w
         (lambda: DendriticLinear(nn.ReLU(), 2, 2), TypeError, "linear must be a torch.nn.Linear"),
         (lambda: DendriticLinear(nn.Linear(2, 2), 0, 2), ValueError, "context must be a whole number >= 1, got 0"),
         (lambda: DendriticLinear(nn.Linear(2, 2), 2, 1.5), TypeError, "segments must be a whole number"),
-        (lambda: ActiveDendrites(nn.Linear(2, 2)), TypeError, "Linear layers with a ReLU.*sp.models.mlp"),
+        (lambda: ActiveDendrites(nn.Linear(2, 2)), TypeError, "Linear layers with a ReLU.*sp.lab.networks.mlp"),
         (lambda: ActiveDendrites(mlp(2, (3,), 2), winners=0.0), ValueError, r"winners must be .* \(0, 1\], got 0"),
     ],
 )

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from sp.audit import AuditError, audit, chance_of_missing, describe, draw
-from sp.baselines.optimizers import UPGD
-from sp.experiment import Experiment, run
+from sp.lab.audit import AuditError, audit, chance_of_missing, describe, draw
+from sp.lab.experiment import Experiment, run
+from sp.rivals.optimizers import UPGD
 
 ARMS = {"coincidence": {}, "sgd": {"options": {"lr": 0.2}}, "upgd": {"epochs": 10}}
 EXPERIMENTS = [

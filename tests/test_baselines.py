@@ -9,18 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sp.baselines import METHODS, OPTIMIZERS, RIVALS, kept_bytes, needs, projections, rehearses
-from sp.baselines.bounds import ChanceLearner, JointLearner, RidgeLearner
-from sp.baselines.distillation import LwF
-from sp.baselines.learner import GradientLearner
-from sp.baselines.optimizers import UPGD
-from sp.baselines.penalties import EWC, L2, MAS, SI, OnlineEWC, mean_over_examples
-from sp.baselines.projections import GPM, NCL, OWM, extended, gradient, kronecker_sum
-from sp.baselines.rehearsal import AGEM, ERACE, DERpp, ReplaySource
-from sp.baselines.stable import StableSGD
-from sp.experiment import Experiment, run
-from sp.models import mlp
+from sp.lab.experiment import Experiment, run
+from sp.lab.networks import mlp
 from sp.replay import ReplayBuffer
+from sp.rivals import METHODS, OPTIMIZERS, RIVALS, kept_bytes, needs, projections, rehearses
+from sp.rivals.bounds import ChanceLearner, JointLearner, RidgeLearner
+from sp.rivals.distillation import LwF
+from sp.rivals.learner import GradientLearner
+from sp.rivals.optimizers import UPGD
+from sp.rivals.penalties import EWC, L2, MAS, SI, OnlineEWC, mean_over_examples
+from sp.rivals.projections import GPM, NCL, OWM, extended, gradient, kronecker_sum
+from sp.rivals.rehearsal import AGEM, ERACE, DERpp, ReplaySource
+from sp.rivals.stable import StableSGD
 
 
 @cache

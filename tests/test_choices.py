@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sp.choices import Range, grid, parse, sample
+from sp.lab.choices import Range, grid, parse, sample
 
 values = st.one_of(
     st.integers(),

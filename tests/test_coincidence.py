@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sp import ConsolidatingPlasticityOptimizer, NMDACoincidence
-from sp.models import MODELS
+from sp.lab.networks import MODELS
 from sp.optim import coincidence as constants
 from sp.optim.consolidating import UNWATCHED
 from sp.optim.memory import sampled

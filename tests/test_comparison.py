@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from sp import claims, comparison, figures, recipes, studies
-from sp.baselines import METHODS, ReplaySource, make_learner, rehearses
-from sp.experiment import Experiment, run
-from sp.ledger import Ledger as Results
-from sp.models import mlp
+from sp.lab.experiment import Experiment, run
+from sp.lab.ledger import Ledger as Results
+from sp.lab.networks import mlp
 from sp.plots import FILLS
 from sp.replay import ReplayBuffer
+from sp.rivals import METHODS, ReplaySource, make_learner, rehearses
 
 
 @pytest.fixture
@@ -22,7 +22,8 @@ def tiny(monkeypatch, tmp_path):
     """Two rivals on one small scenario, with a table of tuned values and a folder of their own."""
     monkeypatch.setenv("SP_FIGURES", str(tmp_path / "figures"))
     monkeypatch.setattr(studies, "TUNED", tmp_path / "tuned.csv")
-    monkeypatch.setattr(studies, "SETTINGS", {"digits": {**studies.SETTINGS["digits"], "hidden": (8, 8), "epochs": 1}})
+    small = {"hidden": (8, 8), "epochs": 1}
+    monkeypatch.setitem(studies.SETTINGS, "digits", {**studies.SETTINGS["digits"], **small})
     monkeypatch.setattr(comparison, "SCENARIOS", {"tiny": {"tasks": 2}})
     monkeypatch.setattr(comparison, "PLAIN", {"Chance": "chance", "Ridge": "ridge"})
     monkeypatch.setattr(comparison, "REPLAYED", {"SGD + replay": "sgd"})
@@ -52,7 +53,7 @@ def test_a_comparison_tunes_runs_and_goes_on_where_it_stopped(tiny, monkeypatch)
     assert set(table.arm) == {"Chance", "Ridge", "SGD + replay"} and set(table.capacity) == {0, 50, 200}
     assert (table.n == 2).all() and set(table.metric) == set(comparison.VALUES)
     assert comparison.trials("tiny", "digits") == []
-    monkeypatch.setattr("sp.sweep.run", None)  # nothing is run again
+    monkeypatch.setattr("sp.lab.sweep.run", None)  # nothing is run again
     again = comparison.results("digits", ["tiny"], seeds=2, ledger=tiny, workers=1)
     pd.testing.assert_frame_equal(table, again)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sp import ConsolidatingPlasticityOptimizer, NMDACoincidence, SelectivePlasticityOptimizer
-from sp.experiment import Experiment, run
+from sp.lab.experiment import Experiment, run
 
 
 def numpy_diagonal(weights, gradients, *, lr, quantile, warmup, absorber):

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from sp import data
-from sp.data import SUMS, DataError, Dataset, load, look_alike, read_idx
+from sp.lab import data
+from sp.lab.data import SUMS, DataError, Dataset, load, look_alike, read_idx
 
 REAL_DATA = os.environ.get("SP_DATA")
 

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 
 from sp import dendrite_study as study
-from sp import studies, sweep
-from sp.models import mlp
+from sp import studies
+from sp.lab import sweep
+from sp.lab.networks import mlp
 
 ARMS = [study.two_tasks("digits"), *(study.on_stream(stream, "digits") for stream in study.STREAMS)]
 

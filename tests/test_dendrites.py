@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from sp import ConsolidatingPlasticityOptimizer, NMDACoincidence, SelectivePlasticityOptimizer
-from sp.baselines import make_learner
-from sp.baselines.dendritic import GrowingLearner, held_out
-from sp.dendrites import Dendrites, acting
-from sp.models import mlp
+from sp.lab.networks import mlp
+from sp.rivals import make_learner
+from sp.rivals.dendrites import Dendrites, acting
+from sp.rivals.dendritic import GrowingLearner, held_out
 
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec("perforatedai") is None, reason="needs the extra `dendrites`: make dendrites"

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-import sp.digest
-from sp.digest import digest, obstacle
+import sp.lab.digest
+from sp.lab.digest import digest, obstacle
 
 HELPER = """
 RATE = 0.1
@@ -203,7 +203,7 @@ def test_processes_with_other_hashes_agree_also_on_what_was_typed_into_a_noteboo
     for name, text in {"helper": HELPER, "mine": MINE}.items():
         (tmp_path / f"{name}.py").write_text(text)
     program = (
-        "import torch; torch.manual_seed(0); import mine, helper; from sp.digest import digest\n"
+        "import torch; torch.manual_seed(0); import mine, helper; from sp.lab.digest import digest\n"
         "words = {'a', 'b', 'c', 'd', mine.Color.RED}\n"
         "print(digest(lambda model: (mine.make(model), helper.deep, words)))"
     )
@@ -250,7 +250,7 @@ def test_a_library_counts_by_its_version(monkeypatch):
         return torch.optim.Adam(model.parameters())
 
     before = digest(chosen), digest(torch.optim.Adam), digest(torch.relu)
-    monkeypatch.setattr(sp.digest, "_distributed", lambda top: f"{top} 0.0")
+    monkeypatch.setattr(sp.lab.digest, "_distributed", lambda top: f"{top} 0.0")
     after = digest(chosen), digest(torch.optim.Adam), digest(torch.relu)
     assert len({*before, *after}) == 6
 

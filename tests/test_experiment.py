@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from sp.experiment import Experiment, run
-from sp.ledger import Ledger
+from sp.lab.experiment import Experiment, run
+from sp.lab.ledger import Ledger
 
 SMALL = Experiment(hidden=(32,), options={"lr": 1e-2}, epochs=2, curve_points=2)
 
@@ -94,7 +94,7 @@ def test_a_run_repeats_itself_whatever_the_threads_and_the_global_random_state(r
 
 
 def test_a_run_repeats_itself_in_a_new_process(result, tmp_path):
-    imports = "from sp.experiment import Experiment; from sp.ledger import Ledger"
+    imports = "from sp.lab.experiment import Experiment; from sp.lab.ledger import Ledger"
     script = f"{imports}; Ledger({str(tmp_path)!r}).run(Experiment.from_dict({SMALL.as_dict()!r}))"
     subprocess.run([sys.executable, "-c", script], check=True)
     assert same(result, Ledger(tmp_path).get(SMALL))
@@ -171,17 +171,17 @@ def test_whole_numbers_of_numpy_are_those_of_python():
 
 def test_the_key_knows_a_correction_of_one_method_and_data_that_stand_in(monkeypatch, tmp_path):
     keys = [replace(SMALL, optimizer=optimizer).key() for optimizer in ("adam", "si")]
-    monkeypatch.setattr("sp.experiment.METHOD_VERSIONS", {"si": 99})
+    monkeypatch.setattr("sp.lab.experiment.METHOD_VERSIONS", {"si": 99})
     assert replace(SMALL, optimizer="adam").key() == keys[0] and replace(SMALL, optimizer="si").key() != keys[1]
     images = [replace(SMALL, model=model, hidden=(2, 3, 4)) for model in ("convolutional", "attention")]
     keys = [experiment.key() for experiment in images]
-    monkeypatch.setattr("sp.experiment.METHOD_VERSIONS", {f"{SMALL.optimizer}, convolutional": 2})
+    monkeypatch.setattr("sp.lab.experiment.METHOD_VERSIONS", {f"{SMALL.optimizer}, convolutional": 2})
     assert [experiment.key() == key for experiment, key in zip(images, keys, strict=True)] == [False, True]
     bases = [replace(SMALL, optimizer="active_dendrites", options={"base": base}) for base in ("coincidence", "adam")]
     keys = [experiment.key() for experiment in bases]
-    monkeypatch.setattr("sp.experiment.METHOD_VERSIONS", {"active_dendrites, coincidence": 99})
+    monkeypatch.setattr("sp.lab.experiment.METHOD_VERSIONS", {"active_dendrites, coincidence": 99})
     assert [experiment.key() == key for experiment, key in zip(bases, keys, strict=True)] == [False, True]
     mnist = Experiment(dataset="mnist")
     known = mnist.key()
-    monkeypatch.setattr("sp.experiment.look_alike", {"mnist": "0123"}.get)
+    monkeypatch.setattr("sp.lab.experiment.look_alike", {"mnist": "0123"}.get)
     assert mnist.key() != known and SMALL.key() == replace(SMALL).key()

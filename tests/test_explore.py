@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from sp import explore, figures
-from sp.experiment import Experiment, run
 from sp.explore import code, gate, learning, results
 from sp.explore.panel import Answer, Latest, Panel
-from sp.ledger import Ledger
+from sp.lab.experiment import Experiment, run
+from sp.lab.ledger import Ledger
 
 FAST = {"epochs": 1, "samples_per_task": 100, "hidden": (8,), "curve_points": 2}
 

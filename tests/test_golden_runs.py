@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sp.baselines import METHODS
-from sp.experiment import METHOD_VERSIONS, RULES_VERSION, Experiment, Moment, run
 from sp.files import write_atomically
+from sp.lab.experiment import METHOD_VERSIONS, RULES_VERSION, Experiment, Moment, run
+from sp.rivals import METHODS
 
 RECORDED = Path(__file__).with_name("golden_runs.csv")
 ACCURACIES = ["a_after_a", "b_after_a", "a_after_b", "b_after_b"]  # on a task after training on a task
@@ -91,15 +91,15 @@ def moved(name: str, measured: np.ndarray) -> str:
     return (
         f"{name} moved while its version did not: accuracies are {measured.round(3)}, recorded are "
         f"{recorded_of(name).round(3)} ({', '.join(ACCURACIES)}). If its rule was meant to change, raise "
-        f"METHOD_VERSIONS[{RUNS[name].optimizer!r}] in sp/experiment.py (RULES_VERSION where every method moved) and "
-        f"record again with  {command(name)}"
+        f"METHOD_VERSIONS[{RUNS[name].optimizer!r}] in sp/lab/experiment.py (RULES_VERSION where every method moved) "
+        f"and record again with  {command(name)}"
     )
 
 
 def check(name: str) -> None:
     expected, kept = recorded_of(name), recorded().loc[name, VERSIONS].to_list()
     assert kept == versions(name), (
-        f"{name} was recorded under {dict(zip(VERSIONS, kept, strict=True))}, and sp/experiment.py now says "
+        f"{name} was recorded under {dict(zip(VERSIONS, kept, strict=True))}, and sp/lab/experiment.py now says "
         f"{dict(zip(VERSIONS, versions(name), strict=True))}: record it again with  {command(name)}"
     )
     if not can_run(name):
@@ -145,7 +145,7 @@ def test_a_run_that_moved_is_recorded_under_another_version_only(tmp_path, monke
     table.loc["ridge", "b_after_b"] -= 2 * TOLERANCE
     table.to_csv(copy, float_format="%.4f")
     monkeypatch.setitem(globals(), "RECORDED", copy)
-    with pytest.raises(AssertionError, match=r"raise METHOD_VERSIONS\['ridge'\] in sp/experiment.py .* ridge"):
+    with pytest.raises(AssertionError, match=r"raise METHOD_VERSIONS\['ridge'\] in sp/lab/experiment.py .* ridge"):
         check("ridge")
     before = copy.read_bytes()
     with pytest.raises(SystemExit, match=r"ridge moved while its version did not"):

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 
 from selective_plasticity import grow_outputs
 from sp import ConsolidatingPlasticityOptimizer, NMDACoincidence, PlasticityCounter, SelectivePlasticityOptimizer
-from sp.data import load, make_stream
+from sp.lab.data import load, make_stream
 from sp.optim.coincidence import memories
 from tests.test_conformance import coincidence, consolidating, on_disk, selective, sketched
 

@@ -18,9 +18,9 @@ from torch import nn
 
 from sp import lab
 from sp.__main__ import main
-from sp.experiment import Result, explained_variance, run
 from sp.lab import GradientLearner, Needs, Stream, compare
-from sp.ledger import Ledger
+from sp.lab.experiment import Result, explained_variance, run
+from sp.lab.ledger import Ledger
 from sp.studies import TUNING_SEEDS
 from tests import test_sweep
 
@@ -139,7 +139,7 @@ def test_lion_beside_adam_and_coincidence_from_tuning_to_the_figure(kept, tmp_pa
     record = json.loads((tmp_path / "figures" / "lion_curve.json").read_text())
     assert record["provenance"]["experiments"] == sorted(runs.data.key)
 
-    monkeypatch.setattr("sp.sweep.run", None)  # nothing is run again
+    monkeypatch.setattr("sp.lab.sweep.run", None)  # nothing is run again
     assert call(**SMALL).data.drop(columns="seconds").equals(runs.data.drop(columns="seconds"))
 
 
@@ -224,7 +224,7 @@ def test_own_things_reach_a_cluster(tmp_path, monkeypatch, cluster):
 
 NOTEBOOK = """
 from sp.lab import Stream, compare
-from sp.ledger import Ledger
+from sp.lab.ledger import Ledger
 
 if __name__ == "__main__":
     stream = Stream.split("digits", 2, samples_per_task=40)

@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sp import files, permuted, sweep
+from sp import files, permuted
 from sp.__main__ import main
-from sp.experiment import Experiment, run
-from sp.ledger import Ledger, opened
-from sp.sweep import with_seeds
+from sp.lab import sweep
+from sp.lab.experiment import Experiment, run
+from sp.lab.ledger import Ledger, opened
+from sp.lab.sweep import with_seeds
 from tests.test_experiment import same
 
 SMALL = Experiment(hidden=(8,), options={"lr": 1e-3}, curve_points=2)
@@ -61,7 +62,7 @@ def test_it_gives_back_every_bit(results, tmp_path):
 def test_what_was_run_is_not_run_again(results, tmp_path, monkeypatch):
     ledger = Ledger(tmp_path)
     ledger.put(results[0])
-    monkeypatch.setattr("sp.ledger.run", None)
+    monkeypatch.setattr("sp.lab.ledger.run", None)
     assert same(ledger.run(results[0].experiment), results[0])
 
 
@@ -164,8 +165,8 @@ def test_two_ledgers_of_one_folder_see_each_other(results, tmp_path):
 WRITER = """
 import sys
 from dataclasses import replace
-from sp.experiment import Experiment
-from sp.ledger import Ledger
+from sp.lab.experiment import Experiment
+from sp.lab.ledger import Ledger
 experiment = Experiment.from_dict({small!r})
 ledger = Ledger({folder!r})
 result = ledger.run(experiment)
@@ -262,7 +263,7 @@ def test_a_commit_leaves_out_what_is_not_used_and_what_older_rules_made(results,
     first = (files.folder("ledger") / "digits.jsonl").read_bytes()
     assert Ledger().commit([]) == 3 and (files.folder("ledger") / "digits.jsonl").read_bytes() == first
     assert ledger.commit(keys[:1], instead_of="mnist") == 3 and ledger.commit(keys[:1], instead_of="digits") == 1
-    monkeypatch.setattr("sp.experiment.RULES_VERSION", -1)
+    monkeypatch.setattr("sp.lab.experiment.RULES_VERSION", -1)
     assert Ledger().results() == [] and Ledger().commit([]) == 0
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sp.models import MODELS, mlp_size
+from sp.lab.networks import MODELS, mlp_size
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -10,8 +10,8 @@ from nbformat import v4
 
 from sp import notebooks, parameters
 from sp.__main__ import main
-from sp.experiment import Experiment, Result
-from sp.ledger import Ledger
+from sp.lab.experiment import Experiment, Result
+from sp.lab.ledger import Ledger
 
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 PARAMETERS = 'dataset = "digits"\nk = 1.0  # the mean'

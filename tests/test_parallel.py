@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from sp.parallel import Failed, call_all
+from sp.lab.parallel import Failed, call_all
 
 
 def ends_badly(item):

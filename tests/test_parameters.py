@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sp import choices, notebooks, parameters
+from sp import notebooks, parameters
+from sp.lab import choices
 
 ROOT = Path(__file__).parent.parent
 OWN = {"dataset": "digits", "seeds": 10, "lr": None, "k": 5.0, "batches": [4, 32]}

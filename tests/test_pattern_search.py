@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from sp import comparison, studies
-from sp.experiment import Experiment
+from sp.lab.experiment import Experiment
 from sp.pattern_search import DECADES, LADDERS, neighbours
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sp import figures, metrics
+from sp import figures
+from sp.lab import metrics
 from sp.plots import comparing, inside
 
 matplotlib.use("agg")

@@ -8,7 +8,7 @@ from torch import nn
 import selective_plasticity
 import sp
 from selective_plasticity import ReplayBuffer, SelectivePlasticityOptimizer
-from sp.data import load, make_stream
+from sp.lab.data import load, make_stream
 
 matplotlib.use("agg")
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sp import search, studies
-from sp.baselines import OPTIMIZERS
-from sp.models import mlp
+from sp.lab.networks import mlp
+from sp.rivals import OPTIMIZERS
 
 accuracies = st.integers(0, 5).map(lambda n: n / 5)
 

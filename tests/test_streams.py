@@ -8,8 +8,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sp import data
-from sp.data import Dataset, load, make_stream
+from sp.lab import data
+from sp.lab.data import Dataset, load, make_stream
 
 KINDS, SCENARIOS = ("split", "permuted", "rotated"), ("class", "domain", "task")
 

@@ -14,13 +14,14 @@ import pandas as pd
 import psutil
 import pytest
 
-from sp import studies, tables
+from sp import studies
 from sp.__main__ import main
 from sp.bench_sweep import bench_sweep
-from sp.choices import grid
-from sp.experiment import Experiment, run
-from sp.ledger import Ledger
-from sp.sweep import SweepError, compare, curves, plan, points_of, run_all, vary
+from sp.lab import tables
+from sp.lab.choices import grid
+from sp.lab.experiment import Experiment, run
+from sp.lab.ledger import Ledger
+from sp.lab.sweep import SweepError, compare, curves, plan, points_of, run_all, vary
 
 SMALL = Experiment(hidden=(8,), options={"lr": 1e-3}, curve_points=1)
 
@@ -238,7 +239,7 @@ def test_a_cluster_gives_the_same_results_though_a_worker_is_killed(tmp_path, cl
 
 
 def test_a_cluster_that_does_not_answer_is_a_clear_error(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sp.sweep.CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("sp.lab.sweep.CONNECT_SECONDS", 0.5)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sp import tables
-from sp.experiment import Experiment, Result, run
+from sp.lab import tables
+from sp.lab.experiment import Experiment, Result, run
 
 SMALL = Experiment(hidden=(8,), options={"lr": 1e-3}, curve_points=2, epochs=2)
 

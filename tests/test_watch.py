@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from sp import rules, watch
-from sp.experiment import Experiment, run
-from sp.ledger import Ledger
+from sp import rules
+from sp.lab import watch
+from sp.lab.experiment import Experiment, run
+from sp.lab.ledger import Ledger
 
 SMALL = Experiment(stream="permuted", tasks=3, scenario="domain", hidden=(16,), samples_per_task=200, seed=1)
 COINCIDENCE = replace(SMALL, optimizer="coincidence")

@@ -17,7 +17,7 @@ def optimizer_code(optimizer: str, options: dict[str, Any], replay_capacity: int
     """Python code that makes an optimizer of a ``model``, and a replay buffer where there is one.
 
     Args:
-        optimizer: a name in `sp.baselines.OPTIMIZERS`. options: its arguments.
+        optimizer: a name in `sp.rivals.OPTIMIZERS`. options: its arguments.
         replay_capacity: of the buffer; 0 for none. seed: of the buffer.
     """
     name = NAMES[optimizer]

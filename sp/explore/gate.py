@@ -9,10 +9,11 @@ import pandas as pd
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from sp import figures, rules, studies, watch
+from sp import figures, rules, studies
 from sp.explore.code import optimizer_code
 from sp.explore.panel import Answer, Panel, encoded
 from sp.explore.sliders import published_sliders
+from sp.lab import watch
 from sp.plots import GatePicture
 
 SYNAPSES = 1500  # of the network's weights, drawn at random

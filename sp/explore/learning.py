@@ -10,13 +10,14 @@ import ipywidgets as widgets
 import pandas as pd
 from joblib.externals.loky import ProcessPoolExecutor
 
-from sp import figures, studies, watch
-from sp.baselines import TITLES
-from sp.experiment import Experiment
+from sp import figures, studies
 from sp.explore.code import optimizer_code
 from sp.explore.panel import Answer, Panel
 from sp.explore.sliders import published_sliders
-from sp.ledger import Ledger, opened
+from sp.lab import watch
+from sp.lab.experiment import Experiment
+from sp.lab.ledger import Ledger, opened
+from sp.rivals import TITLES
 
 METHODS = {TITLES[method]: method for method in ("selective", "consolidating", "coincidence", "sgd")}
 RATES = {"Selective plasticity": 1e-3, "Consolidation": 0.1, "Coincidence": 0.1, "SGD": 0.1}  # lr of each at first
@@ -46,7 +47,7 @@ def learning_panel(ledger: Ledger | None = None) -> Panel:
     """Sliders for an optimizer that learns two tasks of digits one after the other, beside Adam with the same seed.
 
     Args:
-        ledger: where finished runs are kept; default `sp.ledger.opened()`.
+        ledger: where finished runs are kept; default `sp.lab.ledger.opened()`.
     """
     ledger = ledger or opened()
     controls = _controls()

@@ -6,12 +6,12 @@ from typing import Any
 import ipywidgets as widgets
 import pandas as pd
 
-from sp import metrics, tables
-from sp.baselines import TITLES
-from sp.experiment import Experiment
 from sp.explore.code import NAMES, optimizer_code
 from sp.explore.panel import DRAWING, Answer, Panel
-from sp.ledger import Ledger, opened
+from sp.lab import metrics, tables
+from sp.lab.experiment import Experiment
+from sp.lab.ledger import Ledger, opened
+from sp.rivals import TITLES
 
 METRICS = {  # name -> range of the axis
     "average_accuracy": (0, 1),
@@ -32,7 +32,7 @@ def results_panel(ledger: Ledger | None = None) -> Panel:
     Runs that are finished later are seen by a new panel.
 
     Args:
-        ledger: default `sp.ledger.opened()`.
+        ledger: default `sp.lab.ledger.opened()`.
 
     Raises:
         LookupError: the ledger holds no run.
@@ -48,7 +48,7 @@ def results_panel(ledger: Ledger | None = None) -> Panel:
         "metric": widgets.Dropdown(
             options=[(_readable(name), name) for name in METRICS],
             description="metric",
-            tooltip="As defined in sp.metrics; shares, without unit.",
+            tooltip="As defined in sp.lab.metrics; shares, without unit.",
         ),
         "axis": widgets.Dropdown(
             options=[ARMS], description="axis", tooltip="Arms side by side, or a choice that was varied along the axis."
@@ -85,7 +85,7 @@ def results_panel(ledger: Ledger | None = None) -> Panel:
 
 
 def finished_runs(ledger: Ledger) -> pd.DataFrame:
-    """`sp.tables.table` of all that a ledger holds, with ``stream_name`` and ``experiment``.
+    """`sp.lab.tables.table` of all that a ledger holds, with ``stream_name`` and ``experiment``.
 
     Raises:
         LookupError: it holds nothing.
@@ -149,7 +149,7 @@ def _code(rows: pd.DataFrame, choices: dict) -> str:
     of_stream = _labelled(rows[rows.stream_name == choices["stream"]], choices["axis"])
     chosen = of_stream[of_stream.arm.isin(choices["arms"])]
     lines = [
-        "from sp.ledger import opened",
+        "from sp.lab.ledger import opened",
         "from sp.explore import results",
         "",
         "rows = results.finished_runs(opened())",

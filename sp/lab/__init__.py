@@ -5,10 +5,22 @@
 >>> runs.table()  # doctest: +SKIP
 """
 
-from sp.baselines import GradientLearner, Needs, masked
-from sp.lab.comparing import compare
-from sp.lab.methods import register
-from sp.lab.runs import Runs
-from sp.lab.streams import Stream
+from importlib import import_module
 
-__all__ = ["GradientLearner", "Needs", "Runs", "Stream", "compare", "masked", "register"]
+# Imported when they are asked for: whoever wants the metrics alone need not wait for PyTorch.
+_HOME = {
+    "GradientLearner": "sp.rivals",
+    "Needs": "sp.rivals",
+    "Runs": "sp.lab.runs",
+    "Stream": "sp.lab.streams",
+    "compare": "sp.lab.comparing",
+    "masked": "sp.rivals",
+    "register": "sp.lab.methods",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sp.baselines import make_learner, rehearses
-from sp.data import Stream
-from sp.experiment import Experiment, Moment, loss_of, network_of, run, stream_of
+from sp.lab.data import Stream
+from sp.lab.experiment import Experiment, Moment, loss_of, network_of, run, stream_of
 from sp.lab.methods import ANY_LOSS
-from sp.own import Own
+from sp.lab.own import Own
+from sp.rivals import make_learner, rehearses
 
 
 def check(tried: dict[str, list[Experiment]], device: str, sent: bool) -> None:

@@ -10,18 +10,19 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from sp import files, tables
-from sp.choices import grid
-from sp.experiment import Experiment, Result, stream_of
+from sp import files
+from sp.lab import tables
 from sp.lab.checking import check
+from sp.lab.choices import grid
+from sp.lab.experiment import Experiment, Result, stream_of
+from sp.lab.ledger import Ledger, opened
 from sp.lab.methods import Method, check_name, titled
+from sp.lab.networks import MODELS
+from sp.lab.own import Own
 from sp.lab.runs import Runs
+from sp.lab.settings import TUNING_SEEDS
 from sp.lab.streams import Stream
-from sp.ledger import Ledger, opened
-from sp.models import MODELS
-from sp.own import Own
-from sp.studies import TUNING_SEEDS
-from sp.sweep import plan, run_all, with_seeds
+from sp.lab.sweep import plan, run_all, with_seeds
 
 POINTS_ONLINE = 20  # of the curve
 Tune = Mapping[str, Mapping[str, Sequence[Any]]]
@@ -50,29 +51,30 @@ def compare(
 
     Methods of one seed begin with the same weights and see the same data in the same order. Everything is checked
     before anything long runs; then one sentence says how long it should take. Runs that the ledger has are read, others
-    are kept as they finish; those with a callable of which `sp.digest` cannot tell whether it changed are not kept.
+    are kept as they finish; those with a callable of which `sp.lab.digest` cannot tell whether it changed are not kept.
 
     Args:
-        methods: title -> a name of `sp.baselines.METHODS` or one that was registered, or a callable that gives, of the
+        methods: title -> a name of `sp.rivals.METHODS` or one that was registered, or a callable that gives, of the
             network, an optimizer of it (or a learner, see `sp.lab.register`). A list of names has their usual titles.
         stream: what is learnt.
-        network: a name in `sp.models.MODELS`, or a callable without arguments that makes a new module each time; None:
-            a perceptron of the stream's usual widths.
+        network: a name in `sp.lab.networks.MODELS`, or a callable without arguments that makes a new module each time;
+            None: a perceptron of the stream's usual widths.
         seeds: how many, from 0, or which ones; below six no verdict is given.
-        tune: title -> option -> list of values. Every combination is tried on the seeds `sp.studies.TUNING_SEEDS` and
-            on training data that were held out; the one with the highest mean accuracy runs. All methods that are tuned
-            must have as many points. A callable gets its options as keyword arguments: ``method(model, lr=...)``.
+        tune: title -> option -> list of values. Every combination is tried on the seeds of
+            `sp.lab.settings.TUNING_SEEDS` and on training data that were held out; the one with the highest mean
+            accuracy runs. All methods that are tuned must have as many points. A callable gets its options as keyword
+            arguments: ``method(model, lr=...)``.
         loss: of outputs and targets, in place of the stream's usual one; gives the mean over a batch.
         hidden: widths of a network by name. epochs: passes over each task; 1 online. batch_size: of new examples.
         replay_capacity: examples in a buffer that every method gets, 0 for none.
         device: where to train. workers: processes; default: as many as there are cores. cluster: address of a dask
-            scheduler on whose workers to run instead. ledger: default `sp.ledger.opened()`.
+            scheduler on whose workers to run instead. ledger: default `sp.lab.ledger.opened()`.
         baseline: title of the method that the others are set against; default: the first.
         progress: say how long it takes, and show bars.
 
     Raises:
         ValueError, TypeError: something cannot run, or is not known; the message says what to do.
-        sp.sweep.SweepError: some runs failed; the others are kept.
+        sp.lab.sweep.SweepError: some runs failed; the others are kept.
     """
     if not isinstance(stream, Stream):
         raise TypeError(f"stream must be made by Stream.split(...), Stream.from_arrays(...) and so on, got {stream!r}")

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from sp.baselines import METHODS, OPTIMIZERS, TITLES
-from sp.own import Own
+from sp.lab.own import Own
+from sp.rivals import METHODS, OPTIMIZERS, TITLES
 
 # What is not written for classes alone, and so learns numbers, sequences and losses of one's own.
 ANY_LOSS = (*OPTIMIZERS, "joint", "l2", "si", "stable_sgd")
@@ -18,9 +18,9 @@ def register(name: str, method: Callable[..., Any]) -> None:
     """Let comparisons know a method by a name.
 
     Args:
-        name: another than those of `sp.baselines.METHODS`; one that was registered before is replaced.
+        name: another than those of `sp.rivals.METHODS`; one that was registered before is replaced.
         method: gives, of a network and options, a `torch.optim.Optimizer` of it or a learner: a class such as those in
-            `sp.baselines`, with ``needs``, ``learn``, ``logits`` and, where it is told of boundaries, ``end_task``.
+            `sp.rivals`, with ``needs``, ``learn``, ``logits`` and, where it is told of boundaries, ``end_task``.
     """
     if name in METHODS:
         raise ValueError(f"name must not be that of a method of this package, got {name!r}")

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sp import metrics, tables
 from sp.checks import check_choice
-from sp.experiment import Result
+from sp.lab import metrics, tables
+from sp.lab.experiment import Result
 from sp.lab.methods import check_name
 from sp.lab.streams import Stream
 
@@ -23,7 +23,7 @@ class Runs:
     """The runs of a comparison.
 
     Attributes:
-        data: one row a run: ``method``, its title; all choices, and what was measured, as in `sp.tables.table`.
+        data: one row a run: ``method``, its title; all choices, and what was measured, as in `sp.lab.tables.table`.
         baseline: title of the method that the others are set against.
         stream: what was learnt.
         results: the runs themselves, in the order of the rows.
@@ -58,7 +58,7 @@ class Runs:
     def table(self, digits: int = 3) -> pd.DataFrame:
         """As text, a row for each method: mean and 95 % bootstrap interval over n seeds, and the paired verdict.
 
-        The verdict is on the difference of the final accuracy from the baseline's, as `sp.metrics.paired_difference`.
+        The verdict is on the difference of the final accuracy from the baseline's (`sp.lab.metrics.paired_difference`).
         """
         rows, form = self._rows, f".{digits}f"
         text = metrics.readable(metrics.interval_table(rows, ["arm"], list(self._measures)), digits)

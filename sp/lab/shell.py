@@ -8,11 +8,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from sp import choices, figures
-from sp.baselines import TITLES
+from sp import figures
 from sp.files import write_atomically
+from sp.lab import choices
 from sp.lab.comparing import compare
 from sp.lab.streams import Stream
+from sp.rivals import TITLES
 
 _STREAM = re.compile(r"(split|permuted|rotated)(\d+)(?:_(class|domain|task))?")
 

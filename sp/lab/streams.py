@@ -10,12 +10,12 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from sp import data
 from sp.checks import check_choice, check_integer
-from sp.data import Evaluation, Scenario
+from sp.lab import data
+from sp.lab.data import Evaluation, Scenario
 from sp.lab.methods import check_name
-from sp.own import Own
-from sp.studies import settings
+from sp.lab.own import Own
+from sp.lab.settings import settings
 
 TARGETS = ("classes", "numbers")
 HELD_OUT = 5  # one training row in so many is what a method is tuned on
@@ -29,7 +29,7 @@ class Stream:
 
     Attributes:
         title: for captions.
-        choices: those of an `sp.experiment.Experiment` that say what the stream is.
+        choices: those of an `sp.lab.experiment.Experiment` that say what the stream is.
         usual: hidden widths, batch size and epochs where a comparison does not say otherwise.
     """
 
@@ -41,7 +41,7 @@ class Stream:
     def split(
         cls, dataset: str = "digits", tasks: int = 5, scenario: Scenario = "class", samples_per_task: int | None = None
     ) -> "Stream":
-        """Each task has classes of its own. Arguments and errors as `sp.data.make_stream`."""
+        """Each task has classes of its own. Arguments and errors as `sp.lab.data.make_stream`."""
         return cls._named("split", dataset, tasks, scenario, samples_per_task)
 
     @classmethod
@@ -52,14 +52,14 @@ class Stream:
         scenario: Scenario = "domain",
         samples_per_task: int | None = None,
     ) -> "Stream":
-        """Each task has all classes and its own order of pixels. Arguments and errors as `sp.data.make_stream`."""
+        """Each task has all classes and its own order of pixels. Arguments and errors as `sp.lab.data.make_stream`."""
         return cls._named("permuted", dataset, tasks, scenario, samples_per_task)
 
     @classmethod
     def rotated(
         cls, dataset: str = "digits", tasks: int = 5, scenario: Scenario = "domain", samples_per_task: int | None = None
     ) -> "Stream":
-        """Each task has all classes, turned by its own angle. Arguments and errors as `sp.data.make_stream`."""
+        """Each task has all classes, turned by its own angle. Arguments and errors as `sp.lab.data.make_stream`."""
         return cls._named("rotated", dataset, tasks, scenario, samples_per_task)
 
     @classmethod

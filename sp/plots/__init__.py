@@ -1,7 +1,7 @@
 """The plots: each a function of one tidy table and JSON options, under its name in `PLOTS`.
 
 A plot is called as ``plot(canvas, table, **options)``. ``canvas(height, **subplots)`` gives it a figure, or a part of a
-larger one, and axes in it, as `sp.figures.figure` does. Where a plot draws intervals they are those of `sp.metrics`.
+larger one, and axes in it, as `sp.figures.figure` does. Where a plot draws intervals they are `sp.lab.metrics`'s.
 """
 
 from sp.plots import comparing, inside

@@ -18,7 +18,7 @@ def gate_bands(canvas: Canvas, table: pd.DataFrame, method: str = "Consolidation
     """The gate over training, a panel for each layer: median and the band between its outer quantiles.
 
     Args:
-        table: ``step``, ``task``, ``layer``, ``quantile``, ``gate``, as `sp.watch.gate_quantiles` gives it.
+        table: ``step``, ``task``, ``layer``, ``quantile``, ``gate``, as `sp.lab.watch.gate_quantiles` gives it.
         method: whose gate it is.
     """
     layers = list(dict.fromkeys(table.layer))
@@ -41,7 +41,7 @@ def spectra(canvas: Canvas, table: pd.DataFrame, panel: str = "stream") -> Figur
     """Eigenvalues of a memory after each task, times the retention, a panel for each stream.
 
     Args:
-        table: ``task``, ``direction``, ``weight``, as `sp.watch.spectrum` gives it, and the column ``panel``.
+        table: ``task``, ``direction``, ``weight``, as `sp.lab.watch.spectrum` gives it, and the column ``panel``.
         panel: which column tells the panels apart.
     """
     titles = list(dict.fromkeys(table[panel]))

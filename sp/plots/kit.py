@@ -64,7 +64,7 @@ def summary(rows: pd.DataFrame, x: str, column: str) -> pd.DataFrame:
         return rows
     if not rows[x].duplicated().any():
         return rows.assign(mean=rows[column], low=np.nan, high=np.nan)
-    from sp import metrics  # imports scipy.stats, which takes half a second
+    from sp.lab import metrics  # imports scipy.stats, which takes half a second
 
     return metrics.summarise(rows, [x], column)
 

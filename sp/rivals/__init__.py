@@ -6,16 +6,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from sp.baselines.bounds import ChanceLearner, JointLearner, RidgeLearner
-from sp.baselines.dendritic import ActiveDendritesLearner, GrowingLearner
-from sp.baselines.distillation import LwF
-from sp.baselines.learner import GradientLearner, Needs, cross_entropy, kept_bytes, masked, own_learner
-from sp.baselines.optimizers import OPTIMIZERS
-from sp.baselines.penalties import EWC, L2, MAS, SI, OnlineEWC
-from sp.baselines.projections import GPM, NCL, OWM
-from sp.baselines.rehearsal import AGEM, ERACE, DERpp, Rehearsal, ReplaySource
-from sp.baselines.stable import StableSGD
-from sp.own import Own
+from sp.lab.own import Own
+from sp.rivals.bounds import ChanceLearner, JointLearner, RidgeLearner
+from sp.rivals.dendritic import ActiveDendritesLearner, GrowingLearner
+from sp.rivals.distillation import LwF
+from sp.rivals.learner import GradientLearner, Needs, cross_entropy, kept_bytes, masked, own_learner
+from sp.rivals.optimizers import OPTIMIZERS
+from sp.rivals.penalties import EWC, L2, MAS, SI, OnlineEWC
+from sp.rivals.projections import GPM, NCL, OWM
+from sp.rivals.rehearsal import AGEM, ERACE, DERpp, Rehearsal, ReplaySource
+from sp.rivals.stable import StableSGD
 
 RIVALS: dict[str, type[GradientLearner]] = {
     "active_dendrites": ActiveDendritesLearner,

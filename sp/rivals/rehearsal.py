@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sp.baselines.learner import GradientLearner, Needs, masked
 from sp.checks import check_number
 from sp.replay import ReplayBuffer
+from sp.rivals.learner import GradientLearner, Needs, masked
 
 
 @dataclass(frozen=True)

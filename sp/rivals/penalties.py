@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from sp.baselines.learner import GradientLearner, Needs, masked
 from sp.checks import check_integer, check_number
+from sp.rivals.learner import GradientLearner, Needs, masked
 
 CHUNK = 64  # examples whose gradients are held at once
 

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from sp.checks import check_integer
-from sp.experiment import Result, run
-from sp.metrics import average_accuracy
-from sp.parallel import Failed, call_all
+from sp.lab.experiment import Result, run
+from sp.lab.metrics import average_accuracy
+from sp.lab.parallel import Failed, call_all
 
 # Processors round differently. With the plainest code paths of ATen and MKL in place of those for AVX-512, 2 of 89 runs
 # of all methods on digits had other accuracies, one by 0.02, its average by 0.013.
@@ -37,7 +37,7 @@ def audit(results: Mapping[str, Result], sample: int, seed: int, workers: int | 
         sample: how many, >= 1; all where there are fewer. One of each method in turn is drawn before a second one of
             any, and the methods come in random order.
         seed: of the draw, which does not depend on the order of the results.
-        workers: as in `sp.parallel.call_all`.
+        workers: as in `sp.lab.parallel.call_all`.
 
     Returns:
         One row a run: ``key``, ``method``, ``dataset``, ``stream``, ``seed``; its average accuracy as ``kept`` and as

@@ -1,7 +1,8 @@
 """Looking inside a training: traces, gates and memories while a stream of tasks goes by.
 
-`follow` trains as `sp.experiment.run` does, and at chosen steps hands a `Moment` to a *look*: a function that measures
-something there and gives rows for a table. Looks change nothing: a followed network ends as an unwatched one does.
+`follow` trains as `sp.lab.experiment.run` does, and at chosen steps hands a `Moment` to a *look*: a function that
+measures something there and gives rows for a table. Looks change nothing: a followed network ends as an unwatched one
+does.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -13,15 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sp import rules, tables
-from sp.baselines import WITHOUT_NETWORK
+from sp import rules
 from sp.biology import Events, PlasticityCounter, Synapses
-from sp.experiment import Experiment, Moment, run
-from sp.ledger import Ledger, opened
+from sp.lab import tables
+from sp.lab.experiment import Experiment, Moment, run
+from sp.lab.ledger import Ledger, opened
+from sp.lab.sweep import Named, run_all, with_seeds
 from sp.optim import ConsolidatingPlasticityOptimizer
 from sp.optim.coincidence import memories
 from sp.optim.common import scalar_dtype
-from sp.sweep import Named, run_all, with_seeds
+from sp.rivals import WITHOUT_NETWORK
 
 Look = Callable[[Moment], list[dict]]
 
@@ -35,8 +37,8 @@ def follow(experiment: Experiment, look: Look, until: int | None = None) -> pd.D
         until: number of the last task to learn, from 1; None: the stream's last.
 
     Returns:
-        All rows of all looks, with ``step`` and ``task``. ``sp.ledger.opened().table(follow, experiment, look)`` keeps
-        them.
+        All rows of all looks, with ``step`` and ``task``. ``sp.lab.ledger.opened().table(follow, experiment, look)``
+        keeps them.
 
     Raises:
         ValueError: the experiment has no network.
@@ -179,7 +181,7 @@ class Observed:
     """A run and what was seen in it.
 
     Attributes:
-        accuracy: as in `sp.experiment.Result`. curve: `sp.tables.curves`. events, gates: the tables of `Plasticity`.
+        accuracy: as in `sp.lab.experiment.Result`. curve: `sp.lab.tables.curves`. events, gates: those of `Plasticity`.
     """
 
     accuracy: np.ndarray
@@ -352,7 +354,7 @@ def first_gradient_table(experiment: Experiment, task: int, units: int = 6) -> p
 def forget(moment: Moment) -> None:
     """Wipe the presynaptic memories of all layers.
 
-    Given to `sp.experiment.run` it changes the training: a layer steps as if it had met no input before the batch.
+    Given to `sp.lab.experiment.run` it changes the training: a layer steps as if it had met no input before the batch.
     """
     optimizer = moment.learner.optimizer
     for synapses in optimizer.coincidence.synapses:
@@ -370,13 +372,13 @@ def without_memory(arms: dict[str, Experiment], seeds: Iterable[int]) -> pd.Data
         seeds: of the runs.
 
     Returns:
-        One row a run, as in `sp.tables.table`, and ``arm``.
+        One row a run, as in `sp.lab.tables.table`, and ``arm``.
     """
     return runs_with(forget, with_seeds(arms, seeds))
 
 
 def runs_with(look: Callable[[Moment], None], named: Named, ledger: Ledger | None = None) -> pd.DataFrame:
-    """`sp.sweep.runs` of trainings that a look changes; their rows are kept apart from those of the plain runs."""
+    """`sp.lab.sweep.runs` of trainings that a look changes; their rows are kept apart from those of the plain runs."""
     rows = [(ledger or opened()).table(_changed, experiment, look).assign(arm=arm) for arm, experiment in named]
     return pd.concat(rows, ignore_index=True)
 

@@ -22,8 +22,8 @@ from typing import Any
 import pandas as pd
 
 from sp import files
-from sp.digest import digest, obstacle
-from sp.experiment import OWN_DATA, Experiment, Result, run
+from sp.lab.digest import digest, obstacle
+from sp.lab.experiment import OWN_DATA, Experiment, Result, run
 
 SEAL = 16  # hexadecimal digits
 

@@ -5,19 +5,20 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from sp import metrics
-from sp.experiment import Result
+from sp.lab import metrics
+from sp.lab.experiment import Result
 
 
 def table(results: Iterable[Result]) -> pd.DataFrame:
     """One row a result: every choice of the experiment (options as ``option_NAME``), what was measured, and ``key``.
 
-    Measured are, as in `sp.metrics`, ``average_accuracy``, ``backward_transfer``, ``forward_transfer``, ``forgetting``,
-    ``learning_accuracy`` and ``anytime_accuracy``; the accuracies on each task at the end, ``final_1``, ``final_2``,
-    ..., and right after it, ``learned_1``, ...; ``old``, the final accuracy on all tasks but the last, and ``new``, on
-    the last; ``after_N``, the mean accuracy on the first N tasks right after they were learnt; `instability`; how many
-    ``parameters`` were trained at the end; ``seconds``. On split class-incremental streams ``buffer_share_1``, ... are
-    the tasks' shares of the replay buffer at the end. A run that was carried over has some of these.
+    Measured are, as in `sp.lab.metrics`, ``average_accuracy``, ``backward_transfer``, ``forward_transfer``,
+    ``forgetting``, ``learning_accuracy`` and ``anytime_accuracy``; the accuracies on each task at the end, ``final_1``,
+    ``final_2``, ..., and right after it, ``learned_1``, ...; ``old``, the final accuracy on all tasks but the last, and
+    ``new``, on the last; ``after_N``, the mean accuracy on the first N tasks right after they were learnt;
+    `instability`; how many ``parameters`` were trained at the end; ``seconds``. On split class-incremental streams
+    ``buffer_share_1``, ... are the tasks' shares of the replay buffer at the end. A run that was carried over has some
+    of these.
     """
     results = list(results)
     rows = []

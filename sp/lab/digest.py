@@ -50,7 +50,7 @@ def digest(function: Callable) -> str | None:
     It changes with code and constants, defaults, cells, the globals that the code names and what these name in turn,
     attributes and bases of classes, the content of values, arrays and tensors. What belongs to an installed
     distribution counts by its name and version; one that was installed from a folder is somebody's own. A function with
-    an attribute ``counts_as``, such as `sp.experiment.run`, which has a version, counts by that. Comments,
+    an attribute ``counts_as``, such as `sp.lab.experiment.run`, which has a version, counts by that. Comments,
     docstrings, annotations, line numbers and where a file lies are no part of it. It is the same in every process of
     Python 3.11, say, and another in 3.12, which has other bytecode. What the callable reads from files, from attributes
     whose names it computes, or from the global state of a library is not seen.

@@ -1,4 +1,4 @@
-"""One run: an `Experiment` says everything that was chosen, `run` makes its `Result`; `sp.ledger` remembers it."""
+"""One run: an `Experiment` says everything that was chosen, `run` makes its `Result`; `sp.lab.ledger` remembers it."""
 
 import hashlib
 import json
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 import sp
 from sp import files
-from sp.baselines import METHODS, GradientLearner, ReplaySource, cross_entropy, make_learner, masked, rehearses
 from sp.checks import check_choice, check_flag, check_integer
-from sp.data import DATASETS, Evaluation, Kind, Scenario, Stream, load, look_alike, make_stream
-from sp.models import MODELS
-from sp.own import Own
+from sp.lab.data import DATASETS, Evaluation, Kind, Scenario, Stream, load, look_alike, make_stream
+from sp.lab.networks import MODELS
+from sp.lab.own import Own
 from sp.replay import POLICIES, ReplayBuffer
+from sp.rivals import METHODS, GradientLearner, ReplaySource, cross_entropy, make_learner, masked, rehearses
 
 RULES_VERSION = 2  # raised whenever a change of the code changes results, so that kept ones are not taken for new
 # Raised instead where a change concerns the results of one method only, or of one method on one model or base.
@@ -85,10 +85,10 @@ class Experiment:
 
     Attributes:
         dataset: ``"digits"``, ``"mnist"`` or ``"fashion_mnist"``; ``"own"`` of a stream of own arrays.
-        stream, tasks, scenario, samples_per_task, first_identity, evaluation: as in `sp.data.make_stream`.
+        stream, tasks, scenario, samples_per_task, first_identity, evaluation: as in `sp.lab.data.make_stream`.
             ``evaluation="validation"`` holds out training images, so that nothing is tuned on test images.
-        model, hidden: a name in `sp.models.MODELS` and its hidden widths, a tuple or a text such as "64-64".
-        optimizer: a name in `sp.baselines.METHODS`: an optimizer of the network, or a method with one of its own.
+        model, hidden: a name in `sp.lab.networks.MODELS` and its hidden widths, a tuple or a text such as "64-64".
+        optimizer: a name in `sp.rivals.METHODS`: an optimizer of the network, or a method with one of its own.
             ``"ridge"`` has ``hidden[0]`` random features and no network.
         loss: None, the stream's usual one, or an `Own` function of outputs and targets.
         options: arguments of the optimizer or method; a dict is taken as well, and kept as sorted pairs.
@@ -132,7 +132,9 @@ class Experiment:
         for name, allowed in _ALLOWED.items():
             value = getattr(self, name)
             if name in _MAY_BE_OWN and callable(value):
-                raise TypeError(f"{name} must be a name or an sp.own.Own, got {value!r}: sp.lab.compare takes your own")
+                raise TypeError(
+                    f"{name} must be a name or an sp.lab.own.Own, got {value!r}: sp.lab.compare takes your own"
+                )
             if not isinstance(value, Own) and not (name == "dataset" and isinstance(self.stream, Own)):
                 check_choice(name, value, allowed)
         for name, low in _LOWEST.items():
@@ -331,7 +333,7 @@ def run(
         until: number of the last task to learn, from 1; None: the stream's last. Later rows of the accuracy are NaN.
 
     Raises:
-        ValueError, TypeError: ``until`` is out of range, or the stream cannot be made (`sp.data.make_stream`).
+        ValueError, TypeError: ``until`` is out of range, or the stream cannot be made (`sp.lab.data.make_stream`).
         DataError: a file of the data set is missing or damaged.
     """
     if until is not None:
@@ -340,7 +342,7 @@ def run(
         return _Run(experiment, stream_of(experiment), torch.device(device), look).train(progress, until)
 
 
-run.counts_as = ("sp.experiment.run", RULES_VERSION)  # for `sp.digest`: what it runs has a key with versions
+run.counts_as = ("sp.lab.experiment.run", RULES_VERSION)  # for `sp.lab.digest`: what it runs has a key with versions
 
 
 def network_of(experiment: Experiment, stream: Stream) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Somebody's own callable or arrays where an `sp.experiment.Experiment` otherwise has a name."""
+"""Somebody's own callable or arrays where an `sp.lab.experiment.Experiment` otherwise has a name."""
 
 import sys
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import cloudpickle
 
-from sp import digest
+from sp.lab import digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +20,7 @@ class Own:
 
     Attributes:
         title: what tables call it; no part of what it is.
-        digest: of its code and content (`sp.digest.digest`), or a name that no other has where none can be made.
+        digest: of its code and content (`sp.lab.digest.digest`), or a name that no other has where none can be made.
         content: the callable or stream; None in what was read from a ledger.
         obstacle: why there is no digest, and a run with it is not kept; None where there is one.
     """

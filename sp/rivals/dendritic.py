@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sp.active_dendrites import ActiveDendrites
-from sp.baselines.learner import GradientLearner, Needs, masked
-from sp.baselines.optimizers import OPTIMIZERS
 from sp.checks import check_choice, check_flag, check_integer
-from sp.dendrites import Dendrites, acting, coincidence_optimizer
+from sp.rivals.active_dendrites import ActiveDendrites
+from sp.rivals.dendrites import Dendrites, acting, coincidence_optimizer
+from sp.rivals.learner import GradientLearner, Needs, masked
+from sp.rivals.optimizers import OPTIMIZERS
 
 HELD_OUT = 10  # one example of so many validates
 KEPT = 1000  # examples by which the network is validated, at most
@@ -26,9 +26,9 @@ class GrowingLearner(GradientLearner):
 
     Args:
         model: the network; changed in place.
-        base: a name in `sp.baselines.optimizers.OPTIMIZERS`; options: its arguments.
+        base: a name in `sp.rivals.optimizers.OPTIMIZERS`; options: its arguments.
         check_every: steps from one validation to the next, >= 1.
-        patience, most, tries, folder: as in `sp.dendrites.Dendrites`.
+        patience, most, tries, folder: as in `sp.rivals.dendrites.Dendrites`.
 
     Raises:
         ImportError: the package is missing. ValueError, TypeError: an argument is outside its range.
@@ -100,7 +100,7 @@ class ActiveDendritesLearner(GradientLearner):
 
     Args:
         model: a perceptron; its layers are taken over.
-        base: a name in `sp.baselines.optimizers.OPTIMIZERS`; options: its arguments.
+        base: a name in `sp.rivals.optimizers.OPTIMIZERS`; options: its arguments.
         told: whether it is told in tests, too, which task an example is of; else it infers that.
         contexts, segments, winners: as in `ActiveDendrites`.
     """

@@ -19,14 +19,14 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from sp import tables
-from sp.baselines import ReplaySource, make_learner
-from sp.experiment import RULES_VERSION, Experiment, Moment, Result, run, stream_of
 from sp.files import bar
-from sp.ledger import Ledger, opened
-from sp.models import mlp
-from sp.parallel import Failed, call_all
+from sp.lab import tables
+from sp.lab.experiment import RULES_VERSION, Experiment, Moment, Result, run, stream_of
+from sp.lab.ledger import Ledger, opened
+from sp.lab.networks import mlp
+from sp.lab.parallel import Failed, call_all
 from sp.replay import ReplayBuffer
+from sp.rivals import ReplaySource, make_learner
 
 CONNECT_SECONDS = 30
 TIMED_ARMS = 6  # how many experiments an estimate times, for these steps, of which the first do not count
@@ -72,7 +72,7 @@ def run_all(
 
     Args:
         experiments: what to run; one that occurs twice runs once.
-        ledger: where results are kept; default `sp.ledger.opened()`.
+        ledger: where results are kept; default `sp.lab.ledger.opened()`.
         workers: processes, one thread each; default: as many as there are cores.
         progress: show a bar.
         cluster: address of a dask.distributed scheduler (``tcp://host:port``) on whose workers to run instead. They
@@ -131,7 +131,7 @@ def missing(experiments: Iterable[Experiment], ledger: Ledger | None = None, car
 def _on_cluster(
     train: Callable[[Experiment], Result], experiments: list[Experiment], address: str
 ) -> Iterator[tuple[Experiment, Result | Failed]]:
-    """As `sp.parallel.call_all`, on the workers of a dask scheduler.
+    """As `sp.lab.parallel.call_all`, on the workers of a dask scheduler.
 
     Not through joblib's backend for dask: that one waits for ever (joblib 1.6) for a run whose workers died.
     """
@@ -207,7 +207,7 @@ def vary(experiment: Experiment, choices: Mapping[str, Any]) -> Experiment:
 
 
 def points_of(experiment: Experiment, points: Iterable[Mapping[str, Any]], seeds: Sequence[int]) -> list[Experiment]:
-    """The experiment varied to each of the points (`sp.choices.grid` or `sample`), with every seed."""
+    """The experiment varied to each of the points (`sp.lab.choices.grid` or `sample`), with every seed."""
     return [replace(vary(experiment, point), seed=seed) for point in points for seed in seeds]
 
 
@@ -226,7 +226,7 @@ def runs(
     progress: bool = True,
     carried: bool = False,
 ) -> pd.DataFrame:
-    """`sp.tables.table` of named experiments, each read or run, with a first column ``arm``; arguments as `run_all`."""
+    """`sp.lab.tables.table` of named experiments, each read or run, with a first column ``arm``; see `run_all`."""
     experiments = [experiment for _, experiment in named]
     rows = tables.table(run_all(experiments, ledger, workers, progress, carried=carried))
     rows.insert(0, "arm", [arm for arm, _ in named])
@@ -242,7 +242,7 @@ def compare(arms: Mapping[str, Experiment], seeds: Sequence[int], *options: Any,
 
 
 def curves(arms: Mapping[str, Experiment], seeds: Sequence[int], ledger: Ledger | None = None) -> pd.DataFrame:
-    """`sp.tables.curves` of every arm with every seed, with a first column ``arm``."""
+    """`sp.lab.tables.curves` of every arm with every seed, with a first column ``arm``."""
     named = with_seeds(arms, seeds)
     results = run_all([experiment for _, experiment in named], ledger)
     found = [tables.curves([result]).assign(arm=arm) for (arm, _), result in zip(named, results, strict=True)]

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sp.baselines.optimizers import OPTIMIZERS
 from sp.checks import check_choice
+from sp.rivals.optimizers import OPTIMIZERS
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def own_learner(method: Callable[..., Any], model: nn.Module, options: dict[str,
         return GradientLearner(model, made, {})
     if missing := [name for name in ("learn", "logits", "needs") if not hasattr(made, name)]:
         raise TypeError(
-            "it must return a torch.optim.Optimizer, or a learner (see sp.baselines.learner), got "
+            "it must return a torch.optim.Optimizer, or a learner (see sp.rivals.learner), got "
             f"{type(made).__name__} without {', '.join(missing)}"
         )
     return made

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sp.baselines.learner import GradientLearner, Needs, masked
 from sp.biology import NMDACoincidence, Synapses
 from sp.checks import check_integer, check_number
+from sp.rivals.learner import GradientLearner, Needs, masked
 
 
 class Projection(GradientLearner):

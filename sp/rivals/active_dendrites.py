@@ -75,7 +75,7 @@ class ActiveDendrites(nn.Module):
         if len(kinds) < 3 or kinds != [nn.Linear, *[nn.ReLU, nn.Linear] * (len(kinds) // 2)]:
             raise TypeError(
                 f"model must be an nn.Sequential of Linear layers with a ReLU between any two, got {model!r}: build "
-                "one with sp.models.mlp"
+                "one with sp.lab.networks.mlp"
             )
         check_integer("contexts", contexts, 1)
         check_number("winners", winners, 0, 1, low_open=True)

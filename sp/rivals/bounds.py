@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sp.baselines.learner import GradientLearner, Needs
 from sp.checks import check_number
+from sp.rivals.learner import GradientLearner, Needs
 
 
 class RidgeLearner:
