@@ -55,16 +55,16 @@ html: $(ENVIRONMENT) ## every notebook as a page that needs no kernel, and the d
 paper: $(ENVIRONMENT) ## five figures of several panels and three tables for a paper, from stored results, in build/paper
 	@$(BIN)/python -m sp paper
 
-bench: $(ENVIRONMENT) ## measure time and memory of a step beside Adam, and what a sweep costs, on a quiet machine; kept in sp/bench.csv
-	@$(BIN)/python -m sp bench
+bench: $(ENVIRONMENT) ## measure time and memory of a step beside Adam, and what a sweep costs, on a quiet machine; kept in notebooks/studies/bench.csv
+	@$(BIN)/python notebooks/studies bench
 
 gpu: $(ENVIRONMENT) ## conformance on an accelerator, and time of a step beside Adam there, in build/on_a_gpu.csv
 	@$(BIN)/python -m tests.on_a_gpu
 
 results: $(ENVIRONMENT) ## every stored table behind notebooks 09 to 11, on MNIST (hours; goes on where it stopped; says first how long)
-	@$(BIN)/python -m sp comparison --dataset mnist
-	@$(BIN)/python -m sp comparison --dataset fashion_mnist --scenarios split5_class split5_domain permuted10
-	@$(BIN)/python -m sp recipes
+	@$(BIN)/python notebooks/studies comparison --dataset mnist
+	@$(BIN)/python notebooks/studies comparison --dataset fashion_mnist --scenarios split5_class split5_domain permuted10
+	@$(BIN)/python notebooks/studies recipes
 	@$(BIN)/python -m sp figures --dataset mnist notebooks/09_comparison.ipynb notebooks/10_claims.ipynb notebooks/11_replay.ipynb
 
 readme: $(ENVIRONMENT) ## write the README's tables, and the pages of figures/ and notebooks/, from what is committed

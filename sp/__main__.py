@@ -26,6 +26,11 @@ def main(arguments: list[str] | None = None) -> int:
 
         add_commands(commands)
         _add_readme(commands)
+    return carry_out(parser, arguments)
+
+
+def carry_out(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    """Parse arguments, run the command that they name, and return its exit status."""
     chosen = parser.parse_args(arguments)
     chosen.arguments = arguments
     try:
@@ -37,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         status = _status(error)
         if status is None:
             raise
-        print(error if status == 1 else f"python -m sp: {error}", file=sys.stderr)
+        print(error if status == 1 else f"{parser.prog}: {error}", file=sys.stderr)
         return status
 
 

@@ -63,7 +63,7 @@ def made_by(name: str) -> str | None:
     if stem:
         return f"python -m sp figures{options} notebooks/{stem}.ipynb"
     maker = MADE_BY.get(name.split("_")[0])
-    return maker and f"python -m sp {maker}{'' if maker == 'recipes' else options}"
+    return maker and f"python notebooks/studies {maker}{'' if maker == 'recipes' else options}"
 
 
 def project() -> Path:

@@ -100,7 +100,7 @@ def cost_columns(costs: pd.DataFrame, arms: Sequence[str], capacity: int = 0) ->
     """What a step costs and what is kept, as text for a table of these arms; missing where it is not known.
 
     Args:
-        costs: as `sp.comparison.costs` returns it. arms: rows. capacity: of the buffer; 0: without replay.
+        costs: as `studies.comparison.costs` returns it. arms: rows. capacity: of the buffer; 0: without replay.
     """
     cost = costs[costs.capacity == capacity].set_index("arm")
     cost = cost.reindex([arm.removesuffix(", tuned") for arm in arms]).set_axis(pd.Index(arms, name="arm"))

@@ -1,8 +1,8 @@
 """Conformance on an accelerator, and what a step costs there beside Adam's: ``make gpu``.
 
 ``python -m tests.on_a_gpu --device cuda --csv build/on_a_gpu.csv`` runs the tests below with models and data on the
-device, then measures as ``python -m sp bench`` does, and writes a row a network and optimizer. ``--quick`` tries both
-in less than a minute.
+device, then measures as ``python notebooks/studies bench`` does, and writes a row a network and optimizer. ``--quick``
+tries both in less than a minute.
 """
 
 import argparse
@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import torch
+from studies.bench import PARTS, bench
 
-from sp.bench import PARTS, bench
 from sp.files import write_atomically
 
 ROOT = Path(__file__).parent.parent

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from studies import ablation
 
-from sp import ablation
 from sp.lab.networks import mlp
 from sp.rivals import OPTIMIZERS
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from studies import bench
 from torch import nn
-
-from sp import bench
 
 
 def test_peak_of_a_step_counts_what_lives_at_once():

@@ -6,9 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import studies
 import torch
+from studies import claims, comparison, recipes
 
-from sp import claims, comparison, figures, recipes, studies
+from sp import figures
 from sp.lab.experiment import Experiment, run
 from sp.lab.ledger import Ledger as Results
 from sp.lab.networks import mlp
@@ -79,7 +81,7 @@ def test_tuning_never_sees_a_test_image_or_a_reported_seed(tiny):
 
 
 def test_arms_without_tuned_options_name_the_command(tiny):
-    with pytest.raises(LookupError, match=r"Ridge of 'tiny' not tuned on digits: run  python -m sp comparison"):
+    with pytest.raises(LookupError, match=r"Ridge of 'tiny' not tuned on digits: run  python notebooks/studies comp"):
         comparison.arms("tiny", "digits")
     with pytest.raises(ValueError, match="scenario must be one of 'tiny', got 'other'"):
         comparison.arms("other", "digits")

@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+import studies
+from studies import dendrite_study as study
 
-from sp import dendrite_study as study
-from sp import studies
 from sp.lab import sweep
 from sp.lab.networks import mlp
 
@@ -50,7 +50,7 @@ def test_without_tuned_rates_the_error_gives_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "TUNED", tmp_path / "tuned.csv")
     table[~table.study.str.startswith("dendrites_")].to_csv(studies.TUNED, index=False)
     assert not study.is_tuned("digits")
-    with pytest.raises(LookupError, match="python -m sp record 13_dendrites --dataset digits"):
+    with pytest.raises(LookupError, match="python notebooks/studies record 13_dendrites --dataset digits"):
         study.on_stream("permuted", "digits")
 
 

@@ -167,7 +167,10 @@ def test_own_parameters_leave_figures_where_they_were_with_all_parameters(projec
     made = provenance(drawn("01_toy_units"))
     assert made["parameters"]["dataset"] == "digits"
     assert made["command"] == "python -m sp figures notebooks/01_toy.ipynb"
-    assert provenance(drawn("01_toy_costs", command="python -m sp bench"))["command"] == "python -m sp bench"
+    assert (
+        provenance(drawn("01_toy_costs", command="python notebooks/studies bench"))["command"]
+        == "python notebooks/studies bench"
+    )
     assert figures.save_table(TABLE, "01_toy_mnist_all").parent == project / "figures"
     figures.begin("02_toy", {"rate": 0.5, "units": (3, 4)})
     assert provenance(drawn("02_toy"))["parameters"] == {"rate": 0.5, "units": [3, 4]}
@@ -218,7 +221,7 @@ def test_another_folder_for_figures_is_that_of_other_parameters_as_well(project,
 def test_names_say_notebook_data_set_and_command():
     assert files.made_from("02_consolidation_fashion_mnist_gate") == ("02_consolidation", "fashion_mnist")
     assert files.made_by("04_biology_tag") == "python -m sp figures notebooks/04_biology.ipynb"
-    assert files.made_by("retention_mnist") == "python -m sp results --dataset mnist"
+    assert files.made_by("retention_mnist") == "python notebooks/studies results --dataset mnist"
     assert files.made_from("explore_gate_0") == (None, None) and files.made_by("explore_gate_0") is None
     assert figures.seeds(TABLE) == "n = 3" and figures.seeds(TABLE.assign(n=[3, 10])) == "n = 3 to 10"
     assert figures.seeds(pd.DataFrame({"arm": ["a", "a", "b"], "seed": [0, 1, 0]})) == "n = 1 to 2"

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import r2_score
+from studies import TUNING_SEEDS
 from torch import nn
 
 from sp import lab
@@ -21,7 +22,6 @@ from sp.__main__ import main
 from sp.lab import GradientLearner, Needs, Stream, compare
 from sp.lab.experiment import Result, explained_variance, run
 from sp.lab.ledger import Ledger
-from sp.studies import TUNING_SEEDS
 from tests import test_sweep
 
 ROOT = Path(__file__).parent.parent

@@ -14,9 +14,10 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from studies import permuted
+from studies.commands import main
 
-from sp import files, permuted
-from sp.__main__ import main
+from sp import files
 from sp.lab import sweep
 from sp.lab.experiment import Experiment, run
 from sp.lab.ledger import Ledger, opened

@@ -46,7 +46,7 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path, monke
     assert "02_consolidation_digits_traces" in error
     assert "python -m sp figures --dataset digits notebooks/02_consolidation.ipynb" in error
     assert main(["table", "retention_digits"]) == 2
-    assert "python -m sp results --dataset digits" in capsys.readouterr().err
+    assert "python notebooks/studies results --dataset digits" in capsys.readouterr().err
     monkeypatch.delenv("SP_FIGURES")
     assert main(["table", "retention_digits"]) == 2
     assert "METRIC must be one of 'average_accuracy', 'backward_transfer'" in capsys.readouterr().err

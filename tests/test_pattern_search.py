@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import studies
+from studies import comparison
+from studies.pattern_search import DECADES, LADDERS, neighbours
 
-from sp import comparison, studies
 from sp.lab.experiment import Experiment
-from sp.pattern_search import DECADES, LADDERS, neighbours
 
 
 def test_neighbours_are_one_rung_away_in_one_option():

@@ -3,10 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+import studies
 from hypothesis import given
 from hypothesis import strategies as st
+from studies import search
 
-from sp import search, studies
 from sp.lab.networks import mlp
 from sp.rivals import OPTIMIZERS
 
@@ -73,4 +74,4 @@ def test_a_sentence_holds_when_its_measure_moves_as_promised(change, verdict):
 def test_recommended_settings_name_the_command_that_chose_them():
     table = search.recommended("digits")
     assert set(table.study) <= set(studies.STUDIES) and len(table) > 10
-    assert all(f"python -m sp tune {row.study} digits" == row.command for row in table.itertuples())
+    assert all(f"python notebooks/studies tune {row.study} digits" == row.command for row in table.itertuples())

@@ -13,10 +13,10 @@ from dataclasses import replace
 import pandas as pd
 import psutil
 import pytest
+import studies
+from studies.bench_sweep import bench_sweep
 
-from sp import studies
 from sp.__main__ import main
-from sp.bench_sweep import bench_sweep
 from sp.lab import tables
 from sp.lab.choices import grid
 from sp.lab.experiment import Experiment, run
@@ -52,7 +52,7 @@ def test_tuning_takes_held_out_images_and_seeds_that_are_not_reported(tmp_path, 
     kept = [result.experiment for result in Ledger(tmp_path / "store").results()]
     assert {e.evaluation for e in kept} == {"validation"}
     assert {e.seed for e in kept} == set(studies.TUNING_SEEDS)
-    with pytest.raises(LookupError, match="python -m sp tune toy digits"):
+    with pytest.raises(LookupError, match="python notebooks/studies tune toy digits"):
         studies.tuned_options("toy", "digits", "SGD")
 
 

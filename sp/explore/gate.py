@@ -1,5 +1,6 @@
 """The gate panel: the published gate as a function of eligibility and gradient, over a real network's synapses."""
 
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -9,11 +10,13 @@ import pandas as pd
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from sp import figures, rules, studies
+from sp import figures, rules
 from sp.explore.code import optimizer_code
+from sp.explore.learning import ADAM_RATES
 from sp.explore.panel import Answer, Panel, encoded
 from sp.explore.sliders import published_sliders
 from sp.lab import watch
+from sp.lab.settings import on_stream
 from sp.plots import GatePicture
 
 SYNAPSES = 1500  # of the network's weights, drawn at random
@@ -97,7 +100,7 @@ def _code(choices: dict) -> str:
 @cache
 def _gradients() -> torch.Tensor:
     """Size of the gradient of a sample of weights, step by step through task A and the beginning of B; (steps, n)."""
-    experiment = studies.forgetting("digits")["Adam"]
+    experiment = replace(on_stream("split2_class", "digits"), optimizer="adam", options={"lr": ADAM_RATES[False]})
     history, drawn = [], []
 
     def look(moment: watch.Moment) -> list[dict]:

@@ -10,16 +10,18 @@ import ipywidgets as widgets
 import pandas as pd
 from joblib.externals.loky import ProcessPoolExecutor
 
-from sp import figures, studies
+from sp import figures
 from sp.explore.code import optimizer_code
 from sp.explore.panel import Answer, Panel
 from sp.explore.sliders import published_sliders
 from sp.lab import watch
 from sp.lab.experiment import Experiment
 from sp.lab.ledger import Ledger, opened
+from sp.lab.settings import on_stream
 from sp.rivals import TITLES
 
 METHODS = {TITLES[method]: method for method in ("selective", "consolidating", "coincidence", "sgd")}
+ADAM_RATES = {False: 1e-3, True: 1e-2}  # without replay and with, as tuned in notebook 01
 RATES = {"Selective plasticity": 1e-3, "Consolidation": 0.1, "Coincidence": 0.1, "SGD": 0.1}  # lr of each at first
 # Which of the controls are options of which optimizer; the others are greyed.
 OPTIONS = {
@@ -130,8 +132,9 @@ def _processes() -> ProcessPoolExecutor:
 
 def experiments(optimizer: str, lr: float, replay_capacity: int, seed: int, **options: Any) -> dict[str, Experiment]:
     """The two runs that the panel compares: the chosen optimizer, and Adam at its tuned rate."""
-    base = studies.forgetting("digits", tuned=True)["Adam" if not replay_capacity else "Adam + replay"]
-    base = replace(base, seed=seed, replay_capacity=replay_capacity)
+    adam = {"optimizer": "adam", "options": {"lr": ADAM_RATES[replay_capacity > 0]}}
+    base = replace(on_stream("split2_class", "digits"), **adam, seed=seed, replay_capacity=replay_capacity)
+    base = replace(base, curve_points=12)
     own = {name: options[name] for name in OPTIONS[optimizer]}
     return {optimizer: replace(base, optimizer=METHODS[optimizer], options={"lr": lr, **own}), "Adam": base}
 

@@ -1,6 +1,7 @@
 """What a comparison takes where it is not told otherwise: networks, batches, lengths of training, seeds."""
 
 from sp.checks import check_choice
+from sp.lab.experiment import Experiment
 
 TUNING_SEEDS = (100, 101, 102)  # reported seeds count from 0
 
@@ -11,8 +12,32 @@ SETTINGS = {
 }
 SETTINGS["fashion_mnist"] = SETTINGS["mnist"]
 
+# The streams of the retention studies, on MNIST-like data and on digits, which has fewer images for each permutation.
+STREAMS = {
+    "split2_class": {"tasks": 2},
+    "split5_class": {"tasks": 5},
+    "split5_domain": {"tasks": 5, "scenario": "domain"},
+    "permuted10": {"stream": "permuted", "tasks": 10, "scenario": "domain"},
+    "permuted30": {"stream": "permuted", "tasks": 30, "scenario": "domain", "samples_per_task": 20_000},
+}
+
+INPUTS = {"digits": 64, "mnist": 784, "fashion_mnist": 784}  # pixels
+
 
 def settings(dataset: str) -> dict:
     """The row of `SETTINGS`; an unknown data set is a ValueError that lists the known ones."""
     check_choice("dataset", dataset, SETTINGS)
     return SETTINGS[dataset]
+
+
+def base(dataset: str, **choices) -> Experiment:
+    """An experiment with a data set's `SETTINGS` and these choices; on digits every task has all images."""
+    usual = {name: settings(dataset)[name] for name in ("hidden", "batch_size", "epochs")}
+    every = {"samples_per_task": None} if dataset == "digits" else {}
+    return Experiment(dataset=dataset, **{**usual, **choices, **every})
+
+
+def on_stream(stream: str, dataset: str) -> Experiment:
+    """An experiment on a stream of `STREAMS`; the rest is to be chosen."""
+    check_choice("stream", stream, STREAMS)
+    return base(dataset, **STREAMS[stream])

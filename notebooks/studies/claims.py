@@ -11,12 +11,13 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from sp import files, studies
+import studies
+from sp import files
 from sp.lab import sweep, watch
 from sp.lab.experiment import Experiment, Moment
 from sp.lab.metrics import PairedDifference, bootstrap_interval, difference, interval_text
-from sp.permuted import arms
 from sp.rivals import needs
+from studies.permuted import arms
 
 RULE = "Selective plasticity"
 PUBLISHED_RATE = f"{RULE}, lr 1e-3"
@@ -116,7 +117,7 @@ def share_of_the_gap(rows: pd.DataFrame) -> tuple[float, float]:
 
 
 def cost_verdicts(costs: pd.DataFrame, bench: pd.DataFrame) -> list[tuple]:
-    """P15, P16 and P17, from `sp.comparison.costs` and from the table of `sp.bench.bench`.
+    """P15, P16 and P17, from `studies.comparison.costs` and from the table of `studies.bench.bench`.
 
     P16 has a part for each network of the bench.
     """
@@ -261,7 +262,8 @@ def dendrite_verdicts(rows: pd.DataFrame, title: str) -> list[tuple]:
     """P23: the companion's table of two tasks, in sentences.
 
     Args:
-        rows: of `sp.dendrite_study.runs`, part "two_tasks": ``arm, seed, old`` (task A at the end), ``new`` (task B).
+        rows: of `studies.dendrite_study.runs`, part "two_tasks": ``arm, seed``, ``old`` (task A at the end) and ``new``
+            (task B).
         title: of the data.
     """
     lost = ["Adam", "Adam, dendrites", f"{RULE}, dendrites"]

@@ -1,6 +1,6 @@
 """What a step costs beside Adam's, in time and in memory: measured in turn in one process on one thread.
 
-``python -m sp bench`` measures, best on a quiet machine, and keeps the table in ``sp/bench.csv``.
+``python notebooks/studies bench`` measures, best on a quiet machine, and keeps the table in ``bench.csv`` beside it.
 """
 
 import gc

@@ -1,7 +1,7 @@
 """Dendrites beside plasticity rules (P23, notebook 13): the published table, and whether the two add to each other.
 
 Every arm but those of coincidence, which run with their defaults, has a learning rate of its own, chosen from seven on
-the tuning seeds. ``python -m sp record 13_dendrites`` tunes what is not tuned, and runs all.
+the tuning seeds. ``python notebooks/studies record 13_dendrites`` tunes what is not tuned, and runs all.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sp import studies
+import studies
 from sp.lab import metrics, sweep
 from sp.lab.data import Stream, load, make_stream
 from sp.lab.experiment import Experiment, stream_of
@@ -102,7 +102,7 @@ def _tuned(experiment: Experiment, study: str, arm: str) -> Experiment:
     try:
         chosen = studies.tuned_options(study, experiment.dataset, arm)
     except LookupError as error:
-        command = f"python -m sp record 13_dendrites --dataset {experiment.dataset}"
+        command = f"python notebooks/studies record 13_dendrites --dataset {experiment.dataset}"
         raise LookupError(f"{arm!r} of {study!r} is not tuned on {experiment.dataset}: run  {command}") from error
     return replace(experiment, options={**dict(experiment.options), **chosen})
 
@@ -162,7 +162,7 @@ def _trials(arms: Arms, seeds: Sequence[int], new_only: bool = False) -> list[st
 
 
 def tune(dataset: str, ledger: Ledger | None = None, workers: int | None = None) -> pd.DataFrame:
-    """Tune the learning rate of every arm that is not tuned elsewhere; as `sp.studies.tune_arms`."""
+    """Tune the learning rate of every arm that is not tuned elsewhere; as `studies.tune_arms`."""
     tables = [studies.tune_arms(study, dataset, found, ledger, workers) for study, found in _by_study(dataset).items()]
     return pd.concat(tables, ignore_index=True)
 

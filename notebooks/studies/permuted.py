@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from sp import studies
+import studies
 from sp.lab.experiment import Experiment
 
 # P20: average accuracy and backward transfer after ten tasks of Permuted MNIST; for Adam only the transfer is given.

@@ -7,7 +7,7 @@ from dataclasses import replace
 import joblib
 import pandas as pd
 
-from sp import studies
+import studies
 from sp.lab.experiment import Experiment, run
 from sp.lab.ledger import Ledger
 from sp.lab.sweep import run_all

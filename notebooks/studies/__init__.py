@@ -1,7 +1,8 @@
 """What the notebooks compare, and how each arm was tuned: settings, grids, and the one table of tuned values.
 
-``python -m sp tune STUDY DATASET`` chooses an arm's options on the tuning seeds, by accuracy on training images that
-were held out, and writes them to ``sp/tuned.csv``. Reported runs use other seeds and the test images.
+``python notebooks/studies tune STUDY DATASET`` chooses an arm's options on the tuning seeds, by accuracy on training
+images that were held out, and writes them to ``notebooks/studies/tuned.csv``. Reported runs use other seeds and the
+test images.
 """
 
 import json
@@ -18,20 +19,11 @@ from sp.lab import metrics, tables
 from sp.lab.experiment import Experiment
 from sp.lab.ledger import Ledger
 from sp.lab.networks import mlp_size
-from sp.lab.settings import TUNING_SEEDS, settings
+from sp.lab.settings import INPUTS, STREAMS, TUNING_SEEDS, base, on_stream, settings
 from sp.lab.sweep import compare, run_all
-from sp.pattern_search import neighbours
+from studies.pattern_search import neighbours
 
 TUNED = Path(__file__).with_name("tuned.csv")
-
-# The streams of the retention studies, on MNIST-like data and on digits, which has fewer images for each permutation.
-STREAMS = {
-    "split2_class": {"tasks": 2},
-    "split5_class": {"tasks": 5},
-    "split5_domain": {"tasks": 5, "scenario": "domain"},
-    "permuted10": {"stream": "permuted", "tasks": 10, "scenario": "domain"},
-    "permuted30": {"stream": "permuted", "tasks": 30, "scenario": "domain", "samples_per_task": 20_000},
-}
 
 # Arms of the retention studies that run with no tuned option and get all seeds on ten permuted tasks.
 DEFAULTS = ("Coincidence", "Coincidence, rank 128")
@@ -60,22 +52,6 @@ GRIDS = {
 }
 
 
-INPUTS = {"digits": 64, "mnist": 784, "fashion_mnist": 784}  # pixels
-
-
-def base(dataset: str, **choices) -> Experiment:
-    """An experiment with a data set's `SETTINGS` and these choices; on digits every task has all images."""
-    usual = {name: settings(dataset)[name] for name in ("hidden", "batch_size", "epochs")}
-    every = {"samples_per_task": None} if dataset == "digits" else {}
-    return Experiment(dataset=dataset, **{**usual, **choices, **every})
-
-
-def on_stream(stream: str, dataset: str) -> Experiment:
-    """An experiment on a stream of `STREAMS`; the rest is to be chosen."""
-    check_choice("stream", stream, STREAMS)
-    return base(dataset, **STREAMS[stream])
-
-
 def tuned_options(study: str, dataset: str, arm: str) -> dict:
     """The options that tuning chose for an arm of a study.
 
@@ -85,7 +61,9 @@ def tuned_options(study: str, dataset: str, arm: str) -> dict:
     table = pd.read_csv(TUNED)
     row = table[(table.study == study) & (table.dataset == dataset) & (table.arm == arm)]
     if row.empty:
-        raise LookupError(f"{arm!r} of {study!r} is not tuned on {dataset}: run  python -m sp tune {study} {dataset}")
+        raise LookupError(
+            f"{arm!r} of {study!r} is not tuned on {dataset}: run  python notebooks/studies tune {study} {dataset}"
+        )
     return json.loads(row.options.iloc[0])
 
 
@@ -350,8 +328,8 @@ def tune_arms(
     A point is judged by its mean average accuracy over all tasks, at the end, on held-out training images.
 
     Args:
-        further: how many points more an arm may have, each a neighbour of its best one (`sp.pattern_search`), until no
-            neighbour is better.
+        further: how many points more an arm may have, each a neighbour of its best one (`studies.pattern_search`),
+            until no neighbour is better.
         searches: arm -> what its choice depends on, kept in a column, by which a choice is known to be out of date.
 
     Returns:

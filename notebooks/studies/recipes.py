@@ -1,6 +1,6 @@
 """Published recipes run in this harness: before it judges anybody, it has to find what others found.
 
-``python -m sp recipes`` runs them on MNIST and keeps ``figures/recipes_mnist.csv``.
+``python notebooks/studies recipes`` runs them on MNIST and keeps ``figures/recipes_mnist.csv``.
 """
 
 from collections.abc import Sequence

@@ -3,7 +3,8 @@
 An arm differs from its rule's base in one choice (in a pair: two) and is compared with it, seed by seed. For the
 published rule the learning rate of every arm, the base included, is tuned on its own, since most choices change the
 size of a step as well. The consolidating rule is varied around its defaults, which are meant to serve without tuning;
-its learning rate is one of the choices. ``python -m sp record 06_ablation`` tunes what is not tuned, and runs all.
+its learning rate is one of the choices. ``python notebooks/studies record 06_ablation`` tunes what is not tuned, and
+runs all.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from sp import studies
+import studies
 from sp.lab import metrics
 from sp.lab.experiment import Experiment
 from sp.lab.ledger import Ledger
@@ -125,7 +126,7 @@ def _trials(name: str, dataset: str) -> list[studies.Trial]:
 
 
 def tune(dataset: str, ledger: Ledger | None = None, workers: int | None = None) -> pd.DataFrame:
-    """Tune the learning rate of every arm of the published rule, each from seven rates; as `sp.studies.tune_arms`."""
+    """Tune the learning rate of every arm of the published rule, each from seven rates; as `studies.tune_arms`."""
     tables = [
         studies.tune_arms(study(name), dataset, _trials(name, dataset), ledger, workers)
         for name in STREAMS["published"]

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from sp import studies
+import studies
 from sp.lab import choices, metrics
 from sp.lab.choices import Range
 from sp.lab.experiment import Experiment
@@ -222,5 +222,5 @@ def recommended(dataset: str) -> pd.DataFrame:
     """The tuned settings of a data set, from the one table, each with the command that chose it."""
     table = pd.read_csv(studies.TUNED)
     table = table[(table.dataset == dataset) & table.study.isin(studies.STUDIES)]
-    commands = [f"python -m sp tune {study} {dataset}" for study in table.study]
+    commands = [f"python notebooks/studies tune {study} {dataset}" for study in table.study]
     return table.drop(columns="dataset").assign(command=commands).reset_index(drop=True)

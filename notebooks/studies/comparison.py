@@ -1,7 +1,7 @@
 """The field beside the rule: every rival on every scenario, tuned with the same effort (notebooks 09 and 11).
 
-``python -m sp comparison --dataset DATASET`` measures what a step costs, says how long the rest will take, tunes what
-is not tuned and runs the reported seeds. What was run before is read from the ledger.
+``python notebooks/studies comparison --dataset DATASET`` measures what a step costs, says how long the rest will take,
+tunes what is not tuned and runs the reported seeds. What was run before is read from the ledger.
 """
 
 import hashlib
@@ -13,7 +13,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from sp import figures, files, report, studies
+import studies
+from sp import figures, files, report
 from sp.checks import check_choice
 from sp.lab import metrics, tables
 from sp.lab.data import load
@@ -121,8 +122,8 @@ def arms(scenario: str, dataset: str, capacity: int = 0, names: Sequence[str] | 
     tuned = tuned_values(scenario, dataset)
     if missing := [arm for arm in chosen if arm not in DEFAULTS and arm not in tuned.index]:
         raise LookupError(
-            f"{', '.join(missing)} of {scenario!r} not tuned on {TUNED_ON[dataset]}: run  python -m sp comparison "
-            f"--dataset {TUNED_ON[dataset]} --scenarios {scenario}"
+            f"{', '.join(missing)} of {scenario!r} not tuned on {TUNED_ON[dataset]}: run  "
+            f"python notebooks/studies comparison --dataset {TUNED_ON[dataset]} --scenarios {scenario}"
         )
     return {
         arm: experiment

@@ -1,0 +1,12 @@
+"""``python notebooks/studies``: see `studies.commands`."""
+
+import sys
+from pathlib import Path
+
+# Python puts this folder first, whose modules are named after what they study; they are imported as a package.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from studies.commands import main  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(main())
