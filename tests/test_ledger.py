@@ -268,6 +268,26 @@ def test_a_commit_leaves_out_what_is_not_used_and_what_older_rules_made(results,
     assert Ledger().results() == [] and Ledger().commit([]) == 0
 
 
+def test_a_commit_by_another_is_seen_and_nothing_is_taken_for_damaged(results, project):
+    writer, reader = Ledger(), Ledger()
+    for result in results:
+        writer.put(result)
+    keys = [result.experiment.key() for result in results]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for count in (3, 1, 8):  # files that grow, shrink and grow
+            writer.commit(keys[:count], instead_of="digits")
+            committed = Ledger(project / "empty", files.folder("ledger"))
+            assert len(committed.results()) == count
+            assert reader.get(replace(SMALL, seed=99)) is None and reader.get(results[7].experiment) is not None
+        opened_before = Ledger(project / "empty", files.folder("ledger"))
+        assert opened_before.get(SMALL) is not None
+        extra = run(replace(SMALL, seed=50))
+        writer.put(extra)
+        writer.commit([extra.experiment.key()])
+        assert same(opened_before.get(extra.experiment), extra)
+
+
 def test_a_run_that_was_carried_over_has_the_measures_it_had(results, tmp_path):
     carried = replace(results[0], accuracy=None, initial=None, curve=[], measures={"average_accuracy": 0.25})
     ledger = Ledger(tmp_path)

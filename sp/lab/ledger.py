@@ -193,7 +193,7 @@ class _Layer:
 
     folder: Path
     _rows: dict[str, bytes] = field(default_factory=dict)
-    _read: dict[str, int] = field(default_factory=dict)  # how much of each file
+    _read: dict[str, tuple[int, int]] = field(default_factory=dict)  # of each file: its inode, and how much
     _file: Path | None = None
 
     def known(self) -> list[str]:
@@ -231,15 +231,21 @@ class _Layer:
                 self._rows[key] = content
 
     def _new_rows(self, name: str) -> Iterator[tuple[str, bytes]]:
-        path, start = self.folder / name, self._read.get(name, 0)
-        if path.is_dir() or path.stat().st_size <= start:
+        path = self.folder / name
+        if path.is_dir():
             return
         with path.open("rb") as file:
+            about = os.fstat(file.fileno())
+            inode, start = self._read.get(name, (about.st_ino, 0))
+            if inode != about.st_ino:  # another one was put in its place, such as by `Ledger.commit`
+                start = 0
+            if about.st_size <= start:
+                return
             file.seek(start)
             added = file.read()
         # A last line without an end is being written, or was when its process was killed.
         whole = added[: added.rfind(b"\n") + 1]
-        self._read[name] = start + len(whole)
+        self._read[name] = about.st_ino, start + len(whole)
         damaged = 0
         for line in whole.splitlines():
             key, _, rest = line.partition(b" ")
