@@ -12,11 +12,14 @@ import sys
 from pathlib import Path
 
 import torch
-from studies.bench import PARTS, bench
 
 from sp.files import write_atomically
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "notebooks"))
+
+from studies.bench import PARTS, bench  # noqa: E402
+
 TESTS = ["test_conformance.py", "test_any_network.py", "test_torch_optim.py", "test_coincidence.py", "test_grow.py"]
 SHOWN = ["width", "batch", "optimizer", "step_us", "step_ratio", "training_us", "training_ratio"]
 

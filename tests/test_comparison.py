@@ -14,6 +14,7 @@ from sp import figures
 from sp.lab.experiment import Experiment, run
 from sp.lab.ledger import Ledger as Results
 from sp.lab.networks import mlp
+from sp.lab.settings import SETTINGS
 from sp.plots import FILLS
 from sp.replay import ReplayBuffer
 from sp.rivals import METHODS, ReplaySource, make_learner, rehearses
@@ -25,7 +26,7 @@ def tiny(monkeypatch, tmp_path):
     monkeypatch.setenv("SP_FIGURES", str(tmp_path / "figures"))
     monkeypatch.setattr(studies, "TUNED", tmp_path / "tuned.csv")
     small = {"hidden": (8, 8), "epochs": 1}
-    monkeypatch.setitem(studies.SETTINGS, "digits", {**studies.SETTINGS["digits"], **small})
+    monkeypatch.setitem(SETTINGS, "digits", {**SETTINGS["digits"], **small})
     monkeypatch.setattr(comparison, "SCENARIOS", {"tiny": {"tasks": 2}})
     monkeypatch.setattr(comparison, "PLAIN", {"Chance": "chance", "Ridge": "ridge"})
     monkeypatch.setattr(comparison, "REPLAYED", {"SGD + replay": "sgd"})
