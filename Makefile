@@ -37,7 +37,7 @@ figures: $(ENVIRONMENT) ## run every notebook (SP_DATASET=digits|mnist|fashion_m
 test: $(ENVIRONMENT) ## lint, unit tests, the notebooks against their stored outputs, and 20 committed runs computed anew
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/python -m pytest tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal tests
 	@$(BIN)/python -m sp check-notebooks
 	@$(BIN)/python -m sp audit --sample 20
 
