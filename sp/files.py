@@ -79,7 +79,12 @@ def bar(iterable=None, *, progress: bool = True, **options) -> tqdm:
 
 def quiet(progress: bool) -> bool:
     """Whether nothing is to be said of progress; a notebook's bar does not look at the variable itself."""
-    return not progress or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
+    return not progress or switched_on("TQDM_DISABLE")
+
+
+def switched_on(variable: str) -> bool:
+    """Whether a variable of the environment is set to something else than 0 or nothing."""
+    return os.environ.get(variable, "0") not in ("", "0")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

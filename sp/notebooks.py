@@ -19,7 +19,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from sp import parameters
-from sp.files import bar, folder, write_atomically
+from sp.files import bar, folder, switched_on, write_atomically
 from sp.lab.parallel import Failed, call_all
 
 SILENT = ["--IPKernelApp.log_level=50"]  # a kernel would write into the bar
@@ -49,7 +49,7 @@ def make_figures(dataset: str, notebooks: Sequence[Path] = ()) -> int:
     # Whole paths: worker processes may have been started in another folder.
     paths = [path.absolute() for path in notebooks or all_notebooks()]
     workers = workers_for(len(paths))
-    if os.environ.get("SP_FRESH") == "1":
+    if switched_on("SP_FRESH"):
         minutes = expected_seconds(dataset) / 60
         print(
             f"All runs anew: about {minutes:.0f} minutes of CPU time, {minutes / joblib.cpu_count():.0f} on "
@@ -80,9 +80,15 @@ def counted(log: Path) -> tuple[int, int]:
     Args:
         log: lines ``read KEY`` or ``computed KEY``, as the ledger writes them to ``$SP_LEDGER_LOG``; none: no runs.
     """
+    read, computed = _logged(log)
+    return len(read - computed), len(computed)
+
+
+def _logged(log: Path) -> tuple[set[str], set[str]]:
+    """Keys that were read, and that were computed; a line that a killed kernel did not finish is left out."""
     lines = log.read_text().splitlines() if log.is_file() else []
     read, computed = ({line.removeprefix(w) for line in lines if line.startswith(w)} for w in ("read ", "computed "))
-    return len(read - computed), len(computed)
+    return read, computed
 
 
 def expected_seconds(dataset: str) -> float:
@@ -192,7 +198,7 @@ def refresh(notebooks: Sequence[Path] = ()) -> int:
         log = Path(scratch) / "runs"
         environment = {**kernel_environment(workers), **_quiet(), "SP_LEDGER_LOG": str(log)}
         failures = side_by_side(partial(_refresh, environment), paths, workers)
-        used = {line.split()[1] for line in log.read_text().splitlines()} if log.is_file() else set()
+        used = set.union(*_logged(log))
     for failure in failures:
         print(f"FAILED {failure}", file=sys.stderr)
     count = Ledger().commit(used, instead_of=None if failures or notebooks else "digits")

@@ -12,6 +12,7 @@ import torch
 
 from sp.lab.experiment import Experiment, run
 from sp.lab.ledger import Ledger
+from sp.lab.sweep import run_all
 
 SMALL = Experiment(hidden=(32,), options={"lr": 1e-2}, epochs=2, curve_points=2)
 
@@ -63,7 +64,7 @@ def test_wrong_choices_are_named(choice, message):
 def test_an_option_that_is_a_list_is_found_again(tmp_path):
     experiment = Experiment(hidden=(4,), options={"betas": [0.8, 0.9], "lr": np.float32(0.5)})
     ledger = Ledger(tmp_path)
-    first = ledger.run(experiment)
+    (first,) = run_all([experiment], ledger, 1, False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert same(ledger.get(experiment), first)
@@ -94,8 +95,9 @@ def test_a_run_repeats_itself_whatever_the_threads_and_the_global_random_state(r
 
 
 def test_a_run_repeats_itself_in_a_new_process(result, tmp_path):
-    imports = "from sp.lab.experiment import Experiment; from sp.lab.ledger import Ledger"
-    script = f"{imports}; Ledger({str(tmp_path)!r}).run(Experiment.from_dict({SMALL.as_dict()!r}))"
+    names = {"experiment": "Experiment", "ledger": "Ledger", "sweep": "run_all"}
+    imports = "; ".join(f"from sp.lab.{module} import {name}" for module, name in names.items())
+    script = f"{imports}; run_all([Experiment.from_dict({SMALL.as_dict()!r})], Ledger({str(tmp_path)!r}), 1)"
     subprocess.run([sys.executable, "-c", script], check=True)
     assert same(result, Ledger(tmp_path).get(SMALL))
 

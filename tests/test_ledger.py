@@ -63,8 +63,8 @@ def test_it_gives_back_every_bit(results, tmp_path):
 def test_what_was_run_is_not_run_again(results, tmp_path, monkeypatch):
     ledger = Ledger(tmp_path)
     ledger.put(results[0])
-    monkeypatch.setattr("sp.lab.ledger.run", None)
-    assert same(ledger.run(results[0].experiment), results[0])
+    monkeypatch.setattr(sweep, "run", None)
+    assert same(*sweep.run_all([results[0].experiment], ledger, 1, False), results[0])
 
 
 def damaged(content: bytes, random: random.Random) -> bytes:
@@ -166,11 +166,12 @@ def test_two_ledgers_of_one_folder_see_each_other(results, tmp_path):
 WRITER = """
 import sys
 from dataclasses import replace
-from sp.lab.experiment import Experiment
+from sp.lab.experiment import Experiment, run
 from sp.lab.ledger import Ledger
 experiment = Experiment.from_dict({small!r})
 ledger = Ledger({folder!r})
-result = ledger.run(experiment)
+result = run(experiment)
+ledger.put(result)
 print("ready", flush=True)
 for seed in range(1, 100_000):
     ledger.put(replace(result, experiment=replace(experiment, seed=seed)))

@@ -133,10 +133,10 @@ def _recipes(chosen: argparse.Namespace) -> None:
 
 
 def add_record(commands) -> None:
-    """``record``: the runs of a notebook, kept in ``figures/`` so that it need not run them."""
+    """``record``: the runs of a notebook, committed to the ledger so that it need not run them."""
     parser = commands.add_parser(
         "record",
-        help="run what a long notebook shows, and keep the table of its runs in figures/",
+        help="run what a long notebook shows, and commit its runs to the ledger",
         description="What the ledger has is not run again. Arms whose learning rate is to be tuned and is not, are "
         "tuned first. The runs are written into the committed layer of the ledger, figures/ledger/DATASET.jsonl.",
         epilog="example: python notebooks/studies record 06_ablation --dataset mnist",

@@ -16,7 +16,7 @@ import pandas as pd
 import studies
 from sp import figures, files, report
 from sp.checks import check_choice
-from sp.lab import metrics, tables
+from sp.lab import metrics
 from sp.lab.data import load
 from sp.lab.experiment import RULES_VERSION, Experiment, Moment, run
 from sp.lab.ledger import Ledger, opened
@@ -336,10 +336,9 @@ def kept_runs(dataset: str, ledger: Ledger | None = None, seeds: int = 10) -> pd
             known = {*DEFAULTS, *tuned_values(scenario, dataset).index}
             chosen = [arm for arm in untuned(scenario, dataset, capacity) if arm in known]
             named = with_seeds(arms(scenario, dataset, capacity, chosen), range(seeds))
-            kept = [(arm, result) for arm, experiment in named if (result := ledger.get(experiment)) is not None]
+            kept = [(arm, experiment) for arm, experiment in named if ledger.get(experiment) is not None]
             if kept:
-                rows = tables.table(result for _, result in kept)
-                rows.insert(0, "arm", [arm for arm, _ in kept])
+                rows = runs(kept, ledger, carried=True)
                 found.append(rows.assign(stream=scenario, capacity=capacity))
     return pd.concat(found, ignore_index=True)
 

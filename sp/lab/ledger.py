@@ -23,7 +23,7 @@ import pandas as pd
 
 from sp import files
 from sp.lab.digest import digest, obstacle
-from sp.lab.experiment import OWN_DATA, Experiment, Result, run
+from sp.lab.experiment import OWN_DATA, Experiment, Result
 
 SEAL = 16  # hexadecimal digits
 
@@ -44,8 +44,7 @@ class Ledger:
         self.folder = Path(folder) if folder is not None else files.folder("store")
         self._own = _Layer(self.folder)
         self._layers = [self._own]
-        fresh = os.environ.get("SP_FRESH", "0") not in ("", "0")
-        if committed is None and folder is None and not fresh:
+        if committed is None and folder is None and not files.switched_on("SP_FRESH"):
             committed = files.folder("ledger")
         if committed is not None:
             self._layers.append(_Layer(Path(committed)))
@@ -76,14 +75,6 @@ class Ledger:
         key = result.experiment.key()
         self._own.append(key, result.as_row())
         _log("computed", key)
-
-    def run(self, experiment: Experiment, progress: bool = False) -> Result:
-        """The result from the ledger, else a new one, which is kept."""
-        result = self.get(experiment)
-        if result is None:
-            result = run(experiment, progress=progress)
-            self.put(result)
-        return result
 
     def table(
         self, make: Callable[..., pd.DataFrame], *arguments: Any, missing_too: bool = True
@@ -179,7 +170,7 @@ class Ledger:
 
 def opened() -> Ledger:
     """The ledger of the project, read once in a process."""
-    return _opened(files.folder("store"), files.folder("ledger"), os.environ.get("SP_FRESH", "0"))
+    return _opened(files.folder("store"), files.folder("ledger"), files.switched_on("SP_FRESH"))
 
 
 @cache
