@@ -5,7 +5,8 @@ import os
 import sys
 from pathlib import Path
 
-from sp import paper, report
+from sp.figures import documents
+from sp.figures.commands import add_commands as add_drawing
 from sp.files import write_atomically
 
 
@@ -19,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sp", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     arguments = sys.argv[1:] if arguments is None else arguments
-    paper.add_commands(commands)
+    add_drawing(commands)
     if not arguments or arguments[0] not in commands.choices:
         # What the other commands need takes seconds to import, which drawing a figure again must not wait for.
         from sp.commands import add_commands
@@ -65,10 +66,10 @@ def _add_readme(commands) -> None:
 
 
 def _readme(_: argparse.Namespace) -> None:
-    for page in map(Path, report.FILLED):
-        write_atomically(page, report.fill_tables(page.read_text()))
-    write_atomically(Path("figures/README.md"), report.gallery())
-    write_atomically(Path("notebooks/README.md"), report.index())
+    for page in map(Path, documents.FILLED):
+        write_atomically(page, documents.fill_tables(page.read_text()))
+    write_atomically(Path("figures/README.md"), documents.gallery())
+    write_atomically(Path("notebooks/README.md"), documents.index())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The commands, but for those that draw stored figures again (`sp.paper`): arguments, and what each calls."""
+"""The commands but those of `sp.figures.commands`, which draw stored figures again: arguments, and what each calls."""
 
 import argparse
 import difflib

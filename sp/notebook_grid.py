@@ -89,7 +89,10 @@ def tables_over_copies(folder: Path, named: Mapping[str, dict[str, Any]]) -> lis
     datasets_vary = len({point.get("dataset") for point in named.values()}) > 1
     for name, point in named.items():
         for path in _tables(folder, name):
-            target = path.name.replace(f"_{point['dataset']}", "", 1) if datasets_vary else path.name
+            words = path.stem.split("_")
+            if datasets_vary:
+                words = [word for word in words if word not in point["dataset"].split("_")] or ["datasets"]
+            target = f"{'_'.join(words)}.csv"
             # As text, so that every number stays as the copy wrote it.
             parts.setdefault(target, []).append((point, pd.read_csv(path, dtype=str, keep_default_na=False)))
     for target, tables in parts.items():

@@ -11,9 +11,9 @@ import nbformat
 from nbconvert import HTMLExporter
 
 import sp
+from sp.figures.documents import title_of
 from sp.files import write_atomically
 from sp.notebooks import all_notebooks
-from sp.report import title_of
 
 NO_ALTERNATIVE = 'alt="No description has been provided for this image"'  # what nbconvert writes for a figure
 TO_NOTEBOOK = re.compile(r"\]\((\d\d_\w+)\.ipynb\)")

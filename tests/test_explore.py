@@ -68,7 +68,7 @@ def test_a_panel_shows_recovers_resets_and_saves(tmp_path, monkeypatch):
     assert panel._error.value == "" and panel._readout.value == "height 3" and "draw(3)" in panel._code_text.value
     assert "sp-stale" not in panel._image._dom_classes
     panel.save()
-    (csv,) = tmp_path.glob("*.csv")
+    (csv,) = tmp_path.rglob("*.csv")
     provenance = json.loads(csv.with_suffix(".json").read_text())["provenance"]
     assert provenance["choices"] == {"height": 3} and provenance["versions"]["torch"] == torch.__version__
     assert pd.read_csv(csv).height.tolist() == [0, 3]
@@ -195,7 +195,7 @@ def test_a_control_that_cannot_be_adjusted_is_a_message_and_saving_waits_for_the
 
     panel.controls["height"].value = 2
     panel.save()
-    (csv,) = tmp_path.glob("*.csv")
+    (csv,) = tmp_path.rglob("*.csv")
     assert pd.read_csv(csv).height.tolist() == [0, 2]
     panel._adjust = adjust
     panel.controls["height"].value = 3

@@ -19,8 +19,8 @@ IMPORTS = 'import os\n\nimport pandas as pd\n\nfrom sp import figures\n\nfigures
 FIGURE = """
 table = pd.DataFrame({"arm": ["Adam"], "metric": ["m"], "mean": [k], "low": [k], "high": [k], "n": [1]})
 words = {"question": "Which?", "caption": "One."}
-_ = figures.draw("interval_plot", f"01_toy_{dataset}", table, panels={"m": "M"}, label="k", formats=["pdf"], **words)
-figures.save_table(table, f"01_toy_{dataset}_table")
+_ = figures.draw("interval_plot", dataset, table, panels={"m": "M"}, label="k", formats=["pdf"], **words)
+figures.save_table(table, f"{dataset}_table")
 if log := os.environ.get("SP_LEDGER_LOG"):
     with open(log, "a") as file:
         file.write("read a\\nread b\\ncomputed b\\nread c\\n")
@@ -66,7 +66,7 @@ def test_figures_are_made_side_by_side_and_failures_and_runs_are_counted(project
     assert f"FAILED {copies / '02_fails.ipynb'}#papermill-error-cell, cell 2: ZeroDivisionError" in err
     assert out.endswith("2 runs were read, 2 computed.\n")
     assert nbformat.read(copies / "01_toy.ipynb", 4).cells[-1].outputs[0].text == "2.0 1 1\n"
-    record = json.loads((project / "figures" / "01_toy_mnist.json").read_text())
+    record = json.loads((project / "figures" / "01_toy" / "mnist.json").read_text())
     assert record["provenance"]["command"] == "python -m sp figures --dataset mnist notebooks/01_toy.ipynb"
     assert record["provenance"]["parameters"] == {"dataset": "mnist", "k": 1.0}
 
@@ -84,20 +84,20 @@ def test_other_parameters_leave_the_same_in_a_folder_of_their_own_however_they_a
         "notebooks/01_toy.ipynb", "copy.ipynb", {"k": 3}, progress_bar=False, kernel_name="python3"
     )
     papered = contents(folder)
-    assert sorted(papered) == [f"01_toy_digits{end}" for end in (".csv", ".json", ".pdf", "_table.csv")]
+    assert sorted(papered) == [f"digits{end}" for end in (".csv", ".json", ".pdf", "_table.csv")]
     said = nbformat.read("copy.ipynb", 4).cells[-2].outputs[0].text
     assert said == (f"With parameters that are not the notebook's own (k = 3.0), figures and tables go to {folder}.\n")
-    made = json.loads(papered["01_toy_digits.json"])["provenance"]
+    made = json.loads(papered["digits.json"])["provenance"]
     assert made["parameters"] == {"dataset": "digits", "k": 3.0}
     assert made["command"] == "python -m sp notebooks notebooks/01_toy.ipynb -p k 3.0"
-    assert b"4" in papered["01_toy_digits.csv"]
+    assert b"4" in papered["digits.csv"]
 
     for path in folder.iterdir():
         path.unlink()
     assert main(made["command"].split()[3:]) == 0
     assert contents(folder) == papered
     tables = sorted(path.name for path in folder.parent.glob("*.csv"))
-    assert tables == ["01_toy_digits.csv", "01_toy_digits_table.csv"]
+    assert tables == ["digits.csv", "digits_table.csv"]
     assert (folder.parent / tables[1]).read_text() == "k,arm,metric,mean,low,high,n\n3.0,Adam,m,4,4,4,1\n"
 
     edited = nbformat.read("notebooks/01_toy.ipynb", 4)
@@ -123,10 +123,10 @@ def test_refreshing_stores_outputs_and_own_parameters_and_leaves_what_fails(proj
     }
     assert fails.read_bytes() == before
     assert nbformat.read(toy, 4).cells[-1].outputs[0].text == "2.0 1 1\n"
-    first, figures = toy.read_bytes(), contents(project / "figures")
+    first, figures = toy.read_bytes(), contents(project / "figures" / "01_toy")
     assert main(["refresh", "notebooks/01_toy.ipynb"]) == 0
     assert toy.read_bytes().replace(b"2.0 1 2", b"2.0 1 1") == first  # alone it has both cores
-    assert contents(project / "figures") == figures
+    assert contents(project / "figures" / "01_toy") == figures
 
 
 def test_a_folder_without_notebooks_is_an_error(tmp_path, monkeypatch, capsys):

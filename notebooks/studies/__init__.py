@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from sp import figures, files, report
+from sp import figures, files
 from sp.checks import check_choice
+from sp.figures.tables import TITLES
 from sp.lab import metrics, tables
 from sp.lab.experiment import Experiment
 from sp.lab.ledger import Ledger
@@ -230,7 +231,7 @@ def retention_results(
     streams: Sequence[str] = tuple(STREAMS),
     ledger: Ledger | None = None,
 ) -> pd.DataFrame:
-    """Run every arm of the retention studies and keep table and figure, ``figures/retention_DATASET.*``.
+    """Run every arm of the retention studies and keep table and figure, ``figures/retention/DATASET.*``.
 
     What takes long gets ``long_seeds``: wide and convolutional networks, thirty tasks, and on ten permuted tasks all
     but the arms that run with their defaults. The table is written after each stream, so that a run that is stopped
@@ -239,7 +240,7 @@ def retention_results(
     Returns:
         One row a stream, arm and metric: ``stream, arm, mean, low, high, n, metric``.
     """
-    path = files.folder("figures") / f"retention_{dataset}.csv"
+    path = files.folder("figures") / f"retention/{dataset}.csv"
     for stream in streams:
         arms = retention(stream, dataset)
         long = {"permuted10": set(arms) - set(DEFAULTS), "permuted30": set(arms)}.get(stream, set())
@@ -263,13 +264,13 @@ def draw_retention(table: pd.DataFrame, dataset: str) -> None:
     """Keep the table of `retention_results` in ``figures/``, as a figure."""
     figures.draw(
         "interval_plot",
-        f"retention_{dataset}",
+        f"retention/{dataset}",
         table,
         question="Which rule retains, on which stream?",
         caption="Average accuracy over all tasks at the end of each stream; open: with replay.",
         width="page",
-        panels={stream: report.TITLES[stream] for stream in dict.fromkeys(table.stream)},
-        label="Average accuracy at the end",
+        panels={stream: TITLES[stream] for stream in dict.fromkeys(table.stream)},
+        label="Final accuracy",
         panel="stream",
         metric="average_accuracy",
     )

@@ -237,7 +237,7 @@ def advice_verdicts(dataset: str) -> list[tuple]:
     Raises:
         FileNotFoundError: it did not on this data set.
     """
-    advice = pd.read_csv(files.committed(f"07_hyperparameters_{dataset}_advice.csv"))
+    advice = pd.read_csv(files.committed(f"07_hyperparameters/{dataset}_advice.csv"))
     rows = []
     for row in advice.itertuples():
         change = interval_text(row.mean, row.low, row.high, "+.3f")

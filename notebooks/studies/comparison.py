@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 import studies
-from sp import figures, files, report
+from sp import figures, files
 from sp.checks import check_choice
+from sp.figures.tables import cost_columns
 from sp.lab import metrics
 from sp.lab.data import load
 from sp.lab.experiment import RULES_VERSION, Experiment, Moment, run
@@ -40,6 +41,16 @@ SCENARIOS = {
 # others, for time, on one.
 TUNED_TWICE = ("split5_class", "split5_domain", "split2_class", "split5_task")
 # Sizes of the replay buffer: on digits the same share of the images as 200 and 2,000 of MNIST's.
+COLOURED = (  # in figures; the others are grey
+    "Joint training",
+    "Ridge",
+    "DER++",
+    "EWC",
+    "Adam",
+    "Selective plasticity",
+    "Consolidation",
+    "Coincidence",
+)
 CAPACITIES = {"digits": (50, 200), "mnist": (200, 2000), "fashion_mnist": (200, 2000)}
 # What is measured on each data set.
 MEASURED = {
@@ -220,15 +231,6 @@ def needs_table() -> pd.DataFrame:
     return table.rename(columns={"second_network": "second network"})
 
 
-def kinds() -> dict[str, str]:
-    """What an arm needs most, as `sp.plots.FILLS` draws it."""
-    table = needs_table().set_index("arm")
-    names = np.select(
-        [table.stored != "-", table.boundaries == "yes"], ["stores examples", "told of boundaries"], "told nothing"
-    )
-    return dict(zip(table.index, names, strict=True))
-
-
 def scenario_table(table: pd.DataFrame, costs: pd.DataFrame, scenario: str, capacity: int = 0) -> pd.DataFrame:
     """One scenario for reading, best first: the metrics with intervals, what a step costs, what the method is given.
 
@@ -239,15 +241,22 @@ def scenario_table(table: pd.DataFrame, costs: pd.DataFrame, scenario: str, capa
     rows = rows.assign(metric=rows.metric.str.replace("average_", "").str.replace("_", " "))
     order = rows[rows.metric == "accuracy"].sort_values("mean", ascending=False).arm
     text = metrics.readable(rows.drop(columns=["stream", "capacity"])).loc[order]
-    return text.join(report.cost_columns(costs, order, capacity)).join(needs_table().set_index("arm")).fillna("-")
+    return text.join(cost_columns(costs, order, capacity)).join(needs_table().set_index("arm")).fillna("-")
 
 
-def trade_off_panel(table: pd.DataFrame, costs: pd.DataFrame, scenario: str, cost: str = "kept") -> pd.DataFrame:
-    """Accuracy against a column of `costs`, all buffer sizes, for `sp.plots.trade_off`."""
-    rows = table[(table.stream == scenario) & (table.metric == "average_accuracy")]
-    rows = rows.merge(costs[["arm", "capacity", cost]].rename(columns={cost: "cost"}), on=["arm", "capacity"])
-    names = rows.arm + np.where(rows.capacity > 0, rows.capacity.map(" ({:,})".format), "")
-    return rows.assign(kind=rows.arm.map(kinds()), arm=names)
+def side_by_side(table: pd.DataFrame, costs: pd.DataFrame, scenarios: Sequence[str]) -> pd.DataFrame:
+    """Accuracy and costs of every method, those with replay with the smaller buffer, for `sp.figures`.
+
+    Args:
+        table: as `results` returns it. costs: as `costs` returns it.
+
+    Returns:
+        ``stream, capacity, arm, mean, low, high, n, metric, kept, step_ratio``.
+    """
+    rows = table[table.stream.isin(scenarios) & (table.metric == "average_accuracy")]
+    smaller = rows[rows.capacity > 0].capacity.min()
+    rows = rows[(rows.capacity == 0) | (rows.capacity == smaller)]
+    return rows.merge(costs[["arm", "capacity", "kept", "step_ratio"]], "left", on=["arm", "capacity"])
 
 
 def ahead(rows: pd.DataFrame, arm: str, scenario: str, capacity: int = 0) -> tuple[list[str], list[str]]:
@@ -282,8 +291,8 @@ def results(
 ) -> pd.DataFrame:
     """Tune and run a comparison and keep its tables in ``figures/``, written anew after every scenario.
 
-    ``comparison_DATASET.csv`` has the intervals over the seeds; scenarios and buffers that are not asked for stay in
-    it. The runs are written into the committed layer of the ledger.
+    ``figures/09_comparison/DATASET.csv`` has the intervals over the seeds; scenarios and buffers that are not asked for
+    stay in it. The runs are written into the committed layer of the ledger.
 
     Returns:
         The intervals, one row a scenario, buffer size, arm and metric: ``stream, capacity, arm, mean, low, high, n,
@@ -300,7 +309,7 @@ def results(
         rows = single_runs(dataset, [scenario], seeds, replay, ledger, workers)
         ledger.commit(rows.key)
         table = intervals(kept_runs(dataset, ledger))
-        figures.save_table(table, f"comparison_{dataset}")
+        figures.save_table(table, f"09_comparison/{dataset}")
     return table
 
 
@@ -358,7 +367,7 @@ def _capacities(dataset: str, replay: bool) -> tuple[int, ...]:
 
 
 def costs(dataset: str, rounds: int = 3) -> pd.DataFrame:
-    """What a training step costs, and what is kept from step to step; also in ``figures/comparison_costs_DATASET.csv``.
+    """What a training step costs, and what is kept from step to step; kept in ``figures/09_comparison``.
 
     Measured in the second of two tasks, all arms in turn in one process on one thread. A step takes CPU time, without
     what is done at the end of a task. What is kept after both is every number besides the weights: optimizer state,
@@ -403,14 +412,14 @@ def costs(dataset: str, rounds: int = 3) -> pd.DataFrame:
             "kept": [kept[number] for number in kept],
         }
     )
-    figures.save_table(table.round(4), f"comparison_costs_{dataset}")
+    figures.save_table(table.round(4), f"09_comparison/{dataset}_costs")
     return table
 
 
 def known_costs(dataset: str) -> pd.DataFrame:
     """The `costs` that are in the folder for figures, else measured now."""
     try:
-        return pd.read_csv(files.committed(f"comparison_costs_{dataset}.csv"))
+        return pd.read_csv(files.committed(f"09_comparison/{dataset}_costs.csv"))
     except FileNotFoundError:
         return costs(dataset)
 

@@ -1,6 +1,6 @@
 """Published recipes run in this harness: before it judges anybody, it has to find what others found.
 
-``python notebooks/studies recipes`` runs them on MNIST and keeps ``figures/recipes_mnist.csv``.
+``python notebooks/studies recipes`` runs them on MNIST and keeps ``figures/09_comparison/mnist_recipes.csv``.
 """
 
 from collections.abc import Sequence
@@ -66,7 +66,7 @@ for _name, _figure, _change in (
 def reproduce(
     names: Sequence[str] = tuple(RECIPES), seeds: int = 5, ledger: Ledger | None = None, workers: int | None = None
 ) -> pd.DataFrame:
-    """Run recipes and keep the table in ``figures/recipes_mnist.csv``, written anew after each; others stay in it.
+    """Run recipes and keep the table in ``figures/09_comparison/mnist_recipes.csv``, anew after each; others stay.
 
     Returns:
         One row a recipe: ``recipe``, ``published``, ``mean``, ``low``, ``high`` (95 % bootstrap interval) and ``n`` of
@@ -77,7 +77,7 @@ def reproduce(
     """
     for name in names:
         check_choice("names", name, RECIPES)
-    path = files.folder("figures") / "recipes_mnist.csv"
+    path = files.folder("figures") / "09_comparison/mnist_recipes.csv"
     for name in names:
         published, experiment = RECIPES[name]
         runs = compare({name: experiment}, range(seeds), ledger, workers)
@@ -93,5 +93,5 @@ def reproduce(
             "difference": interval.estimate - published,
         }
         table = pd.DataFrame([rows[name] for name in RECIPES if name in rows])
-        figures.save_table(table, "recipes_mnist")
+        figures.save_table(table, "09_comparison/mnist_recipes")
     return table

@@ -146,7 +146,7 @@ def _code(choices: dict) -> str:
 
 
 def _table(seen: dict[str, watch.Observed]) -> pd.DataFrame:
-    """What `sp.plots.learning` draws: curves, LTP and LTD of each layer, and the gates of the first arm."""
+    """What `sp.figures.inside.learning` draws: curves, LTP and LTD of each layer, and the gates of the first arm."""
     curves = pd.concat([found.curve.assign(arm=arm) for arm, found in seen.items()])
     layer, counts = ["task", "parameter", "synapses", "looks"], ["ltp", "ltd", "shut"]
     events = [found.events.melt(layer, counts, "quantity").assign(arm=arm) for arm, found in seen.items()]

@@ -130,13 +130,11 @@ def results_answer(rows: pd.DataFrame, stream: str, metric: str, axis: str, arms
     table = metrics.interval_table(shown, by, [metric])
     title = metric.replace("_", " ").capitalize()
     if axis == ARMS:
-        low, high = METRICS[metric]
         kind, options = "interval_plot", {"panels": {metric: ""}, "label": title}
-        options |= {"limits": [low, high], "ticks": [low, (low + high) / 2, high]}
     else:
         kind, options = "line_panels", {"x": axis, "panels": {"mean": ""}, "limits": list(METRICS[metric])}
         options |= {"labels": [_readable(axis).capitalize(), title], "height": 2.6}
-        options |= {"log": bool(shown[axis].min() > 0 and shown[axis].max() > 20 * shown[axis].min())}
+        options |= {"log": "x" if shown[axis].min() > 0 and shown[axis].max() > 20 * shown[axis].min() else ""}
     text = f"{len(shown)} runs of {stream}."
     counted = metrics.readable(table).join(table.set_index(by).n)
     counted[metric] = counted[metric].str.replace(" [nan, nan]", "")  # one seed has no interval

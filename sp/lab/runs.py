@@ -74,10 +74,9 @@ class Runs:
 
     def latex(self, caption: str | None = None, name: str = "comparison") -> str:
         """`table` as a ``table*`` environment with a caption and the label ``tab:NAME``."""
-        from sp import report
+        from sp.figures.tables import INTERVALS, latex_table
 
-        table = self.table().map(str)
-        return report.latex_table(table, f"{caption or self._caption('accuracy')} {report.INTERVALS}", name)
+        return latex_table(self.table().map(str), f"{caption or self._caption('accuracy')} {INTERVALS}", name)
 
     def matrix(self, title: str) -> np.ndarray:
         """Mean over seeds of the accuracy on task j after training on task i, (T, T), for a method."""

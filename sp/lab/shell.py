@@ -49,7 +49,7 @@ def run(chosen: Namespace, command: str) -> None:
         write_atomically(chosen.csv, runs.data.to_csv(index=False))
     if chosen.figure:
         runs.save(chosen.figure, chosen.kind, command=command)
-        print(f"The figure is {figures.folder_of(chosen.figure) / chosen.figure}.pdf.")
+        print(f"The figure is {figures.path_of(chosen.figure)}.pdf.")
 
 
 def named(text: str) -> Any:

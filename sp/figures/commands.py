@@ -1,0 +1,41 @@
+"""``python -m sp figure`` and ``paper``: figures drawn again from what is stored; nothing trains."""
+
+import argparse
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from sp import files
+from sp.figures import paper, record, style, tables
+from sp.figures.place import path_of
+
+
+def add_commands(commands) -> None:
+    """``figure`` and ``paper``."""
+    again = commands.add_parser("figure", help="draw figures again from their CSV, at the size of a journal")
+    again.add_argument("names", nargs="+", metavar="NAME", help="in figures/, such as 01_forgetting/digits_curves")
+    again.add_argument("--journal", choices=style.JOURNALS, help="whose widths; default: as it was")
+    again.add_argument("--width", choices=style.WIDTHS, help="a column or the page; default: as it was")
+    again.add_argument("--format", nargs="+", choices=style.FORMATS, default=["pdf", "png"], dest="formats")
+    again.add_argument("--to", type=Path, help="folder; default: in place")
+    again.add_argument("--latex", action="store_true", help="also NAME.tex, with the caption")
+    again.set_defaults(run=_figure)
+
+    sheets = commands.add_parser("paper", help="five figures and three tables for a paper, from stored results")
+    sheets.add_argument("--journal", choices=style.JOURNALS, default="icml", help="whose width (default: icml)")
+    sheets.add_argument("--to", type=Path, default=Path("build/paper"), help="folder (default: build/paper)")
+    sheets.set_defaults(run=_paper)
+
+
+def _figure(chosen: argparse.Namespace) -> None:
+    for name in chosen.names:
+        plt.close(record.redraw(name, width=chosen.width, journal=chosen.journal, formats=chosen.formats, to=chosen.to))
+        if chosen.latex:
+            known, path = record.stored(name)[0], path_of(name)
+            text = tables.latex_figure(path.name, known["caption"], (chosen.width or known["width"]) == "page")
+            files.write_atomically((chosen.to or path.parent) / f"{path.name}.tex", text)
+
+
+def _paper(chosen: argparse.Namespace) -> None:
+    for path in paper.make(chosen.to, chosen.journal):
+        print(path)

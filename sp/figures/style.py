@@ -1,0 +1,108 @@
+"""How every figure looks: sizes in print, type, colours and markers of the methods."""
+
+import string
+import threading
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from sp.checks import check_choice
+
+LETTERS = string.ascii_uppercase  # names of tasks
+JOURNALS = {  # inches: a column, and the full width of the text
+    "icml": {"column": 3.25, "page": 6.75},
+    "neurips": {"column": 5.5, "page": 5.5},  # one column, as wide as the text
+    "nature": {"column": 89 / 25.4, "page": 183 / 25.4},
+    "elsevier": {"column": 90 / 25.4, "page": 190 / 25.4},
+}
+WIDTHS = ("column", "page")
+FORMATS = ("pdf", "png", "svg")
+SMALLEST = 6  # points: what is smaller cannot be read in print
+
+_GREY, _SKY, _WINE, _INDIGO = "#9E9E9E", "#38C2FF", "#6C1542", "#1D0685"
+# Colour and marker of each method, the same in every figure. A family shares a colour and differs in markers. The
+# colours are Okabe and Ito's and Tol's, moved until colour-blind readers see any two of them further apart.
+METHODS = {
+    "SGD": (_GREY, "o"),
+    "SGD with momentum": (_GREY, "s"),
+    "Adagrad": (_GREY, "^"),
+    "Stable SGD": (_GREY, "v"),
+    "UPGD": (_GREY, "D"),
+    "Adam": ("#F6950A", "s"),
+    "AdamW": ("#F6950A", "P"),
+    "Selective plasticity": ("#0A5BAB", "^"),
+    "Consolidation": ("#12975A", "v"),
+    "Coincidence": ("#CF5100", "D"),
+    "Ridge": ("#B571B1", "P"),
+    "L2": (_SKY, "o"),
+    "EWC": (_SKY, "s"),
+    "Online EWC": (_SKY, "^"),
+    "SI": (_SKY, "v"),
+    "MAS": (_SKY, "D"),
+    "LwF": (_SKY, "P"),
+    "OWM": (_WINE, "o"),
+    "GPM": (_WINE, "s"),
+    "NCL": (_WINE, "^"),
+    "A-GEM": (_INDIGO, "o"),
+    "DER++": (_INDIGO, "s"),
+    "ER-ACE": (_INDIGO, "^"),
+    "Joint training": ("#000000", "*"),
+    "Chance": ("#000000", "X"),
+    "Decaying trace": ("#0A5BAB", "^"),
+    "Accumulating trace": ("#12975A", "v"),
+}
+OTHER = ("#4D4D4D", "h")  # of a method that has none
+
+STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine has it
+    "font.size": 7,
+    "axes.labelsize": 7,
+    "axes.titlesize": 7,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.fontsize": 6.5,
+    "legend.title_fontsize": 6.5,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.1,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "figure.dpi": 150,
+    "figure.constrained_layout.use": True,
+    "pdf.fonttype": 42,  # TrueType: submission systems refuse Type 3
+    "svg.fonttype": "path",
+    "svg.hashsalt": "sp",
+}
+
+
+def figure(width: str = "column", height: float = 2.1, journal: str = "icml", **subplots) -> tuple[Figure, Any]:
+    """An empty figure in the house style, at the size it will have in print.
+
+    Args:
+        width: ``"column"`` or ``"page"``, as wide as `JOURNALS` says.
+        height: in inches.
+        journal: a name in `JOURNALS`.
+        subplots: for `matplotlib.pyplot.subplots`, e.g. ``ncols=2``.
+
+    Returns:
+        The figure and its axes, as `matplotlib.pyplot.subplots` gives them.
+
+    Raises:
+        ValueError: an unknown width or journal.
+    """
+    for name, value, known in (("width", width, WIDTHS), ("journal", journal, JOURNALS)):
+        check_choice(name, value, known)
+    plt.style.use(["default", STYLE])  # from the default, so that nobody's own settings change a byte
+    size = (JOURNALS[journal][width], height)
+    if threading.current_thread() is threading.main_thread():
+        return plt.subplots(figsize=size, **subplots)
+    fig = Figure(figsize=size)  # pyplot, and what a notebook shows at the end of a cell, belong to the main thread
+    return fig, fig.subplots(**subplots)
+
+
+def look(method: str) -> tuple[str, str]:
+    """Colour and marker of a method; variants ("Adam + replay", "Adam, wide") share them; of an unknown one `OTHER`."""
+    return next((METHODS[name] for name in sorted(METHODS, key=len, reverse=True) if method.startswith(name)), OTHER)
