@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-# Tables that no notebook makes, by the first word of their names.
-MADE_BY = {"retention": "results", "comparison": "comparison", "recipes": "recipes"}
+# Tables that no notebook makes, by how their names begin, and the commands of the studies that make them.
+MADE_BY = {"comparison_costs": "costs", "comparison": "comparison", "recipes": "recipes"}
 
 
 def folder(name: str) -> Path:
@@ -62,7 +62,7 @@ def made_by(name: str) -> str | None:
     options = f" --dataset {dataset}" if dataset else ""
     if stem:
         return f"python -m sp figures{options} notebooks/{stem}.ipynb"
-    maker = MADE_BY.get(name.split("_")[0])
+    maker = next((command for start, command in MADE_BY.items() if name.startswith(start)), None)
     return maker and f"python notebooks/studies {maker}{'' if maker == 'recipes' else options}"
 
 

@@ -221,7 +221,7 @@ def test_another_folder_for_figures_is_that_of_other_parameters_as_well(project,
 def test_names_say_notebook_data_set_and_command():
     assert files.made_from("02_consolidation_fashion_mnist_gate") == ("02_consolidation", "fashion_mnist")
     assert files.made_by("04_biology_tag") == "python -m sp figures notebooks/04_biology.ipynb"
-    assert files.made_by("retention_mnist") == "python notebooks/studies results --dataset mnist"
+    assert files.made_by("comparison_mnist") == "python notebooks/studies comparison --dataset mnist"
     assert files.made_from("explore_gate_0") == (None, None) and files.made_by("explore_gate_0") is None
     assert figures.seeds(TABLE) == "n = 3" and figures.seeds(TABLE.assign(n=[3, 10])) == "n = 3 to 10"
     assert figures.seeds(pd.DataFrame({"arm": ["a", "a", "b"], "seed": [0, 1, 0]})) == "n = 1 to 2"

@@ -45,12 +45,12 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path, monke
     error = capsys.readouterr().err
     assert "02_consolidation_digits_traces" in error
     assert "python -m sp figures --dataset digits notebooks/02_consolidation.ipynb" in error
-    assert main(["table", "retention_digits"]) == 2
-    assert "python notebooks/studies results --dataset digits" in capsys.readouterr().err
+    assert main(["table", "comparison_digits"]) == 2
+    assert "python notebooks/studies comparison --dataset digits" in capsys.readouterr().err
     monkeypatch.delenv("SP_FIGURES")
-    assert main(["table", "retention_digits"]) == 2
+    assert main(["table", "comparison_digits"]) == 2
     assert "METRIC must be one of 'average_accuracy', 'backward_transfer'" in capsys.readouterr().err
-    assert main(["table", "retention_digits", "average_accuracy"]) == 0
+    assert main(["table", "comparison_digits", "average_accuracy"]) == 0
     assert "Permuted, 10 tasks \\\\\n(n~=~" in capsys.readouterr().out
 
 

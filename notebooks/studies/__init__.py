@@ -13,36 +13,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from sp import figures, files, report
+from sp import files
 from sp.checks import check_choice
 from sp.lab import metrics, tables
 from sp.lab.experiment import Experiment
 from sp.lab.ledger import Ledger
 from sp.lab.networks import mlp_size
-from sp.lab.settings import INPUTS, STREAMS, TUNING_SEEDS, base, on_stream, settings
-from sp.lab.sweep import compare, run_all
+from sp.lab.settings import INPUTS, TUNING_SEEDS, base, on_stream, settings
+from sp.lab.sweep import run_all
 from studies.pattern_search import neighbours
 
 TUNED = Path(__file__).with_name("tuned.csv")
 
-# Arms of the retention studies that run with no tuned option and get all seeds on ten permuted tasks.
-DEFAULTS = ("Coincidence", "Coincidence, rank 128")
-WIDE = (1000, 1000)  # the wider network of the retention studies
-
 # The same number of points for every optimizer.
 GRIDS = {
-    "coincidence": [
-        {"lr": lr, "retention": retention}
-        for lr, retention in (
-            (0.1, 200.0),
-            (0.05, 200.0),
-            (0.2, 200.0),
-            (0.1, 400.0),
-            (0.1, 100.0),
-            (0.2, 400.0),
-            (0.05, 100.0),
-        )
-    ],
     "consolidating": [{"lr": lr} for lr in (1e-2, 3e-2, 0.1, 0.2, 0.3, 0.5, 1.0)],
     "ridge": [{"penalty": penalty} for penalty in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)],
     "adam": [{"lr": lr} for lr in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)],
@@ -165,119 +149,47 @@ def equal_features(inputs: int, hidden: tuple[int, int], outputs: int = 10) -> i
 def retention(
     stream: str, dataset: str, *, tuned: bool = True, names: Sequence[str] | None = None
 ) -> dict[str, Experiment]:
-    """Arms of notebooks 02 and 03: what is left of a stream of tasks, without replay and without boundaries.
+    """Arms of notebooks 02, 03 and 08: what is left of a stream of tasks, without replay and without boundaries.
 
     Args:
-        stream: a name in `STREAMS`.
+        stream: a name in `sp.lab.settings.STREAMS`.
         dataset: a name in `SETTINGS`.
-        tuned: True: every arm with its tuned options, and the coincidence form with its defaults as well. False: only
-            the arms that are tuned, with default options.
+        tuned: True: every arm with its tuned options, and the coincidence form with its defaults. False: only the arms
+            that are tuned, with default options.
         names: which arms, in this order; None: all.
     """
     chosen = settings(dataset)
     plain = on_stream(stream, dataset)
-    inputs = INPUTS[dataset]
     arms = {
         "SGD": replace(plain, optimizer="sgd", options={"lr": 0.1}),
         "Adam": replace(plain, optimizer="adam"),
         "Selective plasticity": replace(plain, optimizer="selective", options={"warmup_steps": chosen["warmup_steps"]}),
         "Consolidation": replace(plain, optimizer="consolidating"),
-        "Coincidence, tuned": replace(plain, optimizer="coincidence"),
-        "Ridge": replace(plain, optimizer="ridge", hidden=(equal_features(inputs, plain.hidden),)),
+        "Ridge": replace(plain, optimizer="ridge", hidden=(equal_features(INPUTS[dataset], plain.hidden),)),
     }
-    # Digits are so small that a ridge of that size would have more features than there are images.
-    wide = "split" in stream and dataset != "digits"
-    if wide:
-        features = equal_features(inputs, WIDE)
-        arms["Ridge, 1,000 units"] = replace(plain, optimizer="ridge", hidden=(features,))
-    if stream == "split5_class":
-        capacity = 200 if dataset != "digits" else 50
-        for arm in ("SGD", "Adam"):
-            arms[f"{arm} + replay"] = replace(arms[arm], replay_capacity=capacity)
-        convolutional = {"model": "convolutional", "hidden": (8, 16, 64) if dataset == "digits" else (16, 32, 128)}
-        arms["Adam, convolutional"] = replace(arms["Adam"], **convolutional)
     if not tuned:
         return arms
-    coincidence = replace(plain, optimizer="coincidence")
-    defaults = {"Coincidence": coincidence, "Coincidence, rank 128": replace(coincidence, options={"rank": 128})}
-    if wide:
-        defaults["Coincidence, 1,000 units"] = replace(coincidence, hidden=WIDE)
-    if stream == "split5_class":
-        defaults["Coincidence + replay"] = replace(coincidence, replay_capacity=capacity)
-        defaults["Coincidence, convolutional"] = replace(coincidence, **convolutional)
     # Thirty tasks take long to tune; they take what ten were tuned to.
     study = f"retention_{stream}" if stream != "permuted30" else "retention_permuted10"
 
     def with_options(arm: str) -> Experiment:
-        if arm in defaults:
-            return defaults[arm]
+        if arm == "Coincidence":
+            return replace(plain, optimizer="coincidence")
         return replace(arms[arm], options={**dict(arms[arm].options), **tuned_options(study, dataset, arm)})
 
-    return {arm: with_options(arm) for arm in (names or [*arms, *defaults])}
+    return {arm: with_options(arm) for arm in (names or [*arms, "Coincidence"])}
 
 
 STUDIES: dict[str, Callable[..., dict[str, Experiment]]] = {
     "forgetting": forgetting,
     "nmda_gate": nmda_gate,
-    **{f"retention_{stream}": partial(retention, stream) for stream in STREAMS if stream != "permuted30"},
+    **{f"retention_{stream}": partial(retention, stream) for stream in ("split5_class", "permuted10")},
 }
 
 
-def retention_results(
-    dataset: str,
-    seeds: int = 10,
-    long_seeds: int = 5,
-    streams: Sequence[str] = tuple(STREAMS),
-    ledger: Ledger | None = None,
-) -> pd.DataFrame:
-    """Run every arm of the retention studies and keep table and figure, ``figures/retention_DATASET.*``.
-
-    What takes long gets ``long_seeds``: wide and convolutional networks, thirty tasks, and on ten permuted tasks all
-    but the arms that run with their defaults. The table is written after each stream, so that a run that is stopped
-    leaves what it has, and the next goes on. Streams that it has and that are not asked for stay in it.
-
-    Returns:
-        One row a stream, arm and metric: ``stream, arm, mean, low, high, n, metric``.
-    """
-    path = files.folder("figures") / f"retention_{dataset}.csv"
-    for stream in streams:
-        arms = retention(stream, dataset)
-        long = {"permuted10": set(arms) - set(DEFAULTS), "permuted30": set(arms)}.get(stream, set())
-        often = [arm for arm in arms if arm not in long and arms[arm].hidden != WIDE and "convolutional" not in arm]
-        counts = {arm: seeds if arm in often else long_seeds for arm in arms}
-        rows = pd.concat(
-            compare({arm: e for arm, e in arms.items() if counts[arm] == count}, range(count), ledger)
-            for count in sorted(set(counts.values()), reverse=True)
-        )
-        rows = rows.sort_values("arm", key=lambda column: column.map(list(arms).index), kind="stable")
-        values = ["average_accuracy", "backward_transfer", "learning_accuracy", "final_1"]
-        known = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["stream"])
-        tables = {name: rows for name, rows in known.groupby("stream") if name in STREAMS}
-        tables[stream] = metrics.interval_table(rows.assign(stream=stream), ["stream", "arm"], values)
-        table = pd.concat([tables[name] for name in STREAMS if name in tables], ignore_index=True)
-        draw_retention(table, dataset)
-    return table
-
-
-def draw_retention(table: pd.DataFrame, dataset: str) -> None:
-    """Keep the table of `retention_results` in ``figures/``, as a figure."""
-    figures.draw(
-        "interval_plot",
-        f"retention_{dataset}",
-        table,
-        question="Which rule retains, on which stream?",
-        caption="Average accuracy over all tasks at the end of each stream; open: with replay.",
-        width="page",
-        panels={stream: report.TITLES[stream] for stream in dict.fromkeys(table.stream)},
-        label="Average accuracy at the end",
-        panel="stream",
-        metric="average_accuracy",
-    )
-
-
-def tuning_seeds(study: str, arm: str) -> tuple[int, ...]:
-    """Seeds on which an arm of a study is tuned; the long permuted streams and the wide arms get one."""
-    return TUNING_SEEDS[:1] if "permuted" in study or "1,000" in arm else TUNING_SEEDS
+def tuning_seeds(study: str) -> tuple[int, ...]:
+    """Seeds on which a study is tuned; the long permuted streams get one."""
+    return TUNING_SEEDS[:1] if "permuted" in study else TUNING_SEEDS
 
 
 def tune(
@@ -293,12 +205,7 @@ def tune(
     for arm in arms:
         check_choice("arms", arm, known)
     chosen = {arm: known[arm] for arm in arms or known}
-    tried = [
-        trial
-        for arm, experiment in chosen.items()
-        for trial in trials({arm: experiment}, GRIDS, tuning_seeds(study, arm))
-    ]
-    return tune_arms(study, dataset, tried, ledger, workers)
+    return tune_arms(study, dataset, trials(chosen, GRIDS, tuning_seeds(study)), ledger, workers)
 
 
 Trial = tuple[str, dict, Experiment]  # arm, point of its grid, what to run

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 
 import studies
-from sp import files
 from sp.lab import sweep, watch
 from sp.lab.experiment import Experiment, Moment
 from sp.lab.metrics import PairedDifference, bootstrap_interval, difference, interval_text
 from sp.rivals import needs
+from studies import search
 from studies.permuted import arms
 
 RULE = "Selective plasticity"
@@ -232,12 +232,8 @@ def permuted_verdicts(rows: pd.DataFrame, title: str, ending: str = "") -> list[
 
 
 def advice_verdicts(dataset: str) -> list[tuple]:
-    """P21, as notebook 07 judged it ("no difference found" is "open" here).
-
-    Raises:
-        FileNotFoundError: it did not on this data set.
-    """
-    advice = pd.read_csv(files.committed(f"07_hyperparameters_{dataset}_advice.csv"))
+    """P21, as notebook 07 judges it ("no difference found" is "open" here)."""
+    advice = search.advice_verdicts(sweep.runs(search.advice_runs(dataset, range(6)), carried=True), dataset)
     rows = []
     for row in advice.itertuples():
         change = interval_text(row.mean, row.low, row.high, "+.3f")

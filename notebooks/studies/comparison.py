@@ -1,7 +1,8 @@
 """The field beside the rule: every rival on every scenario, tuned with the same effort (notebooks 09 and 11).
 
-``python notebooks/studies comparison --dataset DATASET`` measures what a step costs, says how long the rest will take,
-tunes what is not tuned and runs the reported seeds. What was run before is read from the ledger.
+``python notebooks/studies comparison --dataset DATASET`` says how long it will take, tunes what is not tuned and runs
+the reported seeds. What was run before is read from the ledger. ``python notebooks/studies costs`` measures what a step
+costs.
 """
 
 import hashlib
@@ -21,16 +22,17 @@ from sp.lab.data import load
 from sp.lab.experiment import RULES_VERSION, Experiment, Moment, run
 from sp.lab.ledger import Ledger, opened
 from sp.lab.networks import mlp_size
+from sp.lab.settings import STREAMS
 from sp.lab.sweep import runs, with_seeds
 from sp.rivals import TITLES, kept_bytes, needs, rehearses
 
 # Streams by name: those of the retention studies, and more. On long ones a fifth of MNIST's images for each task.
 _LONG = {"scenario": "domain", "samples_per_task": 12_000}
 SCENARIOS = {
-    "split5_class": studies.STREAMS["split5_class"],
-    "split5_domain": studies.STREAMS["split5_domain"],
+    "split5_class": STREAMS["split5_class"],
+    "split5_domain": STREAMS["split5_domain"],
     "permuted10": {"stream": "permuted", "tasks": 10, **_LONG},
-    "split2_class": studies.STREAMS["split2_class"],
+    "split2_class": STREAMS["split2_class"],
     "split5_task": {"tasks": 5, "scenario": "task"},
     "rotated5": {"stream": "rotated", "tasks": 5, **_LONG},
     "split2_domain": {"tasks": 2, "scenario": "domain"},
@@ -358,7 +360,7 @@ def _capacities(dataset: str, replay: bool) -> tuple[int, ...]:
 
 
 def costs(dataset: str, rounds: int = 3) -> pd.DataFrame:
-    """What a training step costs, and what is kept from step to step; also in ``figures/comparison_costs_DATASET.csv``.
+    """What a training step costs, and what is kept from step to step.
 
     Measured in the second of two tasks, all arms in turn in one process on one thread. A step takes CPU time, without
     what is done at the end of a task. What is kept after both is every number besides the weights: optimizer state,
@@ -393,7 +395,7 @@ def costs(dataset: str, rounds: int = 3) -> pd.DataFrame:
     names = [arm for arm, _, _ in every]
     step, end = np.median([times[number] for number in times], axis=1).T
     step[names.index("Joint training")] = np.nan  # it only collects until a task ends
-    table = pd.DataFrame(
+    return pd.DataFrame(
         {
             "arm": names,
             "capacity": [size for _, size, _ in every],
@@ -402,17 +404,12 @@ def costs(dataset: str, rounds: int = 3) -> pd.DataFrame:
             "task_ms": 1000 * (end - end[names.index("SGD")]).clip(min=0),
             "kept": [kept[number] for number in kept],
         }
-    )
-    figures.save_table(table.round(4), f"comparison_costs_{dataset}")
-    return table
+    ).round(4)
 
 
 def known_costs(dataset: str) -> pd.DataFrame:
-    """The `costs` that are in the folder for figures, else measured now."""
-    try:
-        return pd.read_csv(files.committed(f"comparison_costs_{dataset}.csv"))
-    except FileNotFoundError:
-        return costs(dataset)
+    """The `costs` that ``python notebooks/studies costs`` wrote into ``figures/comparison_costs_DATASET.csv``."""
+    return pd.read_csv(files.committed(f"comparison_costs_{dataset}.csv"))
 
 
 class _Clock:
@@ -440,37 +437,6 @@ class _Clock:
     def task_seconds(self) -> float:
         """Between the last step of the first task and the end of the first step of the second: tests as well."""
         return self.times[0] - self.first_ended
-
-
-def estimate(
-    dataset: str, experiments: Sequence[Experiment], table: pd.DataFrame, ledger: Ledger | None = None
-) -> float:
-    """CPU seconds for those of the experiments that the ledger does not have, from the `costs` of a step."""
-    ledger = ledger or opened()
-    step, end = {}, {}
-    for row in table.itertuples():
-        method = {**PLAIN, **REPLAYED}[row.arm], row.capacity > 0
-        step[method], end[method] = row.step_ms / 1000, row.task_ms / 1000
-    seconds = 0.0
-    for experiment in dict.fromkeys(experiments):
-        if ledger.get(experiment) is not None:
-            continue
-        images = len(load(dataset).train_x)
-        if experiment.stream != "split":
-            images = experiment.tasks * (experiment.samples_per_task or images)
-        steps = images * experiment.epochs / experiment.batch_size
-        method = experiment.optimizer, experiment.replay_capacity > 0
-        if experiment.optimizer == "joint":  # trains on all tasks so far, after each
-            seconds += steps * (experiment.tasks + 1) / 2 * step["adam", False]
-        elif experiment.optimizer == "owm":  # goes through all batches again
-            seconds += steps * (1 + 1 / experiment.epochs) * step[method]
-        else:
-            seconds += steps * step[method] + experiment.tasks * end[method]
-        # Each task is tested after each that was learnt before it; a forward pass is about a third of a step.
-        tested = len(load(dataset).test_x) * (experiment.tasks + 3) / 2
-        tested *= 1 if experiment.stream == "split" else experiment.tasks
-        seconds += tested / experiment.batch_size / 3 * step["sgd", False]
-    return seconds
 
 
 def planned(dataset: str, scenarios: Sequence[str], seeds: int = 10, replay: bool = True) -> list[Experiment]:

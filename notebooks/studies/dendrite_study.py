@@ -146,7 +146,7 @@ def trials(dataset: str) -> list[studies.Trial]:
 def _by_study(dataset: str) -> dict[str, list[studies.Trial]]:
     found = {"dendrites_split2": _trials(two_tasks(dataset, tuned=False), studies.TUNING_SEEDS, new_only=True)}
     for stream in STREAMS:
-        seeds = studies.tuning_seeds(stream, "")
+        seeds = studies.tuning_seeds(stream)
         found[f"dendrites_{stream}"] = _trials(on_stream(stream, dataset, tuned=False), seeds)
     return found
 
