@@ -11,12 +11,13 @@ import pandas as pd
 from torch import Tensor, nn
 
 from sp import files
+from sp.checks import check_choice
 from sp.lab import tables
 from sp.lab.checking import check
 from sp.lab.choices import grid
 from sp.lab.experiment import Experiment, Result, stream_of
 from sp.lab.ledger import Ledger, opened
-from sp.lab.methods import Method, check_name, titled
+from sp.lab.methods import Method, titled
 from sp.lab.networks import MODELS
 from sp.lab.own import Own
 from sp.lab.runs import Runs
@@ -80,7 +81,7 @@ def compare(
         raise TypeError(f"stream must be made by Stream.split(...), Stream.from_arrays(...) and so on, got {stream!r}")
     arms, tune = titled(methods), dict(tune or {})
     baseline = next(iter(arms)) if baseline is None else baseline
-    check_name("baseline", baseline, arms)
+    check_choice("baseline", baseline, arms)
     seeds = _seeds(seeds, bool(tune))
     usual = {"hidden": hidden, "epochs": epochs, "batch_size": batch_size}
     usual = {name: stream.usual[name] if value is None else value for name, value in usual.items()}
@@ -135,7 +136,7 @@ def _seeds(seeds: int | Sequence[int], tuned: bool) -> list[int]:
 def _tried(base: dict[str, Experiment], tune: Tune) -> dict[str, list[Experiment]]:
     """Of each method the experiments that tuning chooses from; one alone where it is not tuned."""
     for title, options in tune.items():
-        check_name("tune", title, base)
+        check_choice("tune", title, base)
         if not isinstance(options, Mapping) or not all(isinstance(values, list | tuple) for values in options.values()):
             raise TypeError(f"tune must be such as {{{title!r}: {{'lr': [1e-4, 1e-3]}}}}, got {options!r} of {title!r}")
     points = {title: grid(options) for title, options in tune.items()}
@@ -147,7 +148,7 @@ def _tried(base: dict[str, Experiment], tune: Tune) -> dict[str, list[Experiment
 
 def _network(network: Any, hidden: tuple[int, ...]) -> dict[str, Any]:
     if network is None or isinstance(network, str):
-        check_name("network", network or "mlp", MODELS)
+        check_choice("network", network or "mlp", MODELS)
         return {"model": network or "mlp", "hidden": hidden}
     if isinstance(network, nn.Module) or not callable(network):
         raise TypeError(

@@ -20,7 +20,7 @@ from sp import files
 from sp.checks import check_choice, check_flag, check_integer
 from sp.lab.data import DATASETS, Evaluation, Kind, Scenario, Stream, load, look_alike, make_stream
 from sp.lab.networks import MODELS
-from sp.lab.own import Own
+from sp.lab.own import Own, given
 from sp.replay import POLICIES, ReplayBuffer
 from sp.rivals import METHODS, GradientLearner, ReplaySource, cross_entropy, make_learner, masked, rehearses
 
@@ -383,7 +383,7 @@ class _Run:
             else:
                 self.buffer = buffer
         self.learner = make_learner(
-            experiment.optimizer,
+            given(experiment.optimizer),
             lambda: network_of(experiment, stream).to(device),
             (stream.inputs, experiment.hidden, stream.outputs),
             device,

@@ -9,7 +9,6 @@ import pandas as pd
 from sp.checks import check_choice
 from sp.lab import metrics, tables
 from sp.lab.experiment import Result
-from sp.lab.methods import check_name
 from sp.lab.streams import Stream
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ class Runs:
 
     def matrix(self, title: str) -> np.ndarray:
         """Mean over seeds of the accuracy on task j after training on task i, (T, T), for a method."""
-        check_name("method", title, dict.fromkeys(self.data.method))
+        check_choice("method", title, dict.fromkeys(self.data.method))
         chosen = [result.accuracy for result, own in zip(self.results, self.data.method, strict=True) if own == title]
         return np.mean(chosen, axis=0)
 
