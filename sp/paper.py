@@ -104,7 +104,7 @@ def table_cost() -> str:
     name, dataset, table = _table("comparison_{}")
     costs = pd.read_csv(_made(f"comparison_costs_{name.removeprefix('comparison_')}.csv"))
     table = table[(table.stream == "split5_class") & (table.capacity == 0)].drop(columns=["stream", "capacity"])
-    order = table[table.metric == "average_accuracy"].sort_values("mean", ascending=False).arm
+    order = table[table.metric == "average_accuracy"].sort_values("mean", ascending=False).method
     text = report.wide(table[table.metric.isin(["average_accuracy", "backward_transfer"])]).loc[order]
     text = text.join(report.cost_columns(costs, order)).fillna("")
     caption = (
@@ -207,7 +207,7 @@ def add_commands(commands) -> None:
     again.set_defaults(run=_figure)
 
     table = commands.add_parser("table", help="write a table of figures/ as LaTeX (booktabs)")
-    table.add_argument("name", metavar="NAME", help="a CSV with arm, metric, mean, low, high, n; without a suffix")
+    table.add_argument("name", metavar="NAME", help="a CSV with method, metric, mean, low, high, n; without a suffix")
     table.add_argument("metric", metavar="METRIC", nargs="?", help="where it has streams: which metric of each")
     table.add_argument("--caption", default="", help="what stands above the table, before the intervals are explained")
     table.add_argument("--to", type=Path, help="folder of NAME.tex; default: print it")
@@ -233,7 +233,7 @@ def _figure(chosen: argparse.Namespace) -> int:
 
 def _latex_table(chosen: argparse.Namespace) -> int:
     table = pd.read_csv(_made(f"{chosen.name}.csv"))
-    if missing := [column for column in ("arm", "metric", "mean", "low", "high", "n") if column not in table]:
+    if missing := [column for column in ("method", "metric", "mean", "low", "high", "n") if column not in table]:
         raise ValueError(f"{chosen.name}.csv is not a table of intervals: it has no column {missing[0]!r}")
     if "stream" in table:
         check_choice("METRIC", chosen.metric, table.metric.unique())

@@ -35,8 +35,8 @@ TITLES = {
 def fill_tables(text: str, root: Path = Path()) -> str:
     """The text with every ``<!-- table: FILE.csv -->`` ... ``<!-- end -->`` filled from that file under ``root``.
 
-    The file is an interval table (`sp.lab.metrics.interval_table`), with columns ``arm, metric, mean, low, high, n``.
-    With more words after its name it has a column ``stream`` as well, and the table one column a stream:
+    The file is an interval table (`sp.lab.metrics.interval_table`), with columns ``method, metric, mean, low, high,
+    n``. With more words after its name it has a column ``stream`` as well, and the table one column a stream:
 
     - ``metric=NAME``: the metric to show.
     - ``streams=NAME,NAME``: which streams, in this order; default: all.
@@ -80,11 +80,11 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
     """An interval table as text: a row for each arm, a column for each metric, "mean [low, high]", n in its head."""
     columns = {}
     for metric in dict.fromkeys(table.metric):
-        rows = table[table.metric == metric].set_index("arm")
+        rows = table[table.metric == metric].set_index("method")
         seeds = ", ".join(map(str, sorted(set(rows.n))))
         text = [metrics.interval_text(*row) for row in rows[["mean", "low", "high"]].to_numpy()]
         columns[f"{TITLES.get(metric, metric)} (n = {seeds})"] = pd.Series(text, rows.index)
-    arms = pd.Index(dict.fromkeys(table.arm), name="arm")
+    arms = pd.Index(dict.fromkeys(table.method), name="method")
     return pd.DataFrame({head: column.reindex(arms).fillna("") for head, column in columns.items()}, arms)
 
 
@@ -102,8 +102,8 @@ def cost_columns(costs: pd.DataFrame, arms: Sequence[str], capacity: int = 0) ->
     Args:
         costs: as `studies.comparison.costs` returns it. arms: rows. capacity: of the buffer; 0: without replay.
     """
-    cost = costs[costs.capacity == capacity].set_index("arm")
-    cost = cost.reindex([arm.removesuffix(", tuned") for arm in arms]).set_axis(pd.Index(arms, name="arm"))
+    cost = costs[costs.capacity == capacity].set_index("method")
+    cost = cost.reindex([arm.removesuffix(", tuned") for arm in arms]).set_axis(pd.Index(arms, name="method"))
     heads = {"step (Adam = 1)": cost.step_ratio, "kept (weights = 1)": cost.kept}
     return pd.DataFrame({head: column.map("{:.1f}".format, na_action="ignore") for head, column in heads.items()})
 

@@ -30,7 +30,7 @@ def tiny(monkeypatch, tmp_path):
     monkeypatch.setattr(comparison, "SCENARIOS", {"tiny": {"tasks": 2}})
     monkeypatch.setattr(comparison, "PLAIN", {"Chance": "chance", "Ridge": "ridge"})
     monkeypatch.setattr(comparison, "REPLAYED", {"SGD + replay": "sgd"})
-    pd.DataFrame(columns=["study", "dataset", "arm", "options", "accuracy", "search"]).to_csv(
+    pd.DataFrame(columns=["study", "dataset", "method", "options", "accuracy", "search"]).to_csv(
         studies.TUNED, index=False
     )
     monkeypatch.setenv("SP_LEDGER", str(tmp_path / "ledger"))
@@ -41,7 +41,7 @@ def test_every_method_gets_seven_points_and_each_can_be_built():
     methods = {**comparison.PLAIN, **comparison.REPLAYED}
     elsewhere = {"selective_coincidence", "dendrites", "active_dendrites"}  # in notebooks 04, 06 and 13
     assert set(METHODS) - elsewhere == set(methods.values())
-    for method in {method for arm, method in methods.items() if arm not in comparison.DEFAULTS}:
+    for method in {method for method, method in methods.items() if method not in comparison.DEFAULTS}:
         grid = comparison.GRIDS[method]
         assert len(grid) == 7 and len({json.dumps(point) for point in grid}) == 7, method
         for point in grid:
@@ -53,7 +53,7 @@ def test_a_comparison_tunes_runs_and_goes_on_where_it_stopped(tiny, monkeypatch)
     table = comparison.results("digits", ["tiny"], seeds=2, ledger=tiny, workers=1)
     tuned = comparison.tuned_values("tiny", "digits")
     assert list(tuned.index) == ["Ridge", "SGD + replay"] and json.loads(tuned.options["Ridge"]).keys() == {"penalty"}
-    assert set(table.arm) == {"Chance", "Ridge", "SGD + replay"} and set(table.capacity) == {0, 50, 200}
+    assert set(table.method) == {"Chance", "Ridge", "SGD + replay"} and set(table.capacity) == {0, 50, 200}
     assert (table.n == 2).all() and set(table.metric) == set(comparison.VALUES)
     assert comparison.trials("tiny", "digits") == []
     monkeypatch.setattr("sp.lab.sweep.run", None)  # nothing is run again
@@ -63,7 +63,7 @@ def test_a_comparison_tunes_runs_and_goes_on_where_it_stopped(tiny, monkeypatch)
 
 def test_runs_are_committed_and_read_from_there(tiny, tmp_path, monkeypatch):
     comparison.results("digits", ["tiny"], seeds=1, replay=False, ledger=tiny, workers=1)
-    assert comparison.kept_runs("digits").groupby("arm").seed.nunique().to_dict() == {"Chance": 1, "Ridge": 1}
+    assert comparison.kept_runs("digits").groupby("method").seed.nunique().to_dict() == {"Chance": 1, "Ridge": 1}
     own = Results(tmp_path / "own", tmp_path / "ledger")
     table = comparison.results("digits", ["tiny"], seeds=2, replay=False, ledger=own, workers=1)
     assert [result.experiment.seed for result in Results(tmp_path / "own").results()] == [1, 1]
@@ -72,15 +72,15 @@ def test_runs_are_committed_and_read_from_there(tiny, tmp_path, monkeypatch):
 
 def test_tuning_never_sees_a_test_image_or_a_reported_seed(tiny):
     found = comparison.trials("tiny", "digits")
-    assert len(found) == 2 * 7  # two arms, seven points
+    assert len(found) == 2 * 7  # two methods, seven points
     assert all(trial.evaluation == "validation" and trial.seed >= 100 for *_, trial in found)
 
 
-def test_arms_without_tuned_options_name_the_command(tiny):
+def test_methods_without_tuned_options_name_the_command(tiny):
     with pytest.raises(LookupError, match=r"Ridge of 'tiny' not tuned on digits: run  python notebooks/studies comp"):
-        comparison.arms("tiny", "digits")
+        comparison.methods("tiny", "digits")
     with pytest.raises(ValueError, match="scenario must be one of 'tiny', got 'other'"):
-        comparison.arms("other", "digits")
+        comparison.methods("other", "digits")
 
 
 def test_a_run_s_cost_is_read_from_its_steps():
@@ -92,7 +92,7 @@ def test_a_run_s_cost_is_read_from_its_steps():
 
 
 def test_who_is_ahead_is_read_seed_by_seed():
-    noise = np.array([0.0, 0.05, -0.05, 0.1, 0.02, -0.1])  # shared by the arms, and larger than what sets A apart
+    noise = np.array([0.0, 0.05, -0.05, 0.1, 0.02, -0.1])  # shared by the methods, and larger than what sets A apart
     level = noise + np.array([0.01, -0.01, 0.01, -0.01, 0.01, -0.01])
     values = {"Coincidence": 0.8 + noise, "A": 0.82 + noise, "B": 0.8 + level, "C": 0.4 + noise}
     rows = runs(**values).assign(stream="s", capacity=0)
@@ -101,7 +101,7 @@ def test_who_is_ahead_is_read_seed_by_seed():
     rows = pd.concat([rows, other, buffered])
     assert comparison.ahead(rows, "Coincidence", "s") == (["A"], ["B"])
     assert comparison.ahead(rows, "Coincidence", "s", 200) == (["D"], [])
-    more = pd.concat([rows, buffered.assign(seed=buffered.seed + len(noise))])  # seeds that the arm does not have
+    more = pd.concat([rows, buffered.assign(seed=buffered.seed + len(noise))])  # seeds that the method does not have
     assert comparison.ahead(more, "Coincidence", "s", 200) == (["D"], [])
 
 
@@ -109,9 +109,9 @@ def test_a_choice_that_other_grids_would_make_counts_as_not_made(tiny, monkeypat
     comparison.results("digits", ["tiny"], seeds=2, replay=False, ledger=tiny, workers=1)
     assert comparison.trials("tiny", "digits") == []
     monkeypatch.setitem(comparison.GRIDS, "ridge", [{"penalty": 1e-3}])
-    assert {arm for arm, *_ in comparison.trials("tiny", "digits")} == {"Ridge"}
+    assert {method for method, *_ in comparison.trials("tiny", "digits")} == {"Ridge"}
     with pytest.raises(LookupError, match="Ridge of 'tiny' not tuned"):
-        comparison.arms("tiny", "digits")
+        comparison.methods("tiny", "digits")
 
 
 def test_a_part_that_is_made_again_leaves_the_others(tiny):
@@ -125,8 +125,8 @@ def test_a_part_that_is_made_again_leaves_the_others(tiny):
         comparison.results("digits", ["tinny"])
 
 
-def test_every_arm_has_a_colour_and_a_kind():
-    assert all(figures.look(arm) != figures.OTHER for arm in {**comparison.PLAIN, **comparison.REPLAYED})
+def test_every_method_has_a_colour_and_a_kind():
+    assert all(figures.look(method) != figures.OTHER for method in {**comparison.PLAIN, **comparison.REPLAYED})
     kinds = comparison.kinds()
     assert set(kinds.values()) == set(FILLS)
     assert kinds["Coincidence"] == "told nothing" and kinds["EWC"] == "told of boundaries"
@@ -134,10 +134,10 @@ def test_every_arm_has_a_colour_and_a_kind():
 
 
 def runs(**values):
-    """One row a seed and arm, from arm -> values of ``average_accuracy``, or of the named columns."""
+    """One row a seed and method, from method -> values of ``average_accuracy``, or of the named columns."""
     return pd.concat(
         [
-            pd.DataFrame({"seed": range(len(v)), "average_accuracy": v, "final_1": v}).assign(arm=a)
+            pd.DataFrame({"seed": range(len(v)), "average_accuracy": v, "final_1": v}).assign(method=a)
             for a, v in values.items()
         ]
     )
@@ -151,11 +151,11 @@ def test_the_replay_headline_is_split_into_buffer_and_optimizer():
         f"{claims.RULE}, {flushed}": 0.1,
         f"{claims.RULE}, {fair}": 0.9,
     }
-    rows = runs(**{arm: [value, value + 0.01] for arm, value in values.items()})
+    rows = runs(**{method: [value, value + 0.01] for method, value in values.items()})
     assert claims.share_of_the_gap(rows) == pytest.approx((0.8, 0.1))
     alone = runs(**{claims.PUBLISHED_RATE: [0.0, 0.0]})
     assert [row[3] for row in claims.replay_verdicts(rows, alone)] == ["holds", "holds", "does not hold"]
-    apart = rows.assign(final_1=rows.final_1.where(rows.arm != f"Adam, {fair}", 0.1))
+    apart = rows.assign(final_1=rows.final_1.where(rows.method != f"Adam, {fair}", 0.1))
     assert claims.replay_verdicts(apart, alone)[2][3] == "holds under a condition"
 
 
@@ -172,8 +172,10 @@ def test_the_verdicts_on_ten_permutations(accuracy, transfer, verdict):
     noise = np.array([0.0, 0.01, -0.01, 0.02, 0.005, -0.015])
     means = {"Adam, tuned": (0.8, -0.5), f"{claims.RULE}, tuned": (accuracy, transfer)}
     rows = pd.concat(
-        pd.DataFrame({"arm": arm, "seed": range(6), "average_accuracy": a + noise, "backward_transfer": b + noise**2})
-        for arm, (a, b) in means.items()
+        pd.DataFrame(
+            {"method": method, "seed": range(6), "average_accuracy": a + noise, "backward_transfer": b + noise**2}
+        )
+        for method, (a, b) in means.items()
     )
     assert [row[3] for row in claims.permuted_verdicts(rows, "x", ", tuned")] == verdict
 
@@ -189,7 +191,7 @@ def test_a_verdict_is_open_where_the_interval_is():
 
 
 def test_claims_of_cost():
-    costs = pd.DataFrame({"arm": ["Adam", claims.RULE], "capacity": 0, "step_ratio": [1.0, 1.5], "kept": [2.0, 2.0]})
+    costs = pd.DataFrame({"method": ["Adam", claims.RULE], "capacity": 0, "step_ratio": [1.0, 1.5], "kept": [2.0, 2.0]})
     case = {"part": "size", "optimizer": claims.RULE}
     table = pd.DataFrame(
         [
@@ -211,18 +213,20 @@ def test_the_advice_is_judged_as_notebook_07_judged_it():
 
 def test_the_companion_is_judged_by_what_dendrites_change():
     loop = "Adam, dendrites + replay, published loop"
-    arms = ["Adam", "Adam, dendrites", claims.RULE, f"{claims.RULE}, dendrites", loop]
+    methods = ["Adam", "Adam, dendrites", claims.RULE, f"{claims.RULE}, dendrites", loop]
 
     def rows(gain, kept=0.0):
-        new = {arm: 0.9 + gain * ("dendrites" in arm) for arm in arms}
+        new = {method: 0.9 + gain * ("dendrites" in method) for method in methods}
         return pd.DataFrame(
-            {"arm": arm, "seed": seed, "old": kept, "new": new[arm] + seed / 1000} for arm in arms for seed in range(8)
+            {"method": method, "seed": seed, "old": kept, "new": new[method] + seed / 1000}
+            for method in methods
+            for seed in range(8)
         )
 
     assert [row[3] for row in claims.dendrite_verdicts(rows(0.01), "x")] == ["holds", "holds", "holds"]
     assert [row[3] for row in claims.dendrite_verdicts(rows(-0.01, 0.5), "x")] == ["does not hold"] * 3
     mixed = rows(0.01)
-    mixed.loc[mixed.arm == f"{claims.RULE}, dendrites", "new"] = 0.5
+    mixed.loc[mixed.method == f"{claims.RULE}, dendrites", "new"] = 0.5
     assert claims.dendrite_verdicts(mixed, "x")[1][3] == "holds under a condition"
 
 

@@ -26,7 +26,7 @@ matplotlib.use("agg")
 ROOT = Path(__file__).parent.parent
 TABLE = pd.DataFrame(
     [("Adam", "final_1", 0.5, 0.4, 0.6, 3), ("Adam + replay", "final_1", 0.9, 0.8, 0.95, 3)],
-    columns=["arm", "metric", "mean", "low", "high", "n"],
+    columns=["method", "metric", "mean", "low", "high", "n"],
 )
 WORDS = {"question": "Which?", "caption": "Accuracy."}
 OPTIONS = {"panels": {"final_1": "Task A"}, "label": "Accuracy"}
@@ -224,7 +224,7 @@ def test_names_say_notebook_data_set_and_command():
     assert files.made_by("comparison_mnist") == "python notebooks/studies comparison --dataset mnist"
     assert files.made_from("explore_gate_0") == (None, None) and files.made_by("explore_gate_0") is None
     assert figures.seeds(TABLE) == "n = 3" and figures.seeds(TABLE.assign(n=[3, 10])) == "n = 3 to 10"
-    assert figures.seeds(pd.DataFrame({"arm": ["a", "a", "b"], "seed": [0, 1, 0]})) == "n = 1 to 2"
+    assert figures.seeds(pd.DataFrame({"method": ["a", "a", "b"], "seed": [0, 1, 0]})) == "n = 1 to 2"
 
 
 def test_colours_of_methods_are_told_apart_with_any_colour_vision():

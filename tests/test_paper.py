@@ -57,7 +57,7 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path, monke
 def test_a_table_of_results_is_latex_with_intervals_and_seeds(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SP_FIGURES", str(tmp_path))
     rows = [("A_1 & co", "final_1", 0.5, 0.4, 0.6, 3)]
-    pd.DataFrame(rows, columns=["arm", "metric", "mean", "low", "high", "n"]).to_csv(tmp_path / "t.csv", index=False)
+    pd.DataFrame(rows, columns=["method", "metric", "mean", "low", "high", "n"]).to_csv(tmp_path / "t.csv", index=False)
     assert main(["table", "t", "--caption", "At 95 %."]) == 0
     text = capsys.readouterr().out
     assert r"A\_1 \& co & 0.500 [0.400, 0.600] \\" in text and r"task A (n = 3)" in text

@@ -26,37 +26,36 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def add_bench(commands) -> None:
-    """``bench``: what a step and a sweep cost."""
+    """``bench``: what a step costs."""
     parser = commands.add_parser(
         "bench",
-        help="time and memory of a step beside Adam, kept in notebooks/studies/bench.csv, and what a sweep costs",
+        help="time and memory of a step beside Adam, kept in notebooks/studies/bench.csv",
     )
     parser.add_argument("--rounds", type=positive, default=15)
     parser.set_defaults(run=_bench)
 
 
 def _bench(chosen: argparse.Namespace) -> None:
-    from studies import bench, bench_sweep
+    from studies import bench
 
     table = bench.bench(rounds=chosen.rounds)
     write_atomically(bench.MEASURED, table.to_csv(index=False, float_format="%.5g"))
     print(table.round(2).to_string(index=False))
     print("\n".join(bench.verdicts(table)))
-    print(bench_sweep.bench_sweep().round(3).to_string(index=False))
 
 
 def add_tune(commands) -> None:
     """``tune``: the options of a study."""
-    parser = commands.add_parser("tune", help="choose the options of a study's arms on the tuning seeds")
+    parser = commands.add_parser("tune", help="choose the options of a study's methods on the tuning seeds")
     parser.add_argument("study", choices=sorted(studies.STUDIES))
     parser.add_argument("dataset", choices=sorted(SETTINGS))
-    parser.add_argument("--arms", nargs="+", default=[], help="which ones; default: all")
+    parser.add_argument("--methods", nargs="+", default=[], help="which ones; default: all")
     parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
     parser.set_defaults(run=_tune)
 
 
 def _tune(chosen: argparse.Namespace) -> None:
-    table = studies.tune(chosen.study, chosen.dataset, chosen.arms, workers=chosen.workers)
+    table = studies.tune(chosen.study, chosen.dataset, chosen.methods, workers=chosen.workers)
     print(table.to_string(index=False))
 
 
@@ -75,7 +74,7 @@ def add_comparison(commands) -> None:
         help="split5_class, permuted10, ... (a wrong name lists them); default: all",
     )
     parser.add_argument("--seeds", type=positive, default=10)
-    parser.add_argument("--no-replay", action="store_true", help="only the arms without replay")
+    parser.add_argument("--no-replay", action="store_true", help="only the methods without replay")
     parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
     parser.add_argument("--dry-run", action="store_true", help="only say how long it should take")
     parser.set_defaults(run=_comparison)
@@ -133,14 +132,14 @@ def add_record(commands) -> None:
     parser = commands.add_parser(
         "record",
         help="run what a long notebook shows, and commit its runs to the ledger",
-        description="What the ledger has is not run again. Arms whose learning rate is to be tuned and is not, are "
+        description="What the ledger has is not run again. Methods whose learning rate is to be tuned and is not, are "
         "tuned first. The runs are written into the committed layer of the ledger, figures/ledger/DATASET.jsonl.",
         epilog="example: python notebooks/studies record 06_ablation --dataset mnist",
     )
     parser.add_argument("notebook", choices=RECORDED)
     add_dataset(parser)
     parser.add_argument("--seeds", type=positive, default=6, help="how many seeds (default: 6)")
-    parser.add_argument("--points", type=positive, default=24, help="07: points for each arm (default: 24)")
+    parser.add_argument("--points", type=positive, default=24, help="07: points for each method (default: 24)")
     parser.add_argument("--tasks", type=positive, nargs="+", default=[10, 30], help="08: numbers of tasks")
     parser.add_argument(
         "--long-seeds", type=positive, default=3, help="08: seeds with more than ten tasks; 13: permuted"
@@ -183,5 +182,5 @@ def _runs_of(chosen: argparse.Namespace) -> list[tuple[str, Experiment]]:
         return dendrite_study.all_runs(chosen.dataset, seeds, long_seeds, tuned=not chosen.dry_run)
     named = []
     for tasks in chosen.tasks:
-        named += with_seeds(permuted.arms(chosen.dataset, tasks), long_seeds if tasks > 10 else seeds)
+        named += with_seeds(permuted.methods(chosen.dataset, tasks), long_seeds if tasks > 10 else seeds)
     return named

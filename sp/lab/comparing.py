@@ -79,9 +79,9 @@ def compare(
     """
     if not isinstance(stream, Stream):
         raise TypeError(f"stream must be made by Stream.split(...), Stream.from_arrays(...) and so on, got {stream!r}")
-    arms, tune = titled(methods), dict(tune or {})
-    baseline = next(iter(arms)) if baseline is None else baseline
-    check_choice("baseline", baseline, arms)
+    titles, tune = titled(methods), dict(tune or {})
+    baseline = next(iter(titles)) if baseline is None else baseline
+    check_choice("baseline", baseline, titles)
     seeds = _seeds(seeds, bool(tune))
     usual = {"hidden": hidden, "epochs": epochs, "batch_size": batch_size}
     usual = {name: stream.usual[name] if value is None else value for name, value in usual.items()}
@@ -92,7 +92,7 @@ def compare(
         if choices["epochs"] != 1:
             raise ValueError(f"epochs must be 1 online, where data are seen once, got {epochs!r}")
         choices["curve_points"] = POINTS_ONLINE
-    base = {title: Experiment(optimizer=method, seed=seeds[0], **choices) for title, method in arms.items()}
+    base = {title: Experiment(optimizer=method, seed=seeds[0], **choices) for title, method in titles.items()}
     tried = _tried(base, tune)
     check(tried, device, sent=workers != 1 or cluster is not None)
 
@@ -104,7 +104,7 @@ def compare(
     ]
     for one in tuning[:1]:
         stream_of(one)  # held-out data may be too few
-    expected = [*tuning, *(replace(tried[title][0], seed=seed) for title in arms for seed in seeds)]
+    expected = [*tuning, *(replace(tried[title][0], seed=seed) for title in titles for seed in seeds)]
     ledger = ledger or opened()
     _warn_of_what_is_not_kept(expected)
     if not files.quiet(progress):
@@ -114,7 +114,7 @@ def compare(
     options = {"ledger": ledger, "workers": workers, "progress": progress, "cluster": cluster, "device": device}
     judged = _judged({title: tried[title] for title in tune}, run_all(tuning, **options))
     best = {row.method: row.point for row in judged.itertuples() if row.chosen}
-    chosen = {title: tried[title][best.get(title, 0)] for title in arms}
+    chosen = {title: tried[title][best.get(title, 0)] for title in titles}
     named = with_seeds(chosen, seeds)
     experiments = [experiment for _, experiment in named]
     # What is read has the titles under which it was kept.

@@ -96,7 +96,7 @@ class Experiment:
         replay_capacity: size of the replay buffer, 0 for none. replay_policy, replay_distinct: as in `ReplayBuffer`.
         replay_batch: stored examples added to each batch. replay_adds: what goes into the buffer after a step:
             ``"current"`` examples only, or the ``"whole"`` batch with the replayed ones, as the published loop does.
-        seed: of weights, data order, permutations and buffer. Arms with equal seeds share all of these.
+        seed: of weights, data order, permutations and buffer. Methods with equal seeds share all of these.
         curve_points: how often in each task every task is tested, 0 for at its end only.
     """
 

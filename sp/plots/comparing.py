@@ -43,8 +43,8 @@ def interval_plot(
     """Dots with intervals, a row for each arm and a panel for each metric or stream; open dots with replay.
 
     Args:
-        table: ``arm``, ``metric``, ``mean``, ``low``, ``high`` and the column ``panel``; at most one row for an arm in
-            a panel.
+        table: ``method``, ``metric``, ``mean``, ``low``, ``high`` and the column ``panel``; at most one row for a
+            method in a panel.
         panels: value of the column ``panel`` -> title of its panel, in order.
         label: of the axis that the panels share.
         panel: which column tells the panels apart. metric: which metric is drawn; None: all.
@@ -54,12 +54,12 @@ def interval_plot(
         table = table[table.metric == metric]
     table = table[table[panel].isin(list(panels))]
     margin = 0.03 * (limits[1] - limits[0])
-    arms = list(dict.fromkeys(table.arm))
+    arms = list(dict.fromkeys(table.method))
     fig, axes = canvas(0.6 + 0.17 * len(arms), ncols=len(panels), sharey=True, squeeze=False)
     for ax, (value, title) in zip(axes[0], panels.items(), strict=True):
         ax.grid(axis="x", linewidth=0.4, color="0.88")
         for row in table[table[panel] == value].to_dict("records"):
-            place, style = arms.index(row["arm"]), marker_style(row["arm"], 4)
+            place, style = arms.index(row["method"]), marker_style(row["method"], 4)
             ax.plot([row["low"], row["high"]], [place] * 2, color=style["color"], linewidth=1.4, solid_capstyle="butt")
             ax.plot(row["mean"], place, linestyle="", clip_on=False, **style)
         ax.set(
@@ -74,7 +74,12 @@ def interval_plot(
 
 @plot("Mean over seeds")
 def heat_maps(
-    canvas: Canvas, table: pd.DataFrame, panels: dict[str, str], value: str, labels: Sequence[str], panel: str = "arm"
+    canvas: Canvas,
+    table: pd.DataFrame,
+    panels: dict[str, str],
+    value: str,
+    labels: Sequence[str],
+    panel: str = "method",
 ) -> Figure:
     """Matrices of one kind side by side, on one scale from 0 to 1; small ones have their values printed in.
 
@@ -127,7 +132,7 @@ def line_panels(
     x: str,
     panels: dict[str, str],
     labels: Sequence[str],
-    hue: str = "arm",
+    hue: str = "method",
     names: Sequence[str] | None = None,
     limits: Sequence[float | None] = (0, 1),
     palette: str | None = None,
@@ -225,7 +230,7 @@ def trade_off(canvas: Canvas, table: pd.DataFrame, panels: dict[str, str], label
     """Accuracy against what a method costs, a panel for each scenario, every point named.
 
     Args:
-        table: ``arm, cost, mean, low, high``, the column ``panel``, and ``kind``, a name in `FILLS`; rows without a
+        table: ``method, cost, mean, low, high``, the column ``panel``, and ``kind``, a name in `FILLS`; rows without a
             cost are left out.
         panels: value of the column ``panel`` -> title of its panel, in order.
         label: of the cost. panel: which column tells the panels apart.
@@ -237,7 +242,7 @@ def trade_off(canvas: Canvas, table: pd.DataFrame, panels: dict[str, str], label
     for ax, (value, title) in zip(axes[0], panels.items(), strict=True):
         rows = table[table[panel] == value].sort_values("mean", ascending=False)
         for row in rows.itertuples():
-            ink, marker = look(row.arm)
+            ink, marker = look(row.method)
             style = {"color": ink, "fillstyle": FILLS[row.kind], "markerfacecoloralt": "white", "markersize": 3.6}
             ax.plot([row.cost, row.cost], [row.low, row.high], color=ink, linewidth=1)
             ax.plot(row.cost, row.mean, marker, markeredgewidth=0.7, clip_on=False, **style)
@@ -264,9 +269,9 @@ def _name_points(ax: Axes, rows: pd.DataFrame, spacing: float) -> None:
     places = shifted.clip(steps[-1], 1.04) - steps
     for row, place in zip(rows.itertuples(), places, strict=True):
         to = {"xytext": (1.04, place), "textcoords": ax.get_yaxis_transform(), "va": "center"}
-        line = {"arrowstyle": "-", "color": colour(row.arm), "linewidth": 0.4, "alpha": 0.6, "relpos": (0, 0.5)}
+        line = {"arrowstyle": "-", "color": colour(row.method), "linewidth": 0.4, "alpha": 0.6, "relpos": (0, 0.5)}
         line |= {"shrinkA": 0, "shrinkB": 2}
-        ax.annotate(row.arm, (row.cost, row.mean), fontsize=SMALLEST, arrowprops=line, **to)
+        ax.annotate(row.method, (row.cost, row.mean), fontsize=SMALLEST, arrowprops=line, **to)
 
 
 @plot("Mean difference and 95 % bootstrap interval over seeds, paired")
@@ -276,19 +281,19 @@ def effect_plot(
     """Differences from a base with their intervals, a row for each arm and a panel for each stream.
 
     Args:
-        table: ``arm, mean, low, high, verdict`` and the column ``panel``. What is not decided is drawn pale.
+        table: ``method, mean, low, high, verdict`` and the column ``panel``. What is not decided is drawn pale.
         label: of the axis that the panels share. margin: half the width of the band in which nothing matters.
         method: whose choices the arms are.
         panel: which column tells the panels apart.
     """
-    names = list(dict.fromkeys(table.arm))
+    names = list(dict.fromkeys(table.method))
     titles = list(dict.fromkeys(table[panel]))
     fig, axes = canvas(0.6 + 0.15 * len(names), ncols=len(titles), sharey=True, squeeze=False)
     for ax, title in zip(axes[0], titles, strict=True):
         ax.axvspan(-margin, margin, color="0.92", linewidth=0)
         ax.axvline(0, color="0.6", linewidth=0.6)
         for row in table[table[panel] == title].itertuples():
-            place, strength = names.index(row.arm), 0.35 if row.verdict == "open" else 1
+            place, strength = names.index(row.method), 0.35 if row.verdict == "open" else 1
             ink, marker = look(method)
             ax.plot([row.low, row.high], [place, place], color=ink, alpha=strength, linewidth=1.3)
             ax.plot(row.mean, place, marker, color=ink, alpha=strength, markersize=3)
@@ -314,13 +319,13 @@ def fronts(canvas: Canvas, table: pd.DataFrame, labels: Sequence[str], corner: f
     """Every point of a search, and the Pareto front of each arm as a staircase; open dots and dashes with replay.
 
     Args:
-        table: ``arm``, ``old``, ``new``, ``front`` (whether the point is on its arm's front).
+        table: ``method``, ``old``, ``new``, ``front`` (whether the point is on its arm's front).
         labels: of the axes, for ``old`` and ``new``. corner: where the second panel, the upper right corner, begins.
     """
-    styles = line_styles(list(dict.fromkeys(table.arm)), 2.4)
+    styles = line_styles(list(dict.fromkeys(table.method)), 2.4)
     fig, axes = canvas(2.5, ncols=2, squeeze=False)
     for ax, low in zip(axes[0], (0, corner), strict=True):
-        for arm, rows in table.groupby("arm", sort=False):
+        for arm, rows in table.groupby("method", sort=False):
             ax.plot(rows.old, rows.new, alpha=0.6, **{**styles[arm], "linestyle": ""})
             front = rows[rows.front].sort_values("old")
             ax.step(front.old, front.new, where="pre", label=arm, **styles[arm])
