@@ -55,7 +55,7 @@ html: $(ENVIRONMENT) ## every notebook as a page that needs no kernel, and the d
 paper: $(ENVIRONMENT) ## five figures of several panels and three tables for a paper, from stored results, in build/paper
 	@$(BIN)/python -m sp paper
 
-bench: $(ENVIRONMENT) ## measure time and memory of a step beside Adam, and what a sweep costs, on a quiet machine; kept in notebooks/studies/bench.csv
+bench: $(ENVIRONMENT) ## measure time and memory of a step beside Adam, on a quiet machine; kept in notebooks/studies/bench.csv
 	@$(BIN)/python notebooks/studies bench
 
 gpu: $(ENVIRONMENT) ## conformance on an accelerator, and time of a step beside Adam there, in build/on_a_gpu.csv

@@ -55,13 +55,13 @@ def made_by(name: str) -> str | None:
     """The command that makes a figure or table, by its name in ``figures``; None where the name does not tell.
 
     Args:
-        name: with its folder, which is that of a notebook, or ``retention``: ``01_forgetting/mnist_curves``.
+        name: with its folder, which is that of a notebook, such as ``01_forgetting/mnist_curves``.
     """
     folder, dataset = name.rpartition("/")[0], dataset_of(name)
     options = f" --dataset {dataset}" if dataset else ""
-    if re.match(r"\d\d_", folder):
-        return f"python -m sp figures{options} notebooks/{folder}.ipynb"
-    return f"python notebooks/studies results{options}" if folder == "retention" else None
+    if folder == "09_comparison" and name.endswith("_costs"):
+        return f"python notebooks/studies costs{options}"
+    return f"python -m sp figures{options} notebooks/{folder}.ipynb" if re.match(r"\d\d_", folder) else None
 
 
 def project() -> Path:

@@ -8,10 +8,10 @@ from sp.lab.audit import AuditError, audit, chance_of_missing, describe, draw
 from sp.lab.experiment import Experiment, run
 from sp.rivals.optimizers import UPGD
 
-ARMS = {"coincidence": {}, "sgd": {"options": {"lr": 0.2}}, "upgd": {"epochs": 10}}
+METHODS = {"coincidence": {}, "sgd": {"options": {"lr": 0.2}}, "upgd": {"epochs": 10}}
 EXPERIMENTS = [
     Experiment(optimizer=name, samples_per_task=200, hidden=(16,), seed=seed, **more)
-    for name, more in ARMS.items()
+    for name, more in METHODS.items()
     for seed in range(5)
 ]
 
@@ -31,7 +31,9 @@ def altered(result, by: float, row: int = 1):
 def test_honest_runs_pass_and_are_told_row_by_row_and_in_a_sentence(kept):
     rows = audit(kept, sample=4, seed=1, workers=1)
     assert list(rows) == ["key", "method", "dataset", "stream", "seed", "kept", "computed", "difference", "largest"]
-    assert len(rows) == 4 and set(rows["method"]) == set(ARMS) and (rows[["difference", "largest"]] == 0).all(axis=None)
+    assert (
+        len(rows) == 4 and set(rows["method"]) == set(METHODS) and (rows[["difference", "largest"]] == 0).all(axis=None)
+    )
     told = describe(rows, kept, seed=1)
     assert told.startswith(
         "4 of 15 kept runs, of 3 of 3 methods, were computed anew (seed 1): average accuracies differ"
@@ -107,7 +109,7 @@ def test_the_sample_is_spread_over_methods_and_is_its_seeds(kept):
     many = {f"{key}{i}": result for key, result in kept.items() for i in range(10 if key < "8" else 1)}
     for seed in range(20):
         methods = [many[key].experiment.optimizer for key in draw(many, 5, seed)]
-        assert set(methods[:3]) == set(methods) == set(ARMS) and len(set(methods[3:])) == 2
+        assert set(methods[:3]) == set(methods) == set(METHODS) and len(set(methods[3:])) == 2
     assert draw(many, 5, 3) == draw(dict(reversed(many.items())), 5, 3)
     assert len({tuple(draw(many, 5, seed)) for seed in range(20)}) > 10
     assert sorted(draw(many, 1000, 0)) == sorted(many)

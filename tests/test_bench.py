@@ -51,14 +51,6 @@ def test_a_step_needs_no_more_memory_than_adam_s(kind):
     assert peaks[kind] <= 1.1 * peaks["Adam"]
 
 
-def test_parts_that_were_not_measured_again_are_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr(bench, "MEASURED", tmp_path / "bench.csv")
-    old = pd.DataFrame({"part": ["size", "width", "batch"], "step_us": [1.0, 2.0, 3.0]})
-    old.to_csv(bench.MEASURED, index=False)
-    new = pd.DataFrame({"part": ["width"], "step_us": [5.0]})
-    assert list(bench.beside_known(new).step_us) == [1.0, 5.0, 3.0]
-
-
 def test_the_committed_table_is_whole():
     table = pd.read_csv(bench.MEASURED)
     for part, (widths, batches, names) in bench.PARTS.items():

@@ -1,4 +1,4 @@
-"""What notebook 13 compares: networks of the sizes that it says, every arm tuned, and verdicts from paired seeds."""
+"""What notebook 13 compares: networks of the sizes that it says, every method tuned, and verdicts from paired seeds."""
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ from studies import dendrite_study as study
 from sp.lab import sweep
 from sp.lab.networks import mlp
 
-ARMS = [study.two_tasks("digits"), *(study.on_stream(stream, "digits") for stream in study.STREAMS)]
+METHODS = [study.two_tasks("digits"), *(study.on_stream(stream, "digits") for stream in study.STREAMS)]
 
 
 @pytest.mark.parametrize(("inputs", "hidden"), [(64, (100, 100)), (784, (256, 256))])
@@ -28,18 +28,18 @@ def test_published_parameters_are_those_of_a_wrapped_network_without_a_dendrite(
     assert study.grown_size(784, (256, 256), 10) == 2 * plain + 522
 
 
-def test_every_arm_has_a_rate_of_its_own_or_runs_with_defaults():
+def test_every_method_has_a_rate_of_its_own_or_runs_with_defaults():
     assert study.is_tuned("digits")
-    for arms in ARMS:
-        assert len(set(arms.values())) == len(arms)
-        for arm, experiment in arms.items():
-            assert ("lr" in dict(experiment.options)) == (not arm.startswith("Coincidence")), arm
+    for methods in METHODS:
+        assert len(set(methods.values())) == len(methods)
+        for method, experiment in methods.items():
+            assert ("lr" in dict(experiment.options)) == (not method.startswith("Coincidence")), method
 
 
-def test_arms_are_tuned_on_other_seeds_and_images_with_equal_effort():
+def test_methods_are_tuned_on_other_seeds_and_images_with_equal_effort():
     found = study.trials("digits")
     assert all(e.seed >= 100 and e.evaluation == "validation" for *_, e in found)
-    counts = pd.Series([(arm, e.tasks, e.stream) for arm, _, e in found]).value_counts()
+    counts = pd.Series([(method, e.tasks, e.stream) for method, _, e in found]).value_counts()
     assert set(counts) == {7 * 3, 7} and all(
         n == (7 if stream == "permuted" else 21) for (*_, stream), n in counts.items()
     )
@@ -54,11 +54,15 @@ def test_without_tuned_rates_the_error_gives_the_command(tmp_path, monkeypatch):
         study.on_stream("permuted", "digits")
 
 
-def test_additions_compare_each_arm_with_its_own_rule():
+def test_additions_compare_each_method_with_its_own_rule():
     values = {"Adam": 0.5, "Adam, wide": 0.5, "Adam, dendrites": 0.4, "Adam + replay": 0.8, "Adam, wide + replay": 0.9}
     values |= {f"Adam{study.LOOP}": 0.3, f"Adam, dendrites{study.LOOP}": 0.3}
     rows = pd.DataFrame(
-        [{"arm": arm, "seed": s, "average_accuracy": v + s / 100} for arm, v in values.items() for s in range(6)]
+        [
+            {"method": method, "seed": s, "average_accuracy": v + s / 100}
+            for method, v in values.items()
+            for s in range(6)
+        ]
     )
     found = study.additions(rows).set_index(["rule", "with"])
     assert found.verdict.to_dict() == {

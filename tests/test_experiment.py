@@ -111,7 +111,7 @@ def test_accuracy_is_of_task_j_after_training_on_task_i(result):
     assert final == R[1].tolist()
 
 
-def test_arms_with_one_seed_share_weights_order_and_buffer():
+def test_methods_with_one_seed_share_weights_order_and_buffer():
     with_replay = replace(SMALL, replay_capacity=50)
     adam, sgd = run(with_replay), run(replace(with_replay, optimizer="sgd"))
     assert adam.buffer == sgd.buffer and sum(adam.buffer.values()) == 50

@@ -303,7 +303,7 @@ def test_a_run_that_was_carried_over_has_the_measures_it_had(results, tmp_path):
 def test_the_command_records_what_the_notebook_reads(project, capsys):
     command = ["record", "08_permuted", "--tasks", "2", "3", "--seeds", "1", "--workers", "1"]
     assert main(command) == 0 and "14 runs are in" in capsys.readouterr().out
-    named = with_seeds(permuted.arms("digits", 2), range(1))
+    named = with_seeds(permuted.methods("digits", 2), range(1))
     assert not sweep.missing([experiment for _, experiment in named], Ledger(files.folder("ledger")))
     rows = sweep.runs(named)
     curves = permuted.averages(rows, 2)
@@ -313,8 +313,8 @@ def test_the_command_records_what_the_notebook_reads(project, capsys):
 
 def test_long_streams_are_recorded_with_their_own_number_of_seeds(project, capsys):
     assert main(["record", "08_permuted", "--tasks", "10", "30", "--seeds", "5", "--long-seeds", "2", "--dry-run"]) == 0
-    arms = len(permuted.arms("digits", 10))
-    assert f"{7 * arms} runs" in capsys.readouterr().out
+    methods = len(permuted.methods("digits", 10))
+    assert f"{7 * methods} runs" in capsys.readouterr().out
 
 
 def test_a_row_is_one_line_of_json(results, tmp_path):

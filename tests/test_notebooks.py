@@ -17,7 +17,7 @@ KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "languag
 PARAMETERS = 'dataset = "digits"\nk = 1.0  # the mean'
 IMPORTS = 'import os\n\nimport pandas as pd\n\nfrom sp import figures\n\nfigures.begin("01_toy", globals())\nk += 1'
 FIGURE = """
-table = pd.DataFrame({"arm": ["Adam"], "metric": ["m"], "mean": [k], "low": [k], "high": [k], "n": [1]})
+table = pd.DataFrame({"method": ["Adam"], "metric": ["m"], "mean": [k], "low": [k], "high": [k], "n": [1]})
 words = {"question": "Which?", "caption": "One."}
 _ = figures.draw("interval_plot", dataset, table, panels={"m": "M"}, label="k", formats=["pdf"], **words)
 figures.save_table(table, f"{dataset}_table")
@@ -98,7 +98,7 @@ def test_other_parameters_leave_the_same_in_a_folder_of_their_own_however_they_a
     assert contents(folder) == papered
     tables = sorted(path.name for path in folder.parent.glob("*.csv"))
     assert tables == ["digits.csv", "digits_table.csv"]
-    assert (folder.parent / tables[1]).read_text() == "k,arm,metric,mean,low,high,n\n3.0,Adam,m,4,4,4,1\n"
+    assert (folder.parent / tables[1]).read_text() == "k,method,metric,mean,low,high,n\n3.0,Adam,m,4,4,4,1\n"
 
     edited = nbformat.read("notebooks/01_toy.ipynb", 4)
     edited.cells[0].source = edited.cells[0].source.replace("1.0", "3.0")

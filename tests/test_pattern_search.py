@@ -34,15 +34,17 @@ def test_every_point_of_the_grids_has_neighbours_that_can_be_built():
 @pytest.mark.parametrize(("further", "lr"), [(0, 0.3), (1, 1.0), (6, 10.0)])
 def test_tuning_goes_on_past_the_edge_of_a_grid_as_far_as_it_may(monkeypatch, tmp_path, further, lr):
     def judged(trials, store, workers):
-        rows = [(arm, json.dumps(point), -abs(np.log10(point["lr"]) - 1)) for arm, point, _ in trials]  # best at 10
+        rows = [
+            (method, json.dumps(point), -abs(np.log10(point["lr"]) - 1)) for method, point, _ in trials
+        ]  # best at 10
         seen.extend(options for _, options, _ in rows)
-        return pd.DataFrame(rows, columns=["arm", "options", "accuracy"]).drop_duplicates("options")
+        return pd.DataFrame(rows, columns=["method", "options", "accuracy"]).drop_duplicates("options")
 
     seen = []
     monkeypatch.setattr(studies, "_judged", judged)
     monkeypatch.setattr(studies, "TUNED", tmp_path / "tuned.csv")
     trials = studies.trials({"SGD": Experiment(optimizer="sgd")}, {"sgd": [{"lr": 0.1}, {"lr": 0.3}]}, (100, 101))
-    points = studies.tune_arms("toy", "digits", trials, further=further, searches={"SGD": "abc"})
+    points = studies.tune_methods("toy", "digits", trials, further=further, searches={"SGD": "abc"})
     assert json.loads(points.options[points.chosen].item()) == {"lr": lr}
     assert len(points) == len(set(seen)) <= 2 + further
     assert seen.count(json.dumps({"lr": lr})) == 2  # each point on both seeds

@@ -38,15 +38,15 @@ def test_sensitivity_tells_what_raises_from_what_does_nothing():
 def test_every_point_of_every_space_is_taken_by_its_optimizer():
     named = search.search_runs("digits", 5, 1)
     assert len(named) == 5 * len(search.searched("digits"))
-    for arm, experiment in named:
+    for method, experiment in named:
         OPTIMIZERS[experiment.optimizer](mlp(2, (2,), 2), **dict(experiment.options))
-        assert experiment.evaluation == "validation" and experiment.seed in studies.TUNING_SEEDS, arm
+        assert experiment.evaluation == "validation" and experiment.seed in studies.TUNING_SEEDS, method
     drawn = search.points("digits", 5)
-    rows = pd.DataFrame([{"arm": arm, "seed": e.seed, "old": 0.5, "new": 0.25} for arm, e in named])
+    rows = pd.DataFrame([{"method": method, "seed": e.seed, "old": 0.5, "new": 0.25} for method, e in named])
     found = search.outcomes(rows, drawn)
-    assert len(found) == len(named) and set(found.arm) == set(search.searched("digits"))
+    assert len(found) == len(named) and set(found.method) == set(search.searched("digits"))
     lr = dict(dict(named)["Adam/3"].options)["lr"]
-    assert found[(found.arm == "Adam") & (found.point == 3)].option_lr.item() == pytest.approx(lr)
+    assert found[(found.method == "Adam") & (found.point == 3)].option_lr.item() == pytest.approx(lr)
 
 
 @pytest.mark.parametrize(("change", "verdict"), [(0.2, "holds"), (-0.2, "the opposite"), (0.0, "no difference found")])
@@ -56,7 +56,7 @@ def test_a_sentence_holds_when_its_measure_moves_as_promised(change, verdict):
         rows = pd.DataFrame(
             [
                 {
-                    "arm": experiment.key(),
+                    "method": experiment.key(),
                     "seed": seed,
                     "old": 0.5,
                     "new": 0.5,

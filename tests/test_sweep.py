@@ -14,14 +14,13 @@ import pandas as pd
 import psutil
 import pytest
 import studies
-from studies.bench_sweep import bench_sweep
 
 from sp.__main__ import main
 from sp.lab import tables
 from sp.lab.choices import grid
 from sp.lab.experiment import Experiment, run
 from sp.lab.ledger import Ledger
-from sp.lab.sweep import SweepError, compare, curves, plan, points_of, run_all, vary
+from sp.lab.sweep import SweepError, paired_curves, paired_runs, plan, points_of, run_all, vary
 
 SMALL = Experiment(hidden=(8,), options={"lr": 1e-3}, curve_points=1)
 
@@ -34,12 +33,12 @@ def test_parallel_runs_equal_single_ones_in_order_and_are_kept(tmp_path):
     assert len(Ledger(tmp_path).results()) == 3
 
 
-def test_compare_gives_every_arm_and_seed(tmp_path):
-    arms = {"slow": SMALL, "fast": replace(SMALL, options={"lr": 1e-2})}
-    rows = compare(arms, [0, 1], Ledger(tmp_path), workers=1, progress=False)
-    points = curves(arms, [0, 1], Ledger(tmp_path))
-    assert list(rows.arm) == ["slow", "slow", "fast", "fast"] and list(rows.seed) == [0, 1, 0, 1]
-    assert set(points.arm) == {"slow", "fast"} and len(points) == 2 * 2 * 2 * 2
+def test_compare_gives_every_method_and_seed(tmp_path):
+    methods = {"slow": SMALL, "fast": replace(SMALL, options={"lr": 1e-2})}
+    rows = paired_runs(methods, [0, 1], Ledger(tmp_path), workers=1, progress=False)
+    points = paired_curves(methods, [0, 1], Ledger(tmp_path))
+    assert list(rows.method) == ["slow", "slow", "fast", "fast"] and list(rows.seed) == [0, 1, 0, 1]
+    assert set(points.method) == {"slow", "fast"} and len(points) == 2 * 2 * 2 * 2
 
 
 def test_tuning_takes_held_out_images_and_seeds_that_are_not_reported(tmp_path, monkeypatch):
@@ -56,21 +55,21 @@ def test_tuning_takes_held_out_images_and_seeds_that_are_not_reported(tmp_path, 
         studies.tuned_options("toy", "digits", "SGD")
 
 
-def test_every_arm_of_every_study_has_a_grid_of_one_size_and_tuned_values():
+def test_every_method_of_every_study_has_a_grid_of_one_size_and_tuned_values():
     assert len({len(points) for points in studies.GRIDS.values()}) == 1
-    for name, arms in studies.STUDIES.items():
+    for name, methods in studies.STUDIES.items():
         # Notebook 04, which has the study of the gate, is for digits only.
         for dataset in ("digits",) if name == "nmda_gate" else ("digits", "mnist"):
-            for arm, experiment in arms(dataset, tuned=False).items():
-                point = studies.tuned_options(name, dataset, arm)
+            for method, experiment in methods(dataset, tuned=False).items():
+                point = studies.tuned_options(name, dataset, method)
                 assert point in studies.GRIDS[experiment.optimizer]
 
 
 def test_the_table_of_tuned_values_is_sorted_and_has_no_doubles():
     table = pd.read_csv(studies.TUNED)
-    names = table[["study", "dataset", "arm"]]
+    names = table[["study", "dataset", "method"]]
     assert not names.duplicated().any()
-    assert names.equals(names.sort_values(["study", "dataset", "arm"]).reset_index(drop=True))
+    assert names.equals(names.sort_values(["study", "dataset", "method"]).reset_index(drop=True))
 
 
 LONG = Experiment(hidden=(16,), options={"lr": 1e-3}, epochs=3)
@@ -245,10 +244,3 @@ def test_a_cluster_that_does_not_answer_is_a_clear_error(tmp_path, capsys, monke
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     assert main(["sweep", "--ledger", str(tmp_path), "--seeds", "1", "--cluster", address]) == 2
     assert f"no dask scheduler with workers answers at {address}" in capsys.readouterr().err
-
-
-def test_the_bench_of_sweeps_measures_what_it_allows(capsys):
-    table = bench_sweep(seeds=1, kept=50).set_index("measurement")
-    assert list(table.index) == ["overhead", "comparison_s", "reading_s"]
-    assert (table.value[["comparison_s", "reading_s"]] > 0).all() and table.value.overhead > -0.5
-    assert table.ratio.reading_s == pytest.approx(table.value.reading_s / 2)

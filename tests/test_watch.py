@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from studies import looks
 
 from sp import rules
 from sp.lab import watch
@@ -43,7 +44,7 @@ def test_what_cannot_be_followed_is_an_error():
 
 
 def test_a_fixed_threshold_never_unmarks_and_a_trace_that_decays_at_once_follows_the_newest_batch():
-    rows = watch.follow(replace(SMALL, tasks=2), watch.Traces(decay=0.0, every=1)).set_index("step")
+    rows = watch.follow(replace(SMALL, tasks=2), looks.Traces(decay=0.0, every=1)).set_index("step")
     fixed = rows[rows.trace == "Accumulating trace, fixed threshold"].share
     assert (fixed.diff().dropna() >= 0).all() and fixed.iloc[0] > 0.5
     assert rows.share.between(0, 1).all()
@@ -53,7 +54,7 @@ def test_a_fixed_threshold_never_unmarks_and_a_trace_that_decays_at_once_follows
 
 def test_gates_fall_and_lie_between_zero_and_one():
     gates = watch.follow(
-        replace(SMALL, optimizer="consolidating", epochs=3, options={"warmup_steps": 5}), watch.gate_quantiles
+        replace(SMALL, optimizer="consolidating", epochs=3, options={"warmup_steps": 5}), looks.gate_quantiles
     )
     assert gates.gate.between(0, 1).all() and set(gates.layer) == {1, 2}
     late = gates[gates.step >= 20].sort_values("step")
@@ -66,13 +67,13 @@ def test_the_memory_is_a_positive_matrix_that_knows_the_tasks_that_were_learnt(o
 
     def look(moment):
         synapses = moment.learner.optimizer.coincidence.synapses[0]
-        A = watch.memory(moment.learner.optimizer, synapses)
+        A = looks.memory(moment.learner.optimizer, synapses)
         assert A.shape == (65, 65)
         torch.testing.assert_close(A, A.T)
         assert torch.linalg.eigvalsh(A.double()).min() > -1e-4
         optimizer = moment.learner.optimizer
-        assert watch.retention(optimizer, synapses) == optimizer.defaults["retention"]
-        return watch.spectrum(moment) + watch.input_novelty(moment)
+        assert looks.retention(optimizer, synapses) == optimizer.defaults["retention"]
+        return looks.spectrum(moment) + looks.input_novelty(moment)
 
     rows = watch.follow(experiment, look)
     trace = rows.groupby("task").weight.sum()
@@ -83,7 +84,7 @@ def test_the_memory_is_a_positive_matrix_that_knows_the_tasks_that_were_learnt(o
 
 
 def test_the_projected_gradient_spares_old_inputs():
-    found = watch.first_gradient(replace(COINCIDENCE, epochs=3), task=3)
+    found = looks.first_gradient(replace(COINCIDENCE, epochs=3), task=3)
     assert found.raw.shape == found.projected.shape == (16, 64) and found.mean_image.shape == (64,)
     change = found.effects.pivot(index="step", columns="inputs", values="change")
     assert change.loc["raw", "new task"] == pytest.approx(1)
@@ -93,7 +94,7 @@ def test_the_projected_gradient_spares_old_inputs():
 
 def test_a_network_whose_memory_is_wiped_learns_and_forgets():
     whole = replace(COINCIDENCE, stream="split", scenario="class", tasks=5, samples_per_task=None, epochs=2)
-    wiped = watch.without_memory({"wiped": whole}, [0]).iloc[0]
+    wiped = looks.without_memory({"wiped": whole}, [0]).iloc[0]
     kept = run(replace(whole, seed=0)).accuracy
     assert wiped.learning_accuracy > 0.8 and wiped.average_accuracy < 0.4 < kept[-1].mean()
 
@@ -104,7 +105,7 @@ def test_accuracies_by_task_and_by_number_of_tasks_agree_with_the_matrix(tmp_pat
     R = run(SMALL).accuracy
     lower = np.tril_indices(3)
     np.testing.assert_allclose(rows.pivot(index="after", columns="on", values="accuracy").to_numpy()[lower], R[lower])
-    counted = watch.by_number_of_tasks(rows)
+    counted = looks.by_number_of_tasks(rows)
     np.testing.assert_allclose(counted.newest, np.diag(R))
     np.testing.assert_allclose(counted.average, [R[i, : i + 1].mean() for i in range(3)])
 
@@ -119,8 +120,8 @@ def _novelty_by_hand(moment):
         return []
     synapses = moment.learner.optimizer.coincidence.synapses[0]
     optimizer = moment.learner.optimizer
-    P = rules.novelty(watch.memory(optimizer, synapses), optimizer.defaults["retention"])
-    rows = pd.DataFrame(watch.input_novelty(moment))
+    P = rules.novelty(looks.memory(optimizer, synapses), optimizer.defaults["retention"])
+    rows = pd.DataFrame(looks.input_novelty(moment))
     x = moment.stream.tasks[0].test()[0]
     x = torch.cat([x, torch.ones(len(x), 1)], 1)
     by_hand = torch.stack([row @ P @ row / (row @ row) for row in x]).mean().item()
@@ -144,5 +145,5 @@ def test_plasticity_is_seen_task_by_task_and_kept(tmp_path):
 
 
 def test_the_published_threshold_is_seen_once_it_is_set():
-    table = watch.follow(replace(SMALL, tasks=1, optimizer="selective", options={"warmup_steps": 3}), watch.thresholds)
+    table = watch.follow(replace(SMALL, tasks=1, optimizer="selective", options={"warmup_steps": 3}), looks.thresholds)
     assert table.step.min() == 3 and set(table.layer) == {"Layer 1", "Layer 2"} and (table.threshold > 0).all()

@@ -87,8 +87,8 @@ def learning_answer(ledger: Ledger | None = None, **choices: Any) -> Answer:
     seen = _seen(ledger, chosen)
     method = chosen["optimizer"]
     lines = [
-        f"{arm}: accuracy on A {R[0, 0]:.2f} after A, {R[1, 0]:.2f} after B; on B {R[1, 1]:.2f}."
-        for arm, R in ((arm, found.accuracy) for arm, found in seen.items())
+        f"{title}: accuracy on A {R[0, 0]:.2f} after A, {R[1, 0]:.2f} after B; on B {R[1, 1]:.2f}."
+        for title, R in ((title, found.accuracy) for title, found in seen.items())
     ]
     events = seen[method].events.groupby("task")[["ltp", "ltd"]].sum()
     lines.append(
@@ -102,11 +102,11 @@ def learning_answer(ledger: Ledger | None = None, **choices: Any) -> Answer:
 
 
 def _seen(ledger: Ledger, choices: dict) -> dict[str, watch.Observed]:
-    arms = experiments(**choices)
-    seen = {arm: watch.observe(experiment, ledger, missing_too=False) for arm, experiment in arms.items()}
-    missing = [arm for arm, found in seen.items() if found is None]
+    methods = experiments(**choices)
+    seen = {method: watch.observe(experiment, ledger, missing_too=False) for method, experiment in methods.items()}
+    missing = [method for method, found in seen.items() if found is None]
     if missing:
-        seen.update(zip(missing, _train([arms[arm] for arm in missing], ledger), strict=True))
+        seen.update(zip(missing, _train([methods[method] for method in missing], ledger), strict=True))
     return seen
 
 
@@ -146,14 +146,14 @@ def _code(choices: dict) -> str:
 
 
 def _table(seen: dict[str, watch.Observed]) -> pd.DataFrame:
-    """What `sp.figures.inside.learning` draws: curves, LTP and LTD of each layer, and the gates of the first arm."""
-    curves = pd.concat([found.curve.assign(arm=arm) for arm, found in seen.items()])
+    """What `sp.figures.inside.learning` draws: curves, LTP and LTD of each layer, and the gates of the first method."""
+    curves = pd.concat([found.curve.assign(method=method) for method, found in seen.items()])
     layer, counts = ["task", "parameter", "synapses", "looks"], ["ltp", "ltd", "shut"]
-    events = [found.events.melt(layer, counts, "quantity").assign(arm=arm) for arm, found in seen.items()]
-    arm, first = next(iter(seen.items()))
-    gates = first.gates.assign(quantity="gate", value=first.gates.gate, arm=arm)
+    events = [found.events.melt(layer, counts, "quantity").assign(method=method) for method, found in seen.items()]
+    method, first = next(iter(seen.items()))
+    gates = first.gates.assign(quantity="gate", value=first.gates.gate, method=method)
     tables = [curves.assign(quantity="accuracy", value=curves.accuracy), *events, gates]
-    columns = ["arm", "quantity", "training", "step", *layer, "row", "column", "value"]
+    columns = ["method", "quantity", "training", "step", *layer, "row", "column", "value"]
     return pd.concat(tables, ignore_index=True).reindex(columns=columns)
 
 

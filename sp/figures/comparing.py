@@ -43,11 +43,11 @@ def interval_plot(
     panel: str = "metric",
     metric: str | None = None,
 ) -> Figure:
-    """Dots with intervals, a row for each arm and a panel for each metric or stream; open dots with replay.
+    """Dots with intervals, a row for each method and a panel for each metric or stream; open dots with replay.
 
     Args:
-        table: ``arm``, ``metric``, ``mean``, ``low``, ``high`` and the column ``panel``; at most one row for an arm in
-            a panel.
+        table: ``method``, ``metric``, ``mean``, ``low``, ``high`` and the column ``panel``; at most one row for a
+            method in a panel.
         panels: value of the column ``panel`` -> title of its panel, in order.
         label: of the axis of each panel.
         panel: which column tells the panels apart. metric: which metric is drawn; None: all.
@@ -55,16 +55,16 @@ def interval_plot(
     if metric is not None:
         table = table[table.metric == metric]
     table = table[table[panel].isin(list(panels))]
-    arms = list(dict.fromkeys(table.arm))
-    fig, axes = canvas(0.6 + 0.17 * len(arms), ncols=len(panels), sharey=True, squeeze=False)
+    methods = list(dict.fromkeys(table.method))
+    fig, axes = canvas(0.6 + 0.17 * len(methods), ncols=len(panels), sharey=True, squeeze=False)
     for ax, (value, title) in zip(axes[0], panels.items(), strict=True):
         rows = table[table[panel] == value]
         for row in rows.to_dict("records"):
-            _dot(ax, row, arms.index(row["arm"]), **marker_style(row["arm"], 4))
-        ax.set_title(wrapped(title, fig, len(panels), arms))
-        ax.set(yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms) - 0.5, -0.5))
+            _dot(ax, row, methods.index(row["method"]), **marker_style(row["method"], 4))
+        ax.set_title(wrapped(title, fig, len(panels), methods))
+        ax.set(yticks=range(len(methods)), yticklabels=methods, ylim=(len(methods) - 0.5, -0.5))
         _accuracy_axis(ax, rows)
-    label_below(fig, axes, label, arms)
+    label_below(fig, axes, label, methods)
     return fig
 
 
@@ -80,7 +80,7 @@ def ranking(
     """Methods from the best to the worst in each panel, named at their dots; a few in colour, the rest in grey.
 
     Args:
-        table: ``arm``, ``mean``, ``low``, ``high`` and the column ``panel``; one row for an arm in a panel.
+        table: ``method``, ``mean``, ``low``, ``high`` and the column ``panel``; one row for a method in a panel.
         panels: value of the column ``panel`` -> title of its panel, in order.
         label: of the axis of each panel.
         coloured: the methods in colour, with their variants.
@@ -93,25 +93,27 @@ def ranking(
         rows = table[table[panel] == value].sort_values("mean", ascending=False)
         low, high = _accuracy_axis(ax, rows)
         for place, row in enumerate(rows.to_dict("records")):
-            style = _pale_or_coloured(row["arm"], coloured, 3.2)
+            style = _pale_or_coloured(row["method"], coloured, 3.2)
             _dot(ax, row, place, **style)
             left = row["mean"] > (low + high) / 2
             ends = {"xytext": (-5, 0), "ha": "right"} if left else {"xytext": (5, 0), "ha": "left"}
             ink = "0.4" if style["color"] == PALE else style["color"]
             at = (row["low"] if left else row["high"], place)
-            ax.annotate(row["arm"], at, textcoords="offset points", va="center", color=ink, fontsize=SMALLEST, **ends)
+            ax.annotate(
+                row["method"], at, textcoords="offset points", va="center", color=ink, fontsize=SMALLEST, **ends
+            )
         ax.set(title=title, yticks=[], ylim=(most - 0.5, -0.5))
         ax.spines["left"].set_visible(False)
     label_below(fig, axes, label)
     return fig
 
 
-def _pale_or_coloured(arm: str, coloured: Sequence[str], size: float) -> dict[str, Any]:
-    """How the marker of an arm looks where only some methods are in colour, with their variants."""
-    style = marker_style(arm, size)
-    if arm.partition(" + ")[0] in coloured:
+def _pale_or_coloured(method: str, coloured: Sequence[str], size: float) -> dict[str, Any]:
+    """How the marker of a method looks where only some methods are in colour, with their variants."""
+    style = marker_style(method, size)
+    if method.partition(" + ")[0] in coloured:
         return style
-    return style | {"color": PALE, "markerfacecolor": "white" if "replay" in arm else PALE}
+    return style | {"color": PALE, "markerfacecolor": "white" if "replay" in method else PALE}
 
 
 def _dot(ax: Axes, row: dict, place: float, **style) -> None:
@@ -136,7 +138,12 @@ def _accuracy_axis(ax: Axes, rows: pd.DataFrame) -> tuple[float, float]:
 
 @plot("Mean over seeds")
 def heat_maps(
-    canvas: Canvas, table: pd.DataFrame, panels: dict[str, str], value: str, labels: Sequence[str], panel: str = "arm"
+    canvas: Canvas,
+    table: pd.DataFrame,
+    panels: dict[str, str],
+    value: str,
+    labels: Sequence[str],
+    panel: str = "method",
 ) -> Figure:
     """Matrices of one kind side by side, on one scale from 0 to 1; small ones have their values printed in.
 
@@ -180,7 +187,7 @@ def line_panels(
     x: str,
     panels: dict[str, str],
     labels: Sequence[str],
-    hue: str = "arm",
+    hue: str = "method",
     names: Sequence[str] | None = None,
     limits: Sequence[float | None] | None = (0, 1),
     palette: str | None = None,
@@ -259,7 +266,7 @@ def trade_off(
     """Accuracy against what a method costs, a panel for each scenario: a few methods in colour and named, others grey.
 
     Args:
-        table: ``arm, mean, low, high`` and the columns ``cost`` and ``panel``; rows without a cost are left out.
+        table: ``method, mean, low, high`` and the columns ``cost`` and ``panel``; rows without a cost are left out.
         cost: which column is the cost.
         panels: value of the column ``panel`` -> title of its panel, in order.
         label: of the cost. coloured: the methods that are named. panel: which column tells the panels apart.
@@ -269,13 +276,13 @@ def trade_off(
     for ax, (value, title) in zip(axes[0], panels.items(), strict=True):
         rows = table[table[panel] == value].to_dict("records")
         for row in rows:
-            style = _pale_or_coloured(row["arm"], coloured, 3.6)
-            front = 2 + (row["arm"] in coloured)
+            style = _pale_or_coloured(row["method"], coloured, 3.6)
+            front = 2 + (row["method"] in coloured)
             ax.plot([row[cost]] * 2, [row["low"], row["high"]], color=style["color"], linewidth=1, zorder=front)
             ax.plot(row[cost], row["mean"], clip_on=False, zorder=front, **style)
         ax.set(title=title, ylim=(-0.02, 1.02), xscale="symlog", xlim=(-0.15, max(10, 2 * table[cost].max())))
         ax.xaxis.set_major_formatter(FuncFormatter(short))
-        name_beside(ax, {row["arm"]: (row[cost], row["mean"]) for row in rows if row["arm"] in coloured})
+        name_beside(ax, {row["method"]: (row[cost], row["mean"]) for row in rows if row["method"] in coloured})
     axes[0, 0].set_ylabel("Final accuracy")
     label_below(fig, axes, label)
     return fig
@@ -285,15 +292,15 @@ def trade_off(
 def effect_plot(
     canvas: Canvas, table: pd.DataFrame, label: str, margin: float, method: str, panel: str = "stream"
 ) -> Figure:
-    """Differences from a base with their intervals, a row for each arm and a panel for each stream.
+    """Differences from a base with their intervals, a row for each method and a panel for each stream.
 
     Args:
-        table: ``arm, mean, low, high, verdict`` and the column ``panel``. What is not decided is drawn pale.
+        table: ``method, mean, low, high, verdict`` and the column ``panel``. What is not decided is drawn pale.
         label: of the axis that the panels share. margin: half the width of the band in which nothing matters.
-        method: whose choices the arms are.
+        method: whose choices the rows are.
         panel: which column tells the panels apart.
     """
-    names = list(dict.fromkeys(table.arm))
+    names = list(dict.fromkeys(table.method))
     titles = list(dict.fromkeys(table[panel]))
     ink, marker = look(method)
     fig, axes = canvas(0.6 + 0.15 * len(names), ncols=len(titles), sharey=True, squeeze=False)
@@ -301,7 +308,7 @@ def effect_plot(
         ax.axvspan(-margin, margin, color="0.92", linewidth=0)
         ax.axvline(0, color="0.6", linewidth=0.6)
         for row in table[table[panel] == title].itertuples():
-            place, strength = names.index(row.arm), 0.35 if row.verdict == "open" else 1
+            place, strength = names.index(row.method), 0.35 if row.verdict == "open" else 1
             ax.plot([row.low, row.high], [place, place], color=ink, alpha=strength, linewidth=1.3)
             ax.plot(row.mean, place, marker, color=ink, alpha=strength, markersize=3)
         # Effects differ by orders of magnitude, and the small ones decide what does not matter.
@@ -319,19 +326,19 @@ def effect_plot(
 
 @plot()
 def fronts(canvas: Canvas, table: pd.DataFrame, labels: Sequence[str], corner: float = 0.85) -> Figure:
-    """Every point of a search, and the Pareto front of each arm as a staircase; open dots and dashes with replay.
+    """Every point of a search, and the Pareto front of each method as a staircase; open dots and dashes with replay.
 
     Args:
-        table: ``arm``, ``old``, ``new``, ``front`` (whether the point is on its arm's front).
+        table: ``method``, ``old``, ``new``, ``front`` (whether the point is on its method's front).
         labels: of the axes, for ``old`` and ``new``. corner: where the second panel, the upper right corner, begins.
     """
-    styles = line_styles(list(dict.fromkeys(table.arm)), 2.4)
+    styles = line_styles(list(dict.fromkeys(table.method)), 2.4)
     fig, axes = canvas(2.5, ncols=2, squeeze=False)
     for ax, low in zip(axes[0], (0, corner), strict=True):
-        for arm, rows in table.groupby("arm", sort=False):
-            ax.plot(rows.old, rows.new, alpha=0.6, **{**styles[arm], "linestyle": ""})
+        for method, rows in table.groupby("method", sort=False):
+            ax.plot(rows.old, rows.new, alpha=0.6, **{**styles[method], "linestyle": ""})
             front = rows[rows.front].sort_values("old")
-            ax.step(front.old, front.new, where="pre", label=arm, **styles[arm])
+            ax.step(front.old, front.new, where="pre", label=method, **styles[method])
         margin = 0.03 * (1 - low)
         ax.set(xlim=(low - margin, 1 + margin), ylim=(low - margin, 1 + margin))
         ax.locator_params(nbins=4)

@@ -15,8 +15,8 @@ FILLED = ("README.md", "docs/comparison.md")  # whose tables come from files
 def fill_tables(text: str, root: Path = Path()) -> str:
     """The text with every ``<!-- table: FILE.csv -->`` ... ``<!-- end -->`` filled from that file under ``root``.
 
-    The file is an interval table (`sp.lab.metrics.interval_table`), with columns ``arm, metric, mean, low, high, n``.
-    With more words after its name it has a column ``stream`` as well, and the table one column a stream:
+    The file is an interval table (`sp.lab.metrics.interval_table`), with columns ``method, metric, mean, low, high,
+    n``. With more words after its name it has a column ``stream`` as well, and the table one column a stream:
 
     - ``metric=NAME``: the metric to show.
     - ``streams=NAME,NAME``: which streams, in this order; default: all.

@@ -175,7 +175,7 @@ def learning(canvas: Canvas, table: pd.DataFrame) -> Figure:
     """Curves of two tasks, LTP and LTD of each layer, and below, where there are any, the gates, task by task.
 
     Args:
-        table: ``arm, quantity, value`` with ``training, task, step`` where the quantity is ``accuracy``; ``task,
+        table: ``method, quantity, value`` with ``training, task, step`` where the quantity is ``accuracy``; ``task,
             parameter, synapses, looks`` where it is ``ltp`` or ``ltd``, a count; ``task, parameter, row, column`` where
             it is ``gate``, the mean over a block of synapses.
     """
@@ -185,10 +185,10 @@ def learning(canvas: Canvas, table: pd.DataFrame) -> Figure:
     top, bottom = fig.subfigures(2, height_ratios=(1.15, 1)) if len(gates) else (fig.subfigures(), None)
     axes = top.subplots(1, 3, width_ratios=(1, 1, 1.15))
     curves = table[table.quantity == "accuracy"]
-    styles = line_styles(list(dict.fromkeys(table.arm)))
+    styles = line_styles(list(dict.fromkeys(table.method)))
     for task, ax in zip((1, 2), axes, strict=False):
-        for arm, rows in curves[curves.task == task].groupby("arm", sort=False):
-            ax.plot(rows.step, rows.value, label=arm, clip_on=False, markevery=0.15, **styles[arm])
+        for method, rows in curves[curves.task == task].groupby("method", sort=False):
+            ax.plot(rows.step, rows.value, label=method, clip_on=False, markevery=0.15, **styles[method])
         switches(ax, curves, "step", "training", False)
         ax.set(title=f"Task {LETTERS[task - 1]}", ylim=(0, 1.02), xlabel="Training step", yticks=(0, 0.5, 1))
     axes[0].set_ylabel("Test accuracy")
@@ -203,13 +203,13 @@ def _events(ax: Axes, events: pd.DataFrame) -> None:
     """Bars to the right: LTP, to the left: LTD; share of a layer's synapses in a step, task by task."""
     labels = []
     weights = events[events.parameter.str.endswith("weight")]
-    for (arm, task), rows in weights.groupby(["arm", "task"], sort=False):
+    for (method, task), rows in weights.groupby(["method", "task"], sort=False):
         for layer, (_, counts) in enumerate(rows.groupby("parameter", sort=False), 1):
             place = -len(labels)
             for row in counts.itertuples():
                 sign = 1 if row.quantity == "ltp" else -1
                 share = sign * row.value / (row.synapses * max(row.looks, 1))
-                ax.barh(place, share, color=look(arm)[0], alpha=1 if sign > 0 else 0.5, height=0.75)
+                ax.barh(place, share, color=look(method)[0], alpha=1 if sign > 0 else 0.5, height=0.75)
             labels.append(f"{LETTERS[int(task) - 1]}, layer {layer}")
     ax.axvline(0, color="0.2", linewidth=0.6)
     ax.set(xlim=(-1, 1), xticks=(-1, 0, 1), xticklabels=("1", "0", "1"), title="LTD (left), LTP (right)")

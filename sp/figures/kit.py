@@ -34,10 +34,10 @@ def plot(shows: str = "") -> Callable:
     return register
 
 
-def marker_style(arm: str, size: float) -> dict[str, Any]:
-    """Colour and marker of an arm; open with replay."""
-    ink, marker = look(arm)
-    face = "white" if "replay" in arm else ink
+def marker_style(method: str, size: float) -> dict[str, Any]:
+    """Colour and marker of a method; open with replay."""
+    ink, marker = look(method)
+    face = "white" if "replay" in method else ink
     return {"color": ink, "marker": marker, "markersize": size, "markerfacecolor": face, "markeredgewidth": 0.8}
 
 

@@ -188,12 +188,12 @@ def stored(name: str) -> tuple[Record, pd.DataFrame]:
 def seeds(table: pd.DataFrame) -> str:
     """How many seeds a table was made of, as "n = 10" or "n = 5 to 10"; empty where it does not say.
 
-    They are in its column ``n``, or are counted in its column ``seed``, arm by arm where there is an ``arm``.
+    They are in its column ``n``, or are counted in its column ``seed``, method by method where there is a ``method``.
     """
     if "n" in table:
         counts = set(table.n)
     elif "seed" in table:
-        counts = set(table.groupby("arm").seed.nunique()) if "arm" in table else {table.seed.nunique()}
+        counts = set(table.groupby("method").seed.nunique()) if "method" in table else {table.seed.nunique()}
     else:
         return ""
     ends = sorted({min(counts), max(counts)})

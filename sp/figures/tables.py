@@ -62,29 +62,33 @@ def across_streams(
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:
-    """An interval table as text: a row for each arm, a column for each metric, "mean [low, high]", n in its head."""
-    text = metrics.readable(table[["arm", "metric", "mean", "low", "high", "n"]])
+    """An interval table as text: a row for each method, a column for each metric, "mean [low, high]", n in its head."""
+    text = metrics.readable(table[["method", "metric", "mean", "low", "high", "n"]])
     counts = {metric: ", ".join(map(str, sorted(set(n)))) for metric, n in table.groupby("metric").n}
     heads = {metric: f"{TITLES.get(metric, metric)} (n = {counts[metric]})" for metric in text}
     return text.fillna("").rename(columns=heads).rename_axis(columns=None)
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """An interval table as Markdown: a row for each arm, a column for each metric, "mean [low, high]"."""
+    """An interval table as Markdown: a row for each method, a column for each metric, "mean [low, high]"."""
     text = wide(table)
     lines = ["| | " + " | ".join(text.columns) + " |", "|---" * (len(text.columns) + 1) + "|"]
-    lines += [f"| {arm} | " + " | ".join(row) + " |" for arm, row in zip(text.index, text.to_numpy(), strict=True)]
+    lines += [
+        f"| {method} | " + " | ".join(row) + " |" for method, row in zip(text.index, text.to_numpy(), strict=True)
+    ]
     return "\n".join(lines) + "\n"
 
 
-def cost_columns(costs: pd.DataFrame, arms: Sequence[str], capacity: int = 0) -> pd.DataFrame:
-    """What a step costs and what is kept, as text for a table of these arms; missing where it is not known.
+def cost_columns(costs: pd.DataFrame, methods: Sequence[str], capacity: int = 0) -> pd.DataFrame:
+    """What a step costs and what is kept, as text for a table of these methods; missing where it is not known.
 
     Args:
-        costs: as `studies.comparison.costs` returns it. arms: rows. capacity: of the buffer; 0: without replay.
+        costs: as `studies.comparison.costs` returns it. methods: rows. capacity: of the buffer; 0: without replay.
     """
-    cost = costs[costs.capacity == capacity].set_index("arm")
-    cost = cost.reindex([arm.removesuffix(", tuned") for arm in arms]).set_axis(pd.Index(arms, name="arm"))
+    cost = costs[costs.capacity == capacity].set_index("method")
+    cost = cost.reindex([method.removesuffix(", tuned") for method in methods]).set_axis(
+        pd.Index(methods, name="method")
+    )
     heads = {"step (Adam = 1)": cost.step_ratio, "kept (weights = 1)": cost.kept}
     return pd.DataFrame({head: column.map("{:.1f}".format, na_action="ignore") for head, column in heads.items()})
 

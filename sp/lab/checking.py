@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sp.lab.data import Stream
 from sp.lab.experiment import Experiment, Moment, loss_of, network_of, run, stream_of
 from sp.lab.methods import ANY_LOSS
-from sp.lab.own import Own
+from sp.lab.own import Own, given
 from sp.rivals import make_learner, rehearses
 
 
@@ -101,8 +101,9 @@ def _check_method(title: str, experiment: Experiment, stream: Stream, usual: boo
     if isinstance(method, Own):
         _check_options(title, method.content, options)
     sizes = (stream.inputs, experiment.hidden, stream.outputs)
+    network = partial(network_of, experiment, stream)
     try:
-        learner = make_learner(method, partial(network_of, experiment, stream), sizes, torch.device("cpu"), options)
+        learner = make_learner(given(method), network, sizes, torch.device("cpu"), options)
     except Exception as error:
         chosen = f" with options {options}" if options else ""
         raise ValueError(f"method {title!r}{chosen} cannot be made: {error}") from error

@@ -24,7 +24,7 @@ def test_the_tables_of_the_documents_come_from_the_committed_files(page):
 
 def test_a_table_is_filled_from_its_file(tmp_path):
     rows = [("one", "final_1", 0.5, 0.4, 0.6, 10), ("one", "other", 1.0, 1.0, 1.0, 5)]
-    pd.DataFrame(rows, columns=["arm", "metric", "mean", "low", "high", "n"]).to_csv(tmp_path / "t.csv", index=False)
+    pd.DataFrame(rows, columns=["method", "metric", "mean", "low", "high", "n"]).to_csv(tmp_path / "t.csv", index=False)
     filled = fill_tables("before\n<!-- table: t.csv -->\nold\n<!-- end -->\nafter", tmp_path)
     table = (
         "| | task A (n = 10) | other (n = 5) |\n|---|---|---|\n| one | 0.500 [0.400, 0.600] | 1.000 [1.000, 1.000] |\n"
@@ -33,9 +33,9 @@ def test_a_table_is_filled_from_its_file(tmp_path):
     assert markdown(pd.read_csv(tmp_path / "t.csv")) == table
 
 
-def test_a_table_over_streams_has_a_gap_where_an_arm_was_not_run(tmp_path):
+def test_a_table_over_streams_has_a_gap_where_an_method_was_not_run(tmp_path):
     rows = [("a", "one", "x", 0.5, 0.5, 0.5, 10), ("b", "one", "x", 0.2, 0.2, 0.2, 10), ("b", "two", "x", 1, 1, 1, 10)]
-    columns = ["stream", "arm", "metric", "mean", "low", "high", "n"]
+    columns = ["stream", "method", "metric", "mean", "low", "high", "n"]
     other = [("a", "one", "y", 0.9, 0.9, 0.9, 10)]
     pd.DataFrame(rows + other, columns=columns).to_csv(tmp_path / "t.csv", index=False)
     filled = fill_tables("<!-- table: t.csv metric=x -->\n<!-- end -->", tmp_path).splitlines()
@@ -48,12 +48,12 @@ def test_a_table_over_streams_has_a_gap_where_an_arm_was_not_run(tmp_path):
 
 
 def test_a_table_over_streams_takes_those_and_the_buffer_that_are_asked_for(tmp_path):
-    rows = [(s, c, arm, "x", 0.5, c, 1, 10) for s in ("a", "b", "d") for c in (0, 7) for arm in ("two", "one")]
-    columns = ["stream", "capacity", "arm", "metric", "mean", "low", "high", "n"]
+    rows = [(s, c, method, "x", 0.5, c, 1, 10) for s in ("a", "b", "d") for c in (0, 7) for method in ("two", "one")]
+    columns = ["stream", "capacity", "method", "metric", "mean", "low", "high", "n"]
     pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "t.csv", index=False)
     filled = fill_tables("<!-- table: t.csv metric=x streams=d,a capacity=7 -->\n<!-- end -->", tmp_path).splitlines()
     assert filled[1] == "| | d (n = 10) | a (n = 10) |"
-    assert filled[3:5] == [f"| {arm} | 0.500 [7.000, 1.000] | 0.500 [7.000, 1.000] |" for arm in ("two", "one")]
+    assert filled[3:5] == [f"| {method} | 0.500 [7.000, 1.000] | 0.500 [7.000, 1.000] |" for method in ("two", "one")]
     with pytest.raises(ValueError, match=r"knows metric=, streams= and capacity=, got \['metrics'\]"):
         fill_tables("<!-- table: t.csv metrics=x -->\n<!-- end -->", tmp_path)
 

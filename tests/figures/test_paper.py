@@ -49,7 +49,7 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path, monke
 
 def test_a_table_of_results_is_latex_with_intervals_and_seeds():
     rows = [("A_1 & co", metric, 0.5, 0.4, 0.6, 3) for metric in ("final_1", "split5_class")]
-    table = pd.DataFrame(rows, columns=["arm", "metric", "mean", "low", "high", "n"])
+    table = pd.DataFrame(rows, columns=["method", "metric", "mean", "low", "high", "n"])
     text = tables.latex_table(tables.wide(table), "At 95 %.", "t")
     assert r"A\_1 \& co & 0.500 [0.400, 0.600] & 0.500 [0.400, 0.600] \\" in text and r"task A (n = 3) &" in text
     assert r"\shortstack{Split, 5 tasks, \\ class-incremental \\ (n~=~3)}" in text

@@ -1,4 +1,4 @@
-"""Plots show what is in their table: panels, arms, variants, means and intervals."""
+"""Plots show what is in their table: panels, methods, variants, means and intervals."""
 
 from functools import partial
 from itertools import pairwise
@@ -26,7 +26,7 @@ def closed():
 def test_heat_maps_share_one_scale_and_print_small_matrices():
     rows = [("small", 1, 1, 0.98), ("small", 1, 1, 0.994), ("small", 2, 2, np.nan)]
     rows += [("large", i, j, 0.0) for i in range(1, 13) for j in range(1, 13)]
-    table = pd.DataFrame(rows, columns=["arm", "after", "on", "accuracy"])
+    table = pd.DataFrame(rows, columns=["method", "after", "on", "accuracy"])
     labels = ["Accuracy", "After", "On"]
     fig = comparing.heat_maps(canvas, table, {"small": "Small", "large": "Large"}, "accuracy", labels)
     first, second = fig.axes[:2]
@@ -37,8 +37,8 @@ def test_heat_maps_share_one_scale_and_print_small_matrices():
 
 
 def test_variants_of_a_method_share_its_colour_and_marker_and_differ_in_dashes():
-    rows = [(arm, x, x / 4) for arm in ("Coincidence", "Coincidence + replay", "Adam") for x in range(4)]
-    table = pd.DataFrame(rows, columns=["arm", "x", "y"])
+    rows = [(method, x, x / 4) for method in ("Coincidence", "Coincidence + replay", "Adam") for x in range(4)]
+    table = pd.DataFrame(rows, columns=["method", "x", "y"])
     fig = comparing.line_panels(canvas, table, "x", {"y": ""}, ("x", "y"), across=0.5)
     first, second, third, _ = fig.axes[0].get_lines()
     assert [(line.get_color(), line.get_marker()) for line in (first, third)] == [
@@ -51,10 +51,10 @@ def test_variants_of_a_method_share_its_colour_and_marker_and_differ_in_dashes()
 
 
 def test_lines_show_the_mean_and_the_interval_of_sp_metrics_or_those_of_the_table():
-    raw = pd.DataFrame({"arm": "Adam", "x": np.repeat([1, 2], 6), "seed": [*range(6)] * 2})
+    raw = pd.DataFrame({"method": "Adam", "x": np.repeat([1, 2], 6), "seed": [*range(6)] * 2})
     raw["y"] = np.random.default_rng(0).random(12)
     summary = metrics.summarise(raw, ["x"], "y")
-    for table, column in ((raw, "y"), (summary.assign(arm="Adam"), "mean")):
+    for table, column in ((raw, "y"), (summary.assign(method="Adam"), "mean")):
         fig = comparing.line_panels(canvas, table, "x", {column: ""}, ("x", "y"))
         (line,), (band,) = fig.axes[0].get_lines(), fig.axes[0].collections
         assert line.get_ydata() == pytest.approx(summary["mean"])
@@ -62,10 +62,10 @@ def test_lines_show_the_mean_and_the_interval_of_sp_metrics_or_those_of_the_tabl
         assert {*summary.low, *summary.high} <= {*ends}
 
 
-def test_a_dot_plot_leaves_out_what_an_arm_did_not_run():
+def test_a_dot_plot_leaves_out_what_an_method_did_not_run():
     rows = [("Adam", "a", 0.5), ("Adam", "b", 0.4), ("Ridge", "b", 0.9)]
-    table = pd.DataFrame(rows, columns=["arm", "stream", "mean"]).assign(metric="m", low=0.3, high=0.95)
-    other = table.assign(metric="other", arm="SGD")
+    table = pd.DataFrame(rows, columns=["method", "stream", "mean"]).assign(metric="m", low=0.3, high=0.95)
+    other = table.assign(metric="other", method="SGD")
     options = {"panels": {"a": "A", "b": "B"}, "label": "x", "panel": "stream", "metric": "m"}
     fig = comparing.interval_plot(canvas, pd.concat([table, other]), **options)
     assert [len(ax.get_lines()) for ax in fig.axes] == [2, 4]  # a line and a dot each
@@ -74,7 +74,7 @@ def test_a_dot_plot_leaves_out_what_an_arm_did_not_run():
 
 def test_a_ranking_names_each_method_at_its_dot_and_colours_those_that_are_asked_for_with_replay_open():
     rows = [("a", "Adam", 0.5), ("a", "Ridge", 0.9), ("a", "Adam + replay", 0.7), ("b", "Ridge", 0.2)]
-    table = pd.DataFrame(rows, columns=["stream", "arm", "mean"]).assign(low=lambda t: t["mean"] - 0.1)
+    table = pd.DataFrame(rows, columns=["stream", "method", "mean"]).assign(low=lambda t: t["mean"] - 0.1)
     table["high"] = table["mean"] + 0.1
     fig = comparing.ranking(canvas, table, {"a": "A", "b": "B"}, "x", ["Adam"])
     first, second = fig.axes
@@ -89,7 +89,7 @@ def test_a_ranking_names_each_method_at_its_dot_and_colours_those_that_are_asked
 
 def test_lines_are_named_beside_the_last_panel_without_overlap_where_there_is_room():
     rows = [(name, x, y) for name, y in (("Adam", 0.50), ("SGD", 0.505), ("Ridge", 0.9)) for x in (1, 2)]
-    table = pd.DataFrame(rows, columns=["arm", "x", "y"])
+    table = pd.DataFrame(rows, columns=["method", "x", "y"])
     fig = comparing.line_panels(canvas, table, "x", {"y": ""}, ("x", "y"))
     names = fig.axes[0].texts
     fig.canvas.draw()
@@ -102,7 +102,7 @@ def test_lines_are_named_beside_the_last_panel_without_overlap_where_there_is_ro
 
 def test_a_task_that_begins_is_marked_where_the_last_one_ended():
     rows = [("Adam", task, step, 0.5) for task, steps in ((1, (1, 2)), (2, (3, 4))) for step in steps]
-    table = pd.DataFrame(rows, columns=["arm", "task", "step", "y"])
+    table = pd.DataFrame(rows, columns=["method", "task", "step", "y"])
     fig = comparing.line_panels(canvas, table, "step", {"y": ""}, ("x", "y"), switch="task")
     assert fig.axes[0].get_lines()[-1].get_xdata() == [2, 2]
     assert fig.axes[0].texts[0].get_text() == "task B begins"

@@ -27,7 +27,7 @@ matplotlib.use("agg")
 ROOT = Path(__file__).parents[2]
 TABLE = pd.DataFrame(
     [("Adam", "final_1", 0.5, 0.4, 0.6, 3), ("Adam + replay", "final_1", 0.9, 0.8, 0.95, 3)],
-    columns=["arm", "metric", "mean", "low", "high", "n"],
+    columns=["method", "metric", "mean", "low", "high", "n"],
 )
 WORDS = {"question": "Which?", "caption": "Accuracy."}
 OPTIONS = {"panels": {"final_1": "Task A"}, "label": "Accuracy"}
@@ -231,10 +231,10 @@ def test_another_folder_for_figures_is_that_of_other_parameters_as_well(project,
 def test_names_say_notebook_data_set_and_command():
     assert files.dataset_of("02_consolidation/fashion_mnist_gate") == "fashion_mnist"
     assert files.made_by("04_biology/tag") == "python -m sp figures notebooks/04_biology.ipynb"
-    assert files.made_by("retention/mnist") == "python notebooks/studies results --dataset mnist"
+    assert files.made_by("09_comparison/mnist_costs") == "python notebooks/studies costs --dataset mnist"
     assert files.dataset_of("explore_gate_0") is None and files.made_by("explore_gate_0") is None
     assert record.seeds(TABLE) == "n = 3" and record.seeds(TABLE.assign(n=[3, 10])) == "n = 3 to 10"
-    assert record.seeds(pd.DataFrame({"arm": ["a", "a", "b"], "seed": [0, 1, 0]})) == "n = 1 to 2"
+    assert record.seeds(pd.DataFrame({"method": ["a", "a", "b"], "seed": [0, 1, 0]})) == "n = 1 to 2"
 
 
 def test_colours_of_methods_are_told_apart_with_any_colour_vision():
