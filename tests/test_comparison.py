@@ -41,7 +41,7 @@ def test_every_method_gets_seven_points_and_each_can_be_built():
     methods = {**comparison.PLAIN, **comparison.REPLAYED}
     elsewhere = {"selective_coincidence", "dendrites", "active_dendrites"}  # in notebooks 04, 06 and 13
     assert set(METHODS) - elsewhere == set(methods.values())
-    for method in {method for method, method in methods.items() if method not in comparison.DEFAULTS}:
+    for method in {name for title, name in methods.items() if title not in comparison.DEFAULTS}:
         grid = comparison.GRIDS[method]
         assert len(grid) == 7 and len({json.dumps(point) for point in grid}) == 7, method
         for point in grid:
