@@ -1,7 +1,7 @@
 """How every figure looks, and the one way it leaves a notebook.
 
 A figure is a kind of plot (`sp.plots`), its options, and one CSV. `draw` writes these three, draws from what it has
-written, and `redraw` draws again from them alone: ``python -m sp figure NAME``.
+written, and `redraw` draws again from them alone: ``python -m sp paper NAME``.
 """
 
 import importlib.metadata
@@ -24,8 +24,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import sp
-from sp import files, parameters
+from sp import files
 from sp.checks import check_choice
+from sp.notebooks import parameters
 
 LETTERS = string.ascii_uppercase  # names of tasks
 JOURNALS = {  # inches: a column, and the full width of the text
@@ -137,7 +138,7 @@ _runs: dict[str, _Run] = {}  # of the notebooks that began in this process, the 
 def begin(notebook: str, namespace: Mapping[str, Any]) -> None:
     """Take a notebook's parameters, which decide where its figures and tables go and are part of their records.
 
-    With the notebook's own parameters (`sp.parameters.own`), on any data set, that is the folder ``figures``. With
+    With the notebook's own parameters (`parameters.own`), on any data set, that is the folder ``figures``. With
     others it is ``build/figures/NOTEBOOK/NAME=VALUE,...``, which is printed. ``$SP_FIGURES`` is put in place of
     ``figures`` and ``build/figures``. What the namespace holds later changes nothing, until `begin` is called again.
 
@@ -147,8 +148,8 @@ def begin(notebook: str, namespace: Mapping[str, Any]) -> None:
         namespace: ``globals()`` of the notebook.
 
     Raises:
-        FileNotFoundError, ValueError: as `sp.parameters.own`. ValueError: a parameter is not in the namespace, or its
-            value cannot be written down (see `sp.parameters.plain`).
+        FileNotFoundError, ValueError: as `parameters.own`. ValueError: a parameter is not in the namespace, or its
+            value cannot be written down (see `parameters.plain`).
     """
     own = parameters.own(notebook)
     if missing := [name for name in own if name not in namespace]:

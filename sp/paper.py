@@ -1,9 +1,8 @@
-"""Figures and tables for a paper, from what is stored in ``figures/``: ``python -m sp figure``, ``table``, ``paper``.
+"""Figures and tables for a paper, from what is stored in ``figures/``: ``python -m sp paper``.
 
 Nothing here trains, and nothing needs PyTorch.
 """
 
-import argparse
 import io
 import json
 import string
@@ -17,7 +16,6 @@ import pandas as pd
 from matplotlib.figure import Figure, SubFigure
 
 from sp import figures, files, report
-from sp.checks import check_choice
 from sp.plots import PLOTS
 
 PREFERRED = ("mnist", "digits")  # data sets; the first that is stored is taken
@@ -192,62 +190,3 @@ def _table(name: str) -> tuple[str, str, pd.DataFrame]:
 
 def _made(name: str) -> Path:
     return files.existing(files.folder("figures") / name)
-
-
-def add_commands(commands) -> None:
-    """``figure``, ``table`` and ``paper``."""
-    again = commands.add_parser("figure", help="draw figures again from their CSV, at the size of a journal")
-    again.add_argument("names", nargs="+", metavar="NAME", help="of the files in figures/, without a suffix")
-    again.add_argument("--journal", choices=figures.JOURNALS, help="whose widths; default: as it was")
-    again.add_argument("--width", choices=figures.WIDTHS, help="a column or the page; default: as it was")
-    again.add_argument("--format", nargs="+", choices=figures.FORMATS, default=["pdf", "png"], dest="formats")
-    again.add_argument("--to", type=Path, help="folder; default: in place")
-    again.add_argument("--latex", action="store_true", help="also NAME.tex, with the caption")
-    again.set_defaults(run=_figure)
-
-    table = commands.add_parser("table", help="write a table of figures/ as LaTeX (booktabs)")
-    table.add_argument("name", metavar="NAME", help="a CSV with arm, metric, mean, low, high, n; without a suffix")
-    table.add_argument("metric", metavar="METRIC", nargs="?", help="where it has streams: which metric of each")
-    table.add_argument("--caption", default="", help="what stands above the table, before the intervals are explained")
-    table.add_argument("--to", type=Path, help="folder of NAME.tex; default: print it")
-    table.set_defaults(run=_latex_table)
-
-    paper = commands.add_parser("paper", help="five figures and three tables for a paper, from stored results")
-    paper.add_argument("--journal", choices=figures.JOURNALS, default="icml", help="whose width (default: icml)")
-    paper.add_argument("--to", type=Path, default=Path("build/paper"), help="folder (default: build/paper)")
-    paper.set_defaults(run=_paper)
-
-
-def _figure(chosen: argparse.Namespace) -> int:
-    folder = chosen.to or files.folder("figures")
-    for name in chosen.names:
-        options = {"width": chosen.width, "journal": chosen.journal, "formats": chosen.formats}
-        plt.close(figures.redraw(name, to=folder, **options))
-        if chosen.latex:
-            caption = figures.stored(name)[0]["caption"]
-            wide = (chosen.width or figures.stored(name)[0]["width"]) == "page"
-            files.write_atomically(folder / f"{name}.tex", report.latex_figure(name, caption, wide))
-    return 0
-
-
-def _latex_table(chosen: argparse.Namespace) -> int:
-    table = pd.read_csv(_made(f"{chosen.name}.csv"))
-    if missing := [column for column in ("arm", "metric", "mean", "low", "high", "n") if column not in table]:
-        raise ValueError(f"{chosen.name}.csv is not a table of intervals: it has no column {missing[0]!r}")
-    if "stream" in table:
-        check_choice("METRIC", chosen.metric, table.metric.unique())
-    elif chosen.metric:
-        raise ValueError(f"{chosen.name} has one stream and all its metrics in one table: leave METRIC out")
-    table = report.across_streams(table, chosen.metric) if chosen.metric else table
-    text = report.latex_table(report.wide(table), f"{chosen.caption} {report.INTERVALS}".strip(), chosen.name)
-    if chosen.to:
-        files.write_atomically(chosen.to / f"{chosen.name}.tex", text)
-    else:
-        print(text, end="")
-    return 0
-
-
-def _paper(chosen: argparse.Namespace) -> int:
-    for path in make(chosen.to, chosen.journal):
-        print(path)
-    return 0

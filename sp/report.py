@@ -114,9 +114,9 @@ def gallery(root: Path = Path()) -> str:
         "# Figures",
         "",
         "Each figure is PDF and PNG beside the CSV that it was drawn from and a JSON record: kind of plot, options,",
-        "caption, keys of the experiments, versions. `python -m sp figure NAME` draws it again from these two, also",
-        "at the size of a journal (`--journal nature --width page`), as SVG (`--format svg`), or with its caption in",
-        "LaTeX (`--latex`). `make paper` makes sheets of several panels, and tables. `make readme` writes this page.",
+        "caption, keys of the experiments, versions. `python -m sp paper NAME` draws it again from these two, with its",
+        "caption in LaTeX, also at the size of a journal (`--journal nature --width page`) or as SVG (`--format svg`).",
+        "`make paper` makes sheets of several panels, and tables. `make readme` writes this page.",
     ]
     section = ""
     for path in sorted((root / "figures").glob("*.json")):

@@ -98,7 +98,8 @@ def test_a_figure_of_the_collection_is_drawn_again_without_pytorch(tmp_path):
     record = json.loads((ROOT / "figures" / f"{name}.json").read_text())
     code = (
         "import sys; from sp.__main__ import main\n"
-        f"assert main(['figure', '{name}', '--to', r'{tmp_path}']) == 0 and 'torch' not in sys.modules"
+        f"assert main(['paper', '{name}', '--to', r'{tmp_path}', '--format', 'pdf', 'png']) == 0\n"
+        "assert 'torch' not in sys.modules"
     )
     runs_in(code, ROOT / "figures", "0")
     if record["provenance"]["versions"]["matplotlib"] != matplotlib.__version__:
@@ -191,7 +192,7 @@ def test_other_parameters_never_touch_the_project_s_figures(project, monkeypatch
     ]
     made = provenance(folder / "01_toy_mnist")
     assert made["parameters"] == {"dataset": "mnist", "seeds": 4}
-    assert made["command"] == "python -m sp notebooks notebooks/01_toy.ipynb -p dataset mnist -p seeds 4"
+    assert made["command"] == "python -m sp figures notebooks/01_toy.ipynb -p dataset mnist -p seeds 4"
     assert figures.stored("01_toy_mnist")[0]["provenance"] == made
     assert not (project / "figures").exists()
 

@@ -4,8 +4,7 @@ import argparse
 import sys
 
 import studies
-from sp.__main__ import carry_out
-from sp.commands import add_dataset, positive
+from sp.commands import add_dataset, carry_out, positive
 from sp.files import folder, write_atomically
 from sp.lab.experiment import Experiment
 from sp.lab.ledger import opened
