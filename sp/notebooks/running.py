@@ -103,8 +103,13 @@ def _execute(environment: Mapping[str, str], copy: Copy) -> str:
 
 def _outcome(notebook: nbformat.NotebookNode, folder: Path, environment: Mapping[str, str]) -> str:
     """`FINISHED`, or what went wrong; outputs are in the notebook, also of the cell that failed."""
-    resources = {"metadata": {"path": str(folder)}}
-    client = NotebookClient(notebook, kernel_name="python3", resources=resources, extra_arguments=SILENT)
+    client = NotebookClient(
+        notebook,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+        extra_arguments=SILENT,
+        coalesce_streams=True,  # a busy machine sends a text in parts
+    )
     try:
         client.execute(env={**os.environ, **environment})
     except CellExecutionError as error:
