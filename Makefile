@@ -46,7 +46,7 @@ test: $(ENVIRONMENT) ## lint, unit tests, the notebooks against their stored out
 lab: $(ENVIRONMENT) ## JupyterLab in the environment
 	@$(BIN)/jupyter lab notebooks
 html: $(ENVIRONMENT) ## every notebook as a page that needs no kernel, and the documentation of the package, in build/html
-	@$(BIN)/python -m sp html
+	@$(BIN)/python -c 'from sp import pages; pages.make_all()'
 
 ## Reproduce
 paper: $(ENVIRONMENT) ## five figures of several panels and three tables for a paper, from stored results, in build/paper

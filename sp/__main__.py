@@ -22,7 +22,6 @@ COMMANDS = {
     "maintain": {
         "refresh": "run notebooks afresh in place, with the outputs that the tests compare",
         "readme": "write the tables of the documents, the gallery of figures, the index of notebooks",
-        "html": "write every notebook, and the documentation, as static pages into build/html",
     },
 }
 

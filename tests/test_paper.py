@@ -45,22 +45,23 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path, monke
     error = capsys.readouterr().err
     assert "02_consolidation_digits_traces" in error
     assert "python -m sp figures --dataset digits notebooks/02_consolidation.ipynb" in error
-    assert main(["paper", "--table", "retention_digits"]) == 2
-    assert "python notebooks/studies results --dataset digits" in capsys.readouterr().err
-    monkeypatch.delenv("SP_FIGURES")
-    words = ["paper", "--to", str(tmp_path), "--table", "retention_digits"]
-    assert main(words) == 2
-    assert "--metric must be one of 'average_accuracy', 'backward_transfer'" in capsys.readouterr().err
-    assert main([*words, "--metric", "average_accuracy"]) == 0
-    assert "Permuted, 10 tasks \\\\\n(n~=~" in (tmp_path / "retention_digits.tex").read_text()
 
 
-def test_a_table_of_results_is_latex_with_intervals_and_seeds(tmp_path, monkeypatch):
-    monkeypatch.setenv("SP_FIGURES", str(tmp_path))
+def test_a_figure_by_its_name_has_its_caption_beside_it(tmp_path, capsys):
+    name = "01_forgetting_digits_curves"
+    assert main(["paper", name, "--width", "page", "--to", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / name}.tex\n"
+    text = (tmp_path / f"{name}.tex").read_text()
+    assert r"\begin{figure*}" in text and rf"\includegraphics{{{name}.pdf}}" in text
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".json", ".pdf", ".tex"]
+    assert main(["paper", "--width", "page"]) == 2
+    assert "--width and --format are of a NAME" in capsys.readouterr().err
+
+
+def test_a_table_of_results_is_latex_with_intervals_and_seeds():
     rows = [("A_1 & co", "final_1", 0.5, 0.4, 0.6, 3)]
-    pd.DataFrame(rows, columns=["arm", "metric", "mean", "low", "high", "n"]).to_csv(tmp_path / "t.csv", index=False)
-    assert main(["paper", "--table", "t", "--caption", "At 95 %.", "--to", str(tmp_path)]) == 0
-    text = (tmp_path / "t.tex").read_text()
+    table = pd.DataFrame(rows, columns=["arm", "metric", "mean", "low", "high", "n"])
+    text = report.latex_table(report.wide(table), f"At 95 %. {report.INTERVALS}", "t")
     assert r"A\_1 \& co & 0.500 [0.400, 0.600] \\" in text and r"task A (n = 3)" in text
     assert r"\caption{At 95 \%. Mean [95\,\% bootstrap interval] over n seeds.}" in text
 

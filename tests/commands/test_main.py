@@ -77,8 +77,8 @@ def test_an_error_that_says_what_to_do_is_one_line(monkeypatch, capsys, raised, 
         if raised is not None:
             raise raised
 
-    monkeypatch.setattr("sp.commands.html.run", run)
-    assert main(["html"]) == status
+    monkeypatch.setattr("sp.commands.readme.run", run)
+    assert main(["readme"]) == status
     assert len(capsys.readouterr().err.splitlines()) == (status > 0)
 
 
@@ -86,6 +86,6 @@ def test_a_fault_of_the_program_is_not_hidden(monkeypatch):
     def run(_):
         raise KeyError("no such key")
 
-    monkeypatch.setattr("sp.commands.html.run", run)
+    monkeypatch.setattr("sp.commands.readme.run", run)
     with pytest.raises(KeyError):
-        main(["html"])
+        main(["readme"])
