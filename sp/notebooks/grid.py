@@ -1,5 +1,6 @@
 """A parameterised notebook over a grid: one executed copy for each combination of parameters, and one table of all."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ def make_grid(
     points: Iterable[dict[str, Any]],
     to: Path | None = None,
     workers: int | None = None,
-    progress: bool = True,
 ) -> int:
     """Execute a notebook once for each point, side by side, and put the tables that the copies leave together.
 
@@ -28,7 +28,6 @@ def make_grid(
         points: parameters of each copy; the others keep the notebook's values.
         to: the copies are in its folder NOTEBOOK; default: `sp.files.other_figures`.
         workers: how many at a time; default: as many as there are cores, which they share.
-        progress: show a bar.
 
     Returns:
         Exit status: 0, or 1 when a copy failed.
@@ -45,7 +44,7 @@ def make_grid(
     copies = {name: Copy(notebook.absolute(), folder / f"{name}.ipynb", named[name], folder / name) for name in named}
     for old in (table for name in named for table in (folder / name).rglob("*.csv")):
         old.unlink()  # which a copy may not leave any more
-    failures = execute_all(list(copies.values()), workers, progress)
+    failures = execute_all(list(copies.values()), workers)
     finished = {name: point for name, point in named.items() if copies[name] not in failures}
     made = f"{len(finished)} of {len(named)} notebooks"
     print(f"{made} are in {folder}.")
@@ -67,7 +66,8 @@ def tables_over_copies(folder: Path, named: Mapping[str, Mapping[str, Any]]) -> 
     datasets_vary = len({point.get("dataset") for point in named.values()}) > 1
     for name, point in named.items():
         for path in sorted((folder / name).rglob("*.csv")):
-            target = path.name.replace(f"_{point['dataset']}", "", 1) if datasets_vary else path.name
+            stem = re.sub(rf"(^|_){point['dataset']}(?=_|$)", "", path.stem) if datasets_vary else path.stem
+            target = f"{stem.strip('_') or 'datasets'}.csv"
             # As text, so that every number stays as the copy wrote it.
             parts.setdefault(target, []).append((point, pd.read_csv(path, dtype=str, keep_default_na=False)))
     for target, tables in parts.items():

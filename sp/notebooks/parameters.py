@@ -49,12 +49,10 @@ def of(notebook: Path) -> dict[str, Any]:
     """What a notebook's cell tagged ``parameters`` says, in its order; nothing where there is no such cell.
 
     Raises:
-        FileNotFoundError: there is no such notebook. ValueError: a value there is not a literal.
+        ValueError: a value there is not a literal.
     """
     import papermill  # takes a second, for which every figure would wait
 
-    if not notebook.is_file():
-        raise FileNotFoundError(f"{notebook} is not there; the notebooks are in notebooks/")
     found = {}
     for name, about in papermill.inspect_notebook(str(notebook)).items():
         try:

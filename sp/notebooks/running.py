@@ -73,12 +73,11 @@ def _expected_seconds(dataset: str) -> float:
     return sum(result.seconds for result in kept if result.experiment.dataset == dataset)
 
 
-def execute_all(copies: Sequence[Copy], workers: int | None = None, progress: bool = True) -> dict[Copy, str]:
+def execute_all(copies: Sequence[Copy], workers: int | None = None) -> dict[Copy, str]:
     """Execute copies side by side, and print what failed, and how many runs were read and computed.
 
     Args:
         copies: what to execute. workers: how many at a time; default: as many as there are cores, which they share.
-        progress: show a bar.
 
     Returns:
         What went wrong with each copy that failed.
@@ -88,7 +87,7 @@ def execute_all(copies: Sequence[Copy], workers: int | None = None, progress: bo
     """
     for copy in copies:
         copy.target.parent.mkdir(parents=True, exist_ok=True)
-    failures, read, computed = _side_by_side(_execute, copies, {}, workers, progress)
+    failures, read, computed = _side_by_side(_execute, copies, {}, workers)
     print(f"{len(read):,} runs were read, {len(computed):,} computed.")
     return failures
 
@@ -113,8 +112,7 @@ def _outcome(notebook: nbformat.NotebookNode, folder: Path, environment: Mapping
     try:
         client.execute(env={**os.environ, **environment})
     except CellExecutionError as error:
-        failed = [cell for cell in notebook.cells if any("ename" in output for output in cell.get("outputs", ()))]
-        return f"cell [{failed[0].execution_count}]: {error.ename}: {error.evalue}"
+        return f"cell [{client.code_cells_executed}]: {error.ename}: {error.evalue}"
     return FINISHED
 
 
@@ -157,13 +155,12 @@ def _side_by_side(
     items: Sequence[Any],
     environment: Mapping[str, str],
     workers: int | None = None,
-    progress: bool = True,
 ) -> tuple[dict[Any, str], set[str], set[str]]:
     """Make notebooks in worker processes, with one bar, and print what failed.
 
     Args:
         make: takes the environment of its kernel and an item; returns `FINISHED`, or what went wrong.
-        items: what to make. environment: of all kernels. workers: as for `execute_all`. progress: show a bar.
+        items: what to make. environment: of all kernels. workers: as for `execute_all`.
 
     Returns:
         What went wrong with each item that failed; the keys of the runs that were read and not computed, and of those
@@ -171,7 +168,7 @@ def _side_by_side(
     """
     workers = max(1, min(workers or joblib.cpu_count(), len(items)))
     failures = {}
-    with tempfile.TemporaryDirectory() as scratch, bar(total=len(items), unit="notebook", progress=progress) as shown:
+    with tempfile.TemporaryDirectory() as scratch, bar(total=len(items), unit="notebook") as shown:
         log = Path(scratch) / "runs"
         environment = {**kernel_environment(workers), **environment, "SP_LEDGER_LOG": str(log)}
         for item, outcome in call_all(partial(make, environment), items, workers):

@@ -53,12 +53,12 @@ def test_each_point_has_a_copy_and_one_table_has_those_that_finished(notebook, c
 
 
 def test_a_table_that_is_no_longer_made_is_left_out(notebook, capsys):
-    assert make_grid(notebook, [{"lr": 0.5}], notebook.parent, progress=False) == 0
+    assert make_grid(notebook, [{"lr": 0.5}], notebook.parent) == 0
     assert "toy_digits.csv" in capsys.readouterr().out
     changed = nbformat.read(notebook, 4)
     changed.cells[1].source = changed.cells[1].source.replace("toy_digits", "other")
     nbformat.write(changed, notebook)
-    assert make_grid(notebook, [{"lr": 0.5}], notebook.parent, progress=False) == 0
+    assert make_grid(notebook, [{"lr": 0.5}], notebook.parent) == 0
     out = capsys.readouterr().out
     assert "other.csv" in out and "toy_digits.csv" not in out
 
@@ -67,15 +67,17 @@ def test_own_parameters_are_named_so_and_data_sets_come_into_one_table(tmp_path)
     parameters = v4.new_code_cell('dataset = "digits"\nk = 1.0', metadata={"tags": ["parameters"]})
     body = v4.new_code_cell(
         "import os\nfrom pathlib import Path\nPath(os.environ['SP_FIGURES']).mkdir()\n"
-        "Path(os.environ['SP_FIGURES'], f'toy_{dataset}_k.csv').write_text(f'k2\\n{2 * k}\\n')"
+        "for name in f'toy_{dataset}_k', f'{dataset}_k', dataset:\n"
+        "    Path(os.environ['SP_FIGURES'], f'{name}.csv').write_text(f'k2\\n{2 * k}\\n')"
     )
     nbformat.write(v4.new_notebook(cells=[parameters, body], metadata=KERNEL), tmp_path / "toy.ipynb")
     points = [{"dataset": "digits"}, {"dataset": "mnist"}, {"k": 3}, {"k": 1}]
-    assert make_grid(tmp_path / "toy.ipynb", points, tmp_path, progress=False) == 0
+    assert make_grid(tmp_path / "toy.ipynb", points, tmp_path) == 0
     grid = tmp_path / "toy"
     assert sorted(path.stem for path in grid.glob("*.ipynb")) == ["dataset=mnist", "k=3.0", "own"]
-    (table,) = grid.glob("*.csv")
-    assert table.read_text() == "dataset,k,k2\ndigits,1.0,2.0\nmnist,1.0,2.0\ndigits,3.0,6.0\n"
+    assert sorted(path.stem for path in grid.glob("*.csv")) == ["datasets", "k", "toy_k"]
+    for table in grid.glob("*.csv"):
+        assert table.read_text() == "dataset,k,k2\ndigits,1.0,2.0\nmnist,1.0,2.0\ndigits,3.0,6.0\n"
 
 
 def test_a_grid_is_of_one_notebook_that_has_the_parameters(tmp_path, capsys):
