@@ -4,7 +4,8 @@ import argparse
 import sys
 
 import studies
-from sp.commands import add_dataset, carry_out, positive
+from sp.__main__ import carry_out
+from sp.commands import add_dataset, positive
 from sp.files import folder, write_atomically
 from sp.lab.experiment import Experiment
 from sp.lab.ledger import opened
