@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # From below to above: a room imports those below it. Rooms of one line do not import each other.
 ORDER = [
-    ("checks", "files"),
+    ("checks", "files", "extras"),
     ("rules",),
     ("biology",),
     ("optim",),
@@ -26,8 +26,7 @@ ORDER = [
 HEART = ("checks", "rules", "biology", "optim", "replay", "sp")
 # Modules that lie beside the rooms they belong to.
 ROOM_OF = {
-    "parameters": "figures",
-    **dict.fromkeys(("__main__", "notebooks", "notebook_grid", "pages", "shell"), "commands"),
+    **dict.fromkeys(("__main__", "notebooks", "pages"), "commands"),
 }
 MODULES = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "sp").rglob("*.py")}
 MODULES = {path: name.removesuffix(".__init__") for path, name in MODULES.items()}
@@ -61,8 +60,8 @@ def _at_import(node: ast.AST) -> Iterator[ast.AST]:
 
 def room(module: str) -> str:
     parts = module.split(".")
-    if parts[-1] == "shell":
-        return "commands"
+    if parts[-1] == "parameters":  # a figure's record has those of its notebook
+        return "figures"
     name = parts[1] if len(parts) > 1 else "sp"
     return ROOM_OF.get(name, name)
 

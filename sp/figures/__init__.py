@@ -1,7 +1,7 @@
 """How every figure looks, and the one way it leaves a notebook.
 
 A figure is a kind of plot (a name in `PLOTS`), its options, and one CSV. `draw` writes these three, draws from what it
-has written, and `redraw` draws again from them alone: ``python -m sp figure NAME``. Nothing here trains or needs
+has written, and `redraw` draws again from them alone: ``python -m sp paper NAME``. Nothing here trains or needs
 PyTorch.
 """
 

@@ -46,10 +46,10 @@ def gallery(root: Path = Path()) -> str:
         "# Figures",
         "",
         "Each figure is PDF and PNG, in the folder of its notebook, beside the CSV that it was drawn from and a JSON",
-        "record: kind of plot, options, caption, keys of the experiments, versions. `python -m sp figure NAME` draws",
-        "it again from these two, also at the size of a journal (`--journal nature --width page`), as SVG",
-        "(`--format svg`), or with its caption in LaTeX (`--latex`). `make paper` makes sheets of several panels, and",
-        "tables. `make readme` writes this page.",
+        "record: kind of plot, options, caption, keys of the experiments, versions. `python -m sp paper NAME` draws",
+        "it again from these two, with its caption in LaTeX, also at the size of a journal (`--journal nature --width",
+        "page`), as SVG (`--format svg`), or in a style of your own (`--only`, `--rename`, `--colour`). `make paper`",
+        "makes sheets of several panels, and tables. `make readme` writes this page.",
     ]
     for folder in sorted({path.parent for path in (root / "figures").rglob("*.json")}):
         made = f"[`{folder.name}`](../notebooks/{folder.name}.ipynb)" if folder.name[:2].isdigit() else folder.name

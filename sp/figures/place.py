@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sp import files, parameters
+from sp import files
+from sp.notebooks import parameters
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ _run: _Run | None = None  # of the notebook that began last
 def begin(notebook: str, namespace: Mapping[str, Any]) -> None:
     """Take a notebook's parameters, which decide where its figures and tables go and are part of their records.
 
-    With the notebook's own parameters (`sp.parameters.own`), on any data set, that is the folder ``figures/NOTEBOOK``.
+    With the notebook's own parameters (`parameters.own`), on any data set, that is the folder ``figures/NOTEBOOK``.
     With others it is ``build/figures/NOTEBOOK/NAME=VALUE,...``, which is printed. ``$SP_FIGURES`` is put in place of
     ``figures`` and ``build/figures``. What the namespace holds later changes nothing, until `begin` is called again.
 
@@ -47,8 +48,8 @@ def begin(notebook: str, namespace: Mapping[str, Any]) -> None:
         namespace: ``globals()`` of the notebook.
 
     Raises:
-        FileNotFoundError, ValueError: as `sp.parameters.own`. ValueError: a parameter is not in the namespace, or its
-            value cannot be written down (see `sp.parameters.plain`).
+        FileNotFoundError, ValueError: as `parameters.own`. ValueError: a parameter is not in the namespace, or its
+            value cannot be written down (see `parameters.plain`).
     """
     global _run
     own = parameters.own(notebook)

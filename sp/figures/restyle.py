@@ -51,4 +51,8 @@ def restyled(
             return [names.get(method, method) for method in methods]
         return {names.get(method, method): names.get(value[method], value[method]) for method in methods}
 
-    return table.assign(method=table.method.replace(names)), {name: chosen(value) for name, value in options.items()}, looks
+    return (
+        table.assign(method=table.method.replace(names)),
+        {name: chosen(value) for name, value in options.items()},
+        looks,
+    )

@@ -47,6 +47,17 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path, monke
     assert "python -m sp figures --dataset digits notebooks/02_consolidation.ipynb" in error
 
 
+def test_a_figure_by_its_name_has_its_caption_beside_it(tmp_path, capsys):
+    name = "digits_curves"
+    assert main(["paper", f"01_forgetting/{name}", "--width", "page", "--to", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / name}.tex\n"
+    text = (tmp_path / f"{name}.tex").read_text()
+    assert r"\begin{figure*}" in text and rf"\includegraphics{{{name}.pdf}}" in text
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".json", ".pdf", ".tex"]
+    assert main(["paper", "--width", "page"]) == 2
+    assert "--colour are of a NAME" in capsys.readouterr().err
+
+
 def test_a_table_of_results_is_latex_with_intervals_and_seeds():
     rows = [("A_1 & co", metric, 0.5, 0.4, 0.6, 3) for metric in ("final_1", "split5_class")]
     table = pd.DataFrame(rows, columns=["method", "metric", "mean", "low", "high", "n"])

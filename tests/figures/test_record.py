@@ -111,8 +111,8 @@ def test_a_figure_of_the_collection_is_drawn_again_where_there_is_no_pytorch(tmp
     name = "01_forgetting/digits_curves"
     code = (
         f"{WITHOUT_TORCH}\n"
-        "from sp import figures; from sp.figures import commands, documents, paper; from sp.__main__ import main\n"
-        f"assert main(['figure', '{name}', '--to', r'{tmp_path}']) == 0\n"
+        "from sp import figures; from sp.figures import documents, paper; from sp.__main__ import main\n"
+        f"assert main(['paper', '{name}', '--to', r'{tmp_path}', '--format', 'pdf', 'png']) == 0\n"
         "table = figures.stored('01_forgetting/digits')[1]\n"
         "figures.draw('interval_plot', 'mine', table, question='', caption='', panels={'final_1': 'A'}, label='')\n"
     )
@@ -173,7 +173,7 @@ def test_a_style_on_the_command_line_goes_for_matrices_and_lines_as_well(tmp_pat
     monkeypatch.setenv("SP_FIGURES", str(ROOT / "figures"))
     words = "--width 5 --only Coincidence Adam --rename Adam=Baseline --colour Coincidence=#123456 --format png"
     for name in ("02_consolidation/digits_split5_class_matrices", "09_comparison/digits_accuracy"):
-        assert main(["figure", name, *words.split(), "--to", str(tmp_path)]) == 0
+        assert main(["paper", name, *words.split(), "--to", str(tmp_path)]) == 0
         known = json.loads((tmp_path / f"{name.rpartition('/')[2]}.json").read_text())
         assert known["width"] == 5 and known["style"]["names"] == {"Adam": "Baseline"}
     table = pd.read_csv(tmp_path / "digits_split5_class_matrices.csv")
@@ -241,7 +241,7 @@ def test_other_parameters_never_touch_the_project_s_figures(project, monkeypatch
     assert sorted(path.name for path in folder.iterdir()) == ["mnist.csv", "mnist.json", "one_of_my_own.csv"]
     made = provenance(folder / "mnist")
     assert made["parameters"] == {"dataset": "mnist", "seeds": 4}
-    assert made["command"] == "python -m sp notebooks notebooks/01_toy.ipynb -p dataset mnist -p seeds 4"
+    assert made["command"] == "python -m sp figures notebooks/01_toy.ipynb -p dataset mnist -p seeds 4"
     assert figures.stored("mnist")[0]["provenance"] == made
     assert not (project / "figures").exists()
 

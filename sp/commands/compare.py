@@ -1,25 +1,59 @@
-"""``python -m sp compare``: methods, network and stream by name, or as ``FILE.py:NAME``."""
+"""Compare methods, your own among them, on one stream.
 
+Methods are paired by seed, and tuned with as many points each on other seeds and held-out data. Runs that the ledger
+has are read. FILE.py:NAME is a callable, or a stream, in a file of yours.
+"""
+
+import argparse
 import importlib.util
 import re
+import shlex
 import sys
-from argparse import Namespace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from sp import figures
+from sp.commands import add_dataset, did_you_mean, positive
 from sp.files import write_atomically
-from sp.lab import choices
-from sp.lab.comparing import compare
-from sp.lab.streams import Stream
-from sp.rivals import TITLES
+from sp.lab import Stream, choices, compare
+from sp.rivals import METHODS, TITLES
 
 _STREAM = re.compile(r"(split|permuted|rotated)(\d+)(?:_(class|domain|task))?")
 
 
-def run(chosen: Namespace, command: str) -> None:
-    """Compare what the arguments name, print the table, and leave what they ask for.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to compare, and what to leave of it."""
+    parser.epilog = (
+        "example: python -m sp compare --method adam --method mine.py:lion --stream split5 --tune lr=1e-4,3e-4,1e-3 "
+        f"--figure lion. Methods: {', '.join(METHODS)}."
+    )
+    add = parser.add_argument
+    add("--method", action="append", required=True, metavar="NAME|FILE.py:NAME", help="once for each; first: baseline")
+    add(
+        "--stream",
+        default="split5",
+        metavar="NAME|FILE.py:NAME",
+        help="split5, split5_domain, permuted10, rotated5, ...",
+    )
+    add("--samples-per-task", type=positive, help="training images of each task; default: all")
+    add("--network", metavar="NAME|FILE.py:NAME", help="default: a perceptron")
+    add("--tune", action="append", default=[], metavar="[METHOD:]OPTION=v1,v2,...", help="of one method, or of each")
+    add("--seeds", type=positive, default=6, help="how many seeds (default: 6; below six no verdict is given)")
+    add("--epochs", type=positive, help="passes over each task")
+    add("--batch-size", type=positive)
+    add("--replay-capacity", type=int, default=0, help="examples in a buffer of every method (default: 0)")
+    add("--baseline", metavar="METHOD", help="default: the first method")
+    add("--device", default="cpu", help="such as cuda (default: cpu)")
+    add("--workers", type=positive, help="processes (default: one a core)")
+    add("--cluster", metavar="tcp://HOST:PORT", help="a dask scheduler on whose workers to run")
+    add("--figure", metavar="NAME", help="draw the figure figures/NAME")
+    add("--kind", default="accuracy", choices=("accuracy", "matrix", "curve"), help="of figure (default: accuracy)")
+    add("--csv", type=Path, help="write the table of all runs to this file")
+    add_dataset(parser)
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Compare, print the table, and leave what was asked for.
 
     Raises:
         ValueError, OSError: as `sp.lab.compare`, or something is not there.
@@ -48,7 +82,7 @@ def run(chosen: Namespace, command: str) -> None:
     if chosen.csv:
         write_atomically(chosen.csv, runs.data.to_csv(index=False))
     if chosen.figure:
-        runs.save(chosen.figure, chosen.kind, command=command)
+        runs.save(chosen.figure, chosen.kind, command=shlex.join(["python", "-m", "sp", "compare", *chosen.arguments]))
         print(f"The figure is {figures.path_of(chosen.figure)}.pdf.")
 
 
@@ -73,9 +107,7 @@ def named(text: str) -> Any:
             sys.path.insert(0, str(path.parent))  # what it imports lies beside it
         spec.loader.exec_module(module)
     if not hasattr(module, name):
-        near = get_close_matches(name, dir(module), 1, 0.5)
-        hint = f": did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{path} has no {name!r}{hint}")
+        raise ValueError(f"{path} has no {name!r}{did_you_mean(name, dir(module))}")
     return getattr(module, name)
 
 

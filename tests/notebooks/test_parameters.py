@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sp import notebooks, parameters
 from sp.lab import choices
+from sp.notebooks import all_notebooks, parameters
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 OWN = {"dataset": "digits", "seeds": 10, "lr": None, "k": 5.0, "batches": [4, 32]}
 
 
@@ -27,7 +27,7 @@ def project(tmp_path, monkeypatch):
 
 def test_the_committed_file_is_what_the_cells_say(monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert parameters.file().read_text() == notebooks.own_parameters(), "write it with  python -m sp refresh"
+    assert parameters.file().read_text() == parameters.of_all(all_notebooks()), "write it with  python -m sp refresh"
 
 
 def test_every_notebook_with_parameters_begins_with_them_before_it_uses_them():
@@ -67,7 +67,7 @@ values = st.one_of(
 @given(st.dictionaries(st.sampled_from(["a", "b"]), values, min_size=1), values)
 def test_the_command_gives_the_same_parameters_and_names_are_short_and_differ(changed, other):
     words = shlex.split(parameters.command("01_toy", changed))
-    assert words[:5] == ["python", "-m", "sp", "notebooks", "notebooks/01_toy.ipynb"]
+    assert words[:5] == ["python", "-m", "sp", "figures", "notebooks/01_toy.ipynb"]
     read = {name: choices.parse(text) for _, name, text in zip(*[iter(words[5:])] * 3, strict=True)}
     assert read == {name: [value] for name, value in changed.items()}
     name = parameters.run_name(changed)
@@ -86,9 +86,41 @@ def test_what_cannot_be_known_is_an_error_that_says_what_to_do(project):
         parameters.plain([object()])
 
 
-def test_own_values_have_to_be_literals(project):
-    cell = nbformat.v4.new_code_cell("k = 2 * 3", metadata={"tags": ["parameters"]})
+def notebook(folder, cell):
+    """A notebook with a cell of parameters."""
+    tagged = nbformat.v4.new_code_cell(cell, metadata={"tags": ["parameters"]})
     about = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=about), project / "notebooks" / "toy.ipynb")
+    path = folder / "notebooks" / "toy.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[tagged], metadata=about), path)
+    return path
+
+
+def test_own_values_have_to_be_literals(project):
+    toy = notebook(project, "k = 2 * 3")
     with pytest.raises(ValueError, match=r"toy.ipynb: the own value of k must be .* got 2 \* 3: write it out"):
-        notebooks.own_parameters()
+        parameters.of(toy)
+
+
+CELL = 'seeds = 3  # how many\nlr = 0.1\nname = "a"\nsizes = (1, 2)\nflag = False\nfree = None'
+
+
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [
+        ({"seedz": 1}, "unknown parameter.*seedz.*the notebook has seeds = 3, lr = 0.1"),
+        ({"seeds": 1.5}, "seeds must be of type int, such as 3, got 1.5"),
+        ({"seeds": True}, "seeds must be of type int"),
+        ({"flag": 1}, "flag must be of type bool"),
+        ({"name": 3}, "name must be of type str.*quotes"),
+        ({"sizes": 3}, "sizes must be of type list"),
+    ],
+)
+def test_parameters_are_checked_against_the_cell(project, point, message):
+    with pytest.raises(ValueError, match=message):
+        parameters.checked(point, parameters.of(notebook(project, CELL)))
+
+
+def test_parameters_of_the_right_type_are_taken(project):
+    own = parameters.of(notebook(project, CELL))
+    point = parameters.checked({"seeds": 4, "lr": 1, "name": "b", "sizes": (3,), "free": "x"}, own)
+    assert point == {"seeds": 4, "lr": 1.0, "name": "b", "sizes": [3], "free": "x"} and type(point["lr"]) is float

@@ -1,10 +1,11 @@
 """The parameters of a notebook: its own, which it is committed with, and what a run with others is called."""
 
+import ast
 import hashlib
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,50 @@ def own(notebook: str) -> dict[str, Any]:
             "python -m sp refresh"
         )
     return known[notebook]
+
+
+def of(notebook: Path) -> dict[str, Any]:
+    """What a notebook's cell tagged ``parameters`` says, in its order; nothing where there is no such cell.
+
+    Raises:
+        ValueError: a value there is not a literal.
+    """
+    import papermill  # takes a second, for which every figure would wait
+
+    found = {}
+    for name, about in papermill.inspect_notebook(str(notebook)).items():
+        try:
+            found[name] = plain(ast.literal_eval(about["default"]))
+        except (ValueError, SyntaxError) as error:
+            raise ValueError(
+                f"{notebook}: the own value of {name} must be a number, a text, or a list or dict of these, got "
+                f"{about['default']}: write it out, or compute it in a later cell"
+            ) from error
+    return found
+
+
+def of_all(notebooks: Iterable[Path]) -> str:
+    """The text of `file`, from the cells of the notebooks that have parameters."""
+    found = {path.stem: values for path in notebooks if (values := of(path))}
+    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+
+
+def checked(point: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The point, `plain`, if each of its names is among the notebook's own, and each value of the type of that one.
+
+    Raises:
+        ValueError: one is not; the message lists the known names, or says what is expected.
+    """
+    if unknown := sorted(set(point) - set(own)):
+        known = ", ".join(f"{name} = {value!r}" for name, value in own.items())
+        raise ValueError(f"unknown parameter(s) {', '.join(unknown)}; the notebook has {known or 'none'}")
+    point = {name: plain(value, own[name]) for name, value in point.items()}
+    for name, value in point.items():
+        if own[name] is not None and type(value) is not type(own[name]):
+            hint = ": put it in quotes, \"'...'\"" if isinstance(own[name], str) else ""
+            kind = type(own[name]).__name__
+            raise ValueError(f"{name} must be of type {kind}, such as {own[name]!r}, got {value!r}{hint}")
+    return point
 
 
 def plain(value: Any, own: Any = None) -> Any:
@@ -95,4 +140,4 @@ def run_name(changed: Mapping[str, Any]) -> str:
 def command(notebook: str, changed: Mapping[str, Any]) -> str:
     """The command that runs a notebook of the collection with these parameters in place of its own."""
     chosen = [word for name, value in changed.items() for word in ("-p", name, written(value))]
-    return shlex.join(["python", "-m", "sp", "notebooks", f"notebooks/{notebook}.ipynb", *chosen])
+    return shlex.join(["python", "-m", "sp", "figures", f"notebooks/{notebook}.ipynb", *chosen])
