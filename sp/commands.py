@@ -10,10 +10,11 @@ from pathlib import Path
 
 from sp.files import folder, write_atomically
 from sp.lab import choices, tables
+from sp.lab.checking import check_options
 from sp.lab.experiment import Experiment
 from sp.lab.ledger import Ledger, opened
 from sp.lab.settings import SETTINGS, STREAMS, on_stream
-from sp.lab.sweep import SweepError, check_options, plan, points_of, run_all
+from sp.lab.sweep import SweepError, plan, points_of, run_all
 from sp.rivals import METHODS
 
 # What only one command needs is imported by it, for it takes seconds.

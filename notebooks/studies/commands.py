@@ -153,12 +153,13 @@ def _record(chosen: argparse.Namespace) -> int:
     from studies import ablation, dendrite_study
 
     study = {"06_ablation": ablation, "13_dendrites": dendrite_study}.get(chosen.notebook)
-    if study is not None and not study.is_tuned(chosen.dataset):
-        if chosen.dry_run:
-            planned = plan([experiment for *_, experiment in study.trials(chosen.dataset)])
-            print(f"Tuning: {planned.describe(chosen.workers)}")
-        else:
-            study.tune(chosen.dataset, workers=chosen.workers)
+    missing = studies.untuned(chosen.dataset, study.trials(chosen.dataset)) if study else {}
+    if missing and chosen.dry_run:
+        planned = plan([experiment for trials in missing.values() for *_, experiment in trials])
+        print(f"Tuning: {planned.describe(chosen.workers)}")
+    elif missing:
+        for name, trials in missing.items():
+            studies.tune_methods(name, chosen.dataset, trials, workers=chosen.workers)
     named = _runs_of(chosen)
     if chosen.dry_run:
         print(plan([experiment for _, experiment in named]).describe(chosen.workers))

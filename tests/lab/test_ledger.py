@@ -22,7 +22,7 @@ from sp.lab import sweep
 from sp.lab.experiment import Experiment, run
 from sp.lab.ledger import Ledger, opened
 from sp.lab.sweep import with_seeds
-from tests.test_experiment import same
+from tests.lab.test_experiment import same
 
 SMALL = Experiment(hidden=(8,), options={"lr": 1e-3}, curve_points=2)
 DAMAGES = 1000
