@@ -225,6 +225,14 @@ def trials(methods: dict[str, Experiment], grids: dict[str, list[dict]], seeds: 
     ]
 
 
+def untuned(dataset: str, trials: dict[str, list[Trial]]) -> dict[str, list[Trial]]:
+    """Those of the trials, by study, whose methods the table of tuned values does not have."""
+    table = pd.read_csv(TUNED)
+    known = set(table[table.dataset == dataset][["study", "method"]].itertuples(index=False, name=None))
+    left = {study: [trial for trial in found if (study, trial[0]) not in known] for study, found in trials.items()}
+    return {study: found for study, found in left.items() if found}
+
+
 def tune_methods(
     study: str,
     dataset: str,

@@ -15,7 +15,6 @@ import pandas as pd
 import studies
 from sp.lab import metrics
 from sp.lab.experiment import Experiment
-from sp.lab.ledger import Ledger
 from sp.lab.sweep import Named, with_seeds
 
 Methods = dict[str, Experiment]
@@ -110,38 +109,19 @@ def study(name: str) -> str:
     return f"ablation_{name}"
 
 
-def trials(dataset: str) -> list[studies.Trial]:
-    """What `tune` runs: every variant of the published rule at seven rates, on the tuning seeds (digits) or the first
-    one, since what is held out of larger data sets tells rates apart on one seed."""
-    return [trial for name in STREAMS["published"] for trial in _trials(name, dataset)]
+def trials(dataset: str) -> dict[str, list[studies.Trial]]:
+    """By study: every variant of the published rule at seven rates, on the tuning seeds (digits) or the first one.
 
-
-def _trials(name: str, dataset: str) -> list[studies.Trial]:
-    found = []
-    for method, experiment in methods("published", name, dataset, tuned=False).items():
-        base = "sgd" if dict(experiment.options).get("base") == "sgd" else "selective"
-        seeds = studies.TUNING_SEEDS if dataset == "digits" else studies.TUNING_SEEDS[:1]
-        found += studies.trials({method: experiment}, {experiment.optimizer: studies.GRIDS[base]}, seeds)
+    What is held out of larger data sets tells rates apart on one seed.
+    """
+    seeds = studies.TUNING_SEEDS if dataset == "digits" else studies.TUNING_SEEDS[:1]
+    found: dict[str, list[studies.Trial]] = {}
+    for name in STREAMS["published"]:
+        for method, experiment in methods("published", name, dataset, tuned=False).items():
+            base = "sgd" if dict(experiment.options).get("base") == "sgd" else "selective"
+            grids = {experiment.optimizer: studies.GRIDS[base]}
+            found.setdefault(study(name), []).extend(studies.trials({method: experiment}, grids, seeds))
     return found
-
-
-def tune(dataset: str, ledger: Ledger | None = None, workers: int | None = None) -> pd.DataFrame:
-    """Tune the rate of every variant of the published rule, each from seven; as `studies.tune_methods`."""
-    tables = [
-        studies.tune_methods(study(name), dataset, _trials(name, dataset), ledger, workers)
-        for name in STREAMS["published"]
-    ]
-    return pd.concat(tables, ignore_index=True)
-
-
-def is_tuned(dataset: str) -> bool:
-    """Whether every method of the published rule has its rate in the table of tuned values."""
-    try:
-        for name in STREAMS["published"]:
-            methods("published", name, dataset)
-    except LookupError:
-        return False
-    return True
 
 
 def all_runs(dataset: str, seeds: Sequence[int], tuned: bool = True) -> Named:

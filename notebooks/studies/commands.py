@@ -1,19 +1,25 @@
 """Commands of the studies: ``python notebooks/studies --help``."""
 
 import argparse
+import os
 import sys
+import tempfile
+from pathlib import Path
+
+import papermill
 
 import studies
 from sp import figures
 from sp.__main__ import carry_out
 from sp.commands import add_dataset, positive
-from sp.files import folder, write_atomically
+from sp.files import folder, project, write_atomically
 from sp.lab.experiment import Experiment
 from sp.lab.ledger import opened
 from sp.lab.settings import SETTINGS, TUNING_SEEDS
 from sp.lab.sweep import plan, run_all, with_seeds
 
-RECORDED = ("06_ablation", "07_hyperparameters", "08_permuted", "13_dendrites")
+LISTED = ("06_ablation", "07_hyperparameters", "08_permuted", "13_dendrites")  # whose runs are known beforehand
+EXECUTED = ("01_forgetting", "02_consolidation", "03_coincidence", "10_claims", "11_replay")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -131,12 +137,13 @@ def add_record(commands) -> None:
     """``record``: the runs of a notebook, committed to the ledger so that it need not run them."""
     parser = commands.add_parser(
         "record",
-        help="run what a long notebook shows, and commit its runs to the ledger",
-        description="What the ledger has is not run again. Methods whose learning rate is to be tuned and is not, are "
-        "tuned first. The runs are written into the committed layer of the ledger, figures/ledger/DATASET.jsonl.",
+        help="run what a notebook shows on a data set, and commit its runs to the ledger",
+        description="What the ledger has is not run again. Notebooks 01 to 03, 10 and 11 are executed, which makes "
+        "their figures as well; the options below are for the others, whose methods are tuned first where they are "
+        "not. The runs are written into the committed layer of the ledger, figures/ledger/DATASET.jsonl.",
         epilog="example: python notebooks/studies record 06_ablation --dataset mnist",
     )
-    parser.add_argument("notebook", choices=RECORDED)
+    parser.add_argument("notebook", choices=sorted((*LISTED, *EXECUTED)))
     add_dataset(parser)
     parser.add_argument("--seeds", type=positive, default=6, help="how many seeds (default: 6)")
     parser.add_argument("--points", type=positive, default=24, help="07: points for each method (default: 24)")
@@ -152,13 +159,19 @@ def add_record(commands) -> None:
 def _record(chosen: argparse.Namespace) -> int:
     from studies import ablation, dendrite_study
 
+    if chosen.notebook in EXECUTED:
+        keys = _executed(project() / "notebooks" / f"{chosen.notebook}.ipynb", chosen.dataset)
+        opened().commit(keys)
+        print(f"{len(keys)} runs and tables are in {folder('ledger')}.")
+        return 0
     study = {"06_ablation": ablation, "13_dendrites": dendrite_study}.get(chosen.notebook)
-    if study is not None and not study.is_tuned(chosen.dataset):
-        if chosen.dry_run:
-            planned = plan([experiment for *_, experiment in study.trials(chosen.dataset)])
-            print(f"Tuning: {planned.describe(chosen.workers)}")
-        else:
-            study.tune(chosen.dataset, workers=chosen.workers)
+    missing = studies.untuned(chosen.dataset, study.trials(chosen.dataset)) if study else {}
+    if missing and chosen.dry_run:
+        planned = plan([experiment for trials in missing.values() for *_, experiment in trials])
+        print(f"Tuning: {planned.describe(chosen.workers)}")
+    elif missing:
+        for name, trials in missing.items():
+            studies.tune_methods(name, chosen.dataset, trials, workers=chosen.workers)
     named = _runs_of(chosen)
     if chosen.dry_run:
         print(plan([experiment for _, experiment in named]).describe(chosen.workers))
@@ -167,6 +180,24 @@ def _record(chosen: argparse.Namespace) -> int:
     opened().commit(experiment.key() for _, experiment in named)
     print(f"{len(named)} runs are in {folder('ledger') / chosen.dataset}.jsonl.")
     return 0
+
+
+def _executed(notebook: Path, dataset: str) -> set[str]:
+    """Keys of the runs and tables that a notebook uses on a data set."""
+    with tempfile.TemporaryDirectory() as scratch:
+        log = Path(scratch) / "runs"
+        os.environ["SP_LEDGER_LOG"] = str(log)  # its kernel has this environment
+        try:
+            papermill.execute_notebook(
+                str(notebook),
+                f"{scratch}/{notebook.name}",
+                {"dataset": dataset},
+                cwd=str(notebook.parent),
+                kernel_name="python3",
+            )
+        finally:
+            del os.environ["SP_LEDGER_LOG"]
+        return {line.split()[1] for line in log.read_text().splitlines()}
 
 
 def _runs_of(chosen: argparse.Namespace) -> list[tuple[str, Experiment]]:

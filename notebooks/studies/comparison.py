@@ -8,11 +8,13 @@ costs.
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import Tensor, nn
 
 import studies
 from sp import figures, files
@@ -25,7 +27,7 @@ from sp.lab.ledger import Ledger, opened
 from sp.lab.networks import mlp_size
 from sp.lab.settings import STREAMS
 from sp.lab.sweep import runs, with_seeds
-from sp.rivals import TITLES, kept_bytes, needs, rehearses
+from sp.rivals import TITLES, needs, rehearses
 
 # Streams by name: those of the retention studies, and more. On long ones a fifth of MNIST's images for each task.
 _LONG = {"scenario": "domain", "samples_per_task": 12_000}
@@ -451,6 +453,34 @@ class _Clock:
     def task_seconds(self) -> float:
         """Between the last step of the first task and the end of the first step of the second: tests as well."""
         return self.times[0] - self.first_ended
+
+
+def kept_bytes(learner: Any) -> int:
+    """What a learner keeps from step to step besides the weights of its network, in bytes: all tensors it holds."""
+    model = getattr(learner, "model", None)
+    weights = {id(p) for p in model.parameters()} if model is not None else set()
+    gradients = {id(p.grad) for p in model.parameters()} if model is not None else set()
+    found = {id(t): t for t in _tensors(vars(learner), set()) if id(t) not in weights | gradients}
+    return sum(t.nbytes for t in found.values())
+
+
+def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _tensors(key, seen)
+            yield from _tensors(item, seen)
+    elif isinstance(value, list | tuple | set):
+        for item in value:
+            yield from _tensors(item, seen)
+    elif hasattr(value, "__dict__") and not isinstance(value, type) and not callable(value):
+        yield from _tensors(vars(value), seen)
+    elif isinstance(value, nn.Module):
+        yield from value.parameters()
 
 
 def planned(dataset: str, scenarios: Sequence[str], seeds: int = 10, replay: bool = True) -> list[Experiment]:

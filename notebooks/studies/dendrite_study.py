@@ -15,7 +15,6 @@ import studies
 from sp.lab import metrics, sweep
 from sp.lab.data import Stream, load, make_stream
 from sp.lab.experiment import Experiment, stream_of
-from sp.lab.ledger import Ledger
 from sp.lab.networks import mlp, mlp_size
 from sp.lab.sweep import Named, with_seeds
 from sp.rivals import make_learner
@@ -47,7 +46,7 @@ VALUES = ["average_accuracy", "learning_accuracy", "backward_transfer", "paramet
 Methods = dict[str, Experiment]
 
 
-def two_tasks(dataset: str, tuned: bool = True) -> Methods:
+def published_methods(dataset: str, tuned: bool = True) -> Methods:
     """Methods of the published table: Adam and the published rule, alone, with dendrites, and in a wider network.
 
     Each also with replay from a fair buffer (a reservoir), and Adam's with the published loop, too.
@@ -79,7 +78,7 @@ def _tasks(stream: str, dataset: str) -> dict:
     return {**STREAMS[stream], **(SHORT.get(stream, {}) if dataset == "digits" else {})}
 
 
-def on_stream(stream: str, dataset: str, tuned: bool = True) -> Methods:
+def stream_methods(stream: str, dataset: str, tuned: bool = True) -> Methods:
     """Methods of a stream of `STREAMS`: three rules, each alone, in a wider network and with two kinds of dendrites."""
     base = studies.base(dataset, **_tasks(stream, dataset))
     methods = {}
@@ -140,16 +139,12 @@ def equal_width(parameters: int, inputs: int, outputs: int) -> int:
     return round((np.sqrt(linear**2 + 4 * (parameters - outputs)) - linear) / 2)
 
 
-def trials(dataset: str) -> list[studies.Trial]:
-    """What `tune` runs: every method that is tuned here, at seven rates, on the tuning seeds."""
-    return [trial for found in _by_study(dataset).values() for trial in found]
-
-
-def _by_study(dataset: str) -> dict[str, list[studies.Trial]]:
-    found = {"dendrites_split2": _trials(two_tasks(dataset, tuned=False), studies.TUNING_SEEDS, new_only=True)}
+def trials(dataset: str) -> dict[str, list[studies.Trial]]:
+    """By study: every method that is tuned here, at seven rates, on the tuning seeds."""
+    found = {"dendrites_split2": _trials(published_methods(dataset, tuned=False), studies.TUNING_SEEDS, new_only=True)}
     for stream in STREAMS:
         seeds = studies.tuning_seeds(stream)
-        found[f"dendrites_{stream}"] = _trials(on_stream(stream, dataset, tuned=False), seeds)
+        found[f"dendrites_{stream}"] = _trials(stream_methods(stream, dataset, tuned=False), seeds)
     return found
 
 
@@ -163,30 +158,11 @@ def _trials(methods: Methods, seeds: Sequence[int], new_only: bool = False) -> l
     return found
 
 
-def tune(dataset: str, ledger: Ledger | None = None, workers: int | None = None) -> pd.DataFrame:
-    """Tune the learning rate of every method that is not tuned elsewhere; as `studies.tune_methods`."""
-    tables = [
-        studies.tune_methods(study, dataset, found, ledger, workers) for study, found in _by_study(dataset).items()
-    ]
-    return pd.concat(tables, ignore_index=True)
-
-
-def is_tuned(dataset: str) -> bool:
-    """Whether every method has its rate in the table of tuned values."""
-    try:
-        two_tasks(dataset)
-        for stream in STREAMS:
-            on_stream(stream, dataset)
-    except LookupError:
-        return False
-    return True
-
-
 def all_runs(dataset: str, seeds: Sequence[int], long_seeds: Sequence[int], tuned: bool = True) -> Named:
     """Every run of the notebook; ``long_seeds`` are the permuted stream's."""
-    named = with_seeds(two_tasks(dataset, tuned), seeds)
+    named = with_seeds(published_methods(dataset, tuned), seeds)
     for stream in STREAMS:
-        named += with_seeds(on_stream(stream, dataset, tuned), long_seeds if stream == "permuted" else seeds)
+        named += with_seeds(stream_methods(stream, dataset, tuned), long_seeds if stream == "permuted" else seeds)
     return named
 
 
@@ -275,5 +251,5 @@ def inferred(experiment: Experiment) -> float:
 
 def runs(dataset: str, part: str, seeds: int, **options) -> pd.DataFrame:
     """Rows of a part of the notebook, "two_tasks" or a name in `STREAMS`, read or run; as `sp.lab.sweep.runs`."""
-    methods = two_tasks(dataset) if part == "two_tasks" else on_stream(part, dataset)
+    methods = published_methods(dataset) if part == "two_tasks" else stream_methods(part, dataset)
     return sweep.runs(with_seeds(methods, range(seeds)), carried=True, **options)

@@ -11,10 +11,11 @@ from pathlib import Path
 from sp.commands import add_dataset, add_values, one_of, positive, values_of
 from sp.files import write_atomically
 from sp.lab import choices, metrics, tables
+from sp.lab.checking import check_options
 from sp.lab.experiment import Experiment
 from sp.lab.ledger import Ledger, opened
 from sp.lab.settings import STREAMS, on_stream
-from sp.lab.sweep import SweepError, check_options, plan, points_of, run_all
+from sp.lab.sweep import SweepError, plan, points_of, run_all
 from sp.rivals import METHODS
 
 VALUES = "v1,v2,... or, with --sample, a range low:high or low:high:log"

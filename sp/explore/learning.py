@@ -20,7 +20,7 @@ from sp.lab.ledger import Ledger, opened
 from sp.lab.settings import on_stream
 from sp.rivals import TITLES
 
-METHODS = {TITLES[method]: method for method in ("selective", "consolidating", "coincidence", "sgd")}
+RULES = {TITLES[method]: method for method in ("selective", "consolidating", "coincidence", "sgd")}
 ADAM_RATES = {False: 1e-3, True: 1e-2}  # without replay and with, as tuned in notebook 01
 RATES = {"Selective plasticity": 1e-3, "Consolidation": 0.1, "Coincidence": 0.1, "SGD": 0.1}  # lr of each at first
 # Which of the controls are options of which optimizer; the others are greyed.
@@ -136,13 +136,13 @@ def experiments(optimizer: str, lr: float, replay_capacity: int, seed: int, **op
     base = replace(on_stream("split2_class", "digits"), **adam, seed=seed, replay_capacity=replay_capacity)
     base = replace(base, curve_points=12)
     own = {name: options[name] for name in OPTIONS[optimizer]}
-    return {optimizer: replace(base, optimizer=METHODS[optimizer], options={"lr": lr, **own}), "Adam": base}
+    return {optimizer: replace(base, optimizer=RULES[optimizer], options={"lr": lr, **own}), "Adam": base}
 
 
 def _code(choices: dict) -> str:
     method = choices["optimizer"]
     options = {"lr": choices["lr"], **{name: choices[name] for name in OPTIONS[method]}}
-    return optimizer_code(METHODS[method], options, choices["replay_capacity"], choices["seed"])
+    return optimizer_code(RULES[method], options, choices["replay_capacity"], choices["seed"])
 
 
 def _table(seen: dict[str, watch.Observed]) -> pd.DataFrame:
@@ -165,7 +165,7 @@ def _controls() -> dict[str, widgets.Widget]:
     return {
         "optimizer": widgets.Dropdown(
             value=DEFAULTS["optimizer"],
-            options=list(METHODS),
+            options=list(RULES),
             description="optimizer",
             tooltip="What is compared with Adam. Choosing one sets the learning rate it starts from.",
         ),

@@ -23,7 +23,7 @@ METRICS = {  # name -> range of the axis
 }
 STREAM = ("dataset", "stream", "tasks", "scenario", "samples_per_task", "first_identity", "evaluation")
 NEVER_VARIED = ("seed", "curve_points", "optimizer")
-METHODS = "methods"  # the axis on which methods stand side by side
+BESIDE = "methods"  # the axis on which methods stand side by side
 
 
 def results_panel(ledger: Ledger | None = None) -> Panel:
@@ -51,7 +51,7 @@ def results_panel(ledger: Ledger | None = None) -> Panel:
             tooltip="As defined in sp.lab.metrics; shares, without unit.",
         ),
         "axis": widgets.Dropdown(
-            options=[METHODS],
+            options=[BESIDE],
             description="axis",
             tooltip="Methods side by side, or a choice that was varied along the axis.",
         ),
@@ -63,7 +63,10 @@ def results_panel(ledger: Ledger | None = None) -> Panel:
     def adjust(moved: str) -> None:
         of_stream = rows[rows.stream_name == controls["stream"].value]
         if moved in ("", "stream"):
-            controls["axis"].options = [(METHODS, METHODS), *((_readable(name), name) for name in _varied(of_stream))]
+            controls["axis"].options = [
+                (BESIDE, BESIDE),
+                *((_readable(name), name) for name in _varied(of_stream)),
+            ]
         if moved in ("", "stream", "axis"):
             controls["methods"].options = labels(of_stream, controls["axis"].value)
             controls["methods"].value = controls["methods"].options[:8]
@@ -104,7 +107,7 @@ def finished_runs(ledger: Ledger) -> pd.DataFrame:
     return rows.sort_values(["stream_name", "optimizer", "replay_capacity", "seed"], kind="stable")
 
 
-def labels(rows: pd.DataFrame, axis: str = METHODS) -> tuple[str, ...]:
+def labels(rows: pd.DataFrame, axis: str = BESIDE) -> tuple[str, ...]:
     """Names of the methods that rows of one stream have on an axis, for `results_answer`."""
     return tuple(dict.fromkeys(_labelled(rows, axis).method))
 
@@ -125,13 +128,13 @@ def results_answer(rows: pd.DataFrame, stream: str, metric: str, axis: str, meth
         raise ValueError(
             f"no finished run of {stream!r} has {metric} for the methods {list(methods)}: choose at least one method"
         )
-    by = ["method"] if axis == METHODS else ["method", axis]
+    by = ["method"] if axis == BESIDE else ["method", axis]
     shown = shown.drop_duplicates([*by, "seed"])
     shown["method"] = pd.Categorical(shown.method, methods)
     shown = shown.sort_values(by).astype({"method": str})
     table = metrics.interval_table(shown, by, [metric])
     title = metric.replace("_", " ").capitalize()
-    if axis == METHODS:
+    if axis == BESIDE:
         kind, options = "interval_plot", {"panels": {metric: ""}, "label": title}
     else:
         kind, options = "line_panels", {"x": axis, "panels": {"mean": ""}, "limits": list(METRICS[metric])}
@@ -196,7 +199,7 @@ def _varied(rows: pd.DataFrame) -> list[str]:
 
 def _labelled(rows: pd.DataFrame, axis: str) -> pd.DataFrame:
     """The runs that have a place on an axis, with ``method``: its name, and what else tells it from its like."""
-    rows = rows if axis == METHODS else rows.dropna(subset=[axis])
+    rows = rows if axis == BESIDE else rows.dropna(subset=[axis])
     labels = pd.Series("", rows.index)
     for optimizer, group in rows.groupby("optimizer"):
         replay = group.replay_capacity.gt(0).map({True: " + replay", False: ""})

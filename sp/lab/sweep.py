@@ -16,17 +16,13 @@ from typing import Any
 
 import joblib
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from sp.files import bar
 from sp.lab import tables
 from sp.lab.experiment import RULES_VERSION, Experiment, Moment, Result, run, stream_of
 from sp.lab.ledger import Ledger, opened
-from sp.lab.networks import mlp
 from sp.lab.parallel import Failed, call_all
-from sp.replay import ReplayBuffer
-from sp.rivals import ReplaySource, make_learner
 
 CONNECT_SECONDS = 30
 TIMED_METHODS = 6  # how many experiments an estimate times, for these steps, of which the first do not count
@@ -172,21 +168,6 @@ def _same_rules(train: Callable[[Experiment], Result], experiment: Experiment, r
             "same version of the package in both places"
         )
     return train(experiment)
-
-
-def check_options(experiments: Iterable[Experiment]) -> None:
-    """Make each method once for a tiny network, so that no run has to start for its options to be found wrong.
-
-    Raises:
-        ValueError: a method does not take its options; the message names both.
-    """
-    for method, options in dict.fromkeys((experiment.optimizer, experiment.options) for experiment in experiments):
-        sizes = (4, (2,), 2)
-        source = ReplaySource(ReplayBuffer(1), 1, lambda y: None)
-        try:
-            make_learner(method, lambda sizes=sizes: mlp(*sizes), sizes, torch.device("cpu"), dict(options), source)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"optimizer {method!r} with options {dict(options)}: {error}") from error
 
 
 def vary(experiment: Experiment, choices: Mapping[str, Any]) -> Experiment:

@@ -9,7 +9,7 @@ from torch import nn
 from sp.rivals.bounds import ChanceLearner, JointLearner, RidgeLearner
 from sp.rivals.dendritic import ActiveDendritesLearner, GrowingLearner
 from sp.rivals.distillation import LwF
-from sp.rivals.learner import GradientLearner, Needs, cross_entropy, kept_bytes, masked, own_learner
+from sp.rivals.learner import GradientLearner, Needs, cross_entropy, masked, own_learner
 from sp.rivals.optimizers import OPTIMIZERS
 from sp.rivals.penalties import EWC, L2, MAS, SI, OnlineEWC
 from sp.rivals.projections import GPM, NCL, OWM
@@ -77,7 +77,6 @@ __all__ = [
     "Needs",
     "ReplaySource",
     "cross_entropy",
-    "kept_bytes",
     "make_learner",
     "masked",
     "needs",

@@ -23,7 +23,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -194,31 +193,6 @@ class Dendrites:
 
     def _wrapped(self) -> list[nn.Module]:
         return [module for module in self.model.modules() if hasattr(type(module), "clear_dendrites")]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Weights, what the tracker knows, and the best weights so far, which the package would go back to."""
-        best = self.folder / "growth" / "best_model.pt"
-        with self._quietly():
-            tracker = self._settings.pai_tracker.to_string()
-        return {
-            "model": {name: value.clone() for name, value in self.model.state_dict().items()},
-            "tracker": tracker,
-            "best": torch.frombuffer(bytearray(best.read_bytes()), dtype=torch.uint8) if best.exists() else None,
-            "finished": self.finished,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken; the network gets the dendrites that it had."""
-        with self._quietly():
-            if state["best"] is not None:
-                best = self.folder / "growth" / "best_model.pt"
-                best.parent.mkdir(exist_ok=True)
-                best.write_bytes(bytes(state["best"].tolist()))
-            tracker = self._settings.pai_tracker
-            self.model = self._functions.load_net_from_dict(self.model, dict(state["model"]))
-            tracker.reset_module_vector(self.model, False)
-            tracker.from_string(state["tracker"])
-        self.finished = state["finished"]
 
 
 def acting(model: nn.Module) -> list[nn.Parameter]:

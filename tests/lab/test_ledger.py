@@ -14,15 +14,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from studies import permuted
-from studies.commands import main
 
 from sp import files
 from sp.lab import sweep
 from sp.lab.experiment import Experiment, run
 from sp.lab.ledger import Ledger, opened
-from sp.lab.sweep import with_seeds
-from tests.test_experiment import same
+from tests.lab.test_experiment import same
 
 SMALL = Experiment(hidden=(8,), options={"lr": 1e-3}, curve_points=2)
 DAMAGES = 1000
@@ -298,23 +295,6 @@ def test_a_run_that_was_carried_over_has_the_measures_it_had(results, tmp_path):
     assert rows.average_accuracy.tolist() == [0.25, results[1].accuracy[-1].mean()] and np.isnan(rows.final_1[0])
     again = sweep.runs(named, Ledger(tmp_path), workers=1, progress=False)
     assert again.average_accuracy[0] == results[0].accuracy[-1].mean() and again.final_1.notna().all()
-
-
-def test_the_command_records_what_the_notebook_reads(project, capsys):
-    command = ["record", "08_permuted", "--tasks", "2", "3", "--seeds", "1", "--workers", "1"]
-    assert main(command) == 0 and "14 runs are in" in capsys.readouterr().out
-    named = with_seeds(permuted.methods("digits", 2), range(1))
-    assert not sweep.missing([experiment for _, experiment in named], Ledger(files.folder("ledger")))
-    rows = sweep.runs(named)
-    curves = permuted.averages(rows, 2)
-    assert set(curves.tasks) == {1, 2} and len(curves) == 2 * len(rows) and curves.average.notna().all()
-    assert "after_3" not in rows
-
-
-def test_long_streams_are_recorded_with_their_own_number_of_seeds(project, capsys):
-    assert main(["record", "08_permuted", "--tasks", "10", "30", "--seeds", "5", "--long-seeds", "2", "--dry-run"]) == 0
-    methods = len(permuted.methods("digits", 10))
-    assert f"{7 * methods} runs" in capsys.readouterr().out
 
 
 def test_a_row_is_one_line_of_json(results, tmp_path):

@@ -1,7 +1,6 @@
 """The bridge to perforatedai: what was learnt survives each change of the network, and nothing is left lying about."""
 
 import importlib.util
-import io
 import os
 import subprocess
 import sys
@@ -183,40 +182,11 @@ def test_new_dendrites_change_no_answer_at_first_and_all_of_the_network_learns()
 
 
 @needs_package
-@pytest.mark.parametrize("base", BASES)
-def test_a_checkpoint_goes_on_bit_by_bit(base):
-    learner = learner_of(base, most=2)
-    learn(learner, 4)
-    score(learner, *GROW)
-    learn(learner, 3, seed=10)
-    file = io.BytesIO()
-    torch.save({"dendrites": learner.dendrites.state_dict(), "optimizer": learner.optimizer.state_dict()}, file)
-    state = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
-    other = learner_of(base, most=2)
-    other.dendrites.load_state_dict(state["dendrites"])
-    other.model = other.dendrites.model
-    other.optimizer = other._optimizer_of(other.model)
-    other.optimizer.load_state_dict(state["optimizer"])
-    assert other.dendrites.count == 1
-    for one in (learner, other):
-        learn(one, 3, seed=20)
-        score(one, 0.7)
-    for (name, p), (_, q) in zip(learner.model.named_parameters(), other.model.named_parameters(), strict=True):
-        assert torch.equal(p, q), name
-    torch.manual_seed(5)
-    score(learner, 0.7, 0.7, 0.7)
-    torch.manual_seed(5)
-    score(other, 0.7, 0.7, 0.7)
-    assert learner.dendrites.count == other.dendrites.count == 2
-    assert torch.equal(learner.logits(batch()[0]), other.logits(batch()[0]))
-
-
-@needs_package
 def test_it_is_quiet_and_writes_only_where_it_is_told(tmp_path):
     place, folder = tmp_path / "here", tmp_path / "there"
     place.mkdir()
     code = (
-        "from tests.test_dendrites import *; import matplotlib; backend = matplotlib.get_backend()\n"
+        "from tests.rivals.test_dendrites import *; import matplotlib; backend = matplotlib.get_backend()\n"
         f"learner = learner_of('adam', folder={str(folder)!r}); learn(learner, 2); score(learner, *GROW)\n"
         "assert matplotlib.get_backend() == backend and learner.dendrites.count == 1"
     )

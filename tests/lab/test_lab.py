@@ -22,9 +22,9 @@ from sp.__main__ import main
 from sp.lab import GradientLearner, Needs, Stream, compare
 from sp.lab.experiment import Result, explained_variance, run
 from sp.lab.ledger import Ledger
-from tests import test_sweep
+from tests.lab import test_sweep
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 cluster = test_sweep.cluster
 LION = """
 import torch

@@ -56,12 +56,16 @@ def test_the_committed_table_is_whole():
     for part, (widths, batches, names) in bench.PARTS.items():
         rows = table[table.part == part]
         assert set(rows.width) == set(widths) and set(rows.batch) == set(batches) and set(rows.optimizer) == set(names)
-    assert len(bench.verdicts(table)) == 28
+    faster = table.assign(training_ratio=1.0, training_ratio_low=0.9, training_ratio_high=1.1)
+    slower = table.assign(training_ratio=9.0, training_ratio_low=8.0, training_ratio_high=10.0)
+    for changed, word in ((faster, "met."), (slower, "not met.")):
+        training = [line for line in bench.verdicts(changed) if "training" in line]
+        assert training and all(line.endswith(f"asked: {word}") for line in training)
 
 
 def test_the_script_for_an_accelerator_runs_on_a_cpu_too(tmp_path):
     command = [sys.executable, "-m", "tests.on_a_gpu", "--device", "cpu", "--quick", "--csv", tmp_path / "table.csv"]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
     table = pd.read_csv(tmp_path / "table.csv")
     assert list(table.optimizer) == bench.WATCHED and (table.device == "cpu").all()

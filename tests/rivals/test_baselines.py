@@ -12,7 +12,7 @@ from torch import nn
 from sp.lab.experiment import Experiment, run
 from sp.lab.networks import mlp
 from sp.replay import ReplayBuffer
-from sp.rivals import METHODS, OPTIMIZERS, RIVALS, kept_bytes, needs, projections, rehearses
+from sp.rivals import METHODS, OPTIMIZERS, RIVALS, needs, projections, rehearses
 from sp.rivals.bounds import ChanceLearner, JointLearner, RidgeLearner
 from sp.rivals.distillation import LwF
 from sp.rivals.learner import GradientLearner
@@ -165,18 +165,6 @@ def test_wrong_options_are_named(rival, options, message):
         rival(network(), **options)
     with pytest.raises(ValueError, match="beta must be"):
         UPGD(network().parameters(), beta=1.0)
-
-
-def test_what_is_kept_is_counted():
-    model = network()
-    weights = sum(p.numel() for p in model.parameters())
-    learner = GradientLearner(model, "adam", {})
-    assert kept_bytes(learner) == 0
-    learner.learn(*batch(), None)
-    assert kept_bytes(learner) == 4 * (2 * weights + 4)  # two moments, and a count for each of four tensors
-    lwf = LwF(network(), base="sgd", lr=0.1)
-    lwf.end_task(*batch(), None)
-    assert kept_bytes(lwf) == 4 * weights + 3  # the old network, and which units it knows
 
 
 # -- arithmetic --

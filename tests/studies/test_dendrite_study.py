@@ -9,7 +9,7 @@ from studies import dendrite_study as study
 from sp.lab import sweep
 from sp.lab.networks import mlp
 
-METHODS = [study.two_tasks("digits"), *(study.on_stream(stream, "digits") for stream in study.STREAMS)]
+METHODS = [study.published_methods("digits"), *(study.stream_methods(stream, "digits") for stream in study.STREAMS)]
 
 
 @pytest.mark.parametrize(("inputs", "hidden"), [(64, (100, 100)), (784, (256, 256))])
@@ -29,7 +29,7 @@ def test_published_parameters_are_those_of_a_wrapped_network_without_a_dendrite(
 
 
 def test_every_method_has_a_rate_of_its_own_or_runs_with_defaults():
-    assert study.is_tuned("digits")
+    assert not studies.untuned("digits", study.trials("digits"))
     for methods in METHODS:
         assert len(set(methods.values())) == len(methods)
         for method, experiment in methods.items():
@@ -37,7 +37,7 @@ def test_every_method_has_a_rate_of_its_own_or_runs_with_defaults():
 
 
 def test_methods_are_tuned_on_other_seeds_and_images_with_equal_effort():
-    found = study.trials("digits")
+    found = [trial for trials in study.trials("digits").values() for trial in trials]
     assert all(e.seed >= 100 and e.evaluation == "validation" for *_, e in found)
     counts = pd.Series([(method, e.tasks, e.stream) for method, _, e in found]).value_counts()
     assert set(counts) == {7 * 3, 7} and all(
@@ -49,9 +49,9 @@ def test_without_tuned_rates_the_error_gives_the_command(tmp_path, monkeypatch):
     table = pd.read_csv(studies.TUNED)
     monkeypatch.setattr(studies, "TUNED", tmp_path / "tuned.csv")
     table[~table.study.str.startswith("dendrites_")].to_csv(studies.TUNED, index=False)
-    assert not study.is_tuned("digits")
+    assert set(studies.untuned("digits", study.trials("digits"))) == set(study.trials("digits"))
     with pytest.raises(LookupError, match="python notebooks/studies record 13_dendrites --dataset digits"):
-        study.on_stream("permuted", "digits")
+        study.stream_methods("permuted", "digits")
 
 
 def test_additions_compare_each_method_with_its_own_rule():
@@ -93,6 +93,6 @@ def test_active_dendrites_leave_different_units_to_different_tasks():
 
 
 def test_prototypes_tell_permutations_apart_and_classes_less_well():
-    permuted = study.inferred(study.on_stream("permuted", "digits")["Adam"])
-    split = study.inferred(study.on_stream("split5_class", "digits")["Adam"])
+    permuted = study.inferred(study.stream_methods("permuted", "digits")["Adam"])
+    split = study.inferred(study.stream_methods("split5_class", "digits")["Adam"])
     assert permuted > 0.99 and 0.5 < split < 0.95

@@ -17,7 +17,8 @@ from sp.lab.ledger import Ledger as Results
 from sp.lab.networks import mlp
 from sp.lab.settings import SETTINGS
 from sp.replay import ReplayBuffer
-from sp.rivals import METHODS, ReplaySource, make_learner, rehearses
+from sp.rivals import METHODS, GradientLearner, ReplaySource, make_learner, rehearses
+from sp.rivals.distillation import LwF
 
 
 @pytest.fixture
@@ -89,6 +90,19 @@ def test_a_run_s_cost_is_read_from_its_steps():
     weights = 65 * 8 + 9 * 10
     assert len(clock.times) == 2 and clock.step_seconds() > 0
     assert clock.kept == 4 * (2 * weights + 4)
+
+
+def test_what_is_kept_is_every_number_besides_the_weights():
+    x, y = torch.randn(12, 4), torch.randint(2, (12,))
+    model = mlp(4, (3,), 2)
+    weights = sum(p.numel() for p in model.parameters())
+    learner = GradientLearner(model, "adam", {})
+    assert comparison.kept_bytes(learner) == 0
+    learner.learn(x, y, None)
+    assert comparison.kept_bytes(learner) == 4 * (2 * weights + 4)  # two moments, and a count for each of four tensors
+    lwf = LwF(mlp(4, (3,), 2), base="sgd", lr=0.1)
+    lwf.end_task(x, y, None)
+    assert comparison.kept_bytes(lwf) == 4 * weights + 2  # the old network, and which units it knows
 
 
 def test_who_is_ahead_is_read_seed_by_seed():
