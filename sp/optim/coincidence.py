@@ -19,8 +19,9 @@ REFERENCE_BATCH = 128  # batch size for which the constants are meant; others ar
 SCALE_STEPS = 10  # steps in which the scales of a layer's gradient and inputs are measured
 ODD, ODD_STEPS = 10.0, 4  # of gradients so many times one that follows in a layer's first steps nothing is kept
 FLOOR = 0.5  # of the norm at the beginning: a task learnt to the end must not leave the absorber shut for the next
-# The gain of the readout is its number of outputs k, since the curvature of a softmax is about 1 / k. With less than the
-# smallest a linear classifier learns too slowly; the largest is as far as it was tried. In other layers GAIN is the most.
+# The gain of the readout is its number of outputs k, since the curvature of a softmax is about 1 / k. With less than
+# the smallest a linear classifier learns too slowly; the largest is as far as it was tried. In other layers GAIN is
+# the most.
 SMALLEST_GAIN, GAIN, LARGEST_GAIN = 3, 10, 100
 BOOST = 0.25  # power of (squared length / variance) of the inputs with which a step grows
 USUAL = 3.0  # squared length over variance where it cannot be told, with one row in a batch (1: accuracy .933; 3: .952)
