@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 import sp
 from sp import files
 from sp.checks import check_choice
+from sp.files import DATASETS
 from sp.notebooks import parameters
 
 LETTERS = string.ascii_uppercase  # names of tasks
@@ -37,7 +38,6 @@ JOURNALS = {  # inches: a column, and the full width of the text
 }
 WIDTHS = ("column", "page")
 FORMATS = ("pdf", "png", "svg")
-DATASETS = {"digits": "digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 SMALLEST = 6  # points: what is smaller cannot be read in print
 
 _GREY, _SKY, _WINE, _INDIGO = "#9E9E9E", "#38C2FF", "#6C1542", "#1D0685"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+DATASETS = {"digits": "digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}  # and what texts call them
 # Tables that no notebook makes, by the first word of their names.
 MADE_BY = {"retention": "results", "comparison": "comparison", "recipes": "recipes"}
 
