@@ -46,10 +46,10 @@ def positive(text: str) -> int:
 
 def add_dataset(parser: argparse.ArgumentParser) -> None:
     """``--dataset``, digits by default."""
-    from sp.lab.settings import SETTINGS
+    from sp.files import DATASETS  # needs what `sp.extras` looks for, and the list of commands does not
 
-    about = f"{', '.join(SETTINGS)} (default: digits)"
-    parser.add_argument("--dataset", default="digits", type=one_of(SETTINGS), metavar="NAME", help=about)
+    about = f"{', '.join(DATASETS)} (default: digits)"
+    parser.add_argument("--dataset", default="digits", type=one_of(DATASETS), metavar="NAME", help=about)
 
 
 def add_values(parser: argparse.ArgumentParser, about: str) -> None:

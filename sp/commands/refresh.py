@@ -3,7 +3,6 @@
 import argparse
 
 from sp.commands.figures import add_notebooks, which
-from sp.notebooks import running
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,4 +12,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """Refresh them; exit status 1 where one failed."""
+    from sp.notebooks import running
+
     return running.refresh(which(chosen))

@@ -7,6 +7,8 @@ from importlib import import_module
 import pytest
 
 from sp.__main__ import COMMANDS, main
+from sp.files import DATASETS
+from sp.lab.settings import SETTINGS
 
 
 def refused(command, capsys):
@@ -25,6 +27,10 @@ def test_help_lists_the_groups_of_commands_and_needs_nothing_but_python():
         assert f"\n{group}:\n" in done.stdout
         assert all(f"\n  {name} " in done.stdout for name in members)
     assert not {"torch", "pandas", "numpy", "matplotlib", "papermill"} & set(done.stderr.split())
+
+
+def test_every_data_set_has_settings_and_a_title():
+    assert set(SETTINGS) == set(DATASETS)
 
 
 @pytest.mark.parametrize("name", [name for members in COMMANDS.values() for name in members])
