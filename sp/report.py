@@ -13,7 +13,7 @@ from sp.checks import check_choice
 from sp.lab import metrics
 
 MARKS = re.compile(r"(<!-- table: (\S+)((?: \S+)*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-FILLED = ("README.md", "docs/comparison.md")  # whose tables come from files
+FILLED = ("README.md", "docs/comparison.md", "docs/results.md")  # whose tables come from files
 TITLES = {
     "final_1": "task A",
     "final_2": "task B",
@@ -41,21 +41,27 @@ def fill_tables(text: str, root: Path = Path()) -> str:
     - ``metric=NAME``: the metric to show.
     - ``streams=NAME,NAME``: which streams, in this order; default: all.
     - ``capacity=N``: size of the replay buffer, where the file has such a column; default 0, without one.
+    - ``methods=NAME,NAME``: which rows, in this order, with ``_`` for a space; default: all.
+    - ``decimals=N``: means alone, with so many decimals, the best of each column in bold, joint training left aside.
 
     Raises:
-        ValueError: another word, words without ``metric=``, or a stream that the file does not have.
+        ValueError: another word, words without ``metric=``, or a stream or method that the file does not have.
     """
+    words_known = ("metric", "streams", "capacity", "methods", "decimals")
 
     def filled(match: re.Match) -> str:
         table, words = pd.read_csv(root / match[2]), dict(word.partition("=")[::2] for word in match[3].split())
-        if unknown := set(words) - {"metric", "streams", "capacity"}:
-            raise ValueError(f"a table mark knows metric=, streams= and capacity=, got {sorted(unknown)}")
+        if unknown := set(words) - set(words_known):
+            raise ValueError(f"a table mark knows {'=, '.join(words_known)}=, got {sorted(unknown)}")
         if words and "metric" not in words:
             raise ValueError(f"a table mark with {sorted(words)} needs metric= as well")
         if words:
             streams = words["streams"].split(",") if "streams" in words else None
             table = across_streams(table, words["metric"], streams, int(words.get("capacity", 0)))
-        return match[1] + markdown(table) + match[5]
+        if "methods" in words:
+            table = of_methods(table, words["methods"].replace("_", " ").split(","))
+        text = _means(table, int(words["decimals"])) if "decimals" in words else wide(table)
+        return match[1] + markdown(text) + match[5]
 
     return MARKS.sub(filled, text)
 
@@ -76,6 +82,25 @@ def across_streams(
     return table.drop(columns="metric").rename(columns={"stream": "metric"})
 
 
+def of_methods(table: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
+    """The rows of these methods, in this order."""
+    for method in methods:
+        check_choice("methods", method, dict.fromkeys(table.arm))
+    return pd.concat([table[table.arm == method] for method in methods])
+
+
+def _means(table: pd.DataFrame, decimals: int) -> pd.DataFrame:
+    """An interval table as text: means alone, the best of each column in bold, joint training left aside."""
+    columns = {}
+    for metric in dict.fromkeys(table.metric):
+        means = table[table.metric == metric].set_index("arm")["mean"]
+        text = means.map(lambda mean: f"{mean:.{decimals}f}")
+        best = text[means.drop("Joint training", errors="ignore").idxmax()]
+        bold = (text == best) & (text.index != "Joint training")
+        columns[TITLES.get(metric, metric)] = text.mask(bold, "**" + text + "**")
+    return pd.DataFrame(columns, pd.Index(dict.fromkeys(table.arm), name="arm")).fillna("")
+
+
 def wide(table: pd.DataFrame) -> pd.DataFrame:
     """An interval table as text: a row for each arm, a column for each metric, "mean [low, high]", n in its head."""
     columns = {}
@@ -88,9 +113,8 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({head: column.reindex(arms).fillna("") for head, column in columns.items()}, arms)
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """An interval table as Markdown: a row for each arm, a column for each metric, "mean [low, high]"."""
-    text = wide(table)
+def markdown(text: pd.DataFrame) -> str:
+    """A table of text, such as `wide` makes it, as Markdown."""
     lines = ["| | " + " | ".join(text.columns) + " |", "|---" * (len(text.columns) + 1) + "|"]
     lines += [f"| {arm} | " + " | ".join(row) + " |" for arm, row in zip(text.index, text.to_numpy(), strict=True)]
     return "\n".join(lines) + "\n"
