@@ -27,12 +27,12 @@ extensions = [
 root_doc = "docs/index"
 # The folder of the project is the source, so that links between documents, notebooks and figures are those of the
 # repository. Only these are pages.
-include_patterns = ["docs/**", "notebooks/*.ipynb"]
-exclude_patterns = [".*", "build", "sp", "tests", "selective_plasticity", "figures", "notebooks/studies", "**.egg-info"]
+include_patterns = ["docs/**", "notebooks/*.ipynb", "notebooks/README.md", "figures/README.md", "CHANGELOG.md"]
+exclude_patterns = [".*", "build", "sp", "tests", "selective_plasticity", "notebooks/studies", "**.egg-info"]
 
 nb_execution_mode = "off"  # notebooks are shown with the outputs that the tests compare
 nb_ipywidgets_js = {}  # a panel needs a kernel; its pictures stand below it
-myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
+myst_enable_extensions = ["dollarmath", "amsmath", "html_image"]
 myst_heading_anchors = 3
 
 apidoc_modules = [
@@ -44,8 +44,10 @@ apidoc_modules = [
         "exclude_patterns": ["**/__main__.py"],
     }
 ]
+autodoc_default_options = {"ignore-module-all": True}  # each name stands where it is defined
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+napoleon_use_ivar = True
 default_role = "code"  # docstrings name code in single backticks
 
 bibtex_bibfiles = ["references.bib"]
@@ -63,10 +65,15 @@ html_show_sourcelink = False
 CITED = re.compile(r"\[((?:@\w+(?:; )?)+)\]")
 
 
-def cite(app, name, source):
-    """``[@key; @key]``, which can be read in the repository as well, as a citation."""
-    source[0] = CITED.sub(lambda keys: "{cite:p}`" + keys[1].replace("@", "").replace("; ", ",") + "`", source[0])
+def read(app, name, source):
+    """What is written for the repository, as the site shows it."""
+    text = source[0].replace("(../README.md)", "(index.md)")
+    if name == root_doc:  # the README, seen from here, is the first page
+        text = re.sub(r"\]\((?!http)", "](../", (ROOT / "README.md").read_text()) + text
+    text = re.sub(r'<a href="[^"]*\.pdf">(<img[^>]*>)</a>', r"\1", text)
+    # ``[@key; @key]``, which can be read in the repository as well, is a citation.
+    source[0] = CITED.sub(lambda keys: "{cite:p}`" + keys[1].replace("@", "").replace("; ", ",") + "`", text)
 
 
 def setup(app):
-    app.connect("source-read", cite)
+    app.connect("source-read", read)

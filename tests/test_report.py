@@ -64,9 +64,15 @@ def test_a_short_table_has_the_methods_that_are_asked_for_and_the_best_in_bold(t
     pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "t.csv", index=False)
     mark = "<!-- table: t.csv metric=x methods=My_rule,Ridge,Joint_training decimals={} -->\n<!-- end -->"
     filled = fill_tables(mark.format(2), tmp_path).splitlines()
-    assert filled[1:-1] == ["| | a |", "|---|---|", "| My rule | **0.92** |", "| Ridge | **0.92** |", "| Joint training | 0.97 |"]
+    assert filled[1:-1] == [
+        "| | a |",
+        "|---|---|",
+        "| My rule | **0.92** |",
+        "| Ridge | **0.92** |",
+        "| Joint training | 0.97 |",
+    ]
     assert fill_tables(mark.format(3), tmp_path).splitlines()[3:5] == ["| My rule | **0.925** |", "| Ridge | 0.915 |"]
-    with pytest.raises(ValueError, match="My_rul|My rul"):
+    with pytest.raises(ValueError, match="My rul"):
         fill_tables("<!-- table: t.csv metric=x methods=My_rul -->\n<!-- end -->", tmp_path)
 
 
