@@ -7,6 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the package as it lies here, whatever is installed
 
+from docutils import nodes  # noqa: E402
+
 import sp  # noqa: E402
 
 project = "sp"
@@ -75,5 +77,16 @@ def read(app, name, source):
     source[0] = CITED.sub(lambda keys: "{cite:p}`" + keys[1].replace("@", "").replace("; ", ",") + "`", text)
 
 
+def describe(app, doctree):
+    """Give a figure of a notebook, which has no words of its own, the heading that it stands under."""
+    for image in doctree.findall(nodes.image):
+        section = image
+        while section is not None and not isinstance(section, nodes.section):
+            section = section.parent
+        if not image.get("alt") and section is not None:
+            image["alt"] = f"Figure: {section.next_node(nodes.title).astext()}"
+
+
 def setup(app):
+    app.connect("doctree-read", describe)
     app.connect("source-read", read)

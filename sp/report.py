@@ -179,7 +179,7 @@ def index(root: Path = Path()) -> str:
         "# Notebooks",
         "",
         "In this order they tell one story; each starts by itself. `make lab` opens them, `make figures` runs them all",
-        "on the built-in digits, `make html` writes them as pages. `make readme` writes this page.",
+        "on the built-in digits, `make site` writes them as pages. `make readme` writes this page.",
         "",
         "| | asks |",
         "|---|---|",
