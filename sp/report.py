@@ -18,7 +18,7 @@ TITLES = {
     "final_1": "task A",
     "final_2": "task B",
     "average_accuracy": "all tasks",
-    "learning_accuracy": "just learnt",
+    "learning_accuracy": "after training",
     "backward_transfer": "backward transfer",
     "split2_class": "Split, 2 tasks, class-incremental",
     "split5_class": "Split, 5 tasks, class-incremental",
