@@ -7,11 +7,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DENDRITES_READY := $(VENV)/.dendrites
+SITE_READY := $(VENV)/.site
 # What a target needs: the environment, and with DENDRITES=1 the package of notebook 13 in it.
 ENVIRONMENT := $(READY) $(if $(filter-out 0,$(DENDRITES)),$(DENDRITES_READY))
 
 .DEFAULT_GOAL := help
-.PHONY: help figures test dendrites test-browser lab html paper bench gpu results notebooks readme clean
+.PHONY: help figures test dendrites test-browser lab site paper bench gpu results notebooks readme clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -29,6 +30,11 @@ $(DENDRITES_READY): $(READY)
 	@echo "Installing perforatedai into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock cryptography pyyaml requests safetensors
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock --no-deps perforatedai
+	@touch $@
+
+$(SITE_READY): $(READY)
+	@echo "Installing what builds the site into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[site]'
 	@touch $@
 
 figures: $(ENVIRONMENT) ## run every notebook (SP_DATASET=digits|mnist|fashion_mnist; FRESH=1: all its runs) for its figures in figures/
@@ -49,8 +55,9 @@ test-browser: $(ENVIRONMENT) ## the panels of notebook 05 in a real JupyterLab a
 lab: $(ENVIRONMENT) ## JupyterLab in the environment
 	@$(BIN)/jupyter lab notebooks
 
-html: $(ENVIRONMENT) ## every notebook as a page that needs no kernel, and the documentation of the package, in build/html
-	@$(BIN)/python -m sp html
+site: $(SITE_READY) ## documents, notebooks and reference as pages that need neither kernel nor network, in build/site
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs . build/site
+	@echo "Open build/site/index.html"
 
 paper: $(ENVIRONMENT) ## five figures of several panels and three tables for a paper, from stored results, in build/paper
 	@$(BIN)/python -m sp paper

@@ -28,7 +28,7 @@ def add_commands(commands) -> None:
 
 
 def add_notebook_runs(commands) -> None:
-    """``figures``, ``refresh``, ``check-notebooks`` and ``html``."""
+    """``figures``, ``refresh`` and ``check-notebooks``."""
     parser = commands.add_parser(
         "figures",
         help="run every notebook and leave its figures in figures/",
@@ -42,11 +42,8 @@ def add_notebook_runs(commands) -> None:
     )
     _add_which(parser)
     parser.set_defaults(run=_refresh)
-    for name, run, help in (
-        ("check-notebooks", _check, "run every notebook and compare with its stored outputs"),
-        ("html", _html, "write every notebook, and the documentation, as static pages into build/html"),
-    ):
-        commands.add_parser(name, help=help).set_defaults(run=run)
+    parser = commands.add_parser("check-notebooks", help="run every notebook and compare with its stored outputs")
+    parser.set_defaults(run=_check)
 
 
 def _add_which(parser: argparse.ArgumentParser) -> None:
@@ -80,12 +77,6 @@ def _check(_: argparse.Namespace) -> int:
     from sp import notebooks
 
     return notebooks.check()
-
-
-def _html(_: argparse.Namespace) -> None:
-    from sp import pages
-
-    pages.make_all()
 
 
 def add_compare(commands) -> None:
