@@ -60,14 +60,18 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     """
     data = load("digits")
     images = [np.asarray(data.train_x[data.train_y == digit][0]).reshape(8, 8) for digit in range(10)]
-    plt.style.use(["default", figures.STYLE, {"figure.constrained_layout.use": False}])
+    with plt.style.context("default"):
+        _animate(table, images, path)
+
+
+def _animate(table: pd.DataFrame, images: list[np.ndarray], path: Path) -> None:
     fig, axes = plt.subplots(len(ARMS), 10, figsize=(6.4, 1.9))
     fig.subplots_adjust(left=0.14, right=0.9, top=0.84, bottom=0.02, wspace=0.12, hspace=0.12)
     shown, numbers, frames = {}, {}, []
     for row, method in zip(axes, ARMS, strict=True):
         place = row[0].get_position()
         middle = (place.y0 + place.y1) / 2
-        fig.text(0.005, middle, method, va="center", fontsize=9, color=figures.colour(method))
+        fig.text(0.005, middle, method, va="center", fontsize=9, color=figures.look(method)[0])
         numbers[method] = fig.text(0.995, middle, "", va="center", ha="right", fontsize=11)
         for digit, (axis, image) in enumerate(zip(row, images, strict=True)):
             shown[method, digit] = axis.imshow(image, cmap="Greys", interpolation="nearest", alpha=FAINTEST)
