@@ -15,7 +15,11 @@ def add_commands(commands) -> None:
     again = commands.add_parser("figure", help="draw figures again from their CSV, at the size of a journal")
     again.add_argument("names", nargs="+", metavar="NAME", help="in figures/, such as 01_forgetting/digits_curves")
     again.add_argument("--journal", choices=style.JOURNALS, help="whose widths; default: as it was")
-    again.add_argument("--width", choices=style.WIDTHS, help="a column or the page; default: as it was")
+    again.add_argument("--width", type=_width, help="column, page, or inches; default: as it was")
+    again.add_argument("--only", nargs="+", metavar="METHOD", help="these methods, in this order")
+    pairs = {"nargs": "+", "default": [], "type": _pair}
+    again.add_argument("--rename", metavar="METHOD=NAME", help="what methods are called", **pairs)
+    again.add_argument("--colour", metavar="METHOD=COLOUR", help="colours of methods, such as Adam=#CF5100", **pairs)
     again.add_argument("--format", nargs="+", choices=style.FORMATS, default=["pdf", "png"], dest="formats")
     again.add_argument("--to", type=Path, help="folder; default: in place")
     again.add_argument("--latex", action="store_true", help="also NAME.tex, with the caption")
@@ -27,9 +31,23 @@ def add_commands(commands) -> None:
     sheets.set_defaults(run=_paper)
 
 
+def _width(text: str) -> str | float:
+    return text if text in style.WIDTHS else float(text)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"must be METHOD=..., got {text!r}")
+    return name, value
+
+
 def _figure(chosen: argparse.Namespace) -> None:
+    own = {"only": chosen.only, "names": dict(chosen.rename), "colours": dict(chosen.colour)}
+    own = {word: value for word, value in own.items() if value} or None
     for name in chosen.names:
-        plt.close(record.redraw(name, width=chosen.width, journal=chosen.journal, formats=chosen.formats, to=chosen.to))
+        look = {"width": chosen.width, "journal": chosen.journal, "style": own}
+        plt.close(record.redraw(name, formats=chosen.formats, to=chosen.to, **look))
         if chosen.latex:
             known, path = record.stored(name)[0], path_of(name)
             text = tables.latex_figure(path.name, known["caption"], (chosen.width or known["width"]) == "page")

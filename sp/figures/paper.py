@@ -54,9 +54,9 @@ FIGURES = {
     "figure3_retention": Sheet(
         "Retention across streams, without replay unless it is said.",
         [
-            (2.1, [Panel("02_consolidation/{}_split5_class_matrices")]),
-            (2.9, [Panel("retention/{}")]),
-            (2.2, [Panel("03_coincidence/{}_capacity"), Panel("03_coincidence/{}_beyond")]),
+            (1.9, [Panel("02_consolidation/{}_split5_class_matrices")]),
+            (3.5, [Panel("09_comparison/{}_accuracy")]),
+            (2.0, [Panel("03_coincidence/{}_capacity"), Panel("03_coincidence/{}_beyond")]),
         ],
     ),
     "figure4_ablation": Sheet(
@@ -68,7 +68,7 @@ FIGURES = {
     ),
     "figure5_cost": Sheet(
         "What retention costs.",
-        [(4.5, [Panel("09_comparison/{}_memory")]), (2.8, [Panel("12_overhead/size")])],
+        [(2.8, [Panel("09_comparison/{}_memory")]), (2.8, [Panel("12_overhead/size")])],
     ),
 }
 

@@ -22,23 +22,35 @@ from sp.checks import check_choice
 from sp.figures import comparing, inside  # noqa: F401  their plots enter PLOTS
 from sp.figures.kit import PLOTS
 from sp.figures.place import made_by, path_of
-from sp.figures.style import FORMATS, figure
+from sp.figures.restyle import restyled
+from sp.figures.style import FORMATS, figure, looking
 
 Record = dict[str, Any]
 
 
-def picture(kind: str, table: pd.DataFrame, options: dict, width: str = "column", journal: str = "icml") -> Figure:
+def picture(
+    kind: str,
+    table: pd.DataFrame,
+    options: dict,
+    width: str | float = "column",
+    journal: str = "icml",
+    style: dict[str, Any] | None = None,
+) -> Figure:
     """A plot of a table, which is not saved.
 
     Args:
         kind: a name in `sp.figures.PLOTS`. table: what it is drawn from. options: of that plot.
         width, journal: as for `sp.figures.figure`.
+        style: which methods of the column ``arm`` are shown and how: ``only``, a list of them, in order; ``names``,
+            method -> what it is called; ``colours``, method -> a colour of matplotlib's. Any of the three, or None.
 
     Raises:
-        ValueError: an unknown kind, width or journal.
+        ValueError: an unknown kind, width, journal, method or colour.
     """
     check_choice("kind", kind, PLOTS)
-    return PLOTS[kind](partial(figure, width, journal=journal), table, **options)
+    table, options, looks = restyled(table, options, style or {})
+    with looking(looks):
+        return PLOTS[kind](partial(figure, width, journal=journal), table, **options)
 
 
 def draw(
@@ -48,8 +60,9 @@ def draw(
     *,
     question: str,
     caption: str,
-    width: str = "column",
+    width: str | float = "column",
     journal: str = "icml",
+    style: dict[str, Any] | None = None,
     formats: Sequence[str] = ("pdf", "png"),
     keys: Iterable[str] | None = None,
     command: str | None = None,
@@ -68,7 +81,8 @@ def draw(
         question: what the figure answers, for the gallery.
         caption: for a paper. The data set, what is drawn (such as a mean and its interval) and the number of seeds are
             put after it.
-        width, journal: as for `sp.figures.figure`. formats: some of `FORMATS`; PNG at 300 dpi.
+        width, journal: as for `sp.figures.figure`. style: as for `picture`; the CSV has all methods.
+        formats: some of `FORMATS`; PNG at 300 dpi.
         keys: of the experiments behind the data; default: those in the column ``key``, where there is one.
         command: what makes the data; default: the one that runs its notebook with the parameters of this run.
         about: more JSON values on how it was made.
@@ -95,6 +109,7 @@ def draw(
         "caption": " ".join(filter(None, endings)),
         "width": width,
         "journal": journal,
+        **({"style": style} if style else {}),
         "provenance": {
             **made_by(name),
             **({"command": command} if command else {}),
@@ -118,22 +133,25 @@ def draw(
 def redraw(
     name: str,
     *,
-    width: str | None = None,
+    width: str | float | None = None,
     journal: str | None = None,
+    style: dict[str, Any] | None = None,
     formats: Sequence[str] = ("pdf", "png"),
     to: Path | None = None,
 ) -> Figure:
     """Draw a figure again from its CSV and its record.
 
     Args:
-        name: as for `sp.figures.path_of`. width, journal: as for `sp.figures.figure`; None: as it was.
+        name: as for `sp.figures.path_of`.
+        width, journal, style: as for `picture`; None: as it was. ``{}`` is the style of the house.
         formats: some of `FORMATS`. to: folder; None: in place.
 
     Raises:
         FileNotFoundError: there is no such figure; the message names those with a similar name.
     """
     record, table = stored(name)
-    record |= {key: value for key, value in (("width", width), ("journal", journal)) if value is not None}
+    chosen = {"width": width, "journal": journal, "style": style}
+    record |= {key: value for key, value in chosen.items() if value is not None}
     path = path_of(name)
     return _drawn(to / path.name if to else path, _csv(table), record, formats)
 
@@ -143,7 +161,8 @@ def _drawn(path: Path, table: str, record: Record, formats: Sequence[str]) -> Fi
     if unknown := set(formats) - set(FORMATS):
         raise ValueError(f"formats must be some of {', '.join(FORMATS)}, got {', '.join(sorted(unknown))}")
     read = pd.read_csv(io.StringIO(table))
-    fig = picture(record["kind"], read, record["options"], record["width"], record["journal"])
+    look = (record["width"], record["journal"], record.get("style"))
+    fig = picture(record["kind"], read, record["options"], *look)
     about = json.dumps(record["provenance"], sort_keys=True)
     fields = {
         "pdf": {"CreationDate": None, "Producer": None, "Subject": about},

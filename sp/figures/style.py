@@ -2,6 +2,9 @@
 
 import string
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -53,6 +56,8 @@ METHODS = {
     "Accumulating trace": ("#12975A", "v"),
 }
 OTHER = ("#4D4D4D", "h")  # of a method that has none
+Looks = dict[str, tuple[str, str]]
+_own: ContextVar[Looks] = ContextVar("own", default={})  # noqa: B039  never changed in place
 
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine has it
@@ -78,11 +83,11 @@ STYLE = {
 }
 
 
-def figure(width: str = "column", height: float = 2.1, journal: str = "icml", **subplots) -> tuple[Figure, Any]:
+def figure(width: str | float = "column", height: float = 2.1, journal: str = "icml", **subplots) -> tuple[Figure, Any]:
     """An empty figure in the house style, at the size it will have in print.
 
     Args:
-        width: ``"column"`` or ``"page"``, as wide as `JOURNALS` says.
+        width: ``"column"`` or ``"page"``, as wide as `JOURNALS` says; or inches, 1 to 20.
         height: in inches.
         journal: a name in `JOURNALS`.
         subplots: for `matplotlib.pyplot.subplots`, e.g. ``ncols=2``.
@@ -93,10 +98,14 @@ def figure(width: str = "column", height: float = 2.1, journal: str = "icml", **
     Raises:
         ValueError: an unknown width or journal.
     """
-    for name, value, known in (("width", width, WIDTHS), ("journal", journal, JOURNALS)):
-        check_choice(name, value, known)
+    check_choice("journal", journal, JOURNALS)
+    if isinstance(width, str):
+        check_choice("width", width, WIDTHS)
+        width = JOURNALS[journal][width]
+    elif not 1 <= width <= 20:
+        raise ValueError(f"width must be 'column', 'page', or 1 to 20 inches, got {width!r}")
     plt.style.use(["default", STYLE])  # from the default, so that nobody's own settings change a byte
-    size = (JOURNALS[journal][width], height)
+    size = (width, height)
     if threading.current_thread() is threading.main_thread():
         return plt.subplots(figsize=size, **subplots)
     fig = Figure(figsize=size)  # pyplot, and what a notebook shows at the end of a cell, belong to the main thread
@@ -105,4 +114,16 @@ def figure(width: str = "column", height: float = 2.1, journal: str = "icml", **
 
 def look(method: str) -> tuple[str, str]:
     """Colour and marker of a method; variants ("Adam + replay", "Adam, wide") share them; of an unknown one `OTHER`."""
+    if method in _own.get():
+        return _own.get()[method]
     return next((METHODS[name] for name in sorted(METHODS, key=len, reverse=True) if method.startswith(name)), OTHER)
+
+
+@contextmanager
+def looking(own: Looks) -> Iterator[None]:
+    """While it lasts, these methods have these colours and markers."""
+    token = _own.set(own)
+    try:
+        yield
+    finally:
+        _own.reset(token)

@@ -20,6 +20,7 @@ from colorspacious import cspace_convert
 from matplotlib.text import Text
 
 from sp import figures, files
+from sp.__main__ import main
 from sp.figures import place, record, style
 from sp.figures.kit import short
 
@@ -143,6 +144,42 @@ def test_journals_have_their_widths_and_unknown_ones_are_errors(folder):
         FileNotFoundError, match=r"no figure '01_toy/plot' .* similar: plot; make it with  python -m sp .*01_toy"
     ):
         figures.redraw("01_toy/plot")
+
+
+def test_a_style_of_one_s_own_is_recorded_and_drawn_again(folder):
+    style = {"only": ["Adam + replay", "Adam"], "names": {"Adam": "Ours"}, "colours": {"Adam + replay": "#123456"}}
+    fig = figures.draw("interval_plot", "plot", TABLE, width=4.2, style=style, formats=["png"], **WORDS, **OPTIONS)
+    again = figures.redraw("plot", formats=["png"])
+    for one in (fig, again):
+        assert one.get_figwidth() == 4.2
+        assert [text.get_text() for text in one.axes[0].get_yticklabels()] == ["Adam + replay", "Ours"]
+        dots = [(line.get_color(), line.get_marker()) for line in one.axes[0].get_lines()[1::2]]
+        assert dots == [("#123456", "s"), figures.look("Adam")]
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "plot.csv"), TABLE)  # all that was measured
+    house = figures.redraw("plot", style={}, formats=["png"])
+    assert [text.get_text() for text in house.axes[0].get_yticklabels()] == ["Adam", "Adam + replay"]
+    for wrong, message in (
+        ({"only": ["SGD"]}, r"style\['only'\] must be one of 'Adam', 'Adam \+ replay', got 'SGD'"),
+        ({"colors": {}}, "style must be one of 'only', 'names', 'colours', got 'colors'"),
+        ({"colours": {"Adam": "reddish"}}, "colour of 'Adam' must be one of matplotlib's.* got 'reddish'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            figures.redraw("plot", style=wrong, formats=["png"])
+    with pytest.raises(ValueError, match="width must be 'column', 'page', or 1 to 20 inches, got 400"):
+        figures.redraw("plot", width=400, formats=["png"])
+
+
+def test_a_style_on_the_command_line_goes_for_matrices_and_lines_as_well(tmp_path, monkeypatch):
+    monkeypatch.setenv("SP_FIGURES", str(ROOT / "figures"))
+    words = "--width 5 --only Coincidence Adam --rename Adam=Baseline --colour Coincidence=#123456 --format png"
+    for name in ("02_consolidation/digits_split5_class_matrices", "09_comparison/digits_accuracy"):
+        assert main(["figure", name, *words.split(), "--to", str(tmp_path)]) == 0
+        known = json.loads((tmp_path / f"{name.rpartition('/')[2]}.json").read_text())
+        assert known["width"] == 5 and known["style"]["names"] == {"Adam": "Baseline"}
+    table = pd.read_csv(tmp_path / "digits_split5_class_matrices.csv")
+    known = json.loads((tmp_path / "digits_split5_class_matrices.json").read_text())
+    fig = figures.picture(known["kind"], table, known["options"], known["width"], style=known["style"])
+    assert [ax.get_title() for ax in fig.axes[:2]] == ["Coincidence", "Baseline"]
 
 
 def test_refreshing_changes_no_commit_for_nothing(folder, monkeypatch):
