@@ -81,4 +81,4 @@ notebooks: $(ENVIRONMENT) ## run every notebook afresh in place (default data), 
 	@$(BIN)/python -m sp refresh
 
 clean: ## remove the environment and everything that was built or computed
-	rm -rf $(VENV) build .store .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) build docs/reference .store .pytest_cache .ruff_cache .hypothesis *.egg-info
