@@ -60,6 +60,7 @@ html_theme = "furo"
 html_title = "sp"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["frames.js"]
 html_extra_path = ["_extra"]  # the address of the site itself leads to its first page
 html_copy_source = False
 html_show_sourcelink = False
