@@ -8,11 +8,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DENDRITES_READY := $(VENV)/.dendrites
 PIP := -m pip install --quiet --disable-pip-version-check -c requirements.lock
+SITE_READY := $(VENV)/.site
 # What a target needs: the environment, and with DENDRITES=1 the package of notebook 13 in it.
 ENVIRONMENT := $(READY) $(if $(filter-out 0,$(DENDRITES)),$(DENDRITES_READY))
 
 .DEFAULT_GOAL := help
-.PHONY: help figures test lab html paper results bench gpu dendrites notebooks readme test-browser test-alone clean
+.PHONY: help figures test lab site paper results bench gpu dendrites notebooks readme test-browser test-alone clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^## /{print "\n" substr($$0, 4) ":"} /^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +33,11 @@ $(DENDRITES_READY): $(READY)
 	@$(BIN)/python $(PIP) --no-deps perforatedai
 	@touch $@
 
+$(SITE_READY): $(READY)
+	@echo "Installing what builds the site into $(VENV) ..."
+	@$(BIN)/python $(PIP) -e '.[site]'
+	@touch $@
+
 ## All of it
 figures: $(ENVIRONMENT) ## run every notebook (SP_DATASET=digits|mnist|fashion_mnist; FRESH=1: all its runs) for its figures in figures/
 	@$(if $(filter-out 0,$(FRESH)),SP_FRESH=1) $(BIN)/python -m sp figures --dataset $(SP_DATASET)
@@ -45,8 +51,9 @@ test: $(ENVIRONMENT) ## lint, unit tests, the notebooks against their stored out
 ## Explore
 lab: $(ENVIRONMENT) ## JupyterLab in the environment
 	@$(BIN)/jupyter lab notebooks
-html: $(ENVIRONMENT) ## every notebook as a page that needs no kernel, and the documentation of the package, in build/html
-	@$(BIN)/python -c 'from sp import pages; pages.make_all()'
+site: $(SITE_READY) ## documents, notebooks and reference as pages that need neither kernel nor network, in build/site
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs . build/site
+	@echo "Open build/site/index.html"
 
 ## Reproduce
 paper: $(ENVIRONMENT) ## five figures of several panels and three tables for a paper, from stored results, in build/paper
@@ -74,4 +81,4 @@ test-alone: ## what `pip install .` brings, torch alone, in an environment of it
 	@build/alone/bin/python $(PIP) .
 	@build/alone/bin/python -I tests/alone.py
 clean: ## remove the environment and everything that was built or computed
-	rm -rf $(VENV) build .store .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) build docs/reference .store .pytest_cache .ruff_cache .hypothesis *.egg-info

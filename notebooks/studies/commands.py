@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command of the studies; exit status as `sp.__main__.main`."""
     parser = argparse.ArgumentParser(prog="python notebooks/studies", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (add_bench, add_tune, add_comparison, add_costs, add_recipes, add_record):
+    for add in (add_bench, add_tune, add_comparison, add_costs, add_recipes, add_record, add_fading):
         add(commands)
     return carry_out(parser, sys.argv[1:] if arguments is None else arguments)
 
@@ -215,3 +215,16 @@ def _runs_of(chosen: argparse.Namespace) -> list[tuple[str, Experiment]]:
     for tasks in chosen.tasks:
         named += with_seeds(permuted.methods(chosen.dataset, tasks), long_seeds if tasks > 10 else seeds)
     return named
+
+
+def add_fading(commands) -> None:
+    """``fading``: the moving picture of the README."""
+    parser = commands.add_parser("fading", help="make figures/fading.gif, the moving picture of the README")
+    parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
+    parser.set_defaults(run=_fading)
+
+
+def _fading(chosen: argparse.Namespace) -> None:
+    from studies import fading
+
+    fading.make(chosen.workers)

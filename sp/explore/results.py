@@ -79,8 +79,8 @@ def results_panel(ledger: Ledger | None = None) -> Panel:
     return Panel(
         "results",
         "Finished runs: table and figure",
-        "Look for intervals that do not overlap: dots are means over seeds, lines 95 % bootstrap intervals. Methods of "
-        "one method differ in what stands in brackets.",
+        "Dots are means over seeds, lines 95 % bootstrap intervals; whether two methods differ is for a paired test to "
+        "say (notebook 01). Variants of one method differ in what stands in brackets.",
         controls,
         make,
         lambda choices: _code(rows, choices),

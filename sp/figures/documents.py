@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from sp.figures.tables import across_streams, markdown
+from sp.figures.tables import across_streams, markdown, of_methods
 
 MARKS = re.compile(r"(<!-- table: (\S+)((?: \S+)*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-FILLED = ("README.md", "docs/comparison.md")  # whose tables come from files
+FILLED = ("README.md", "docs/comparison.md", "docs/results.md")  # whose tables come from files
 
 
 def fill_tables(text: str, root: Path = Path()) -> str:
@@ -21,21 +21,26 @@ def fill_tables(text: str, root: Path = Path()) -> str:
     - ``metric=NAME``: the metric to show.
     - ``streams=NAME,NAME``: which streams, in this order; default: all.
     - ``capacity=N``: size of the replay buffer, where the file has such a column; default 0, without one.
+    - ``methods=NAME,NAME``: which rows, in this order, with ``_`` for a space; default: all.
+    - ``decimals=N``: means alone, with so many decimals, the best of each column in bold, joint training left aside.
 
     Raises:
-        ValueError: another word, words without ``metric=``, or a stream that the file does not have.
+        ValueError: another word, words without ``metric=``, or a stream or method that the file does not have.
     """
+    words_known = ("metric", "streams", "capacity", "methods", "decimals")
 
     def filled(match: re.Match) -> str:
         table, words = pd.read_csv(root / match[2]), dict(word.partition("=")[::2] for word in match[3].split())
-        if unknown := set(words) - {"metric", "streams", "capacity"}:
-            raise ValueError(f"a table mark knows metric=, streams= and capacity=, got {sorted(unknown)}")
+        if unknown := set(words) - set(words_known):
+            raise ValueError(f"a table mark knows {'=, '.join(words_known)}=, got {sorted(unknown)}")
         if words and "metric" not in words:
             raise ValueError(f"a table mark with {sorted(words)} needs metric= as well")
         if words:
             streams = words["streams"].split(",") if "streams" in words else None
             table = across_streams(table, words["metric"], streams, int(words.get("capacity", 0)))
-        return match[1] + markdown(table) + match[5]
+        if "methods" in words:
+            table = of_methods(table, words["methods"].replace("_", " ").split(","))
+        return match[1] + markdown(table, int(words["decimals"]) if "decimals" in words else None) + match[5]
 
     return MARKS.sub(filled, text)
 
@@ -85,7 +90,7 @@ def index(root: Path = Path()) -> str:
         "# Notebooks",
         "",
         "In this order they tell one story; each starts by itself. `make lab` opens them, `make figures` runs them all",
-        "on the built-in digits, `make html` writes them as pages. `make readme` writes this page.",
+        "on the built-in digits, `make site` writes them as pages. `make readme` writes this page.",
         "",
         "| | asks |",
         "|---|---|",

@@ -14,7 +14,7 @@ TITLES = {
     "final_1": "task A",
     "final_2": "task B",
     "average_accuracy": "all tasks",
-    "learning_accuracy": "just learnt",
+    "learning_accuracy": "after training",
     "backward_transfer": "backward transfer",
     "split2_class": "Split, 2 tasks, class-incremental",
     "split5_class": "Split, 5 tasks, class-incremental",
@@ -69,9 +69,28 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
     return text.fillna("").rename(columns=heads).rename_axis(columns=None)
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """An interval table as Markdown: a row for each method, a column for each metric, "mean [low, high]"."""
-    text = wide(table)
+def of_methods(table: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
+    """The rows of these methods, in this order."""
+    for method in methods:
+        check_choice("methods", method, dict.fromkeys(table.method))
+    return pd.concat([table[table.method == method] for method in methods])
+
+
+def means(table: pd.DataFrame, decimals: int) -> pd.DataFrame:
+    """An interval table as text: means alone, the best of each column in bold, joint training left aside."""
+    columns = {}
+    for metric in dict.fromkeys(table.metric):
+        values = table[table.metric == metric].set_index("method")["mean"]
+        text = values.map(lambda mean: f"{mean:.{decimals}f}")
+        best = text[values.drop("Joint training", errors="ignore").idxmax()]
+        bold = (text == best) & (text.index != "Joint training")
+        columns[TITLES.get(metric, metric)] = text.mask(bold, "**" + text + "**")
+    return pd.DataFrame(columns, pd.Index(dict.fromkeys(table.method), name="method")).fillna("")
+
+
+def markdown(table: pd.DataFrame, decimals: int | None = None) -> str:
+    """An interval table as Markdown, a row for each method: `wide`, or with decimals `means`."""
+    text = wide(table) if decimals is None else means(table, decimals)
     lines = ["| | " + " | ".join(text.columns) + " |", "|---" * (len(text.columns) + 1) + "|"]
     lines += [
         f"| {method} | " + " | ".join(row) + " |" for method, row in zip(text.index, text.to_numpy(), strict=True)

@@ -54,8 +54,27 @@ def test_a_table_over_streams_takes_those_and_the_buffer_that_are_asked_for(tmp_
     filled = fill_tables("<!-- table: t.csv metric=x streams=d,a capacity=7 -->\n<!-- end -->", tmp_path).splitlines()
     assert filled[1] == "| | d (n = 10) | a (n = 10) |"
     assert filled[3:5] == [f"| {method} | 0.500 [7.000, 1.000] | 0.500 [7.000, 1.000] |" for method in ("two", "one")]
-    with pytest.raises(ValueError, match=r"knows metric=, streams= and capacity=, got \['metrics'\]"):
+    with pytest.raises(ValueError, match=r"knows metric=, .*, got \['metrics'\]"):
         fill_tables("<!-- table: t.csv metrics=x -->\n<!-- end -->", tmp_path)
+
+
+def test_a_short_table_has_the_methods_that_are_asked_for_and_the_best_in_bold(tmp_path):
+    means = {"Adam": 0.384, "Joint training": 0.97, "My rule": 0.9249, "Ridge": 0.9151}
+    rows = [("a", arm, "x", mean, 0, 1, 10) for arm, mean in means.items()]
+    columns = ["stream", "method", "metric", "mean", "low", "high", "n"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "t.csv", index=False)
+    mark = "<!-- table: t.csv metric=x methods=My_rule,Ridge,Joint_training decimals={} -->\n<!-- end -->"
+    filled = fill_tables(mark.format(2), tmp_path).splitlines()
+    assert filled[1:-1] == [
+        "| | a |",
+        "|---|---|",
+        "| My rule | **0.92** |",
+        "| Ridge | **0.92** |",
+        "| Joint training | 0.97 |",
+    ]
+    assert fill_tables(mark.format(3), tmp_path).splitlines()[3:5] == ["| My rule | **0.925** |", "| Ridge | 0.915 |"]
+    with pytest.raises(ValueError, match="My rul"):
+        fill_tables("<!-- table: t.csv metric=x methods=My_rul -->\n<!-- end -->", tmp_path)
 
 
 def test_the_gallery_shows_every_committed_figure():
