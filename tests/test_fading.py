@@ -38,6 +38,6 @@ def test_a_digit_is_as_dark_as_the_accuracy_on_it(tmp_path):
 def test_its_runs_are_paired_and_have_a_curve():
     named = fading.experiments(seeds=2)
     assert [(method, experiment.seed) for method, experiment in named] == [
-        (method, seed) for method in fading.ARMS for seed in (0, 1)
+        (method, seed) for method in fading.METHODS for seed in (0, 1)
     ]
     assert {experiment.curve_points for _, experiment in named} == {fading.POINTS}

@@ -220,8 +220,9 @@ def test_versions_and_licence_agree(project):
 
 def test_the_gate_and_the_workflow_call_the_readme_s_commands():
     readme = (ROOT / "README.md").read_text()
-    workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
-    runs = {step["run"] for step in workflow["jobs"]["test"]["steps"] if "run" in step}
+    workflows = [yaml.safe_load(path.read_text()) for path in (ROOT / ".github/workflows").glob("*.yml")]
+    steps = [step for workflow in workflows for job in workflow["jobs"].values() for step in job["steps"]]
+    runs = {step["run"] for step in steps if "run" in step}
     gate = set(re.findall(r"^make .*", (ROOT / ".ci/run").read_text(), re.MULTILINE))
     promised = {command for command in runs | gate if f"\n{command}" in readme}
     assert promised >= {"make figures", "make test"} and promised <= runs and promised - {"make figures"} <= gate

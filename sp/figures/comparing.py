@@ -124,7 +124,8 @@ def _dot(ax: Axes, row: dict, place: float, **style) -> None:
 
 def _accuracy_axis(ax: Axes, rows: pd.DataFrame) -> tuple[float, float]:
     """A horizontal axis as wide as the intervals on it, at least `NARROWEST`; returns its ends."""
-    low, high = rows.low.min(), rows.high.max()
+    # One seed has a mean and no interval.
+    low, high = rows[["low", "mean"]].min(axis=None), rows[["high", "mean"]].max(axis=None)
     missing = max(0, NARROWEST - (high - low)) / 2
     margin = 0.06 * (high - low + 2 * missing)
     ends = low - missing - margin, high + missing + margin

@@ -320,7 +320,7 @@ def test_numbers_are_learnt_by_their_squared_error_and_scored_by_r2(kept):
     x, weights = chance.normal(size=(200, 3)), chance.normal(size=(3, 2))
     y = x @ weights
     stream = Stream.from_arrays([(x[:150], y[:150], x[150:], y[150:])], scenario="domain", target="numbers")
-    rate = {"Adam": {"lr": [0.03]}, "Coincidence": {"lr": [0.1]}}
+    rate = {"Adam": {"lr": [0.03]}, "Coincidence": {"lr": [0.3]}}
     methods = {"Adam": "adam", "Coincidence": "coincidence"}
     runs = compare(methods, stream, linear(3, 2), 1, rate, epochs=20, workers=1, ledger=kept, progress=False)
     assert (runs.data.average_accuracy > 0.9).all()
