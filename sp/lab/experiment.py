@@ -89,7 +89,7 @@ class Experiment:
             ``evaluation="validation"`` holds out training images, so that nothing is tuned on test images.
         model, hidden: a name in `sp.lab.networks.MODELS` and its hidden widths, a tuple or a text such as "64-64".
         optimizer: a name in `sp.rivals.METHODS`: an optimizer of the network, or a method with one of its own.
-            ``"ridge"`` has ``hidden[0]`` random features and no network.
+            ``"ridge"`` and ``"ranpac"`` have ``hidden[0]`` random features and no network, ``"slda"`` has neither.
         loss: None, the stream's usual one, or an `Own` function of outputs and targets.
         options: arguments of the optimizer or method; a dict is taken as well, and kept as sorted pairs.
         epochs: passes over each task's data. batch_size: new examples in a batch.
