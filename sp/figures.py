@@ -36,7 +36,7 @@ JOURNALS = {  # inches: a column, and the full width of the text
 }
 WIDTHS = ("column", "page")
 FORMATS = ("pdf", "png", "svg")
-DATASETS = {"digits": "digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
+DATASETS = {"digits": "digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 SMALLEST = 6  # points: what is smaller cannot be read in print
 
 _GREY, _SKY, _WINE, _INDIGO = "#9E9E9E", "#38C2FF", "#6C1542", "#1D0685"

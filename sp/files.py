@@ -48,7 +48,7 @@ def existing(path: Path) -> Path:
 
 def made_from(name: str) -> tuple[str | None, str | None]:
     """Notebook and data set in a figure's name, such as ``01_forgetting`` and ``mnist``; None where there is none."""
-    stem, dataset = re.match(r"\d\d_[a-z]+", name), re.search(r"_(digits|fashion_mnist|mnist)(?:_|$)", name)
+    stem, dataset = re.match(r"\d\d_[a-z]+", name), re.search(r"_(digits|fashion_mnist|mnist|cifar10)(?:_|$)", name)
     if stem is None:
         return None, dataset and dataset[1]
     known = [path.stem for path in (project() / "notebooks").glob(f"{stem[0]}_*.ipynb")]  # of several words

@@ -84,7 +84,7 @@ class Experiment:
     Stream, model, optimizer and loss may be an `Own` in place of a name: `sp.lab.compare` makes them.
 
     Attributes:
-        dataset: ``"digits"``, ``"mnist"`` or ``"fashion_mnist"``; ``"own"`` of a stream of own arrays.
+        dataset: a name in `sp.lab.data.DATASETS`; ``"own"`` of a stream of own arrays.
         stream, tasks, scenario, samples_per_task, first_identity, evaluation: as in `sp.lab.data.make_stream`.
             ``evaluation="validation"`` holds out training images, so that nothing is tuned on test images.
         model, hidden: a name in `sp.lab.networks.MODELS` and its hidden widths, a tuple or a text such as "64-64".
