@@ -86,13 +86,13 @@ def weights_file() -> Path:
     return Path(found.origin).with_name("models") / Path(file).name
 
 
-def load_weights(*parts: nn.Module) -> None:
-    """Give the layers of `network` the weights that ImageNet gave them. Errors as `weights_file`."""
+def load_weights(before: nn.Module, after: nn.Module) -> None:
+    """Give both parts of a `network` the weights that ImageNet gave them. Errors as `weights_file`."""
     kept = torch.load(weights_file(), weights_only=True)
     rows = [value for name, value in kept.items() if "num_batches" not in name and "_fc" not in name]
-    convolutions = [module for part in parts for module in part.modules() if isinstance(module, nn.Conv2d)]
-    parts_of_each = (rows[start : start + 5] for start in range(0, len(rows), 5))
-    for module, (weight, scale, shift, mean, variance) in zip(convolutions, parts_of_each, strict=True):
+    convolutions = [module for part in (before, after) for module in part.modules() if isinstance(module, nn.Conv2d)]
+    in_each = (rows[start : start + 5] for start in range(0, len(rows), 5))
+    for module, (weight, scale, shift, mean, variance) in zip(convolutions, in_each, strict=True):
         fused = fuse_conv_bn_weights(weight, None, mean, variance, EPSILON, scale, shift)
         for parameter, value in zip((module.weight, module.bias), fused, strict=True):
             parameter.data.copy_(value)
@@ -112,8 +112,8 @@ def last_block(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequent
     """
     if inputs != np.prod(SHAPE):
         raise ValueError(f"inputs must be {np.prod(SHAPE)}, what enters the last block, flat, got {inputs}")
-    _, after = network()
-    load_weights(after)
+    before, after = network()
+    load_weights(before, after)
     for module in after.modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1:
             module.requires_grad_(False)
