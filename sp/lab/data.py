@@ -65,7 +65,7 @@ SUMS = {
 }
 CIFAR_ARCHIVE, CIFAR_SUM = "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"  # which is checked as it is
 # What a network that ImageNet trained makes of the first images of CIFAR-10 (`sp.lab.pretrained`): how many.
-FROZEN = {"cifar10_maps": (10_000, 5_000), "cifar10_features": (10_000, 5_000)}
+FROZEN = {"cifar10_maps": (10_000, 2_000), "cifar10_features": (10_000, 2_000)}
 DATASETS = ("digits", *SUMS, *FROZEN)
 MIRRORS = {
     "mnist": ("https://ossci-datasets.s3.amazonaws.com/mnist", "https://storage.googleapis.com/cvdf-datasets/mnist"),
@@ -113,8 +113,8 @@ def load(name: str) -> Dataset:
     Args:
         name: "digits" (1,400 training and 397 test images of 8x8, no download), "mnist" or "fashion_mnist" (60,000
             and 10,000 of 28x28), "cifar10" (50,000 and 10,000 of 3x32x32). "cifar10_features" and "cifar10_maps": what
-            the frozen layers of EfficientNet-Lite0 make of its first 10,000 and 5,000, at the end (1,280 features) and
-            before the last block (192x4x4); they are computed once, in two to five minutes, and kept in the cache.
+            the frozen layers of EfficientNet-Lite0 make of its first 10,000 and 2,000, at the end (1,280 features) and
+            before the last block (192x4x4); they are computed once, in two minutes, and kept in the cache.
 
     Raises:
         ValueError: an unknown name.
@@ -208,7 +208,7 @@ def _frozen(name: str) -> Dataset:
     parts = [_colour_images(part) for part in ("train", "test")]
     (train, train_y), (test, test_y) = ((x[:n], y[:n]) for (x, y), n in zip(parts, FROZEN[name], strict=True))
     content = f"{look_alike(name)} {FROZEN[name]}"
-    found = pretrained.frozen("cifar10", content, (train, test), _cache() / "pretrained")
+    found = pretrained.frozen("cifar10", content, (train, test), cache_folder() / "pretrained")
     if name == "cifar10_maps":
         train_x, test_x = (x.flatten(1) for x in found[:2])
         return Dataset(name, train_x, train_y, test_x, test_y, pretrained.SHAPE, classes=10)
@@ -286,13 +286,14 @@ def _cached(name: str, file: str) -> Path:
     return _fetched(name, f"{file}.gz", file, SUMS[name][file], _download_unpacked)
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Where downloads are kept, and what takes long to make of them: ``$SP_CACHE``, else the system's usual place."""
     return Path(os.environ.get("SP_CACHE") or pooch.os_cache("sp")).expanduser()
 
 
 def _fetched(name: str, served: str, file: str, md5: str, download: Callable[..., None]) -> Path:
     """A file in the cache, checked against its sum; where it is not there or another, what the mirrors serve."""
-    folder = _cache() / name
+    folder = cache_folder() / name
     mirror = os.environ.get("SP_MIRROR")
     failures = ""
     for base in (f"{mirror.rstrip('/')}/{name}",) if mirror else MIRRORS[name]:
