@@ -136,7 +136,7 @@ class SLDALearner:
 
     def learn(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
         x = x.double()
-        self.products += x.T @ x
+        self.products.addmm_(x.T, x)
         self.sums.index_add_(0, y, x)
         self.counts += y.bincount(minlength=len(self.counts))
         self.weight = None
