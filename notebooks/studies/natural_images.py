@@ -156,7 +156,7 @@ HEADS = ("Ridge", "SLDA", "RanPAC")
 ASKED = {
     "pixels": ("above ridge on as many random features", ("Ridge",), 0.0),
     "frozen": ("within .005 of the best closed-form head", HEADS, -0.005),
-    "thawed": ("above the best closed-form head on frozen features", HEADS, 0.0),
+    "thawed": ("above the best closed-form head", HEADS, 0.0),
 }
 
 

