@@ -142,8 +142,11 @@ def what_is_missing() -> str:
     place = Path(own, "cifar10") if own else data.cache_folder() / "cifar10" / data.CIFAR_ARCHIVE
     needed = []
     if not place.expanduser().exists():
-        how = "put its binary files there" if own else "python notebooks/studies natural_images  downloads it (170 MB)"
-        needed.append(f"CIFAR-10 is not in {place}: {how}.")
+        needed.append(
+            "CIFAR-10 is not in $SP_DATA/cifar10: put its binary files there, or unset SP_DATA."
+            if own
+            else "CIFAR-10 was not downloaded yet: python notebooks/studies natural_images  does it (170 MB)."
+        )
     try:
         pretrained.weights_file()
     except pretrained.MissingWeights as error:
