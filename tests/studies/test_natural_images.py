@@ -11,7 +11,7 @@ from studies.commands import main
 from sp.lab import pretrained
 from sp.lab.ledger import Ledger, _opened
 
-KNOWN = pd.DataFrame(columns=["study", "dataset", "arm", "options", "accuracy", "search"])
+KNOWN = pd.DataFrame(columns=["study", "dataset", "method", "options", "accuracy", "search"])
 
 
 @pytest.fixture
@@ -32,19 +32,19 @@ def tiny(monkeypatch, tmp_path):
 def test_every_method_that_is_tuned_has_as_many_points_and_coincidence_has_none(setting):
     grids = study.grids(setting)
     assert {len(grid) for grid in grids.values()} == {4}
-    arms = study.arms(setting)
-    assert {arm for arm, one in arms.items() if one.optimizer not in grids} == {"Coincidence", "RanPAC"}
-    assert arms["Coincidence"].options == ()
-    heads = {arm for arm, one in arms.items() if one.optimizer in ("ridge", "ranpac", "slda")}
-    images = {one.samples_per_task * one.tasks for one in arms.values()}
-    assert len(images) == 1 and len({one.dataset for arm, one in arms.items() if arm not in heads}) == 1
+    methods = study.every_method(setting)
+    assert {method for method, one in methods.items() if one.optimizer not in grids} == {"Coincidence", "RanPAC"}
+    assert methods["Coincidence"].options == ()
+    heads = {method for method, one in methods.items() if one.optimizer in ("ridge", "ranpac", "slda")}
+    images = {one.samples_per_task * one.tasks for one in methods.values()}
+    assert len(images) == 1 and len({one.dataset for method, one in methods.items() if method not in heads}) == 1
 
 
 def test_from_pixels_ridge_has_as_many_numbers_as_the_network():
-    arms = study.arms("pixels")
-    size = sum(p.numel() for p in study.MODELS["normalised"](3072, arms["Adam"].hidden, 10).parameters())
+    methods = study.every_method("pixels")
+    size = sum(p.numel() for p in study.MODELS["normalised"](3072, methods["Adam"].hidden, 10).parameters())
     assert 200_000 < size < 500_000
-    assert arms["Ridge"].hidden[0] * (3072 + 1 + 10) == pytest.approx(size, rel=0.01)
+    assert methods["Ridge"].hidden[0] * (3072 + 1 + 10) == pytest.approx(size, rel=0.01)
 
 
 def test_one_command_tunes_runs_and_goes_on_where_it_stopped(tiny, tmp_path, monkeypatch, capsys):
@@ -52,7 +52,7 @@ def test_one_command_tunes_runs_and_goes_on_where_it_stopped(tiny, tmp_path, mon
     assert main([*arguments, "1", "--estimate"]) == 0 and not (tmp_path / "store").exists()
     assert main([*arguments, "1"]) == 0
     tuned = pd.read_csv(studies.TUNED)
-    assert tuned.arm.to_list() == ["Adam"] and tuned.study.to_list() == ["natural_images_pixels"]
+    assert tuned.method.to_list() == ["Adam"] and tuned.study.to_list() == ["natural_images_pixels"]
     committed = Ledger(tmp_path / "none", tmp_path / "ledger")
     shown = study.tuned("pixels", ["Adam", "RanPAC"])
     assert [result.experiment.optimizer for result in committed.results()].count("adam") == 1
