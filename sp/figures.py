@@ -55,6 +55,7 @@ METHODS = {
     "Coincidence": ("#CF5100", "D"),
     "Ridge": ("#B571B1", "P"),
     "L2": (_SKY, "o"),
+    "L2-init": (_SKY, "X"),
     "EWC": (_SKY, "s"),
     "Online EWC": (_SKY, "^"),
     "SI": (_SKY, "v"),

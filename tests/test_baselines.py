@@ -17,7 +17,7 @@ from sp.rivals.bounds import ChanceLearner, JointLearner, RidgeLearner
 from sp.rivals.distillation import LwF
 from sp.rivals.learner import GradientLearner
 from sp.rivals.optimizers import UPGD
-from sp.rivals.penalties import EWC, L2, MAS, SI, OnlineEWC, mean_over_examples
+from sp.rivals.penalties import EWC, L2, MAS, SI, L2Init, OnlineEWC, mean_over_examples
 from sp.rivals.projections import GPM, NCL, OWM, extended, gradient, kronecker_sum
 from sp.rivals.rehearsal import AGEM, ERACE, DERpp, ReplaySource
 from sp.rivals.stable import StableSGD
@@ -291,6 +291,15 @@ def test_l2_is_a_spring_of_strength_one_for_every_weight():
         for p in learner.parameters:
             p += 2
     torch.testing.assert_close(pulled(learner), torch.full_like(anchor, 0.5 * 2))
+
+
+def test_l2_init_pulls_every_weight_to_where_it_began():
+    learner = L2Init(network(), strength=0.5)
+    assert not learner.needs.boundaries and pulled(learner).abs().max() == 0
+    with torch.no_grad():
+        for p in learner.parameters:
+            p -= 2
+    torch.testing.assert_close(pulled(learner), torch.full_like(pulled(learner), 0.5 * -2))
 
 
 def test_mas_is_the_dependence_of_the_output_on_each_weight():

@@ -1,4 +1,4 @@
-"""Penalties: the loss of a new task plus a spring that holds each weight where the old tasks left it.
+"""Penalties: the loss of a new task plus a spring that holds each weight where the old tasks left it, or it began.
 
 All add ``strength / 2 * sum_i importance_i (w_i - anchor_i)^2`` to the loss and differ in the importance. The gradient
 of the penalty is written down instead of differentiated.
@@ -54,6 +54,21 @@ class L2(Penalty):
         for importance in self.importance:
             importance.fill_(1)
         self._anchor_here()
+
+
+class L2Init(Penalty):
+    """L2-init (Kumar, Marklund & Van Roy 2023): a spring of the same strength to where each weight began.
+
+    It keeps a network plastic on a stream without an end, and is told of no boundary. The penalty of the paper is
+    ``lambda sum (w - w_0)^2``: ``strength`` is ``2 lambda``.
+    """
+
+    needs = Needs()
+
+    def __init__(self, model: nn.Module, strength: float = 1e-3, base: str = "adam", **options: Any):
+        super().__init__(model, strength, base, **options)
+        for importance in self.importance:
+            importance.fill_(1)
 
 
 class MeasuredPenalty(Penalty):
