@@ -5,6 +5,7 @@ import sys
 
 import studies
 from sp.__main__ import carry_out
+from sp.checks import check_choice
 from sp.commands import add_dataset, positive
 from sp.files import folder, write_atomically
 from sp.lab.experiment import Experiment
@@ -19,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command of the studies; exit status as `sp.__main__.main`."""
     parser = argparse.ArgumentParser(prog="python notebooks/studies", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (add_bench, add_tune, add_results, add_comparison, add_recipes, add_record):
+    for add in (add_bench, add_tune, add_results, add_comparison, add_recipes, add_record, add_long_streams):
         add(commands)
     return carry_out(parser, sys.argv[1:] if arguments is None else arguments)
 
@@ -189,3 +190,29 @@ def _runs_of(chosen: argparse.Namespace) -> list[tuple[str, Experiment]]:
     for tasks in chosen.tasks:
         named += with_seeds(permuted.arms(chosen.dataset, tasks), long_seeds if tasks > 10 else seeds)
     return named
+
+
+def add_long_streams(commands) -> None:
+    """``languages`` and ``drift``: what notebooks 16 and 17 show."""
+    for name in ("languages", "drift"):
+        parser = commands.add_parser(
+            name,
+            help=f"run what the notebook on {name} shows, and commit its runs to the ledger",
+            description="One part after another, each tuned first; runs that the ledger has are not run again.",
+        )
+        parser.add_argument("--parts", nargs="+", help="which ones (a wrong name lists them); default: all")
+        parser.add_argument("--without", nargs="+", default=[], metavar="METHOD", help="left for another time")
+        parser.add_argument("--estimate", action="store_true", help="only say how long what is left should take")
+        parser.set_defaults(run=_long_streams, study=name)
+
+
+def _long_streams(chosen: argparse.Namespace) -> None:
+    from studies import drift, languages
+
+    study = {"languages": languages, "drift": drift}[chosen.study]
+    for name in chosen.parts or study.PARTS:
+        check_choice("parts", name, study.PARTS)
+        print(f"{name}:", flush=True)
+        keys = study.part(name).carry_out(chosen.without, chosen.estimate)
+        if not chosen.estimate:
+            opened().commit(keys)

@@ -364,3 +364,41 @@ def scatter_panels(
     fig.supylabel(label, size=STYLE["axes.labelsize"])
     legend_below(fig, axes)
     return fig
+
+
+@plot(INTERVAL)
+def plane(
+    canvas: Canvas,
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    labels: Sequence[str],
+    named: Sequence[str] = (),
+    limits: Sequence[float] | None = None,
+) -> Figure:
+    """Methods on two axes at once; the settings of one method are joined in their order.
+
+    Args:
+        table: a row for each run, with columns ``arm``, ``setting``, ``x`` and ``y``.
+        x, y: columns of the axes. labels: of the axes.
+        named: arms whose settings stand beside their points. limits: of both axes; None: as they fall.
+    """
+    from sp.lab import metrics  # imports scipy.stats, which takes half a second
+
+    styles = line_styles(list(dict.fromkeys(table.arm)), 3.4)
+    fig, axes = canvas(3.0, squeeze=False)
+    ax = axes[0, 0]
+    for arm, rows in table.groupby("arm", sort=False):
+        across, up = (metrics.summarise(rows, ["setting"], column) for column in (x, y))
+        ink = styles[arm]["color"]
+        ax.hlines(up["mean"], across.low, across.high, color=ink, linewidth=0.8, alpha=0.7)
+        ax.vlines(across["mean"], up.low, up.high, color=ink, linewidth=0.8, alpha=0.7)
+        ax.plot(across["mean"], up["mean"], label=arm, **styles[arm])
+        if arm in named:
+            for place in zip(across.setting, across["mean"], up["mean"], strict=True):
+                ax.annotate(str(place[0]), place[1:], xytext=(3, -8), textcoords="offset points", fontsize=SMALLEST)
+    ax.set(ylabel=labels[1])
+    if limits is not None:
+        ax.set(xlim=limits, ylim=limits)
+    legend_below(fig, axes, labels[0])
+    return fig

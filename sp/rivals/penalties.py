@@ -207,12 +207,24 @@ def mean_over_examples(
     def one(parameters: dict[str, Tensor], x: Tensor, *others: Tensor) -> Tensor:
         return objective(functional_call(model, parameters, (x[None],)), *(column[None] for column in others))
 
-    each = vmap(grad(one), in_dims=(None, *[0] * len(columns)))
+    chunk, each = CHUNK, vmap(grad(one), in_dims=(None, *[0] * len(columns)))
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):  # which vmap cannot take
+        chunk, each = 1, _of_one(grad(one))
     totals = {name: torch.zeros_like(p) for name, p in trained.items()}
-    for rows in zip(*(column.split(CHUNK) for column in columns), strict=True):
+    for rows in zip(*(column.split(chunk) for column in columns), strict=True):
         for name, gradients in each(trained, *rows).items():
             totals[name] += size(gradients).sum(0)
     return [total / len(columns[0]) for total in totals.values()]
+
+
+def _of_one(gradient: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
+    """What ``vmap(gradient)`` would give of a batch of one example."""
+
+    def each(parameters: dict[str, Tensor], *rows: Tensor) -> dict[str, Tensor]:
+        found = gradient(parameters, *(row[0] for row in rows))
+        return {name: value[None] for name, value in found.items()}
+
+    return each
 
 
 def _counting(x: Tensor, allowed: Tensor | None) -> Tensor:
