@@ -90,7 +90,7 @@ def by_month(evaluation: Evaluation) -> Tasks:
 
 # -- tasks without an end --
 
-IMAGES, TESTS = 2000, 500  # of each task; digits have 1,400 and 397
+IMAGES, TESTS = 2000, 300  # of each task; digits have 1,400 and 397
 
 
 @dataclass(frozen=True)
@@ -149,12 +149,11 @@ GRIDS = {
     "SGD": [{"lr": lr} for lr in (0.03, 0.1, 0.3)],
     "Adam": [{"lr": lr} for lr in (3e-4, 1e-3, 3e-3)],
     "L2-init": [{"lr": 1e-3, "strength": strength} for strength in (1e-3, 1e-2, 1e-1)],
-    "UPGD": [{"lr": lr} for lr in (0.03, 0.1, 0.3)],
     "Consolidation": [{"lr": lr} for lr in (0.03, 0.1, 0.3)],
 }
 # Numbers, whose loss is steeper, want smaller rates.
 FLIGHT_GRIDS = {**GRIDS, **{arm: [{"lr": lr} for lr in (0.01, 0.03, 0.1)] for arm in ("SGD", "Consolidation")}}
-METHODS = {"SGD": "sgd", "Adam": "adam", "L2-init": "l2_init", "UPGD": "upgd", "Consolidation": "consolidating"}
+METHODS = {"SGD": "sgd", "Adam": "adam", "L2-init": "l2_init", "Consolidation": "consolidating"}
 HORIZONS = (math.inf, 32_000, 10_000, 3_000)  # examples
 
 
@@ -176,7 +175,7 @@ def flight_arms(months: bool) -> dict[str, Experiment]:
         **{"tasks": 12 if months else 1, "scenario": "domain", "batch_size": 32, "hidden": (100, 100)},
         curve_points=0 if months else 24,
     )
-    return _arms(plain, HORIZONS[:3])
+    return _arms(plain, HORIZONS[::2])
 
 
 def endless_arms(stream: Permutations, horizons: Sequence[float] = HORIZONS) -> dict[str, Experiment]:
@@ -192,30 +191,56 @@ def with_permutations(experiment: Experiment, seed: int) -> Experiment:
 
 
 PIXELS = Permutations("mnist", "pixels", 40)
-LABELS = Permutations("digits", "labels", 200)
+LABELS = Permutations("digits", "labels", 60)
 
 
-def _pixel_runs(arms: dict[str, Experiment]) -> Named:
+def _pixel_runs(seeds: int, arms: dict[str, Experiment]) -> Named:
     """Every method with every point of its grid, and coincidence with every horizon: nothing is chosen."""
     every = {}
     for arm, experiment in arms.items():
         for point in GRIDS.get(arm, [{}]):
             name = ", ".join([arm, *(f"{option} {value:g}" for option, value in point.items())])
             every[name] = replace(experiment, options={**dict(experiment.options), **point})
-    return with_seeds(every, range(3), with_permutations)
+    return with_seeds(every, range(seeds), with_permutations)
 
 
-def part(name: str) -> Part:
-    """What notebook 17 shows, by a name in `PARTS`."""
+def part(name: str, seeds: int = 3) -> Part:
+    """What notebook 17 shows, by a name in `PARTS`, with so many seeds."""
     if name == "pixels":
-        return Part(_pixel_runs, Tuning(endless_arms(PIXELS), {}))
+        return Part(partial(_pixel_runs, seeds), Tuning(endless_arms(PIXELS), {}))
     if name == "labels":
         arms = endless_arms(LABELS, HORIZONS[::2])
         tuning = Tuning(arms, GRIDS, (100,), with_permutations, learning_accuracy)
-        return Part(partial(with_seeds, seeds=range(3), seeded=with_permutations), tuning)
+        return Part(partial(with_seeds, seeds=range(seeds), seeded=with_permutations), tuning)
     return Part(
-        partial(with_seeds, seeds=range(5)), Tuning(flight_arms(name == "months"), FLIGHT_GRIDS, (100, 101, 102))
+        partial(with_seeds, seeds=range(seeds)), Tuning(flight_arms(name == "months"), FLIGHT_GRIDS, (100, 101, 102))
     )
 
 
 PARTS = ("flights", "months", "pixels", "labels")
+
+
+LAST = 10  # tasks, over which plasticity is measured
+
+
+def on_both_axes(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of `Part.table` of the pixels: ``arm`` and ``setting``, ``learnt`` and ``kept``.
+
+    ``learnt`` is the accuracy on each of the last ten tasks right after it was learnt, ``kept`` that on all tasks at
+    the end.
+    """
+    names = rows.arm.str.partition(", ")
+    learnt = rows[[f"learned_{task}" for task in range(PIXELS.tasks - LAST + 1, PIXELS.tasks + 1)]].mean(axis=1)
+    setting = names[2].str.removeprefix("horizon ").where(names[2] != "", "no horizon")
+    return pd.DataFrame(
+        {"arm": names[0], "setting": setting, "seed": rows.seed, "learnt": learnt, "kept": rows.average_accuracy}
+    ).assign(key=rows.key)
+
+
+def just_learnt(rows: pd.DataFrame, every: int = 5) -> pd.DataFrame:
+    """Accuracy on tasks right after they were learnt, a mean over ``every`` of them: ``arm, seed, task, accuracy``."""
+    tasks = int(rows.tasks.iloc[0])
+    long = rows.melt(["arm", "seed"], [f"learned_{task}" for task in range(1, tasks + 1)], "task", "accuracy")
+    task = long.task.str.removeprefix("learned_").astype(int)
+    long["task"] = (task - 1) // every * every + every
+    return long.groupby(["arm", "seed", "task"], sort=False, as_index=False).accuracy.mean()

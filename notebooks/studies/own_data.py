@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sp.lab import tables
+from sp.lab import metrics, tables
 from sp.lab.data import Evaluation, Stream
 from sp.lab.experiment import Experiment, Result, stream_of
 from sp.lab.ledger import opened
-from sp.lab.metrics import average_accuracy
 from sp.lab.own import Own
 from sp.lab.settings import TUNING_SEEDS
 from sp.lab.sweep import missing, plan, run_all
@@ -65,7 +64,7 @@ class Tuning:
         grids: Mapping[str, Sequence[Mapping[str, Any]]],
         seeds: Sequence[int] = TUNING_SEEDS,
         seeded: Seeded = with_seed,
-        score: Callable[[np.ndarray], float] = average_accuracy,
+        score: Callable[[np.ndarray], float] = metrics.average_accuracy,
     ):
         self.arms, self.grids, self.seeds, self.score = arms, grids, seeds, score
         self.experiments = [
@@ -129,12 +128,28 @@ class Part:
     tuning: Tuning
     measure: Callable[[Experiment], Result] | None = None
 
-    def table(self) -> pd.DataFrame:
-        """`sp.lab.tables.table` of its runs, each read or run, with a first column ``arm``."""
+    def results(self) -> list[tuple[str, Result]]:
+        """Its runs by the names of their arms, each read or run."""
         named = self.runs(self.tuning.chosen())
-        rows = tables.table(results([experiment for _, experiment in named], self.measure))
-        rows.insert(0, "arm", [arm for arm, _ in named])
+        found = results([experiment for _, experiment in named], self.measure)
+        return [(arm, result) for (arm, _), result in zip(named, found, strict=True)]
+
+    def table(self) -> pd.DataFrame:
+        """`sp.lab.tables.table` of its runs, with a first column ``arm``."""
+        found = self.results()
+        rows = tables.table(result for _, result in found)
+        rows.insert(0, "arm", [arm for arm, _ in found])
         return rows
+
+    def matrices(self) -> pd.DataFrame:
+        """``arm``, ``seed``, ``after`` (tasks learnt), ``on`` (task) and ``accuracy``; a row for each that is known."""
+        rows = [
+            {"arm": arm, "seed": result.experiment.seed, "after": i + 1, "on": j + 1, "accuracy": accuracy}
+            for arm, result in self.results()
+            for (i, j), accuracy in np.ndenumerate(result.accuracy)
+            if j <= i
+        ]
+        return pd.DataFrame(rows)
 
     def carry_out(self, without: Sequence[str] = (), dry: bool = False) -> list[str]:
         """Run everything, tuning first, and return the keys of all runs that are kept.
@@ -152,3 +167,20 @@ class Part:
         if not dry:
             results(found, self.measure)
         return [experiment.key() for experiment in (*tried, *found) if opened().get(experiment) is not None]
+
+
+def beside(rows: pd.DataFrame, base: str = "Adam") -> pd.DataFrame:
+    """As text, a row for each arm: final and learning accuracy with their intervals, and both beside those of ``base``.
+
+    Args:
+        rows: `Part.table`, of which every arm has the seeds of the ``base``.
+    """
+    names = {"average_accuracy": "final accuracy", "learning_accuracy": "learning accuracy"}
+    shown = metrics.readable(metrics.interval_table(rows, ["arm"], list(names))).rename(columns=names)
+    means = rows.groupby("arm", sort=False)[list(names)].mean()
+    shown[f"final, times {base}'s"] = (means.average_accuracy / means.average_accuracy[base]).map("{:.2f}".format)
+    shown[f"learning, less {base}'s"] = [
+        metrics.interval_text(*metrics.difference(rows, arm, base, "learning_accuracy")[:3], "+.3f")
+        for arm in means.index
+    ]
+    return shown
