@@ -120,7 +120,7 @@ def test_a_permutation_is_of_one_thing_and_the_same_for_all_images_of_a_task(wha
     )
     pairs = {(known[image], found[image]) for image in known.keys() & found.keys()}
     assert len(pairs) == 10 and all(a == b for a, b in pairs) == (what == "pixels")
-    assert torch.equal(x.mean(0) == x.min(), other.mean(0) == x.min()) == (what == "labels")
+    assert ((x.mean(0) - other.mean(0)).abs().max() < 0.3) == (what == "labels")
 
 
 # -- running --
