@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from studies import drift, languages, own_data
+from studies import commands, drift, languages, own_data
 
 from sp.lab.experiment import Experiment
 from sp.lab.ledger import Ledger
@@ -171,6 +171,21 @@ def test_a_part_can_be_run_in_turns(ledger, capsys):
     assert len(part.carry_out(without=["Coincidence"])) == 3
     assert len(part.carry_out()) == 5 and "5 runs, 3 of them kept, 2 to do" in capsys.readouterr().out
     assert part.table().arm.tolist() == ["Adam", "Adam", "Coincidence", "Coincidence"]
+
+
+def test_the_command_says_how_long_a_part_takes_and_then_runs_and_commits_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SP_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("SP_LEDGER", str(tmp_path / "ledger"))
+    plain = Experiment(stream=stream(small), tasks=2, scenario="domain", hidden=(8,))
+    tuning = own_data.Tuning({"Adam": plain}, {"Adam": [{"lr": 0.01}]}, (100,))
+    monkeypatch.setattr(drift, "PARTS", ("toys",))
+    monkeypatch.setattr(drift, "part", lambda name: own_data.Part(partial(own_data.with_seeds, seeds=(0,)), tuning))
+    assert commands.main(["drift", "--estimate"]) == 0
+    assert "2 runs, 0 of them kept, 2 to do" in capsys.readouterr().out and not (tmp_path / "ledger").exists()
+    assert commands.main(["drift"]) == 0
+    assert len((tmp_path / "ledger" / "own.jsonl").read_text().splitlines()) == 2
+    assert commands.main(["drift", "--parts", "pets"]) == 2
+    assert "parts must be one of 'toys', got 'pets'" in capsys.readouterr().err
 
 
 def test_perplexity_is_kept_of_every_text_so_far(words):
