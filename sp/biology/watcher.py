@@ -33,12 +33,14 @@ class Activity:
             `presynaptic`; None where it cannot be seen (recurrent layers, the input projection of attention).
         examples: size B of the batch or batches that the rows came from.
         terms: how many terms the loss was a mean of: tokens where every token is predicted, else examples.
+        readout: whether the error reached this layer before all others that are watched, in every pass.
     """
 
     presynaptic: Tensor
     postsynaptic: Tensor | None
     examples: int
     terms: int
+    readout: bool = False
 
 
 @dataclass
@@ -49,6 +51,7 @@ class Pass:
         module: the layer. kept: what its kind keeps of a forward pass. errors: gradient of its outputs.
         backward: number of the backward pass that brought them.
         terms: how many terms the loss had in that pass: the rows of the watched layer that its error reached first.
+        readout: whether that is this layer.
     """
 
     module: weakref.ref
@@ -56,6 +59,7 @@ class Pass:
     errors: Tensor
     backward: int
     terms: int
+    readout: bool
 
 
 @dataclass
@@ -166,7 +170,8 @@ class Synapses:
         for use, size in zip(passes, sizes, strict=True):
             examples[use.backward] = max(examples.get(use.backward, 0), size)
         terms = {use.backward: use.terms for use in passes}
-        return Activity(presynaptic, postsynaptic, sum(examples.values()), sum(terms.values()))
+        readout = all(use.readout for use in passes)
+        return Activity(presynaptic, postsynaptic, sum(examples.values()), sum(terms.values()), readout)
 
 
 def _joined(rows: tuple[Tensor, ...]) -> Tensor:
@@ -191,10 +196,10 @@ def _gathered(activity: Activity | None, synapses: Synapses) -> Activity | None:
         activity = Activity(rows, errors, 0, 0)
     mine = [t for t in (activity.presynaptic, activity.postsynaptic) if t is not None]
     rows = [t.transpose(0, 1) if t.dim() == 3 else t for t in mine]  # (N, ...)
-    own = torch.tensor([len(rows[0]), activity.examples, activity.terms], device=weight.device)
+    own = torch.tensor([len(rows[0]), activity.examples, activity.terms, activity.readout], device=weight.device)
     sizes = [torch.empty_like(own) for _ in range(world)]
     dist.all_gather(sizes, own)
-    counts, examples, terms = zip(*(size.tolist() for size in sizes), strict=True)
+    counts, examples, terms, readout = zip(*(size.tolist() for size in sizes), strict=True)
     if not any(counts):
         return None
     gathered = []
@@ -205,7 +210,7 @@ def _gathered(activity: Activity | None, synapses: Synapses) -> Activity | None:
         whole = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
         gathered.append(whole.transpose(0, 1) if whole.dim() == 3 else whole)
     postsynaptic = gathered[1] / world if len(gathered) == 2 else None
-    return Activity(gathered[0], postsynaptic, sum(examples), sum(terms))
+    return Activity(gathered[0], postsynaptic, sum(examples), sum(terms), any(readout))
 
 
 class NMDACoincidence(Hooked):
@@ -238,7 +243,7 @@ class NMDACoincidence(Hooked):
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got a {type(model).__name__}")
         self._model, self._synchronise = weakref.ref(model), synchronise
-        self._backward, self._terms = -1, 0
+        self._backward, self._terms, self._first = -1, 0, None
         by_weight: dict[int, Synapses] = {}
         handles = []
         for name, module, kind, weight, bias in watchable(model):
@@ -276,11 +281,11 @@ class NMDACoincidence(Hooked):
             if p.requires_grad
         }
 
-    def terms(self, backward: int, rows: int) -> int:
-        """The rows of the watched layer that the error of this backward pass reached first, which may be this one."""
+    def reached(self, synapses: Synapses, backward: int, rows: int) -> tuple[int, bool]:
+        """The rows of the layer that the error of this backward pass reached first, and whether it is this one."""
         if backward != self._backward or not self._terms:  # an empty batch has none
-            self._backward, self._terms = backward, rows
-        return self._terms
+            self._backward, self._terms, self._first = backward, rows, weakref.ref(synapses)
+        return self._terms, self._first() is synapses
 
     def clear(self) -> None:
         """Forget what was recorded since the last step, as clearing the gradients forgets them."""
@@ -334,7 +339,7 @@ class _Hook:
         if module is not self.module() or synapses is None or not module.training or not torch.is_grad_enabled():
             return
         kept, follow = self.kind.keep(module, inputs, named, output)
-        if not isinstance(follow, Tensor) or not follow.requires_grad or not synapses.weight.requires_grad:
+        if not isinstance(follow, Tensor) or not follow.requires_grad:
             return
         if torch.func.debug_unwrap(follow) is not follow:  # a transform of torch.func, which makes no gradient
             return
@@ -342,7 +347,8 @@ class _Hook:
         def record(errors: Tensor) -> None:
             if (synapses := self.synapses()) is not None and (watcher := self.watcher()) is not None:
                 backward = backward_pass()
-                terms = watcher.terms(backward, self.kind.count(errors))
-                synapses.record(Pass(self.module, kept, errors, backward, terms))
+                terms, readout = watcher.reached(synapses, backward, self.kind.count(errors))
+                if synapses.weight.requires_grad:  # a frozen readout is one all the same
+                    synapses.record(Pass(self.module, kept, errors, backward, terms, readout))
 
         follow.register_hook(record)

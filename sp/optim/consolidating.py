@@ -38,11 +38,13 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
 
         A <- A + X'X sqrt(T) / v B  P = (I + r A)^-1                        presynaptic memory: what of an input is new
         S <- mean of D'D            Q ~ (I + c S / mean(diag S))^-1         postsynaptic scaling: a running mean
-        W <- W - 9.6 lr / sqrt(n) y r (m / v)^1.25 Q G P
+        W <- W - k lr / sqrt(n) y r (m / v)^1.25 Q G P
 
     Q is scaled so that it leaves the power of all errors together as it is; y is the root mean square of what the layer
     answers, n the number of matrices that are watched, and B the number of terms of the loss, for each of which the
-    layer saw T inputs: 1, or as many as there are time steps or patches. All layers follow this one rule. A synapse
+    layer saw T inputs: 1, or as many as there are time steps or patches. The curvature of a softmax over k outputs is
+    about 1 / k: in the readout, which the error reaches first, k is the number of outputs, from 3 to 100; in other
+    layers it is at most 10. All layers follow this one rule. A synapse
     moves only along what is new in its input. What differs between inputs that share a large mean would soon count as
     known if it were measured by their length, and so v stands in A. Parameters that are not watched follow the diagonal
     form, and count besides as having a constant input: their step is multiplied by ``1 / (1 + 10 t)``, t the number of
