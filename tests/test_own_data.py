@@ -178,7 +178,7 @@ def test_the_command_says_how_long_a_part_takes_and_then_runs_and_commits_it(tmp
     monkeypatch.setenv("SP_LEDGER", str(tmp_path / "ledger"))
     plain = Experiment(stream=stream(small), tasks=2, scenario="domain", hidden=(8,))
     tuning = own_data.Tuning({"Adam": plain}, {"Adam": [{"lr": 0.01}]}, (100,))
-    monkeypatch.setattr(drift, "PARTS", ("toys",))
+    monkeypatch.setattr(drift, "PARTS", {"toys": 1})
     monkeypatch.setattr(drift, "part", lambda name: own_data.Part(partial(own_data.with_seeds, seeds=(0,)), tuning))
     assert commands.main(["drift", "--estimate"]) == 0
     assert "2 runs, 0 of them kept, 2 to do" in capsys.readouterr().out and not (tmp_path / "ledger").exists()

@@ -204,8 +204,9 @@ def _pixel_runs(seeds: int, arms: dict[str, Experiment]) -> Named:
     return with_seeds(every, range(seeds), with_permutations)
 
 
-def part(name: str, seeds: int = 3) -> Part:
-    """What notebook 17 shows, by a name in `PARTS`, with so many seeds."""
+def part(name: str, seeds: int | None = None) -> Part:
+    """What notebook 17 shows, by a name in `PARTS`; ``seeds``: how many, None: as many as there stand."""
+    seeds = PARTS[name] if seeds is None else seeds
     if name == "pixels":
         return Part(partial(_pixel_runs, seeds), Tuning(endless_arms(PIXELS), {}))
     if name == "labels":
@@ -217,7 +218,7 @@ def part(name: str, seeds: int = 3) -> Part:
     )
 
 
-PARTS = ("flights", "months", "pixels", "labels")
+PARTS = {"flights": 6, "months": 6, "pixels": 3, "labels": 3}  # and how many seeds each has
 
 
 LAST = 10  # tasks, over which plasticity is measured

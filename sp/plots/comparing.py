@@ -385,6 +385,7 @@ def plane(
     """
     from sp.lab import metrics  # imports scipy.stats, which takes half a second
 
+    beside = {"xytext": (0, -9), "textcoords": "offset points", "ha": "center", "fontsize": SMALLEST}
     styles = line_styles(list(dict.fromkeys(table.arm)), 3.4)
     fig, axes = canvas(3.0, squeeze=False)
     ax = axes[0, 0]
@@ -396,7 +397,7 @@ def plane(
         ax.plot(across["mean"], up["mean"], label=arm, **styles[arm])
         if arm in named:
             for place in zip(across.setting, across["mean"], up["mean"], strict=True):
-                ax.annotate(str(place[0]), place[1:], xytext=(3, -8), textcoords="offset points", fontsize=SMALLEST)
+                ax.annotate(str(place[0]), place[1:], **beside)
     ax.set(ylabel=labels[1])
     if limits is not None:
         ax.set(xlim=limits, ylim=limits)
