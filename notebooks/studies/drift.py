@@ -153,6 +153,10 @@ GRIDS = {
 }
 # Numbers, whose loss is steeper, want smaller rates.
 FLIGHT_GRIDS = {**GRIDS, **{arm: [{"lr": lr} for lr in (0.01, 0.03, 0.1)] for arm in ("SGD", "Consolidation")}}
+# Where labels change, more plasticity is asked for than three points reach.
+_FURTHER = {"SGD": {"lr": 1.0}, "Adam": {"lr": 1e-2}, "Consolidation": {"lr": 1.0}}
+_FURTHER["L2-init"] = {"lr": 1e-3, "strength": 1.0}
+LABEL_GRIDS = {arm: [*points, _FURTHER[arm]] for arm, points in GRIDS.items()}
 METHODS = {"SGD": "sgd", "Adam": "adam", "L2-init": "l2_init", "Consolidation": "consolidating"}
 HORIZONS = (math.inf, 32_000, 10_000, 3_000)  # examples
 
@@ -211,7 +215,7 @@ def part(name: str, seeds: int | None = None) -> Part:
         return Part(partial(_pixel_runs, seeds), Tuning(endless_arms(PIXELS), {}))
     if name == "labels":
         arms = endless_arms(LABELS, HORIZONS[::2])
-        tuning = Tuning(arms, GRIDS, (100,), with_permutations, learning_accuracy)
+        tuning = Tuning(arms, LABEL_GRIDS, (100,), with_permutations, learning_accuracy)
         return Part(partial(with_seeds, seeds=range(seeds), seeded=with_permutations), tuning)
     return Part(
         partial(with_seeds, seeds=range(seeds)), Tuning(flight_arms(name == "months"), FLIGHT_GRIDS, (100, 101, 102))
