@@ -7,71 +7,78 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DENDRITES_READY := $(VENV)/.dendrites
+PIP := -m pip install --quiet --disable-pip-version-check -c requirements.lock
+SITE_READY := $(VENV)/.site
 # What a target needs: the environment, and with DENDRITES=1 the package of notebook 13 in it.
 ENVIRONMENT := $(READY) $(if $(filter-out 0,$(DENDRITES)),$(DENDRITES_READY))
 
 .DEFAULT_GOAL := help
-.PHONY: help figures test dendrites test-browser lab html paper bench gpu results notebooks readme clean
+.PHONY: help figures test lab site paper results bench gpu dendrites notebooks readme test-browser test-alone clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@awk -F ':.*## ' '/^## /{print "\n" substr($$0, 4) ":"} /^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed, found: $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12 ..."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (once; takes a minute or two) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[test]'
+	@$(BIN)/python $(PIP) -e '.[test]'
 	@touch $@
 
 # By hand, because it asks for torchvision, which it does not use here and which would bring another torch.
 $(DENDRITES_READY): $(READY)
 	@echo "Installing perforatedai into $(VENV) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock cryptography pyyaml requests safetensors
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock --no-deps perforatedai
+	@$(BIN)/python $(PIP) cryptography pyyaml requests safetensors
+	@$(BIN)/python $(PIP) --no-deps perforatedai
 	@touch $@
 
+$(SITE_READY): $(READY)
+	@echo "Installing what builds the site into $(VENV) ..."
+	@$(BIN)/python $(PIP) -e '.[site]'
+	@touch $@
+
+## All of it
 figures: $(ENVIRONMENT) ## run every notebook (SP_DATASET=digits|mnist|fashion_mnist; FRESH=1: all its runs) for its figures in figures/
 	@$(if $(filter-out 0,$(FRESH)),SP_FRESH=1) $(BIN)/python -m sp figures --dataset $(SP_DATASET)
-
 test: $(ENVIRONMENT) ## lint, unit tests, the notebooks against their stored outputs, and 20 committed runs computed anew
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal tests
-	@$(BIN)/python -m sp check-notebooks
+	@$(BIN)/python -m pytest -n auto --dist loadfile --nbval --nbval-current-env notebooks
 	@$(BIN)/python -m sp audit --sample 20
 
-dendrites: $(DENDRITES_READY) ## the package of notebook 13, perforatedai, without torchvision (DENDRITES=1 does it for any target)
-
-test-browser: $(ENVIRONMENT) ## the panels of notebook 05 in a real JupyterLab and Chromium
-	@$(BIN)/python -m pytest tests/browser
-
+## Explore
 lab: $(ENVIRONMENT) ## JupyterLab in the environment
 	@$(BIN)/jupyter lab notebooks
+site: $(SITE_READY) ## documents, notebooks and reference as pages that need neither kernel nor network, in build/site
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs . build/site
+	@echo "Open build/site/index.html"
 
-html: $(ENVIRONMENT) ## every notebook as a page that needs no kernel, and the documentation of the package, in build/html
-	@$(BIN)/python -m sp html
-
+## Reproduce
 paper: $(ENVIRONMENT) ## five figures of several panels and three tables for a paper, from stored results, in build/paper
 	@$(BIN)/python -m sp paper
-
-bench: $(ENVIRONMENT) ## measure time and memory of a step beside Adam, and what a sweep costs, on a quiet machine; kept in notebooks/studies/bench.csv
-	@$(BIN)/python notebooks/studies bench
-
-gpu: $(ENVIRONMENT) ## conformance on an accelerator, and time of a step beside Adam there, in build/on_a_gpu.csv
-	@$(BIN)/python -m tests.on_a_gpu
-
 results: $(ENVIRONMENT) ## every stored table behind notebooks 09 to 11, on MNIST (hours; goes on where it stopped; says first how long)
 	@$(BIN)/python notebooks/studies comparison --dataset mnist
 	@$(BIN)/python notebooks/studies comparison --dataset fashion_mnist --scenarios split5_class split5_domain permuted10
 	@$(BIN)/python notebooks/studies recipes
 	@$(BIN)/python -m sp figures --dataset mnist notebooks/09_comparison.ipynb notebooks/10_claims.ipynb notebooks/11_replay.ipynb
+bench: $(ENVIRONMENT) ## measure time and memory of a step beside Adam, and what a sweep costs, on a quiet machine; kept in notebooks/studies/bench.csv
+	@$(BIN)/python notebooks/studies bench
+gpu: $(ENVIRONMENT) ## conformance on an accelerator, and time of a step beside Adam there, in build/on_a_gpu.csv
+	@$(BIN)/python -m tests.on_a_gpu
+dendrites: $(DENDRITES_READY) ## the package of notebook 13, perforatedai, without torchvision (DENDRITES=1 does it for any target)
 
-readme: $(ENVIRONMENT) ## write the README's tables, and the pages of figures/ and notebooks/, from what is committed
-	@$(BIN)/python -m sp readme
-
+## Maintain
 notebooks: $(ENVIRONMENT) ## run every notebook afresh in place (default data), outputs stored for the tests
 	@$(BIN)/python -m sp refresh
-
+readme: $(ENVIRONMENT) ## write the README's tables, and the pages of figures/ and notebooks/, from what is committed
+	@$(BIN)/python -m sp readme
+test-browser: $(ENVIRONMENT) ## the panels of notebook 05 in a real JupyterLab and Chromium
+	@$(BIN)/python -m pytest tests/browser
+test-alone: ## what `pip install .` brings, torch alone, in an environment of its own
+	@rm -rf build/lib && $(PYTHON) -m venv --clear build/alone
+	@build/alone/bin/python $(PIP) .
+	@build/alone/bin/python -I tests/alone.py
 clean: ## remove the environment and everything that was built or computed
-	rm -rf $(VENV) build .store .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) build docs/reference .store .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,12 +1,29 @@
-"""Commands: ``python -m sp --help``."""
+"""Commands of the package: ``python -m sp --help``."""
 
 import argparse
 import os
 import sys
-from pathlib import Path
+from importlib import import_module
 
-from sp import paper, report
-from sp.files import write_atomically
+from sp.commands import Parser, carry_out, one_of
+from sp.extras import check_lab
+
+# A command is the module of its name in `sp.commands`, which is imported when it is asked for: some take seconds.
+COMMANDS = {
+    "explore": {
+        "compare": "compare methods, your own among them, on one stream",
+        "sweep": "run a grid or a sample of experiments, with every seed",
+    },
+    "reproduce": {
+        "figures": "run notebooks for their figures, also with other parameters, or a grid of them",
+        "paper": "figures and tables for a paper, from what is stored, at the size of a journal",
+        "audit": "compute a random sample of the committed runs anew, and fail where one differs",
+    },
+    "maintain": {
+        "refresh": "run notebooks afresh in place, with the outputs that the tests compare",
+        "readme": "write the tables of the documents, the gallery of figures, the index of notebooks",
+    },
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -16,59 +33,30 @@ def main(arguments: list[str] | None = None) -> int:
         Exit status: 0; 1 when runs or notebooks failed; 2 when the command cannot be carried out; 130 when it was
         stopped.
     """
-    parser = argparse.ArgumentParser(prog="python -m sp", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    arguments = sys.argv[1:] if arguments is None else arguments
-    paper.add_commands(commands)
-    if not arguments or arguments[0] not in commands.choices:
-        # What the other commands need takes seconds to import, which drawing a figure again must not wait for.
-        from sp.commands import add_commands
-
-        add_commands(commands)
-        _add_readme(commands)
-    return carry_out(parser, arguments)
-
-
-def carry_out(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
-    """Parse arguments, run the command that they name, and return its exit status."""
-    chosen = parser.parse_args(arguments)
-    chosen.arguments = arguments
-    try:
-        return chosen.run(chosen) or 0
-    except KeyboardInterrupt:
-        print("Stopped. What is finished is stored: the same command goes on.", file=sys.stderr)
-        return 130
-    except (OSError, ValueError, ImportError, LookupError, RuntimeError) as error:
-        status = _status(error)
-        if status is None:
-            raise
-        print(error if status == 1 else f"{parser.prog}: {error}", file=sys.stderr)
-        return status
-
-
-def _status(error: Exception) -> int | None:
-    """Exit status of an error that tells the caller what to do; None for a fault of the program."""
-    if isinstance(error, RuntimeError):
-        from sp.lab.data import DataError
-        from sp.lab.sweep import SweepError
-
-        return 1 if isinstance(error, SweepError) else 2 if isinstance(error, DataError) else None
-    return None if isinstance(error, KeyError | IndexError) else 2
-
-
-def _add_readme(commands) -> None:
-    parser = commands.add_parser(
-        "readme",
-        help="write the tables of the documents, the gallery of figures, the index of notebooks",
+    known = {name: about for group in COMMANDS.values() for name, about in group.items()}
+    parser = Parser(
+        prog="python -m sp",
+        usage="%(prog)s COMMAND ...",
+        description="What a command takes:  python -m sp COMMAND --help",
+        epilog="\n\n".join(
+            "\n".join([f"{group}:", *(f"  {name:9}{about}" for name, about in members.items())])
+            for group, members in COMMANDS.items()
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=_readme)
-
-
-def _readme(_: argparse.Namespace) -> None:
-    for page in map(Path, report.FILLED):
-        write_atomically(page, report.fill_tables(page.read_text()))
-    write_atomically(Path("figures/README.md"), report.gallery())
-    write_atomically(Path("notebooks/README.md"), report.index())
+    parser.add_argument("command", type=one_of(known), metavar="COMMAND", help=argparse.SUPPRESS)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    name = parser.parse_args(arguments[:1]).command
+    try:
+        check_lab(f"{parser.prog} {name}")
+        command = import_module(f"sp.commands.{name}")
+    except ImportError as error:
+        print(error, file=sys.stderr)
+        return 2
+    parser = Parser(prog=f"python -m sp {name}", description=command.__doc__)
+    command.add_arguments(parser)
+    parser.set_defaults(run=command.run)
+    return carry_out(parser, arguments[1:])
 
 
 if __name__ == "__main__":

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-# Tables that no notebook makes, by the first word of their names.
-MADE_BY = {"retention": "results", "comparison": "comparison", "recipes": "recipes"}
+DATASETS = {"digits": "digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}  # and what texts call them
 
 
 def folder(name: str) -> Path:
@@ -40,30 +39,29 @@ def existing(path: Path) -> Path:
         FileNotFoundError: it is not; the message gives the command that makes it.
     """
     if not path.is_file():
-        made = made_by(path.stem)
+        made = made_by(f"{path.parent.name}/{path.stem}")
         how = f"make it with  {made},  or fetch" if made else "fetch"
         raise FileNotFoundError(f"{path} is not there: {how} it with the repository")
     return path
 
 
-def made_from(name: str) -> tuple[str | None, str | None]:
-    """Notebook and data set in a figure's name, such as ``01_forgetting`` and ``mnist``; None where there is none."""
-    stem, dataset = re.match(r"\d\d_[a-z]+", name), re.search(r"_(digits|fashion_mnist|mnist)(?:_|$)", name)
-    if stem is None:
-        return None, dataset and dataset[1]
-    known = [path.stem for path in (project() / "notebooks").glob(f"{stem[0]}_*.ipynb")]  # of several words
-    notebook = max((one for one in known if name.startswith(one)), key=len, default=stem[0])
-    return notebook, dataset and dataset[1]
+def dataset_of(name: str) -> str | None:
+    """The data set in a figure's or table's name, such as ``mnist`` in ``mnist_curves``; None where there is none."""
+    found = re.search(r"(?:^|_)(digits|fashion_mnist|mnist)(?:_|$)", name.rpartition("/")[2])
+    return found and found[1]
 
 
 def made_by(name: str) -> str | None:
-    """The command that makes the data of a figure or table, by its name; None where the name does not tell."""
-    stem, dataset = made_from(name)
+    """The command that makes a figure or table, by its name in ``figures``; None where the name does not tell.
+
+    Args:
+        name: with its folder, which is that of a notebook, such as ``01_forgetting/mnist_curves``.
+    """
+    folder, dataset = name.rpartition("/")[0], dataset_of(name)
     options = f" --dataset {dataset}" if dataset else ""
-    if stem:
-        return f"python -m sp figures{options} notebooks/{stem}.ipynb"
-    maker = MADE_BY.get(name.split("_")[0])
-    return maker and f"python notebooks/studies {maker}{'' if maker == 'recipes' else options}"
+    if folder == "09_comparison" and name.endswith("_costs"):
+        return f"python notebooks/studies costs{options}"
+    return f"python -m sp figures{options} notebooks/{folder}.ipynb" if re.match(r"\d\d_", folder) else None
 
 
 def project() -> Path:

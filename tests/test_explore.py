@@ -48,7 +48,7 @@ def make_panel(make, controls=None):
 def draw(choices):
     if choices["height"] == 4:
         raise ValueError("height must not be 4 <script>")
-    table = pd.DataFrame({"arm": "Adam", "x": [0, 1], "height": [0, choices["height"]]})
+    table = pd.DataFrame({"method": "Adam", "x": [0, 1], "height": [0, choices["height"]]})
     options = {"x": "x", "panels": {"height": ""}, "labels": ["x", "y"], "limits": [0, 5]}
     return Answer("line_panels", table, f"height {choices['height']}", options)
 
@@ -68,7 +68,7 @@ def test_a_panel_shows_recovers_resets_and_saves(tmp_path, monkeypatch):
     assert panel._error.value == "" and panel._readout.value == "height 3" and "draw(3)" in panel._code_text.value
     assert "sp-stale" not in panel._image._dom_classes
     panel.save()
-    (csv,) = tmp_path.glob("*.csv")
+    (csv,) = tmp_path.rglob("*.csv")
     provenance = json.loads(csv.with_suffix(".json").read_text())["provenance"]
     assert provenance["choices"] == {"height": 3} and provenance["versions"]["torch"] == torch.__version__
     assert pd.read_csv(csv).height.tolist() == [0, 3]
@@ -123,22 +123,22 @@ def test_the_gate_panel_redraws_fast_and_as_if_drawn_anew():
     assert panel._image.value == begin
 
 
-def test_learning_answers_for_two_arms_with_one_seed_and_is_kept(tmp_path):
+def test_learning_answers_for_two_methods_with_one_seed_and_is_kept(tmp_path):
     ledger = Ledger(tmp_path)
     answer = learning.learning_answer(ledger, optimizer="Coincidence", lr=0.1)
     plt.close("all")
     assert set(answer.data.quantity) == {"accuracy", "ltp", "ltd", "shut", "gate"}
-    assert set(answer.data.arm) == {"Coincidence", "Adam"}
+    assert set(answer.data.method) == {"Coincidence", "Adam"}
     ends = answer.data[(answer.data.quantity == "accuracy") & (answer.data.step == answer.data.step.max())]
-    of_a = ends[ends.task == 1].set_index("arm").value
+    of_a = ends[ends.task == 1].set_index("method").value
     assert of_a["Coincidence"] > 0.7 > 0.2 > of_a["Adam"]
     before = {path: path.stat().st_size for path in tmp_path.iterdir()}
     again = learning.learning_answer(ledger, optimizer="Coincidence", lr=0.1)
     plt.close("all")
     pd.testing.assert_frame_equal(again.data, answer.data, check_dtype=False)
     assert {path: path.stat().st_size for path in tmp_path.iterdir()} == before  # nothing was trained again
-    arms = learning.experiments(**{**learning.DEFAULTS, "seed": 3, "replay_capacity": 50})
-    assert {e.seed for e in arms.values()} == {3} and {e.replay_capacity for e in arms.values()} == {50}
+    methods = learning.experiments(**{**learning.DEFAULTS, "seed": 3, "replay_capacity": 50})
+    assert {e.seed for e in methods.values()} == {3} and {e.replay_capacity for e in methods.values()} == {50}
 
 
 def test_the_learning_panel_greys_what_does_not_apply_and_trains_in_processes_of_its_own(tmp_path):
@@ -171,19 +171,19 @@ def test_results_are_grouped_by_what_differs_and_by_an_axis(tmp_path):
     (stream,) = rows.stream_name.unique()
     assert stream == "digits, split, 2 tasks, class-incremental, 100 images a task"
     assert set(results.labels(rows)) == {"Adam", "SGD (lr 0.1)", "SGD (lr 0.01)"}
-    answer = results.results_answer(rows, stream, "average_accuracy", "arms", ("SGD (lr 0.1)", "Adam"))
-    assert answer.data.arm.tolist() == ["SGD (lr 0.1)", "Adam"] and (answer.data.n == 2).all()
+    answer = results.results_answer(rows, stream, "average_accuracy", "methods", ("SGD (lr 0.1)", "Adam"))
+    assert answer.data.method.tolist() == ["SGD (lr 0.1)", "Adam"] and (answer.data.n == 2).all()
     over_lr = results.results_answer(rows, stream, "forgetting", "option_lr", results.labels(rows, "option_lr"))
-    assert over_lr.data.option_lr.tolist() == [0.01, 0.1] and over_lr.data.arm.unique().tolist() == ["SGD"]
+    assert over_lr.data.option_lr.tolist() == [0.01, 0.1] and over_lr.data.method.unique().tolist() == ["SGD"]
     plt.close("all")
-    with pytest.raises(ValueError, match="choose at least one arm"):
-        results.results_answer(rows, stream, "forgetting", "arms", ())
+    with pytest.raises(ValueError, match="choose at least one method"):
+        results.results_answer(rows, stream, "forgetting", "methods", ())
     panel = explore.results_panel(ledger)
     assert panel.wait(30) and panel._error.value == "" and "<table" in panel._readout.value
     panel.controls["axis"].value = "option_lr"
-    assert panel.wait(30) and panel._error.value == "" and panel.controls["arms"].value == ("SGD",)
+    assert panel.wait(30) and panel._error.value == "" and panel.controls["methods"].value == ("SGD",)
     panel.reset()
-    assert panel.wait(30) and panel._error.value == "" and len(panel.controls["arms"].value) == 3
+    assert panel.wait(30) and panel._error.value == "" and len(panel.controls["methods"].value) == 3
 
 
 def test_a_control_that_cannot_be_adjusted_is_a_message_and_saving_waits_for_the_figure(tmp_path, monkeypatch):
@@ -195,7 +195,7 @@ def test_a_control_that_cannot_be_adjusted_is_a_message_and_saving_waits_for_the
 
     panel.controls["height"].value = 2
     panel.save()
-    (csv,) = tmp_path.glob("*.csv")
+    (csv,) = tmp_path.rglob("*.csv")
     assert pd.read_csv(csv).height.tolist() == [0, 2]
     panel._adjust = adjust
     panel.controls["height"].value = 3

@@ -1,6 +1,6 @@
-"""What the notebooks compare, and how each arm was tuned: settings, grids, and the one table of tuned values.
+"""What the notebooks compare, and how each method was tuned: settings, grids, and the one table of tuned values.
 
-``python notebooks/studies tune STUDY DATASET`` chooses an arm's options on the tuning seeds, by accuracy on training
+``python notebooks/studies tune STUDY DATASET`` chooses a method's options on the tuning seeds, by accuracy on training
 images that were held out, and writes them to ``notebooks/studies/tuned.csv``. Reported runs use other seeds and the
 test images.
 """
@@ -13,36 +13,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from sp import figures, files, report
+from sp import files
 from sp.checks import check_choice
 from sp.lab import metrics, tables
 from sp.lab.experiment import Experiment
 from sp.lab.ledger import Ledger
 from sp.lab.networks import mlp_size
-from sp.lab.settings import INPUTS, STREAMS, TUNING_SEEDS, base, on_stream, settings
-from sp.lab.sweep import compare, run_all
+from sp.lab.settings import INPUTS, TUNING_SEEDS, base, on_stream, settings
+from sp.lab.sweep import run_all
 from studies.pattern_search import neighbours
 
 TUNED = Path(__file__).with_name("tuned.csv")
 
-# Arms of the retention studies that run with no tuned option and get all seeds on ten permuted tasks.
-DEFAULTS = ("Coincidence", "Coincidence, rank 128")
-WIDE = (1000, 1000)  # the wider network of the retention studies
-
 # The same number of points for every optimizer.
 GRIDS = {
-    "coincidence": [
-        {"lr": lr, "retention": retention}
-        for lr, retention in (
-            (0.1, 200.0),
-            (0.05, 200.0),
-            (0.2, 200.0),
-            (0.1, 400.0),
-            (0.1, 100.0),
-            (0.2, 400.0),
-            (0.05, 100.0),
-        )
-    ],
     "consolidating": [{"lr": lr} for lr in (1e-2, 3e-2, 0.1, 0.2, 0.3, 0.5, 1.0)],
     "ridge": [{"penalty": penalty} for penalty in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)],
     "adam": [{"lr": lr} for lr in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)],
@@ -52,17 +36,17 @@ GRIDS = {
 }
 
 
-def tuned_options(study: str, dataset: str, arm: str) -> dict:
-    """The options that tuning chose for an arm of a study.
+def tuned_options(study: str, dataset: str, method: str) -> dict:
+    """The options that tuning chose for a method of a study.
 
     Raises:
-        LookupError: the arm was not tuned; the message gives the command.
+        LookupError: the method was not tuned; the message gives the command.
     """
     table = pd.read_csv(TUNED)
-    row = table[(table.study == study) & (table.dataset == dataset) & (table.arm == arm)]
+    row = table[(table.study == study) & (table.dataset == dataset) & (table.method == method)]
     if row.empty:
         raise LookupError(
-            f"{arm!r} of {study!r} is not tuned on {dataset}: run  python notebooks/studies tune {study} {dataset}"
+            f"{method!r} of {study!r} is not tuned on {dataset}: run  python notebooks/studies tune {study} {dataset}"
         )
     return json.loads(row.options.iloc[0])
 
@@ -79,7 +63,7 @@ def forgetting(
     replay_capacity: int | None = None,
     tuned: bool = True,
 ) -> dict[str, Experiment]:
-    """Arms of notebook 01: the published two-task experiment (P19), with and without replay.
+    """Methods of notebook 01: the published two-task experiment (P19), with and without replay.
 
     What is None takes the data set's value in `SETTINGS`, and ``lr`` its tuned one (the optimizer's default with
     ``tuned=False``).
@@ -92,31 +76,33 @@ def forgetting(
         "threshold_percentile": threshold_percentile,
         "warmup_steps": chosen["warmup_steps"] if warmup_steps is None else warmup_steps,
     }
-    arms = {}
+    methods = {}
     for label, optimizer, options in (
         ("SGD", "sgd", {"lr": 0.1}),
         ("Adam", "adam", {}),
         ("Selective plasticity", "selective", rule),
     ):
         for suffix, capacity in (("", 0), (" + replay", replay_capacity or chosen["replay_capacity"])):
-            arm = label + suffix
-            rate = {"lr": lr} if lr is not None else tuned_options("forgetting", dataset, arm) if tuned else {}
-            arms[arm] = replace(plain, optimizer=optimizer, options={**options, **rate}, replay_capacity=capacity)
-    return arms
+            method = label + suffix
+            rate = {"lr": lr} if lr is not None else tuned_options("forgetting", dataset, method) if tuned else {}
+            methods[method] = replace(plain, optimizer=optimizer, options={**options, **rate}, replay_capacity=capacity)
+    return methods
 
 
 def nmda_gate(dataset: str, *, tuned: bool = True) -> dict[str, Experiment]:
-    """Arms of notebook 04: the published rule on two tasks, with and without NMDA coincidence (P8)."""
+    """Methods of notebook 04: the published rule on two tasks, with and without NMDA coincidence (P8)."""
     plain = forgetting(dataset, tuned=False)["Selective plasticity"]
-    arms = {
+    methods = {
         "Selective plasticity": plain,
         "Selective plasticity, NMDA": replace(plain, optimizer="selective_coincidence"),
     }
     if not tuned:
-        return arms
+        return methods
     return {
-        arm: replace(arms[arm], options={**dict(arms[arm].options), **tuned_options("nmda_gate", dataset, arm)})
-        for arm in arms
+        method: replace(
+            methods[method], options={**dict(methods[method].options), **tuned_options("nmda_gate", dataset, method)}
+        )
+        for method in methods
     }
 
 
@@ -128,7 +114,7 @@ PUBLISHED = pd.DataFrame(
         ("Adam + replay", 0.0282, 0.9311),
         ("Selective plasticity + replay", 0.8655, 0.9216),
     ],
-    columns=["arm", "final_1", "final_2"],
+    columns=["method", "final_1", "final_2"],
 )
 
 
@@ -136,21 +122,21 @@ def forgetting_verdicts(rows: pd.DataFrame, replayed: pd.DataFrame) -> list[str]
     """What notebook 01 found, in sentences.
 
     Args:
-        rows: `sp.lab.sweep.compare` of the arms of `forgetting`.
+        rows: `sp.lab.sweep.paired_runs` of the methods of `forgetting`.
         replayed: the same of "ARM + replay, reservoir" and "ARM + replay, first in first out".
     """
     rows = pd.concat([rows, replayed])
     rule = "Selective plasticity"
-    alone = metrics.bootstrap_interval(rows[rows.arm == rule].final_1)
+    alone = metrics.bootstrap_interval(rows[rows.method == rule].final_1)
     kept = "keeps" if alone.low > 0.5 else "does not keep"
     lines = [f"Without replay, selective plasticity {kept} task A: accuracy {alone}."]
     for suffix in ("", " + replay"):
         gain = metrics.difference(rows, rule + suffix, "Adam" + suffix)
         lines.append(f"{rule}{suffix} against Adam{suffix}, average accuracy of both tasks: {gain}.")
-    for arm in ("Adam", rule):
-        one, other = (f"{arm} + replay, {policy}" for policy in ("reservoir", "first in first out"))
+    for method in ("Adam", rule):
+        one, other = (f"{method} + replay, {policy}" for policy in ("reservoir", "first in first out"))
         gain = metrics.difference(rows, one, other, "final_1")
-        lines.append(f"{arm} + replay, task A, reservoir against first in first out: {gain}.")
+        lines.append(f"{method} + replay, task A, reservoir against first in first out: {gain}.")
     return lines
 
 
@@ -165,156 +151,89 @@ def equal_features(inputs: int, hidden: tuple[int, int], outputs: int = 10) -> i
 def retention(
     stream: str, dataset: str, *, tuned: bool = True, names: Sequence[str] | None = None
 ) -> dict[str, Experiment]:
-    """Arms of notebooks 02 and 03: what is left of a stream of tasks, without replay and without boundaries.
+    """Methods of notebooks 02, 03 and 08: what is left of a stream of tasks, without replay and without boundaries.
 
     Args:
-        stream: a name in `STREAMS`.
+        stream: a name in `sp.lab.settings.STREAMS`.
         dataset: a name in `SETTINGS`.
-        tuned: True: every arm with its tuned options, and the coincidence form with its defaults as well. False: only
-            the arms that are tuned, with default options.
-        names: which arms, in this order; None: all.
+        tuned: True: every method with its tuned options, and the coincidence form with its defaults. False: only those
+            that are tuned, with default options.
+        names: which methods, in this order; None: all.
     """
     chosen = settings(dataset)
     plain = on_stream(stream, dataset)
-    inputs = INPUTS[dataset]
-    arms = {
+    methods = {
         "SGD": replace(plain, optimizer="sgd", options={"lr": 0.1}),
         "Adam": replace(plain, optimizer="adam"),
         "Selective plasticity": replace(plain, optimizer="selective", options={"warmup_steps": chosen["warmup_steps"]}),
         "Consolidation": replace(plain, optimizer="consolidating"),
-        "Coincidence, tuned": replace(plain, optimizer="coincidence"),
-        "Ridge": replace(plain, optimizer="ridge", hidden=(equal_features(inputs, plain.hidden),)),
+        "Ridge": replace(plain, optimizer="ridge", hidden=(equal_features(INPUTS[dataset], plain.hidden),)),
     }
-    # Digits are so small that a ridge of that size would have more features than there are images.
-    wide = "split" in stream and dataset != "digits"
-    if wide:
-        features = equal_features(inputs, WIDE)
-        arms["Ridge, 1,000 units"] = replace(plain, optimizer="ridge", hidden=(features,))
-    if stream == "split5_class":
-        capacity = 200 if dataset != "digits" else 50
-        for arm in ("SGD", "Adam"):
-            arms[f"{arm} + replay"] = replace(arms[arm], replay_capacity=capacity)
-        convolutional = {"model": "convolutional", "hidden": (8, 16, 64) if dataset == "digits" else (16, 32, 128)}
-        arms["Adam, convolutional"] = replace(arms["Adam"], **convolutional)
     if not tuned:
-        return arms
-    coincidence = replace(plain, optimizer="coincidence")
-    defaults = {"Coincidence": coincidence, "Coincidence, rank 128": replace(coincidence, options={"rank": 128})}
-    if wide:
-        defaults["Coincidence, 1,000 units"] = replace(coincidence, hidden=WIDE)
-    if stream == "split5_class":
-        defaults["Coincidence + replay"] = replace(coincidence, replay_capacity=capacity)
-        defaults["Coincidence, convolutional"] = replace(coincidence, **convolutional)
+        return methods
     # Thirty tasks take long to tune; they take what ten were tuned to.
     study = f"retention_{stream}" if stream != "permuted30" else "retention_permuted10"
 
-    def with_options(arm: str) -> Experiment:
-        if arm in defaults:
-            return defaults[arm]
-        return replace(arms[arm], options={**dict(arms[arm].options), **tuned_options(study, dataset, arm)})
+    def with_options(method: str) -> Experiment:
+        if method == "Coincidence":
+            return replace(plain, optimizer="coincidence")
+        return replace(
+            methods[method], options={**dict(methods[method].options), **tuned_options(study, dataset, method)}
+        )
 
-    return {arm: with_options(arm) for arm in (names or [*arms, *defaults])}
+    return {method: with_options(method) for method in (names or [*methods, "Coincidence"])}
 
 
 STUDIES: dict[str, Callable[..., dict[str, Experiment]]] = {
     "forgetting": forgetting,
     "nmda_gate": nmda_gate,
-    **{f"retention_{stream}": partial(retention, stream) for stream in STREAMS if stream != "permuted30"},
+    **{f"retention_{stream}": partial(retention, stream) for stream in ("split5_class", "permuted10")},
 }
 
 
-def retention_results(
-    dataset: str,
-    seeds: int = 10,
-    long_seeds: int = 5,
-    streams: Sequence[str] = tuple(STREAMS),
-    ledger: Ledger | None = None,
-) -> pd.DataFrame:
-    """Run every arm of the retention studies and keep table and figure, ``figures/retention_DATASET.*``.
-
-    What takes long gets ``long_seeds``: wide and convolutional networks, thirty tasks, and on ten permuted tasks all
-    but the arms that run with their defaults. The table is written after each stream, so that a run that is stopped
-    leaves what it has, and the next goes on. Streams that it has and that are not asked for stay in it.
-
-    Returns:
-        One row a stream, arm and metric: ``stream, arm, mean, low, high, n, metric``.
-    """
-    path = files.folder("figures") / f"retention_{dataset}.csv"
-    for stream in streams:
-        arms = retention(stream, dataset)
-        long = {"permuted10": set(arms) - set(DEFAULTS), "permuted30": set(arms)}.get(stream, set())
-        often = [arm for arm in arms if arm not in long and arms[arm].hidden != WIDE and "convolutional" not in arm]
-        counts = {arm: seeds if arm in often else long_seeds for arm in arms}
-        rows = pd.concat(
-            compare({arm: e for arm, e in arms.items() if counts[arm] == count}, range(count), ledger)
-            for count in sorted(set(counts.values()), reverse=True)
-        )
-        rows = rows.sort_values("arm", key=lambda column: column.map(list(arms).index), kind="stable")
-        values = ["average_accuracy", "backward_transfer", "learning_accuracy", "final_1"]
-        known = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["stream"])
-        tables = {name: rows for name, rows in known.groupby("stream") if name in STREAMS}
-        tables[stream] = metrics.interval_table(rows.assign(stream=stream), ["stream", "arm"], values)
-        table = pd.concat([tables[name] for name in STREAMS if name in tables], ignore_index=True)
-        draw_retention(table, dataset)
-    return table
-
-
-def draw_retention(table: pd.DataFrame, dataset: str) -> None:
-    """Keep the table of `retention_results` in ``figures/``, as a figure."""
-    figures.draw(
-        "interval_plot",
-        f"retention_{dataset}",
-        table,
-        question="Which rule retains, on which stream?",
-        caption="Average accuracy over all tasks at the end of each stream; open: with replay.",
-        width="page",
-        panels={stream: report.TITLES[stream] for stream in dict.fromkeys(table.stream)},
-        label="Average accuracy at the end",
-        panel="stream",
-        metric="average_accuracy",
-    )
-
-
-def tuning_seeds(study: str, arm: str) -> tuple[int, ...]:
-    """Seeds on which an arm of a study is tuned; the long permuted streams and the wide arms get one."""
-    return TUNING_SEEDS[:1] if "permuted" in study or "1,000" in arm else TUNING_SEEDS
+def tuning_seeds(study: str) -> tuple[int, ...]:
+    """Seeds on which a study is tuned; the long permuted streams get one."""
+    return TUNING_SEEDS[:1] if "permuted" in study else TUNING_SEEDS
 
 
 def tune(
     study: str,
     dataset: str,
-    arms: Sequence[str] = (),
+    methods: Sequence[str] = (),
     ledger: Ledger | None = None,
     workers: int | None = None,
 ) -> pd.DataFrame:
-    """`tune_arms` for a study of `STUDIES`; ``arms`` are those to tune, default all."""
+    """`tune_methods` for a study of `STUDIES`; ``methods`` are those to tune, default all."""
     check_choice("study", study, STUDIES)
     known = STUDIES[study](dataset, tuned=False)
-    for arm in arms:
-        check_choice("arms", arm, known)
-    chosen = {arm: known[arm] for arm in arms or known}
-    tried = [
-        trial
-        for arm, experiment in chosen.items()
-        for trial in trials({arm: experiment}, GRIDS, tuning_seeds(study, arm))
-    ]
-    return tune_arms(study, dataset, tried, ledger, workers)
+    for method in methods:
+        check_choice("methods", method, known)
+    chosen = {method: known[method] for method in methods or known}
+    return tune_methods(study, dataset, trials(chosen, GRIDS, tuning_seeds(study)), ledger, workers)
 
 
-Trial = tuple[str, dict, Experiment]  # arm, point of its grid, what to run
+Trial = tuple[str, dict, Experiment]  # method, point of its grid, what to run
 
 
-def trials(arms: dict[str, Experiment], grids: dict[str, list[dict]], seeds: Sequence[int]) -> list[Trial]:
-    """Every point of each arm's grid with every seed, on held-out training images."""
+def trials(methods: dict[str, Experiment], grids: dict[str, list[dict]], seeds: Sequence[int]) -> list[Trial]:
+    """Every point of each method's grid with every seed, on held-out training images."""
     return [
-        (arm, point, replace(experiment, options={**dict(experiment.options), **point}, seed=seed, **_TUNING))
-        for arm, experiment in arms.items()
+        (method, point, replace(experiment, options={**dict(experiment.options), **point}, seed=seed, **_TUNING))
+        for method, experiment in methods.items()
         for point in grids[experiment.optimizer]
         for seed in seeds
     ]
 
 
-def tune_arms(
+def untuned(dataset: str, trials: dict[str, list[Trial]]) -> dict[str, list[Trial]]:
+    """Those of the trials, by study, whose methods the table of tuned values does not have."""
+    table = pd.read_csv(TUNED)
+    known = set(table[table.dataset == dataset][["study", "method"]].itertuples(index=False, name=None))
+    left = {study: [trial for trial in found if (study, trial[0]) not in known] for study, found in trials.items()}
+    return {study: found for study, found in left.items() if found}
+
+
+def tune_methods(
     study: str,
     dataset: str,
     trials: Sequence[Trial],
@@ -323,58 +242,58 @@ def tune_arms(
     further: int = 0,
     searches: dict[str, str] | None = None,
 ) -> pd.DataFrame:
-    """Run trials and keep the best point of each arm in the table of tuned values.
+    """Run trials and keep the best point of each method in the table of tuned values.
 
     A point is judged by its mean average accuracy over all tasks, at the end, on held-out training images.
 
     Args:
-        further: how many points more an arm may have, each a neighbour of its best one (`studies.pattern_search`),
+        further: how many points more a method may have, each a neighbour of its best one (`studies.pattern_search`),
             until no neighbour is better.
-        searches: arm -> what its choice depends on, kept in a column, by which a choice is known to be out of date.
+        searches: method -> what its choice depends on, kept in a column, by which a choice is known to be out of date.
 
     Returns:
-        One row a point: ``study, dataset, arm, options, accuracy`` and ``chosen``.
+        One row a point: ``study, dataset, method, options, accuracy`` and ``chosen``.
     """
     points = _judged(trials, ledger, workers)
-    allowed = points.groupby("arm").size() + further
+    allowed = points.groupby("method").size() + further
     while more := _further(points, trials, allowed):
         points = pd.concat([points, _judged(more, ledger, workers)], ignore_index=True)
-    points["chosen"] = points.index.isin(points.groupby("arm").accuracy.idxmax())
+    points["chosen"] = points.index.isin(points.groupby("method").accuracy.idxmax())
     points.insert(0, "study", study)
     points.insert(1, "dataset", dataset)
     best = points[points.chosen].drop(columns="chosen").round({"accuracy": 4})
-    best["search"] = best.arm.map(searches or {})
+    best["search"] = best.method.map(searches or {})
     if TUNED.exists():
         old = pd.read_csv(TUNED)
-        again = (old.study == study) & (old.dataset == dataset) & old.arm.isin(best.arm)
+        again = (old.study == study) & (old.dataset == dataset) & old.method.isin(best.method)
         best = pd.concat([old[~again], best])
-    files.write_atomically(TUNED, best.sort_values(["study", "dataset", "arm"]).to_csv(index=False))
+    files.write_atomically(TUNED, best.sort_values(["study", "dataset", "method"]).to_csv(index=False))
     return points
 
 
 def _judged(trials: Sequence[Trial], ledger: Ledger | None, workers: int | None) -> pd.DataFrame:
-    """One row a point: ``arm, options`` and ``accuracy``, the mean over its seeds."""
+    """One row a point: ``method, options`` and ``accuracy``, the mean over its seeds."""
     frame = tables.table(run_all([experiment for *_, experiment in trials], ledger, workers))
     frame = pd.DataFrame(
         {
-            "arm": [arm for arm, *_ in trials],
+            "method": [method for method, *_ in trials],
             "options": [json.dumps(point) for _, point, _ in trials],
             "accuracy": frame.average_accuracy,
         }
     )
-    return frame.groupby(["arm", "options"], sort=False, as_index=False).accuracy.mean()
+    return frame.groupby(["method", "options"], sort=False, as_index=False).accuracy.mean()
 
 
 def _further(points: pd.DataFrame, trials: Sequence[Trial], allowed: pd.Series) -> list[Trial]:
-    """Trials of the neighbours of each arm's best point that were not tried, as far as it may have more points."""
+    """Trials of the neighbours of each method's best point that were not tried, as far as it may have more points."""
     found = []
-    for arm, tried in points.groupby("arm", sort=False):
+    for method, tried in points.groupby("method", sort=False):
         best = json.loads(tried.options[tried.accuracy.idxmax()])
         new = [point for point in neighbours(best) if json.dumps(point) not in set(tried.options)]
-        own = [experiment for name, _, experiment in trials if name == arm]
+        own = [experiment for name, _, experiment in trials if name == method]
         found += [
-            (arm, point, replace(own[0], options={**dict(own[0].options), **point}, seed=seed))
-            for point in new[: allowed[arm] - len(tried)]
+            (method, point, replace(own[0], options={**dict(own[0].options), **point}, seed=seed))
+            for point in new[: allowed[method] - len(tried)]
             for seed in dict.fromkeys(experiment.seed for experiment in own)
         ]
     return found

@@ -1,7 +1,7 @@
 """Every free choice of the rules, one at a time and the important pairs: what does it do to the accuracy? (notebook 06)
 
-An arm differs from its rule's base in one choice (in a pair: two) and is compared with it, seed by seed. For the
-published rule the learning rate of every arm, the base included, is tuned on its own, since most choices change the
+A method differs from its rule's base in one choice (in a pair: two) and is compared with it, seed by seed. For the
+published rule the learning rate of every method, the base included, is tuned on its own, since most choices change the
 size of a step as well. The consolidating rule is varied around its defaults, which are meant to serve without tuning;
 its learning rate is one of the choices. ``python notebooks/studies record 06_ablation`` tunes what is not tuned, and
 runs all.
@@ -15,10 +15,9 @@ import pandas as pd
 import studies
 from sp.lab import metrics
 from sp.lab.experiment import Experiment
-from sp.lab.ledger import Ledger
 from sp.lab.sweep import Named, with_seeds
 
-Arms = dict[str, Experiment]
+Methods = dict[str, Experiment]
 
 # Title of a stream, by rule and name.
 STREAMS = {
@@ -29,7 +28,7 @@ STREAMS = {
 
 TWICE = "twice the data set's warm-up"
 
-# Choice (and its value in the base) -> arm -> options in place of the base's, or another optimizer.
+# Choice (and its value in the base) -> method -> options in place of the base's, or another optimizer.
 PUBLISHED = {
     "k (5)": {"k = 0: no gate": {"plasticity_k": 0.0}, "k = 10": {"plasticity_k": 10.0}},
     "β (0.99)": {"β = 0.9": {"trace_decay": 0.9}, "β = 0.999": {"trace_decay": 0.999}},
@@ -82,66 +81,47 @@ def stream(name: str, dataset: str) -> Experiment:
     return replace(experiment, epochs=3 if short else experiment.epochs, replay_capacity=capacity)
 
 
-def arms(rule: str, name: str, dataset: str, tuned: bool = True) -> Arms:
-    """The base and every arm of a rule on a stream.
+def methods(rule: str, name: str, dataset: str, tuned: bool = True) -> Methods:
+    """The base and every method of a rule on a stream.
 
     Args:
         rule: a name in `CHOICES`. name: of one of its streams. dataset: a name in `sp.lab.settings.SETTINGS`.
-        tuned: False: the arms of the published rule without their tuned learning rates.
+        tuned: False: the methods of the published rule without their tuned learning rates.
     """
     setting = studies.settings(dataset)
     base = replace(stream(name, dataset), optimizer="selective" if rule == "published" else rule)
-    changes = {BASE: {}, **{arm: change for group in CHOICES[rule].values() for arm, change in group.items()}}
+    changes = {BASE: {}, **{method: change for group in CHOICES[rule].values() for method, change in group.items()}}
     steps = {"warmup_steps": setting["warmup_steps"]} if rule == "published" else {}
     found = {}
-    for arm, change in changes.items():
+    for method, change in changes.items():
         options = {**steps, **change}
         if options.get("warmup_steps") == TWICE:
             options["warmup_steps"] = 2 * setting["warmup_steps"]
         if rule == "published" and tuned:
-            options |= studies.tuned_options(study(name), dataset, arm)
+            options |= studies.tuned_options(study(name), dataset, method)
         optimizer = options.pop("optimizer", base.optimizer)
-        found[arm] = replace(base, optimizer=optimizer, options=options)
+        found[method] = replace(base, optimizer=optimizer, options=options)
     return found
 
 
 def study(name: str) -> str:
-    """The name under which the rates of the published rule's arms stand in the table of tuned values."""
+    """The name under which the rates of the published rule's methods stand in the table of tuned values."""
     return f"ablation_{name}"
 
 
-def trials(dataset: str) -> list[studies.Trial]:
-    """What `tune` runs: every arm of the published rule at seven rates, on the tuning seeds (digits) or the first one,
-    since what is held out of larger data sets tells rates apart on one seed."""
-    return [trial for name in STREAMS["published"] for trial in _trials(name, dataset)]
+def trials(dataset: str) -> dict[str, list[studies.Trial]]:
+    """By study: every variant of the published rule at seven rates, on the tuning seeds (digits) or the first one.
 
-
-def _trials(name: str, dataset: str) -> list[studies.Trial]:
-    found = []
-    for arm, experiment in arms("published", name, dataset, tuned=False).items():
-        base = "sgd" if dict(experiment.options).get("base") == "sgd" else "selective"
-        seeds = studies.TUNING_SEEDS if dataset == "digits" else studies.TUNING_SEEDS[:1]
-        found += studies.trials({arm: experiment}, {experiment.optimizer: studies.GRIDS[base]}, seeds)
+    What is held out of larger data sets tells rates apart on one seed.
+    """
+    seeds = studies.TUNING_SEEDS if dataset == "digits" else studies.TUNING_SEEDS[:1]
+    found: dict[str, list[studies.Trial]] = {}
+    for name in STREAMS["published"]:
+        for method, experiment in methods("published", name, dataset, tuned=False).items():
+            base = "sgd" if dict(experiment.options).get("base") == "sgd" else "selective"
+            grids = {experiment.optimizer: studies.GRIDS[base]}
+            found.setdefault(study(name), []).extend(studies.trials({method: experiment}, grids, seeds))
     return found
-
-
-def tune(dataset: str, ledger: Ledger | None = None, workers: int | None = None) -> pd.DataFrame:
-    """Tune the learning rate of every arm of the published rule, each from seven rates; as `studies.tune_arms`."""
-    tables = [
-        studies.tune_arms(study(name), dataset, _trials(name, dataset), ledger, workers)
-        for name in STREAMS["published"]
-    ]
-    return pd.concat(tables, ignore_index=True)
-
-
-def is_tuned(dataset: str) -> bool:
-    """Whether every arm of the published rule has its rate in the table of tuned values."""
-    try:
-        for name in STREAMS["published"]:
-            arms("published", name, dataset)
-    except LookupError:
-        return False
-    return True
 
 
 def all_runs(dataset: str, seeds: Sequence[int], tuned: bool = True) -> Named:
@@ -150,40 +130,42 @@ def all_runs(dataset: str, seeds: Sequence[int], tuned: bool = True) -> Named:
         pair
         for rule, streams in STREAMS.items()
         for name in streams
-        for pair in with_seeds(arms(rule, name, dataset, tuned), seeds)
+        for pair in with_seeds(methods(rule, name, dataset, tuned), seeds)
     ]
 
 
 def effects(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
-    """What each arm changes in the average accuracy, against the base with the same seed.
+    """What each method changes in the average accuracy, against the base with the same seed.
 
     Args:
-        rows: ``arm, seed, average_accuracy``, one arm named `BASE`.
+        rows: ``method, seed, average_accuracy``, one method named `BASE`.
         margin: a change of the accuracy that would be worth having, > 0.
 
     Returns:
-        One row an arm: ``arm``; ``mean, low, high, n`` of the paired difference and its 95 % bootstrap interval;
+        One row a method: ``method``; ``mean, low, high, n`` of the paired difference and its 95 % bootstrap interval;
         ``size``, the mean difference in units of its deviation over seeds; ``verdict``: "better" or "worse" where the
         interval leaves out zero and the mean is at least ``margin`` away from it, "no matter" where the whole interval
         lies within ``margin`` of zero, else "open".
     """
-    score = rows.pivot(index="seed", columns="arm", values="average_accuracy")
+    score = rows.pivot(index="seed", columns="method", values="average_accuracy")
     table = []
-    for arm in [arm for arm in dict.fromkeys(rows.arm) if arm != BASE]:
-        mean, low, high, n, *_ = metrics.difference(rows, arm, BASE)
-        deviation = (score[arm] - score[BASE]).std()
+    for method in [method for method in dict.fromkeys(rows.method) if method != BASE]:
+        mean, low, high, n, *_ = metrics.difference(rows, method, BASE)
+        deviation = (score[method] - score[BASE]).std()
         verdict = "open"
         if max(abs(low), abs(high)) < margin:
             verdict = "no matter"
         elif (low > 0 or high < 0) and abs(mean) >= margin:
             verdict = "better" if mean > 0 else "worse"
         size = mean / deviation if deviation > 0 else float("nan")
-        table.append({"arm": arm, "mean": mean, "low": low, "high": high, "n": n, "size": size, "verdict": verdict})
+        table.append(
+            {"method": method, "mean": mean, "low": low, "high": high, "n": n, "size": size, "verdict": verdict}
+        )
     return pd.DataFrame(table)
 
 
 def side_by_side(panels: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """`effects` of several streams as text: a row for each arm; difference, size and verdict for each stream."""
+    """`effects` of several streams as text: a row for each method; difference, size and verdict for each stream."""
     tables = {}
     for title, table in panels.items():
         text = [metrics.interval_text(row.mean, row.low, row.high, "+.3f") for row in table.itertuples()]
@@ -194,5 +176,5 @@ def side_by_side(panels: dict[str, pd.DataFrame]) -> pd.DataFrame:
                 "verdict": table.verdict,
             }
         )
-        tables[title] = shown.set_index(table.arm)
+        tables[title] = shown.set_index(table.method)
     return pd.concat(tables, axis=1)

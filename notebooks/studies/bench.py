@@ -181,13 +181,6 @@ def peak_of_step(optimizer: Optimizer) -> int:
     return max(0, int(held.max(initial=0)))
 
 
-def beside_known(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of `bench` with the rows of those parts that were measured before and not now."""
-    known = pd.read_csv(MEASURED) if MEASURED.exists() else table[:0]
-    parts = {part: (table if part in set(table.part) else known) for part in PARTS}
-    return pd.concat([rows[rows.part == part] for part, rows in parts.items()], ignore_index=True)
-
-
 def verdicts(table: pd.DataFrame) -> list[str]:
     """What a table of `bench` says of P15 (no more state than Adam), of P16 (3.2 % more training time than Adam) and of
     the project's own targets, in sentences. All parts are needed. A target is met where the value is at most as large.

@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 
 import studies
-from sp import files
 from sp.lab import sweep, watch
 from sp.lab.experiment import Experiment, Moment
 from sp.lab.metrics import PairedDifference, bootstrap_interval, difference, interval_text
 from sp.rivals import needs
-from studies.permuted import arms
+from studies import search
+from studies.permuted import methods as permuted_methods
 
 RULE = "Selective plasticity"
 PUBLISHED_RATE = f"{RULE}, lr 1e-3"
@@ -43,7 +43,7 @@ def judged(interval: Sequence[float], bound: float, below: bool = False) -> str:
 
 
 def of_difference(found: PairedDifference) -> str:
-    """The verdict on the claim that the first of two arms is higher."""
+    """The verdict on the claim that the first of two methods is higher."""
     return {"higher": "holds", "lower": "does not hold"}.get(found.verdict, "open")
 
 
@@ -60,34 +60,36 @@ def _rule(experiment: Experiment, **options) -> Experiment:
 
 
 def networks(dataset: str) -> dict[str, Experiment]:
-    """Arms of P18, "RULE, NETWORK": the published rule and Adam at the same rate, one task, four kinds of network."""
-    arms = {}
+    """Methods of P18, "RULE, NETWORK": the published rule and Adam at one rate, one task, four kinds of network."""
+    methods = {}
     for model, hidden in NETWORKS.items():
         base = studies.base(dataset, model=model, hidden=hidden, tasks=1, options={"lr": 1e-3})
-        arms |= {f"Adam, {model}": base, f"{RULE}, {model}": _rule(base)}
-    return arms
+        methods |= {f"Adam, {model}": base, f"{RULE}, {model}": _rule(base)}
+    return methods
 
 
 def two_tasks(dataset: str) -> dict[str, Experiment]:
-    """The arms of notebook 01, tested at the end of each task only, and the rule at the published rate."""
-    arms = {arm: replace(experiment, curve_points=0) for arm, experiment in studies.forgetting(dataset).items()}
-    return {**arms, PUBLISHED_RATE: _rule(arms[RULE])}
+    """The methods of notebook 01, tested at the end of each task only, and the rule at the published rate."""
+    methods = {
+        method: replace(experiment, curve_points=0) for method, experiment in studies.forgetting(dataset).items()
+    }
+    return {**methods, PUBLISHED_RATE: _rule(methods[RULE])}
 
 
 def replay(dataset: str) -> dict[str, Experiment]:
-    """Arms of P19, "OPTIMIZER, BUFFER": the published loop, which puts replayed examples back, with both buffers."""
-    arms = two_tasks(dataset)
+    """Methods of P19, "OPTIMIZER, BUFFER": the published loop, which puts replayed examples back, with both buffers."""
+    methods = two_tasks(dataset)
     return {
-        f"{optimizer}, {name}": replace(arms[f"{optimizer} + replay"], replay_adds="whole", **buffer)
+        f"{optimizer}, {name}": replace(methods[f"{optimizer} + replay"], replay_adds="whole", **buffer)
         for optimizer in ("SGD", "Adam", RULE)
         for name, buffer in BUFFERS.items()
     }
 
 
 def permuted(dataset: str) -> dict[str, Experiment]:
-    """Arms of P20: ten permutations, the rule and Adam, at the published rate and tuned; those of notebook 08."""
-    every = arms(dataset)
-    return {arm: every[arm] for arm in ("Adam", RULE, "Adam, tuned", f"{RULE}, tuned")}
+    """Methods of P20: ten permutations, the rule and Adam, at the published rate and tuned; those of notebook 08."""
+    every = permuted_methods(dataset)
+    return {method: every[method] for method in ("Adam", RULE, "Adam, tuned", f"{RULE}, tuned")}
 
 
 def resets(moment: Moment) -> None:
@@ -97,10 +99,10 @@ def resets(moment: Moment) -> None:
 
 
 def told_of_boundaries(dataset: str, seeds: Iterable[int]) -> pd.DataFrame:
-    """Runs of P22, with ``arm`` "told" or "not told" of boundaries."""
+    """Runs of P22, with ``method`` "told" or "not told" of boundaries."""
     experiment = _rule(studies.base(dataset, tasks=5, scenario="domain"))
     told = watch.runs_with(resets, sweep.with_seeds({"told": experiment}, seeds))
-    return pd.concat([told, sweep.compare({"not told": experiment}, seeds)], ignore_index=True)
+    return pd.concat([told, sweep.paired_runs({"not told": experiment}, seeds)], ignore_index=True)
 
 
 def share_of_the_gap(rows: pd.DataFrame) -> tuple[float, float]:
@@ -110,7 +112,7 @@ def share_of_the_gap(rows: pd.DataFrame) -> tuple[float, float]:
         Mean gain of task A's accuracy by the reservoir over first in, first out (optimizer held), and by the rule over
         Adam (buffer held), each averaged over the two values of what is held.
     """
-    mean = rows.groupby("arm").final_1.mean()
+    mean = rows.groupby("method").final_1.mean()
     by_buffer = [mean[f"{rule}, reservoir"] - mean[f"{rule}, first in, first out"] for rule in ("Adam", RULE)]
     by_rule = [mean[f"{RULE}, {buffer}"] - mean[f"Adam, {buffer}"] for buffer in BUFFERS]
     return float(np.mean(by_buffer)), float(np.mean(by_rule))
@@ -121,7 +123,7 @@ def cost_verdicts(costs: pd.DataFrame, bench: pd.DataFrame) -> list[tuple]:
 
     P16 has a part for each network of the bench.
     """
-    alone = costs[costs.capacity == 0].set_index("arm")
+    alone = costs[costs.capacity == 0].set_index("method")
     kept = alone.kept[RULE]
     sizes = bench[(bench.part == "size") & (bench.optimizer == RULE)].sort_values("parameters")
     longer = sizes[["training_ratio", "training_ratio_low", "training_ratio_high"]] - 1
@@ -172,12 +174,12 @@ def replay_verdicts(rows: pd.DataFrame, alone: pd.DataFrame) -> list[tuple]:
     Args:
         rows: runs of `replay`. alone: runs of `two_tasks`.
     """
-    kept = bootstrap_interval(alone[alone.arm == PUBLISHED_RATE].final_1)
-    fair = bootstrap_interval(rows[rows.arm == f"{RULE}, reservoir"].final_1)
+    kept = bootstrap_interval(alone[alone.method == PUBLISHED_RATE].final_1)
+    fair = bootstrap_interval(rows[rows.method == f"{RULE}, reservoir"].final_1)
     gains = [difference(rows, f"{RULE}, {buffer}", f"Adam, {buffer}", "final_1") for buffer in BUFFERS]
     by_policy = [interval_text(*gain[:3], "+.2f") for gain in gains]
     by_buffer, by_rule = share_of_the_gap(rows)
-    published = studies.PUBLISHED.set_index("arm").final_1
+    published = studies.PUBLISHED.set_index("method").final_1
     half = (published[f"{RULE} + replay"] - published["Adam + replay"]) / 2
     return [
         (
@@ -206,11 +208,11 @@ def permuted_verdicts(rows: pd.DataFrame, title: str, ending: str = "") -> list[
     """P20, at one choice of rates: the published figures, and more accuracy and less forgetting than Adam's.
 
     Args:
-        rows: ``arm, seed, average_accuracy, backward_transfer`` of the rule and Adam on ten permutations.
-        title: of the rates. ending: of the arms' names, such as ", tuned".
+        rows: ``method, seed, average_accuracy, backward_transfer`` of the rule and Adam on ten permutations.
+        title: of the rates. ending: of the methods' names, such as ", tuned".
     """
     published = {"average_accuracy": 0.76, "backward_transfer": -0.07}
-    own = {metric: bootstrap_interval(rows[rows.arm == RULE + ending][metric]) for metric in published}
+    own = {metric: bootstrap_interval(rows[rows.method == RULE + ending][metric]) for metric in published}
     gains = {metric: difference(rows, RULE + ending, f"Adam{ending}", metric) for metric in published}
     reached = [judged(own[metric], value - NEAR) for metric, value in published.items()]
     texts = {metric: interval_text(*own[metric][:3], ".2f") for metric in published}
@@ -232,12 +234,8 @@ def permuted_verdicts(rows: pd.DataFrame, title: str, ending: str = "") -> list[
 
 
 def advice_verdicts(dataset: str) -> list[tuple]:
-    """P21, as notebook 07 judged it ("no difference found" is "open" here).
-
-    Raises:
-        FileNotFoundError: it did not on this data set.
-    """
-    advice = pd.read_csv(files.committed(f"07_hyperparameters_{dataset}_advice.csv"))
+    """P21, as notebook 07 judges it ("no difference found" is "open" here)."""
+    advice = search.advice_verdicts(sweep.runs(search.advice_runs(dataset, range(6)), carried=True), dataset)
     rows = []
     for row in advice.itertuples():
         change = interval_text(row.mean, row.low, row.high, "+.3f")
@@ -262,22 +260,22 @@ def dendrite_verdicts(rows: pd.DataFrame, title: str) -> list[tuple]:
     """P23: the companion's table of two tasks, in sentences.
 
     Args:
-        rows: of `studies.dendrite_study.runs`, part "two_tasks": ``arm, seed``, ``old`` (task A at the end) and ``new``
-            (task B).
+        rows: of `studies.dendrite_study.runs`, part "two_tasks": ``method, seed``, ``old`` (task A at the end) and
+            ``new`` (task B).
         title: of the data.
     """
     lost = ["Adam", "Adam, dendrites", f"{RULE}, dendrites"]
     loop = "Adam, dendrites + replay, published loop"
     gains = {rule: difference(rows, f"{rule}, dendrites", rule, "new") for rule in ("Adam", RULE)}
     changed = "; ".join(f"{rule} {interval_text(*gain[:3], '+.3f')}" for rule, gain in gains.items())
-    kept = {arm: bootstrap_interval(rows[rows.arm == arm].old) for arm in (*lost, loop)}
-    shown = {arm: f"{arm} {interval_text(*interval[:3], '.2f')}" for arm, interval in kept.items()}
-    gone = [judged(kept[arm], 0.05, below=True) for arm in lost]
+    kept = {method: bootstrap_interval(rows[rows.method == method].old) for method in (*lost, loop)}
+    shown = {method: f"{method} {interval_text(*interval[:3], '.2f')}" for method, interval in kept.items()}
+    gone = [judged(kept[method], 0.05, below=True) for method in lost]
     return [
         (
             "P23",
             "with dendrites as without, task A is lost: 0.00 (both together 0.0002)",
-            f"{title}: " + "; ".join(shown[arm] for arm in lost),
+            f"{title}: " + "; ".join(shown[method] for method in lost),
             together(gone),
         ),
         (

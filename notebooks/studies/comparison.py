@@ -1,36 +1,41 @@
 """The field beside the rule: every rival on every scenario, tuned with the same effort (notebooks 09 and 11).
 
-``python notebooks/studies comparison --dataset DATASET`` measures what a step costs, says how long the rest will take,
-tunes what is not tuned and runs the reported seeds. What was run before is read from the ledger.
+``python notebooks/studies comparison --dataset DATASET`` says how long it will take, tunes what is not tuned and runs
+the reported seeds. What was run before is read from the ledger. ``python notebooks/studies costs`` measures what a step
+costs.
 """
 
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import Tensor, nn
 
 import studies
-from sp import figures, files, report
+from sp import figures, files
 from sp.checks import check_choice
+from sp.figures.tables import cost_columns
 from sp.lab import metrics
 from sp.lab.data import load
 from sp.lab.experiment import RULES_VERSION, Experiment, Moment, run
 from sp.lab.ledger import Ledger, opened
 from sp.lab.networks import mlp_size
+from sp.lab.settings import STREAMS
 from sp.lab.sweep import runs, with_seeds
-from sp.rivals import TITLES, kept_bytes, needs, rehearses
+from sp.rivals import TITLES, needs, rehearses
 
 # Streams by name: those of the retention studies, and more. On long ones a fifth of MNIST's images for each task.
 _LONG = {"scenario": "domain", "samples_per_task": 12_000}
 SCENARIOS = {
-    "split5_class": studies.STREAMS["split5_class"],
-    "split5_domain": studies.STREAMS["split5_domain"],
+    "split5_class": STREAMS["split5_class"],
+    "split5_domain": STREAMS["split5_domain"],
     "permuted10": {"stream": "permuted", "tasks": 10, **_LONG},
-    "split2_class": studies.STREAMS["split2_class"],
+    "split2_class": STREAMS["split2_class"],
     "split5_task": {"tasks": 5, "scenario": "task"},
     "rotated5": {"stream": "rotated", "tasks": 5, **_LONG},
     "split2_domain": {"tasks": 2, "scenario": "domain"},
@@ -40,6 +45,16 @@ SCENARIOS = {
 # others, for time, on one.
 TUNED_TWICE = ("split5_class", "split5_domain", "split2_class", "split5_task")
 # Sizes of the replay buffer: on digits the same share of the images as 200 and 2,000 of MNIST's.
+COLOURED = (  # in figures; the others are grey
+    "Joint training",
+    "Ridge",
+    "DER++",
+    "EWC",
+    "Adam",
+    "Selective plasticity",
+    "Consolidation",
+    "Coincidence",
+)
 CAPACITIES = {"digits": (50, 200), "mnist": (200, 2000), "fashion_mnist": (200, 2000)}
 # What is measured on each data set.
 MEASURED = {
@@ -108,47 +123,49 @@ GRIDS = {
 }
 
 
-def arms(scenario: str, dataset: str, capacity: int = 0, names: Sequence[str] | None = None) -> dict[str, Experiment]:
-    """Arms of a scenario with the options that tuning chose.
+def methods(
+    scenario: str, dataset: str, capacity: int = 0, names: Sequence[str] | None = None
+) -> dict[str, Experiment]:
+    """Methods of a scenario with the options that tuning chose.
 
     Args:
         scenario: a name in `SCENARIOS`. dataset: a name in `sp.lab.settings.SETTINGS`.
-        capacity: 0: the arms without replay. Else those with replay from a buffer of this size, with the options that
-            were tuned for the smaller size of `CAPACITIES`.
-        names: which arms, in this order; None: all.
+        capacity: 0: the methods without replay. Else those with replay from a buffer of this size, with the options
+            that were tuned for the smaller size of `CAPACITIES`.
+        names: which methods, in this order; None: all.
     """
     plain = untuned(scenario, dataset, capacity)
-    chosen = {arm: plain[arm] for arm in (plain if names is None else names)}
+    chosen = {method: plain[method] for method in (plain if names is None else names)}
     tuned = tuned_values(scenario, dataset)
-    if missing := [arm for arm in chosen if arm not in DEFAULTS and arm not in tuned.index]:
+    if missing := [method for method in chosen if method not in DEFAULTS and method not in tuned.index]:
         raise LookupError(
             f"{', '.join(missing)} of {scenario!r} not tuned on {TUNED_ON[dataset]}: run  "
             f"python notebooks/studies comparison --dataset {TUNED_ON[dataset]} --scenarios {scenario}"
         )
     return {
-        arm: experiment
-        if arm in DEFAULTS
-        else replace(experiment, options={**dict(experiment.options), **json.loads(tuned.options[arm])})
-        for arm, experiment in chosen.items()
+        method: experiment
+        if method in DEFAULTS
+        else replace(experiment, options={**dict(experiment.options), **json.loads(tuned.options[method])})
+        for method, experiment in chosen.items()
     }
 
 
 def tuned_values(scenario: str, dataset: str) -> pd.DataFrame:
-    """What tuning chose on a scenario: ``options`` (JSON) and ``accuracy`` on held-out training images, by arm.
+    """What tuning chose on a scenario: ``options`` (JSON) and ``accuracy`` on held-out training images, by method.
 
     Only what the present grids, settings and rules would choose again.
     """
     table = pd.read_csv(studies.TUNED)
     rows = table[(table.study == f"comparison_{scenario}") & (table.dataset == TUNED_ON[dataset])]
-    rows = rows[rows.search == rows.arm.map(_searches(scenario, dataset))]
-    return rows.set_index("arm")[["options", "accuracy"]]
+    rows = rows[rows.search == rows.method.map(_searches(scenario, dataset))]
+    return rows.set_index("method")[["options", "accuracy"]]
 
 
-def _tried_arms(scenario: str, dataset: str) -> dict[str, Experiment]:
-    """Every arm that is tuned, as it is when it is tuned but for its point and its seed."""
+def _tried_methods(scenario: str, dataset: str) -> dict[str, Experiment]:
+    """Every method that is tuned, as it is when it is tuned but for its point and its seed."""
     source = TUNED_ON[dataset]
     every = {**untuned(scenario, source), **untuned(scenario, source, CAPACITIES[source][0])}
-    return {arm: experiment for arm, experiment in every.items() if arm not in DEFAULTS}
+    return {method: experiment for method, experiment in every.items() if method not in DEFAULTS}
 
 
 def _tuning_seeds(scenario: str) -> tuple[int, ...]:
@@ -156,18 +173,17 @@ def _tuning_seeds(scenario: str) -> tuple[int, ...]:
 
 
 def _searches(scenario: str, dataset: str) -> dict[str, str]:
-    """Arm -> a hash of all that its tuned value depends on."""
+    """Method -> a hash of all that its tuned value depends on."""
     found = {}
-    for arm, experiment in _tried_arms(scenario, dataset).items():
-        method = experiment.optimizer
+    for method, experiment in _tried_methods(scenario, dataset).items():
         versions = RULES_VERSION, experiment.method_version
-        parts = [GRIDS[method], FURTHER, _tuning_seeds(scenario), versions, experiment.as_dict()]
-        found[arm] = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+        parts = [GRIDS[experiment.optimizer], FURTHER, _tuning_seeds(scenario), versions, experiment.as_dict()]
+        found[method] = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
     return found
 
 
 def untuned(scenario: str, dataset: str, capacity: int = 0) -> dict[str, Experiment]:
-    """`arms` with the default options of each method."""
+    """`methods` with their default options."""
     check_choice("scenario", scenario, SCENARIOS)
     chosen = studies.settings(dataset)
     base = studies.base(dataset, **SCENARIOS[scenario], replay_capacity=capacity)
@@ -179,54 +195,47 @@ def untuned(scenario: str, dataset: str, capacity: int = 0) -> dict[str, Experim
         **dict.fromkeys(("ewc", "online_ewc", "mas"), {} if dataset == "digits" else {"options": {"samples": 300}}),
     }
     table = REPLAYED if capacity else PLAIN
-    return {arm: replace(base, optimizer=method, **fixed.get(method, {})) for arm, method in table.items()}
+    return {method: replace(base, optimizer=name, **fixed.get(name, {})) for method, name in table.items()}
 
 
 def trials(scenario: str, dataset: str) -> list[studies.Trial]:
-    """The grids that tuning has to try on a scenario, of arms that the table of tuned values does not have."""
+    """The grids that tuning has to try on a scenario, of methods that the table of tuned values does not have."""
     check_choice("scenario", scenario, SCENARIOS)
     if TUNED_ON[dataset] != dataset:
         return []
     known = tuned_values(scenario, dataset).index
-    missing = {arm: e for arm, e in _tried_arms(scenario, dataset).items() if arm not in known}
+    missing = {method: e for method, e in _tried_methods(scenario, dataset).items() if method not in known}
     return studies.trials(missing, GRIDS, _tuning_seeds(scenario))
 
 
 def replay_practice(
     dataset: str, capacities: Sequence[int], batches: Sequence[int], policies: Sequence[str]
 ) -> dict[str, dict[tuple[str, object], Experiment]]:
-    """Arms of notebook 11, five tasks, class-incremental: (arm, value) -> experiment, for each choice that is varied.
+    """Methods of notebook 11, five class-incremental tasks: (method, value) -> experiment, for each choice varied.
 
     What is not varied: a reservoir of the smaller size of `CAPACITIES`, 32 stored examples a step. Optimizers have the
     options that were tuned there.
     """
-    mixed = [arm for arm, method in REPLAYED.items() if not rehearses(method)]
-    base = arms("split5_class", dataset, CAPACITIES[dataset][0], mixed)
+    mixed = [method for method, name in REPLAYED.items() if not rehearses(name)]
+    base = methods("split5_class", dataset, CAPACITIES[dataset][0], mixed)
     varied = {"replay_capacity": capacities, "replay_batch": batches, "replay_policy": policies}
     return {
-        choice: {(arm, value): replace(base[arm], **{choice: value}) for arm in mixed for value in values}
+        choice: {(method, value): replace(base[method], **{choice: value}) for method in mixed for value in values}
         for choice, values in varied.items()
     }
 
 
 def needs_table() -> pd.DataFrame:
-    """What each arm is told or given: ``arm, boundaries, stored, again, second_network, tuned``."""
+    """What each method is told or given: ``method, boundaries, stored, again, second_network, tuned``."""
     rows = []
-    for arm, method in {**PLAIN, **REPLAYED}.items():
-        asked = needs(method, replay_capacity=int(arm in REPLAYED))
+    for method, name in {**PLAIN, **REPLAYED}.items():
+        asked = needs(name, replay_capacity=int(method in REPLAYED))
         columns = {"boundaries": asked.boundaries, "stored": asked.examples, "again": asked.again}
-        rows.append({"arm": arm, **columns, "second_network": asked.second_network, "tuned": arm not in DEFAULTS})
+        rows.append(
+            {"method": method, **columns, "second_network": asked.second_network, "tuned": method not in DEFAULTS}
+        )
     table = pd.DataFrame(rows).replace({True: "yes", False: "-", "none": "-"})
     return table.rename(columns={"second_network": "second network"})
-
-
-def kinds() -> dict[str, str]:
-    """What an arm needs most, as `sp.plots.FILLS` draws it."""
-    table = needs_table().set_index("arm")
-    names = np.select(
-        [table.stored != "-", table.boundaries == "yes"], ["stores examples", "told of boundaries"], "told nothing"
-    )
-    return dict(zip(table.index, names, strict=True))
 
 
 def scenario_table(table: pd.DataFrame, costs: pd.DataFrame, scenario: str, capacity: int = 0) -> pd.DataFrame:
@@ -237,33 +246,40 @@ def scenario_table(table: pd.DataFrame, costs: pd.DataFrame, scenario: str, capa
     """
     rows = table[(table.stream == scenario) & (table.capacity == capacity)]
     rows = rows.assign(metric=rows.metric.str.replace("average_", "").str.replace("_", " "))
-    order = rows[rows.metric == "accuracy"].sort_values("mean", ascending=False).arm
+    order = rows[rows.metric == "accuracy"].sort_values("mean", ascending=False).method
     text = metrics.readable(rows.drop(columns=["stream", "capacity"])).loc[order]
-    return text.join(report.cost_columns(costs, order, capacity)).join(needs_table().set_index("arm")).fillna("-")
+    return text.join(cost_columns(costs, order, capacity)).join(needs_table().set_index("method")).fillna("-")
 
 
-def trade_off_panel(table: pd.DataFrame, costs: pd.DataFrame, scenario: str, cost: str = "kept") -> pd.DataFrame:
-    """Accuracy against a column of `costs`, all buffer sizes, for `sp.plots.trade_off`."""
-    rows = table[(table.stream == scenario) & (table.metric == "average_accuracy")]
-    rows = rows.merge(costs[["arm", "capacity", cost]].rename(columns={cost: "cost"}), on=["arm", "capacity"])
-    names = rows.arm + np.where(rows.capacity > 0, rows.capacity.map(" ({:,})".format), "")
-    return rows.assign(kind=rows.arm.map(kinds()), arm=names)
+def side_by_side(table: pd.DataFrame, costs: pd.DataFrame, scenarios: Sequence[str]) -> pd.DataFrame:
+    """Accuracy and costs of every method, those with replay with the smaller buffer, for `sp.figures`.
+
+    Args:
+        table: as `results` returns it. costs: as `costs` returns it.
+
+    Returns:
+        ``stream, capacity, method, mean, low, high, n, metric, kept, step_ratio``.
+    """
+    rows = table[table.stream.isin(scenarios) & (table.metric == "average_accuracy")]
+    smaller = rows[rows.capacity > 0].capacity.min()
+    rows = rows[(rows.capacity == 0) | (rows.capacity == smaller)]
+    return rows.merge(costs[["method", "capacity", "kept", "step_ratio"]], "left", on=["method", "capacity"])
 
 
-def ahead(rows: pd.DataFrame, arm: str, scenario: str, capacity: int = 0) -> tuple[list[str], list[str]]:
-    """Arms with a higher average accuracy than one without replay, and those in which no difference was found.
+def ahead(rows: pd.DataFrame, method: str, scenario: str, capacity: int = 0) -> tuple[list[str], list[str]]:
+    """Methods with a higher average accuracy than one without replay, and those in which no difference was found.
 
     Seed by seed (`sp.lab.metrics.difference`), on the seeds that both have, best first.
 
     Args:
-        rows: one row a run, as `single_runs` returns them. arm: without replay. capacity: of the others' buffer.
+        rows: one row a run, as `single_runs` returns them. method: without replay. capacity: of the others' buffer.
     """
     rows = rows[rows.stream == scenario]
-    others = rows[(rows.capacity == capacity) & (rows.arm != arm)]
-    own = rows[(rows.capacity == 0) & (rows.arm == arm)]
+    others = rows[(rows.capacity == capacity) & (rows.method != method)]
+    own = rows[(rows.capacity == 0) & (rows.method == method)]
     own, others = own[own.seed.isin(others.seed)], others[others.seed.isin(own.seed)]
-    means = others.groupby("arm").average_accuracy.mean().sort_values(ascending=False)
-    verdicts = {name: metrics.difference(pd.concat([own, others]), name, arm).verdict for name in means.index}
+    means = others.groupby("method").average_accuracy.mean().sort_values(ascending=False)
+    verdicts = {name: metrics.difference(pd.concat([own, others]), name, method).verdict for name in means.index}
     return [name for name in verdicts if verdicts[name] == "higher"], [
         name for name in verdicts if verdicts[name] not in ("higher", "lower")
     ]
@@ -282,12 +298,12 @@ def results(
 ) -> pd.DataFrame:
     """Tune and run a comparison and keep its tables in ``figures/``, written anew after every scenario.
 
-    ``comparison_DATASET.csv`` has the intervals over the seeds; scenarios and buffers that are not asked for stay in
-    it. The runs are written into the committed layer of the ledger.
+    ``figures/09_comparison/DATASET.csv`` has the intervals over the seeds; scenarios and buffers that are not asked for
+    stay in it. The runs are written into the committed layer of the ledger.
 
     Returns:
-        The intervals, one row a scenario, buffer size, arm and metric: ``stream, capacity, arm, mean, low, high, n,
-        metric``.
+        The intervals, one row a scenario, buffer size, method and metric: ``stream, capacity, method, mean, low, high,
+        n, metric``.
 
     Raises:
         ValueError: a scenario that is not in `SCENARIOS`.
@@ -296,11 +312,11 @@ def results(
     for scenario in scenarios:
         if todo := trials(scenario, dataset):
             searches = _searches(scenario, dataset)
-            studies.tune_arms(f"comparison_{scenario}", dataset, todo, ledger, workers, FURTHER, searches)
+            studies.tune_methods(f"comparison_{scenario}", dataset, todo, ledger, workers, FURTHER, searches)
         rows = single_runs(dataset, [scenario], seeds, replay, ledger, workers)
         ledger.commit(rows.key)
         table = intervals(kept_runs(dataset, ledger))
-        figures.save_table(table, f"comparison_{dataset}")
+        figures.save_table(table, f"09_comparison/{dataset}")
     return table
 
 
@@ -312,7 +328,7 @@ def single_runs(
     ledger: Ledger | None = None,
     workers: int | None = None,
 ) -> pd.DataFrame:
-    """The single runs of a comparison, read or made: ``stream, capacity, arm, seed`` and what was measured.
+    """The single runs of a comparison, read or made: ``stream, capacity, method, seed`` and what was measured.
 
     Args:
         scenarios: default: those of `MEASURED`.
@@ -321,7 +337,7 @@ def single_runs(
     for scenario in scenarios or MEASURED[dataset]:
         check_choice("scenario", scenario, SCENARIOS)
         for capacity in _capacities(dataset, replay):
-            named = with_seeds(arms(scenario, dataset, capacity), range(seeds))
+            named = with_seeds(methods(scenario, dataset, capacity), range(seeds))
             rows = runs(named, ledger, workers, carried=True)
             found.append(rows.assign(stream=scenario, capacity=capacity))
     return pd.concat(found, ignore_index=True)
@@ -334,9 +350,9 @@ def kept_runs(dataset: str, ledger: Ledger | None = None, seeds: int = 10) -> pd
     for scenario in SCENARIOS:
         for capacity in _capacities(dataset, True):
             known = {*DEFAULTS, *tuned_values(scenario, dataset).index}
-            chosen = [arm for arm in untuned(scenario, dataset, capacity) if arm in known]
-            named = with_seeds(arms(scenario, dataset, capacity, chosen), range(seeds))
-            kept = [(arm, experiment) for arm, experiment in named if ledger.get(experiment) is not None]
+            chosen = [method for method in untuned(scenario, dataset, capacity) if method in known]
+            named = with_seeds(methods(scenario, dataset, capacity, chosen), range(seeds))
+            kept = [(method, experiment) for method, experiment in named if ledger.get(experiment) is not None]
             if kept:
                 rows = runs(kept, ledger, carried=True)
                 found.append(rows.assign(stream=scenario, capacity=capacity))
@@ -344,9 +360,9 @@ def kept_runs(dataset: str, ledger: Ledger | None = None, seeds: int = 10) -> pd
 
 
 def intervals(rows: pd.DataFrame) -> pd.DataFrame:
-    """Over the seeds of `single_runs`: ``stream, capacity, arm, mean, low, high, n, metric``."""
+    """Over the seeds of `single_runs`: ``stream, capacity, method, mean, low, high, n, metric``."""
     parts = [
-        metrics.interval_table(part, ["stream", "capacity", "arm"], VALUES)
+        metrics.interval_table(part, ["stream", "capacity", "method"], VALUES)
         for _, part in rows.groupby(["stream", "capacity"], sort=False)
     ]
     return pd.concat(parts, ignore_index=True)
@@ -358,19 +374,21 @@ def _capacities(dataset: str, replay: bool) -> tuple[int, ...]:
 
 
 def costs(dataset: str, rounds: int = 3) -> pd.DataFrame:
-    """What a training step costs, and what is kept from step to step; also in ``figures/comparison_costs_DATASET.csv``.
+    """What a training step costs, and what is kept from step to step.
 
-    Measured in the second of two tasks, all arms in turn in one process on one thread. A step takes CPU time, without
-    what is done at the end of a task. What is kept after both is every number besides the weights: optimizer state,
-    anchors, projectors, second networks, stored examples (for joint training all images of the data set).
+    Measured in the second of two tasks, all methods in turn in one process on one thread. A step takes CPU time,
+    without what is done at the end of a task. What is kept after both is every number besides the weights: optimizer
+    state, anchors, projectors, second networks, stored examples (for joint training all images of the data set).
 
     Returns:
-        One row an arm: ``arm, capacity, step_ms, step_ratio`` (to Adam), ``task_ms`` (at the end of a task, more than
-        SGD), ``kept`` (in units of the network's weights).
+        One row a method: ``method, capacity, step_ms, step_ratio`` (to Adam), ``task_ms`` (at the end of a task, more
+        than SGD), ``kept`` (in units of the network's weights).
     """
     small, large = CAPACITIES[dataset]
-    every = [(arm, 0, e) for arm, e in untuned("split2_class", dataset).items()]
-    every += [(arm, size, e) for size in (small, large) for arm, e in untuned("split2_class", dataset, size).items()]
+    every = [(method, 0, e) for method, e in untuned("split2_class", dataset).items()]
+    every += [
+        (method, size, e) for size in (small, large) for method, e in untuned("split2_class", dataset, size).items()
+    ]
     settings = studies.settings(dataset)
     images = 20 * settings["batch_size"]
     weights = mlp_size(studies.INPUTS[dataset], settings["hidden"], 10)
@@ -378,41 +396,36 @@ def costs(dataset: str, rounds: int = 3) -> pd.DataFrame:
     times: dict[int, list[tuple[float, float]]] = {number: [] for number in range(len(every))}
     kept = {}
     for _ in files.bar(range(rounds), unit="round"):
-        for number, (arm, size, experiment) in enumerate(every):
+        for number, (method, size, experiment) in enumerate(every):
             points = GRIDS.get(experiment.optimizer, [{}])
-            tried = {} if arm in DEFAULTS else points[len(points) // 2]
+            tried = {} if method in DEFAULTS else points[len(points) // 2]
             options = {**dict(experiment.options), **tried}
             clock = _Clock()
             run(replace(experiment, options=options, epochs=2, samples_per_task=images), look=clock)
             times[number].append((clock.step_seconds(), clock.task_seconds()))
             images_stored = 0 if rehearses(experiment.optimizer) else size
             held = clock.kept
-            if arm == "Joint training":  # in a whole stream, every image
+            if method == "Joint training":  # in a whole stream, every image
                 images_stored, held = len(load(dataset).train_x), 0
             kept[number] = (held + images_stored * image_bytes) / (4 * weights)
-    names = [arm for arm, _, _ in every]
+    names = [method for method, _, _ in every]
     step, end = np.median([times[number] for number in times], axis=1).T
     step[names.index("Joint training")] = np.nan  # it only collects until a task ends
-    table = pd.DataFrame(
+    return pd.DataFrame(
         {
-            "arm": names,
+            "method": names,
             "capacity": [size for _, size, _ in every],
             "step_ms": 1000 * step,
             "step_ratio": step / step[names.index("Adam")],
             "task_ms": 1000 * (end - end[names.index("SGD")]).clip(min=0),
             "kept": [kept[number] for number in kept],
         }
-    )
-    figures.save_table(table.round(4), f"comparison_costs_{dataset}")
-    return table
+    ).round(4)
 
 
 def known_costs(dataset: str) -> pd.DataFrame:
-    """The `costs` that are in the folder for figures, else measured now."""
-    try:
-        return pd.read_csv(files.committed(f"comparison_costs_{dataset}.csv"))
-    except FileNotFoundError:
-        return costs(dataset)
+    """The `costs` that ``python notebooks/studies costs`` wrote into ``figures/09_comparison/DATASET_costs.csv``."""
+    return pd.read_csv(files.committed(f"09_comparison/{dataset}_costs.csv"))
 
 
 class _Clock:
@@ -442,35 +455,32 @@ class _Clock:
         return self.times[0] - self.first_ended
 
 
-def estimate(
-    dataset: str, experiments: Sequence[Experiment], table: pd.DataFrame, ledger: Ledger | None = None
-) -> float:
-    """CPU seconds for those of the experiments that the ledger does not have, from the `costs` of a step."""
-    ledger = ledger or opened()
-    step, end = {}, {}
-    for row in table.itertuples():
-        method = {**PLAIN, **REPLAYED}[row.arm], row.capacity > 0
-        step[method], end[method] = row.step_ms / 1000, row.task_ms / 1000
-    seconds = 0.0
-    for experiment in dict.fromkeys(experiments):
-        if ledger.get(experiment) is not None:
-            continue
-        images = len(load(dataset).train_x)
-        if experiment.stream != "split":
-            images = experiment.tasks * (experiment.samples_per_task or images)
-        steps = images * experiment.epochs / experiment.batch_size
-        method = experiment.optimizer, experiment.replay_capacity > 0
-        if experiment.optimizer == "joint":  # trains on all tasks so far, after each
-            seconds += steps * (experiment.tasks + 1) / 2 * step["adam", False]
-        elif experiment.optimizer == "owm":  # goes through all batches again
-            seconds += steps * (1 + 1 / experiment.epochs) * step[method]
-        else:
-            seconds += steps * step[method] + experiment.tasks * end[method]
-        # Each task is tested after each that was learnt before it; a forward pass is about a third of a step.
-        tested = len(load(dataset).test_x) * (experiment.tasks + 3) / 2
-        tested *= 1 if experiment.stream == "split" else experiment.tasks
-        seconds += tested / experiment.batch_size / 3 * step["sgd", False]
-    return seconds
+def kept_bytes(learner: Any) -> int:
+    """What a learner keeps from step to step besides the weights of its network, in bytes: all tensors it holds."""
+    model = getattr(learner, "model", None)
+    weights = {id(p) for p in model.parameters()} if model is not None else set()
+    gradients = {id(p.grad) for p in model.parameters()} if model is not None else set()
+    found = {id(t): t for t in _tensors(vars(learner), set()) if id(t) not in weights | gradients}
+    return sum(t.nbytes for t in found.values())
+
+
+def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _tensors(key, seen)
+            yield from _tensors(item, seen)
+    elif isinstance(value, list | tuple | set):
+        for item in value:
+            yield from _tensors(item, seen)
+    elif hasattr(value, "__dict__") and not isinstance(value, type) and not callable(value):
+        yield from _tensors(vars(value), seen)
+    elif isinstance(value, nn.Module):
+        yield from value.parameters()
 
 
 def planned(dataset: str, scenarios: Sequence[str], seeds: int = 10, replay: bool = True) -> list[Experiment]:
@@ -483,7 +493,9 @@ def planned(dataset: str, scenarios: Sequence[str], seeds: int = 10, replay: boo
         todo += [experiment for *_, experiment in trials(scenario, dataset)]
         for capacity in _capacities(dataset, replay):
             chosen = untuned(scenario, dataset, capacity)
-            known = [arm for arm in chosen if arm in DEFAULTS or arm in tuned_values(scenario, dataset).index]
-            chosen |= arms(scenario, dataset, capacity, known)
+            known = [
+                method for method in chosen if method in DEFAULTS or method in tuned_values(scenario, dataset).index
+            ]
+            chosen |= methods(scenario, dataset, capacity, known)
             todo += [replace(experiment, seed=seed) for experiment in chosen.values() for seed in range(seeds)]
     return todo

@@ -1,7 +1,7 @@
 """Dendrites beside plasticity rules (P23, notebook 13): the published table, and whether the two add to each other.
 
-Every arm but those of coincidence, which run with their defaults, has a learning rate of its own, chosen from seven on
-the tuning seeds. ``python notebooks/studies record 13_dendrites`` tunes what is not tuned, and runs all.
+Every method but those of coincidence, which run with their defaults, has a learning rate of its own, chosen from seven
+on the tuning seeds. ``python notebooks/studies record 13_dendrites`` tunes what is not tuned, and runs all.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,6 @@ import studies
 from sp.lab import metrics, sweep
 from sp.lab.data import Stream, load, make_stream
 from sp.lab.experiment import Experiment, stream_of
-from sp.lab.ledger import Ledger
 from sp.lab.networks import mlp, mlp_size
 from sp.lab.sweep import Named, with_seeds
 from sp.rivals import make_learner
@@ -31,7 +30,7 @@ PUBLISHED = pd.DataFrame(
         ("Selective plasticity", 0.0, 0.8840, 269_322),
         ("Selective plasticity, dendrites", 0.0002, 0.8869, 538_644),
     ],
-    columns=["arm", "task A", "task B", "parameters"],
+    columns=["method", "task A", "task B", "parameters"],
 )
 LOOP = " + replay, published loop"  # which puts replayed images back into a buffer that forgets the oldest
 BASES = {"Adam": "adam", "Consolidation": "consolidating", "Coincidence": "coincidence"}
@@ -44,29 +43,29 @@ CHECK_EVERY = 5  # steps between two validations: nine times or more in each tas
 OUTPUTS = 10
 VALUES = ["average_accuracy", "learning_accuracy", "backward_transfer", "parameters"]
 
-Arms = dict[str, Experiment]
+Methods = dict[str, Experiment]
 
 
-def two_tasks(dataset: str, tuned: bool = True) -> Arms:
-    """Arms of the published table: Adam and the published rule, alone, with dendrites, and in a wider network.
+def published_methods(dataset: str, tuned: bool = True) -> Methods:
+    """Methods of the published table: Adam and the published rule, alone, with dendrites, and in a wider network.
 
     Each also with replay from a fair buffer (a reservoir), and Adam's with the published loop, too.
     """
-    arms = {}
+    methods = {}
     for name, plain in studies.forgetting(dataset, tuned=tuned).items():
         if name.startswith("SGD"):
             continue
         plain = replace(plain, curve_points=0)
         rule, replay = name.removesuffix(" + replay"), " + replay" * name.endswith(" + replay")
-        arms[name] = plain
+        methods[name] = plain
         for variant, experiment in {"wide": _wide(plain), "dendrites": _grown(plain)}.items():
-            arm = f"{rule}, {variant}{replay}"
-            arms[arm] = _tuned(experiment, "dendrites_split2", arm) if tuned else experiment
+            method = f"{rule}, {variant}{replay}"
+            methods[method] = _tuned(experiment, "dendrites_split2", method) if tuned else experiment
     if tuned:
         loop = {"replay_adds": "whole", "replay_policy": "fifo", "replay_distinct": False}
         for rule in ("Adam", "Adam, dendrites"):
-            arms[rule + LOOP] = replace(arms[f"{rule} + replay"], **loop)
-    return arms
+            methods[rule + LOOP] = replace(methods[f"{rule} + replay"], **loop)
+    return methods
 
 
 def titles(dataset: str) -> dict[str, str]:
@@ -79,10 +78,10 @@ def _tasks(stream: str, dataset: str) -> dict:
     return {**STREAMS[stream], **(SHORT.get(stream, {}) if dataset == "digits" else {})}
 
 
-def on_stream(stream: str, dataset: str, tuned: bool = True) -> Arms:
-    """Arms of a stream of `STREAMS`: three rules, each alone, in a wider network and with two kinds of dendrites."""
+def stream_methods(stream: str, dataset: str, tuned: bool = True) -> Methods:
+    """Methods of a stream of `STREAMS`: three rules, each alone, in a wider network and with two kinds of dendrites."""
     base = studies.base(dataset, **_tasks(stream, dataset))
-    arms = {}
+    methods = {}
     for rule, optimizer in BASES.items():
         plain = replace(base, optimizer=optimizer)
         variants = {
@@ -93,17 +92,19 @@ def on_stream(stream: str, dataset: str, tuned: bool = True) -> Arms:
             f"{rule}, active dendrites, told": _active(plain, told=True),
         }
         if tuned and rule != "Coincidence":
-            variants = {arm: _tuned(experiment, f"dendrites_{stream}", arm) for arm, experiment in variants.items()}
-        arms |= variants
-    return arms
+            variants = {
+                method: _tuned(experiment, f"dendrites_{stream}", method) for method, experiment in variants.items()
+            }
+        methods |= variants
+    return methods
 
 
-def _tuned(experiment: Experiment, study: str, arm: str) -> Experiment:
+def _tuned(experiment: Experiment, study: str, method: str) -> Experiment:
     try:
-        chosen = studies.tuned_options(study, experiment.dataset, arm)
+        chosen = studies.tuned_options(study, experiment.dataset, method)
     except LookupError as error:
         command = f"python notebooks/studies record 13_dendrites --dataset {experiment.dataset}"
-        raise LookupError(f"{arm!r} of {study!r} is not tuned on {experiment.dataset}: run  {command}") from error
+        raise LookupError(f"{method!r} of {study!r} is not tuned on {experiment.dataset}: run  {command}") from error
     return replace(experiment, options={**dict(experiment.options), **chosen})
 
 
@@ -138,60 +139,39 @@ def equal_width(parameters: int, inputs: int, outputs: int) -> int:
     return round((np.sqrt(linear**2 + 4 * (parameters - outputs)) - linear) / 2)
 
 
-def trials(dataset: str) -> list[studies.Trial]:
-    """What `tune` runs: every arm that is tuned here, at seven rates, on the tuning seeds."""
-    return [trial for found in _by_study(dataset).values() for trial in found]
-
-
-def _by_study(dataset: str) -> dict[str, list[studies.Trial]]:
-    found = {"dendrites_split2": _trials(two_tasks(dataset, tuned=False), studies.TUNING_SEEDS, new_only=True)}
+def trials(dataset: str) -> dict[str, list[studies.Trial]]:
+    """By study: every method that is tuned here, at seven rates, on the tuning seeds."""
+    found = {"dendrites_split2": _trials(published_methods(dataset, tuned=False), studies.TUNING_SEEDS, new_only=True)}
     for stream in STREAMS:
-        seeds = studies.tuning_seeds(stream, "")
-        found[f"dendrites_{stream}"] = _trials(on_stream(stream, dataset, tuned=False), seeds)
+        seeds = studies.tuning_seeds(stream)
+        found[f"dendrites_{stream}"] = _trials(stream_methods(stream, dataset, tuned=False), seeds)
     return found
 
 
-def _trials(arms: Arms, seeds: Sequence[int], new_only: bool = False) -> list[studies.Trial]:
+def _trials(methods: Methods, seeds: Sequence[int], new_only: bool = False) -> list[studies.Trial]:
     found = []
-    for arm, experiment in arms.items():
+    for method, experiment in methods.items():
         base = dict(experiment.options).get("base", experiment.optimizer)
-        if base == "coincidence" or (new_only and "," not in arm):  # tuned as part of notebook 01
+        if base == "coincidence" or (new_only and "," not in method):  # tuned as part of notebook 01
             continue
-        found += studies.trials({arm: experiment}, {experiment.optimizer: studies.GRIDS[base]}, seeds)
+        found += studies.trials({method: experiment}, {experiment.optimizer: studies.GRIDS[base]}, seeds)
     return found
-
-
-def tune(dataset: str, ledger: Ledger | None = None, workers: int | None = None) -> pd.DataFrame:
-    """Tune the learning rate of every arm that is not tuned elsewhere; as `studies.tune_arms`."""
-    tables = [studies.tune_arms(study, dataset, found, ledger, workers) for study, found in _by_study(dataset).items()]
-    return pd.concat(tables, ignore_index=True)
-
-
-def is_tuned(dataset: str) -> bool:
-    """Whether every arm has its rate in the table of tuned values."""
-    try:
-        two_tasks(dataset)
-        for stream in STREAMS:
-            on_stream(stream, dataset)
-    except LookupError:
-        return False
-    return True
 
 
 def all_runs(dataset: str, seeds: Sequence[int], long_seeds: Sequence[int], tuned: bool = True) -> Named:
     """Every run of the notebook; ``long_seeds`` are the permuted stream's."""
-    named = with_seeds(two_tasks(dataset, tuned), seeds)
+    named = with_seeds(published_methods(dataset, tuned), seeds)
     for stream in STREAMS:
-        named += with_seeds(on_stream(stream, dataset, tuned), long_seeds if stream == "permuted" else seeds)
+        named += with_seeds(stream_methods(stream, dataset, tuned), long_seeds if stream == "permuted" else seeds)
     return named
 
 
 def beside_published(rows: pd.DataFrame) -> pd.DataFrame:
     """The published table with what was measured: accuracy on both tasks with intervals, and parameters that act."""
-    table = metrics.interval_table(rows, ["arm"], ["old", "new"])
+    table = metrics.interval_table(rows, ["method"], ["old", "new"])
     beside = metrics.readable(table, 2).rename(columns={"old": "task A", "new": "task B"})
-    beside["parameters"] = rows.groupby("arm").parameters.mean().round().astype(int).map("{:,}".format)
-    published = PUBLISHED.set_index("arm")
+    beside["parameters"] = rows.groupby("method").parameters.mean().round().astype(int).map("{:,}".format)
+    published = PUBLISHED.set_index("method")
     beside["published A"] = published["task A"].map("{:.2%}".format)
     beside["published B"] = published["task B"].map("{:.2%}".format)
     beside["published parameters"] = published.parameters.map("{:,}".format)
@@ -208,11 +188,11 @@ def additions(rows: pd.DataFrame, value: str = "average_accuracy") -> pd.DataFra
         One row a rule and what it is joined ``with``: the paired difference with its interval, and the verdict.
     """
     found = []
-    for arm in dict.fromkeys(rows.arm):
-        replay = next((ending for ending in (LOOP, " + replay") if arm.endswith(ending)), "")
-        rule, _, variant = arm.removesuffix(replay).partition(", ")
+    for method in dict.fromkeys(rows.method):
+        replay = next((ending for ending in (LOOP, " + replay") if method.endswith(ending)), "")
+        rule, _, variant = method.removesuffix(replay).partition(", ")
         if variant:
-            difference = metrics.difference(rows, arm, rule + replay, value)
+            difference = metrics.difference(rows, method, rule + replay, value)
             interval = metrics.interval_text(*difference[:3], "+.3f")
             found.append((rule + replay, variant, interval, difference.verdict))
     return pd.DataFrame(found, columns=["rule", "with", value.replace("_", " "), "verdict"])
@@ -271,5 +251,5 @@ def inferred(experiment: Experiment) -> float:
 
 def runs(dataset: str, part: str, seeds: int, **options) -> pd.DataFrame:
     """Rows of a part of the notebook, "two_tasks" or a name in `STREAMS`, read or run; as `sp.lab.sweep.runs`."""
-    arms = two_tasks(dataset) if part == "two_tasks" else on_stream(part, dataset)
-    return sweep.runs(with_seeds(arms, range(seeds)), carried=True, **options)
+    methods = published_methods(dataset) if part == "two_tasks" else stream_methods(part, dataset)
+    return sweep.runs(with_seeds(methods, range(seeds)), carried=True, **options)

@@ -143,7 +143,7 @@ def _shown(x: Tensor, y: Tensor, rows: Tensor, pixels: Tensor, labels: Tensor) -
     return x[rows][:, pixels], labels[y[rows]]
 
 
-# -- arms --
+# -- methods --
 
 GRIDS = {
     "SGD": [{"lr": lr} for lr in (0.03, 0.1, 0.3)],
@@ -152,18 +152,14 @@ GRIDS = {
     "Consolidation": [{"lr": lr} for lr in (0.03, 0.1, 0.3)],
 }
 # Numbers, whose loss is steeper, want smaller rates.
-FLIGHT_GRIDS = {**GRIDS, **{arm: [{"lr": lr} for lr in (0.01, 0.03, 0.1)] for arm in ("SGD", "Consolidation")}}
-# Where labels change, more plasticity is asked for than three points reach.
-_FURTHER = {"SGD": {"lr": 1.0}, "Adam": {"lr": 1e-2}, "Consolidation": {"lr": 1.0}}
-_FURTHER["L2-init"] = {"lr": 1e-3, "strength": 1.0}
-LABEL_GRIDS = {arm: [*points, _FURTHER[arm]] for arm, points in GRIDS.items()}
+FLIGHT_GRIDS = {**GRIDS, **{method: [{"lr": lr} for lr in (0.01, 0.03, 0.1)] for method in ("SGD", "Consolidation")}}
 METHODS = {"SGD": "sgd", "Adam": "adam", "L2-init": "l2_init", "Consolidation": "consolidating"}
 HORIZONS = (math.inf, 32_000, 10_000, 3_000)  # examples
 
 
-def _arms(plain: Experiment, horizons: Sequence[float]) -> dict[str, Experiment]:
+def _methods(plain: Experiment, horizons: Sequence[float]) -> dict[str, Experiment]:
     """The methods, untuned, and coincidence with its defaults and each horizon."""
-    found = {arm: replace(plain, optimizer=method) for arm, method in METHODS.items()}
+    found = {method: replace(plain, optimizer=optimizer) for method, optimizer in METHODS.items()}
     for horizon in horizons:
         options = {} if math.isinf(horizon) else {"horizon": float(horizon)}
         name = "Coincidence" + (f", horizon {horizon:,}" if options else "")
@@ -171,7 +167,7 @@ def _arms(plain: Experiment, horizons: Sequence[float]) -> dict[str, Experiment]
     return found
 
 
-def flight_arms(months: bool) -> dict[str, Experiment]:
+def flight_methods(months: bool) -> dict[str, Experiment]:
     """Methods that predict delays: month by month, or each batch before it is learnt."""
     name, make = ("flights by month", by_month) if months else ("flights", in_order)
     plain = Experiment(
@@ -179,13 +175,13 @@ def flight_arms(months: bool) -> dict[str, Experiment]:
         **{"tasks": 12 if months else 1, "scenario": "domain", "batch_size": 32, "hidden": (100, 100)},
         curve_points=0 if months else 24,
     )
-    return _arms(plain, HORIZONS[::2])
+    return _methods(plain, HORIZONS[::2])
 
 
-def endless_arms(stream: Permutations, horizons: Sequence[float] = HORIZONS) -> dict[str, Experiment]:
+def endless_methods(stream: Permutations, horizons: Sequence[float] = HORIZONS) -> dict[str, Experiment]:
     """Methods on tasks without an end, untuned; `with_permutations` gives them a seed."""
     plain = Experiment(stream=stream.own(), tasks=stream.tasks, scenario="domain", batch_size=32, hidden=(100, 100))
-    return _arms(plain, horizons)
+    return _methods(plain, horizons)
 
 
 def with_permutations(experiment: Experiment, seed: int) -> Experiment:
@@ -198,54 +194,53 @@ PIXELS = Permutations("mnist", "pixels", 40)
 LABELS = Permutations("digits", "labels", 60)
 
 
-def _pixel_runs(seeds: int, arms: dict[str, Experiment]) -> Named:
+def _pixel_runs(seeds: int, methods: dict[str, Experiment]) -> Named:
     """Every method with every point of its grid, and coincidence with every horizon: nothing is chosen."""
     every = {}
-    for arm, experiment in arms.items():
-        for point in GRIDS.get(arm, [{}]):
-            name = ", ".join([arm, *(f"{option} {value:g}" for option, value in point.items())])
+    for method, experiment in methods.items():
+        for point in GRIDS.get(method, [{}]):
+            name = ", ".join([method, *(f"{option} {value:g}" for option, value in point.items())])
             every[name] = replace(experiment, options={**dict(experiment.options), **point})
     return with_seeds(every, range(seeds), with_permutations)
 
 
-def part(name: str, seeds: int | None = None) -> Part:
-    """What notebook 17 shows, by a name in `PARTS`; ``seeds``: how many, None: as many as there stand."""
-    seeds = PARTS[name] if seeds is None else seeds
+def part(name: str, seeds: int = 3) -> Part:
+    """What notebook 17 shows, by a name in `PARTS`, with so many seeds."""
     if name == "pixels":
-        return Part(partial(_pixel_runs, seeds), Tuning(endless_arms(PIXELS), {}))
+        return Part(partial(_pixel_runs, seeds), Tuning(endless_methods(PIXELS), {}))
     if name == "labels":
-        arms = endless_arms(LABELS, HORIZONS[::2])
-        tuning = Tuning(arms, LABEL_GRIDS, (100,), with_permutations, learning_accuracy)
+        methods = endless_methods(LABELS, HORIZONS[::2])
+        tuning = Tuning(methods, GRIDS, (100,), with_permutations, learning_accuracy)
         return Part(partial(with_seeds, seeds=range(seeds), seeded=with_permutations), tuning)
     return Part(
-        partial(with_seeds, seeds=range(seeds)), Tuning(flight_arms(name == "months"), FLIGHT_GRIDS, (100, 101, 102))
+        partial(with_seeds, seeds=range(seeds)), Tuning(flight_methods(name == "months"), FLIGHT_GRIDS, (100, 101, 102))
     )
 
 
-PARTS = {"flights": 6, "months": 6, "pixels": 3, "labels": 3}  # and how many seeds each has
+PARTS = ("flights", "months", "pixels", "labels")
 
 
 LAST = 10  # tasks, over which plasticity is measured
 
 
 def on_both_axes(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of `Part.table` of the pixels: ``arm`` and ``setting``, ``learnt`` and ``kept``.
+    """Of `Part.table` of the pixels: ``method`` and ``setting``, ``learnt`` and ``kept``.
 
     ``learnt`` is the accuracy on each of the last ten tasks right after it was learnt, ``kept`` that on all tasks at
     the end.
     """
-    names = rows.arm.str.partition(", ")
+    names = rows.method.str.partition(", ")
     learnt = rows[[f"learned_{task}" for task in range(PIXELS.tasks - LAST + 1, PIXELS.tasks + 1)]].mean(axis=1)
     setting = names[2].str.removeprefix("horizon ").where(names[2] != "", "no horizon")
     return pd.DataFrame(
-        {"arm": names[0], "setting": setting, "seed": rows.seed, "learnt": learnt, "kept": rows.average_accuracy}
+        {"method": names[0], "setting": setting, "seed": rows.seed, "learnt": learnt, "kept": rows.average_accuracy}
     ).assign(key=rows.key)
 
 
 def just_learnt(rows: pd.DataFrame, every: int = 5) -> pd.DataFrame:
-    """Accuracy on tasks right after they were learnt, a mean over ``every`` of them: ``arm, seed, task, accuracy``."""
+    """``method, seed, task, accuracy`` on tasks right after they were learnt, a mean over ``every`` of them."""
     tasks = int(rows.tasks.iloc[0])
-    long = rows.melt(["arm", "seed"], [f"learned_{task}" for task in range(1, tasks + 1)], "task", "accuracy")
+    long = rows.melt(["method", "seed"], [f"learned_{task}" for task in range(1, tasks + 1)], "task", "accuracy")
     task = long.task.str.removeprefix("learned_").astype(int)
     long["task"] = (task - 1) // every * every + every
-    return long.groupby(["arm", "seed", "task"], sort=False, as_index=False).accuracy.mean()
+    return long.groupby(["method", "seed", "task"], sort=False, as_index=False).accuracy.mean()

@@ -178,11 +178,11 @@ def _growing(base: str, model: nn.Module, **options: float) -> Growing:
     return Growing(model, base, options)
 
 
-def arms(network: str, count: int = 10, only: Sequence[str] | None = None) -> dict[str, Experiment]:
+def methods(network: str, count: int = 10, only: Sequence[str] | None = None) -> dict[str, Experiment]:
     """Methods that learn to tell the first ``count`` of `LANGUAGES` apart, untuned.
 
     Args:
-        network: a name in `NETWORKS`. count: a multiple of five. only: which arms, in this order; None: all.
+        network: a name in `NETWORKS`. count: a multiple of five. only: which methods, in this order; None: all.
     """
     languages = LANGUAGES[:count]
 
@@ -207,7 +207,7 @@ def arms(network: str, count: int = 10, only: Sequence[str] | None = None) -> di
         version = 100 * VERSION + METHOD_VERSIONS.get(base, 1)
         own = named(f"{TITLES[base]}, growing head", version, partial(_growing, base))
         found[own.title] = replace(plain, optimizer=own, **outputs(FIVE))
-    return {arm: found[arm] for arm in (found if only is None else only)}
+    return {method: found[method] for method in (found if only is None else only)}
 
 
 def spellers() -> dict[str, Experiment]:
@@ -248,22 +248,22 @@ def perplexity(learner: GradientLearner, x: Tensor, y: Tensor) -> float:
 
 
 def tuning(network: str) -> Tuning:
-    """Of the arms on ten languages; thirty take what ten were tuned to."""
-    found = arms(network, only=FEWER if network == "Transformer" else None)
-    return Tuning(found, {arm: points for arm, points in GRIDS.items() if arm in found}, TUNING_SEEDS)
+    """Of the methods on ten languages; thirty take what ten were tuned to."""
+    found = methods(network, only=FEWER if network == "Transformer" else None)
+    return Tuning(found, {method: points for method, points in GRIDS.items() if method in found}, TUNING_SEEDS)
 
 
 def spelling_tuning() -> Tuning:
     """Of the methods that spell."""
     found = spellers()
-    return Tuning(found, {arm: points for arm, points in GRIDS.items() if arm in found}, TUNING_SEEDS)
+    return Tuning(found, {method: points for method, points in GRIDS.items() if method in found}, TUNING_SEEDS)
 
 
 def _runs(untuned: dict[str, Experiment], seeds: Sequence[int], tuned: dict[str, Experiment]) -> Named:
     """Arms with tuned options and every seed; joint training and the growing head take Adam's rate."""
-    options = {arm: dict(tuned[arm].options) for arm in untuned}
-    options |= {arm: options["Adam"] for arm in ("Joint training", "Adam, growing head") if arm in untuned}
-    return with_seeds({arm: replace(own, options=options[arm]) for arm, own in untuned.items()}, seeds)
+    options = {method: dict(tuned[method].options) for method in untuned}
+    options |= {method: options["Adam"] for method in ("Joint training", "Adam, growing head") if method in untuned}
+    return with_seeds({method: replace(own, options=options[method]) for method, own in untuned.items()}, seeds)
 
 
 def part(name: str, seeds: int = 3) -> Part:
@@ -272,7 +272,7 @@ def part(name: str, seeds: int = 3) -> Part:
         return Part(partial(_runs, spellers(), range(seeds)), spelling_tuning(), with_perplexity)
     network, _, count = name.partition(", ")
     only = {"GRU, 10": None, "GRU, 30": SOME, "Transformer, 10": FEWER}[name]
-    return Part(partial(_runs, arms(network, int(count), only), range(seeds)), tuning(network))
+    return Part(partial(_runs, methods(network, int(count), only), range(seeds)), tuning(network))
 
 
 PARTS = ("GRU, 10", "GRU, 30", "Transformer, 10", "next letter")
@@ -291,5 +291,7 @@ def perplexities(rows: pd.DataFrame) -> pd.DataFrame:
         for learnt in range(1, row["tasks"] + 1):
             values = [row[f"perplexity_{learnt}_{number}"] for number in range(1, learnt + 1)]
             mean = float(np.exp(np.log(values).mean()))
-            found.append({"arm": row["arm"], "seed": row["seed"], "learnt": learnt, "all": mean, "last": values[-1]})
+            found.append(
+                {"method": row["method"], "seed": row["seed"], "learnt": learnt, "all": mean, "last": values[-1]}
+            )
     return pd.DataFrame(found)

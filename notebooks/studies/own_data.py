@@ -45,50 +45,50 @@ def with_seed(experiment: Experiment, seed: int) -> Experiment:
     return replace(experiment, seed=seed)
 
 
-def with_seeds(arms: Mapping[str, Experiment], seeds: Sequence[int], seeded: Seeded = with_seed) -> Named:
-    """Every arm with every seed, by the arm's name; ``seeded`` gives an experiment another seed."""
-    return [(arm, seeded(experiment, seed)) for arm, experiment in arms.items() for seed in seeds]
+def with_seeds(methods: Mapping[str, Experiment], seeds: Sequence[int], seeded: Seeded = with_seed) -> Named:
+    """Every method with every seed, by the method's name; ``seeded`` gives an experiment another seed."""
+    return [(method, seeded(experiment, seed)) for method, experiment in methods.items() for seed in seeds]
 
 
 class Tuning:
-    """What arms are tuned on: points of their options, as many for each, on tuning seeds and data that were held out.
+    """What methods are tuned on: points of their options, as many for each, tuning seeds, data that were held out.
 
     Args:
-        arms: those to tune and others. grids: of an arm, its points. seeds, seeded: as in `with_seeds`.
+        methods: those to tune and others. grids: of an method, its points. seeds, seeded: as in `with_seeds`.
         score: of an accuracy matrix, what a point is judged by.
     """
 
     def __init__(
         self,
-        arms: Mapping[str, Experiment],
+        methods: Mapping[str, Experiment],
         grids: Mapping[str, Sequence[Mapping[str, Any]]],
         seeds: Sequence[int] = TUNING_SEEDS,
         seeded: Seeded = with_seed,
         score: Callable[[np.ndarray], float] = metrics.average_accuracy,
     ):
-        self.arms, self.grids, self.seeds, self.score = arms, grids, seeds, score
+        self.methods, self.grids, self.seeds, self.score = methods, grids, seeds, score
         self.experiments = [
-            seeded(replace(_with(arms[arm], point), evaluation="validation"), seed)
-            for arm, points in grids.items()
+            seeded(replace(_with(methods[method], point), evaluation="validation"), seed)
+            for method, points in grids.items()
             for point in points
             for seed in seeds
         ]
 
     def table(self) -> pd.DataFrame:
-        """A row a point: ``arm``, ``options``, its mean score ``accuracy``, and whether it is ``chosen``."""
+        """A row a point: ``method``, ``options``, its mean score ``accuracy``, and whether it is ``chosen``."""
         scores = iter(self.score(result.accuracy) for result in results(self.experiments))
         rows = []
-        for arm, points in self.grids.items():
+        for method, points in self.grids.items():
             accuracies = [float(np.mean([next(scores) for _ in self.seeds])) for _ in points]
             for i, point in enumerate(points):
                 best = i == int(np.argmax(accuracies))
-                rows.append({"arm": arm, "options": dict(point), "accuracy": accuracies[i], "chosen": best})
+                rows.append({"method": method, "options": dict(point), "accuracy": accuracies[i], "chosen": best})
         return pd.DataFrame(rows)
 
     def chosen(self) -> dict[str, Experiment]:
-        """All arms, those that were tuned with the point that held-out data chose."""
-        best = {row.arm: row.options for row in self.table().itertuples() if row.chosen}
-        return {arm: _with(experiment, best.get(arm, {})) for arm, experiment in self.arms.items()}
+        """All methods, those that were tuned with the point that held-out data chose."""
+        best = {row.method: row.options for row in self.table().itertuples() if row.chosen}
+        return {method: _with(experiment, best.get(method, {})) for method, experiment in self.methods.items()}
 
 
 def _with(experiment: Experiment, options: Mapping[str, Any]) -> Experiment:
@@ -120,7 +120,7 @@ class Part:
     """A part of a study.
 
     Attributes:
-        runs: of the arms, tuned or not yet, everything that is run. tuning: of the arms.
+        runs: of the methods, tuned or not yet, everything that is run. tuning: of the methods.
         measure: as in `results`.
     """
 
@@ -129,23 +129,23 @@ class Part:
     measure: Callable[[Experiment], Result] | None = None
 
     def results(self) -> list[tuple[str, Result]]:
-        """Its runs by the names of their arms, each read or run."""
+        """Its runs by the names of their methods, each read or run."""
         named = self.runs(self.tuning.chosen())
         found = results([experiment for _, experiment in named], self.measure)
-        return [(arm, result) for (arm, _), result in zip(named, found, strict=True)]
+        return [(method, result) for (method, _), result in zip(named, found, strict=True)]
 
     def table(self) -> pd.DataFrame:
-        """`sp.lab.tables.table` of its runs, with a first column ``arm``."""
+        """`sp.lab.tables.table` of its runs, with a first column ``method``."""
         found = self.results()
         rows = tables.table(result for _, result in found)
-        rows.insert(0, "arm", [arm for arm, _ in found])
+        rows.insert(0, "method", [method for method, _ in found])
         return rows
 
     def matrices(self) -> pd.DataFrame:
-        """``arm``, ``seed``, ``after`` (tasks learnt), ``on`` (task) and ``accuracy``; a row for each that is known."""
+        """``method``, ``seed``, ``after`` (tasks learnt), ``on`` (task), ``accuracy``; a row for each that is known."""
         rows = [
-            {"arm": arm, "seed": result.experiment.seed, "after": i + 1, "on": j + 1, "accuracy": accuracy}
-            for arm, result in self.results()
+            {"method": method, "seed": result.experiment.seed, "after": i + 1, "on": j + 1, "accuracy": accuracy}
+            for method, result in self.results()
             for (i, j), accuracy in np.ndenumerate(result.accuracy)
             if j <= i
         ]
@@ -161,8 +161,8 @@ class Part:
         if not dry:
             print(f"Tuning: {plan(tried, opened()).describe(1)}", flush=True)
             results(tried)
-        named = self.runs(self.tuning.chosen() if tuned or not dry else self.tuning.arms)
-        found = [experiment for arm, experiment in named if not arm.startswith(tuple(without))]
+        named = self.runs(self.tuning.chosen() if tuned or not dry else self.tuning.methods)
+        found = [experiment for method, experiment in named if not method.startswith(tuple(without))]
         print(plan([*tried, *found], opened()).describe(1), flush=True)
         if not dry:
             results(found, self.measure)
@@ -170,17 +170,17 @@ class Part:
 
 
 def beside(rows: pd.DataFrame, base: str = "Adam") -> pd.DataFrame:
-    """As text, a row for each arm: final and learning accuracy with their intervals, and both beside those of ``base``.
+    """As text, a row for each method: final and learning accuracy, and both beside those of ``base``.
 
     Args:
-        rows: `Part.table`, of which every arm has the seeds of the ``base``.
+        rows: `Part.table`, of which every method has the seeds of the ``base``.
     """
     names = {"average_accuracy": "final accuracy", "learning_accuracy": "learning accuracy"}
-    shown = metrics.readable(metrics.interval_table(rows, ["arm"], list(names))).rename(columns=names)
-    means = rows.groupby("arm", sort=False)[list(names)].mean()
+    shown = metrics.readable(metrics.interval_table(rows, ["method"], list(names))).rename(columns=names)
+    means = rows.groupby("method", sort=False)[list(names)].mean()
     shown[f"final, times {base}'s"] = (means.average_accuracy / means.average_accuracy[base]).map("{:.2f}".format)
     shown[f"learning, less {base}'s"] = [
-        metrics.interval_text(*metrics.difference(rows, arm, base, "learning_accuracy")[:3], "+.3f")
-        for arm in means.index
+        metrics.interval_text(*metrics.difference(rows, method, base, "learning_accuracy")[:3], "+.3f")
+        for method in means.index
     ]
     return shown

@@ -10,7 +10,7 @@ from sp.lab.experiment import Experiment
 # P20: average accuracy and backward transfer after ten tasks of Permuted MNIST; for Adam only the transfer is given.
 PUBLISHED = pd.DataFrame(
     [("Adam", float("nan"), -0.56), ("Selective plasticity", 0.7615, -0.07)],
-    columns=["arm", "average_accuracy", "backward_transfer"],
+    columns=["method", "average_accuracy", "backward_transfer"],
 )
 
 COMPARISONS = [
@@ -22,8 +22,8 @@ COMPARISONS = [
 ]
 
 
-def arms(dataset: str, tasks: int = 10) -> dict[str, Experiment]:
-    """The two optimizers of P20 at their default rate of 0.001, and the arms of the retention study.
+def methods(dataset: str, tasks: int = 10) -> dict[str, Experiment]:
+    """The two optimizers of P20 at their default rate of 0.001, and the methods of the retention study.
 
     Args:
         dataset: a name in `sp.lab.settings.SETTINGS`.
@@ -32,18 +32,18 @@ def arms(dataset: str, tasks: int = 10) -> dict[str, Experiment]:
     stream = "permuted10" if tasks <= 10 else "permuted30"
     names = ["SGD", "Adam", "Selective plasticity", "Consolidation", "Coincidence"]
     tuned = {
-        arm + (", tuned" if arm != "Coincidence" else ""): replace(experiment, tasks=tasks)
-        for arm, experiment in studies.retention(stream, dataset, names=names).items()
+        method + (", tuned" if method != "Coincidence" else ""): replace(experiment, tasks=tasks)
+        for method, experiment in studies.retention(stream, dataset, names=names).items()
     }
     usual = {
-        arm: replace(tuned[f"{arm}, tuned"], options={**dict(tuned[f"{arm}, tuned"].options), "lr": 1e-3})
-        for arm in ("Adam", "Selective plasticity")
+        method: replace(tuned[f"{method}, tuned"], options={**dict(tuned[f"{method}, tuned"].options), "lr": 1e-3})
+        for method in ("Adam", "Selective plasticity")
     }
     return {**usual, **tuned}
 
 
 def averages(rows: pd.DataFrame, tasks: int) -> pd.DataFrame:
-    """From `sp.lab.sweep.runs`: ``arm, seed, tasks, average``, the mean accuracy on the first so many tasks."""
+    """From `sp.lab.sweep.runs`: ``method, seed, tasks, average``, the mean accuracy on the first so many tasks."""
     columns = {f"after_{number}": number for number in range(1, tasks + 1)}
-    long = rows.melt(["arm", "seed"], list(columns), "tasks", "average")
+    long = rows.melt(["method", "seed"], list(columns), "tasks", "average")
     return long.assign(tasks=long.tasks.map(columns))

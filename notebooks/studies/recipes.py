@@ -1,6 +1,6 @@
 """Published recipes run in this harness: before it judges anybody, it has to find what others found.
 
-``python notebooks/studies recipes`` runs them on MNIST and keeps ``figures/recipes_mnist.csv``.
+``python notebooks/studies recipes`` runs them on MNIST, and writes the table ``mnist_recipes.csv`` from the ledger.
 """
 
 from collections.abc import Sequence
@@ -8,12 +8,11 @@ from dataclasses import replace
 
 import pandas as pd
 
-from sp import figures, files
 from sp.checks import check_choice
-from sp.lab import metrics
 from sp.lab.experiment import Experiment
 from sp.lab.ledger import Ledger
-from sp.lab.sweep import compare
+from sp.lab.metrics import average_accuracy, bootstrap_interval
+from sp.lab.sweep import Named, missing, run_all, with_seeds
 
 # GMvandeVen/continual-learning: Split MNIST, 784-400-400, Adam at 1e-3, 2,000 batches of 128 a task (here 21 passes,
 # about as many), strengths of its params/param_values.py; its SI penalty is c times the sum, ours strength / 2 times.
@@ -63,35 +62,26 @@ for _name, _figure, _change in (
     RECIPES[f"Buzzega et al. 2020, class-incremental, {_name}"] = (_figure, replace(_BUZZEGA, **_change))
 
 
-def reproduce(
-    names: Sequence[str] = tuple(RECIPES), seeds: int = 5, ledger: Ledger | None = None, workers: int | None = None
-) -> pd.DataFrame:
-    """Run recipes and keep the table in ``figures/recipes_mnist.csv``, written anew after each; others stay in it.
+def runs(seeds: int = 5, names: Sequence[str] = tuple(RECIPES)) -> Named:
+    """Every recipe with every seed."""
+    for name in names:
+        check_choice("names", name, RECIPES)
+    return with_seeds({name: RECIPES[name][1] for name in names}, range(seeds))
+
+
+def table(seeds: int = 5, ledger: Ledger | None = None) -> pd.DataFrame:
+    """The recipes of which the ledger has all seeds, beside what was published.
 
     Returns:
         One row a recipe: ``recipe``, ``published``, ``mean``, ``low``, ``high`` (95 % bootstrap interval) and ``n`` of
         the average accuracy, and ``difference``, measured less published.
-
-    Raises:
-        ValueError: an unknown recipe. SweepError: a run failed.
     """
-    for name in names:
-        check_choice("names", name, RECIPES)
-    path = files.folder("figures") / "recipes_mnist.csv"
-    for name in names:
-        published, experiment = RECIPES[name]
-        runs = compare({name: experiment}, range(seeds), ledger, workers)
-        interval = metrics.bootstrap_interval(runs.average_accuracy)
-        rows = {row["recipe"]: row for row in pd.read_csv(path).to_dict("records")} if path.exists() else {}
-        rows[name] = {
-            "recipe": name,
-            "published": published,
-            "mean": interval.estimate,
-            "low": interval.low,
-            "high": interval.high,
-            "n": interval.n,
-            "difference": interval.estimate - published,
-        }
-        table = pd.DataFrame([rows[name] for name in RECIPES if name in rows])
-        figures.save_table(table, "recipes_mnist")
-    return table
+    rows = []
+    for name, (published, _) in RECIPES.items():
+        experiments = [experiment for _, experiment in runs(seeds, [name])]
+        if not missing(experiments, ledger):
+            measured = [average_accuracy(result.accuracy) for result in run_all(experiments, ledger)]
+            interval = bootstrap_interval(measured)
+            beside = {"recipe": name, "published": published, "difference": interval.estimate - published}
+            rows.append({**beside, "mean": interval.estimate, "low": interval.low, "high": interval.high, "n": seeds})
+    return pd.DataFrame(rows, columns=["recipe", "published", "mean", "low", "high", "n", "difference"])

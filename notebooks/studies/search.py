@@ -39,7 +39,7 @@ NAMES = {
 
 
 def searched(dataset: str) -> dict[str, Experiment]:
-    """The arms of the search on the two-task stream (P19), before anything is varied."""
+    """The methods of the search on the two-task stream (P19), before anything is varied."""
     base = studies.on_stream("split2_class", dataset)
     if dataset == "digits":
         base = replace(base, epochs=3)  # shorter than elsewhere, because there are many points
@@ -54,20 +54,20 @@ def searched(dataset: str) -> dict[str, Experiment]:
 
 
 def points(dataset: str, count: int) -> pd.DataFrame:
-    """As many points for each arm, a Latin hypercube in its space: ``arm, point``, and a column for each choice."""
+    """As many points for each method, a Latin hypercube in its space: ``method, point``, a column for each choice."""
     tables = [
-        pd.DataFrame(choices.sample(SPACES[experiment.optimizer], count)).assign(arm=arm, point=range(count))
-        for arm, experiment in searched(dataset).items()
+        pd.DataFrame(choices.sample(SPACES[experiment.optimizer], count)).assign(method=method, point=range(count))
+        for method, experiment in searched(dataset).items()
     ]
     return pd.concat(tables, ignore_index=True)
 
 
 def search_runs(dataset: str, count: int, seeds: int) -> Named:
-    """Every point of every arm, on the first tuning seeds and held-out training images; the arm is named ARM/POINT."""
+    """Every point of every method, on the first tuning seeds and held-out training images, named METHOD/POINT."""
     named = {}
-    for arm, experiment in searched(dataset).items():
+    for method, experiment in searched(dataset).items():
         for number, point in enumerate(choices.sample(SPACES[experiment.optimizer], count)):
-            named[f"{arm}/{number}"] = replace(vary(experiment, point), evaluation="validation")
+            named[f"{method}/{number}"] = replace(vary(experiment, point), evaluation="validation")
     return with_seeds(named, studies.TUNING_SEEDS[:seeds])
 
 
@@ -77,9 +77,9 @@ def outcomes(rows: pd.DataFrame, drawn: pd.DataFrame) -> pd.DataFrame:
     Args:
         rows: `sp.lab.sweep.runs` of `search_runs`. drawn: `points`.
     """
-    means = rows.groupby("arm", sort=False)[["old", "new"]].mean().reset_index()
-    means[["arm", "point"]] = means.arm.str.split("/", expand=True)
-    return drawn.merge(means.astype({"point": int}), on=["arm", "point"])
+    means = rows.groupby("method", sort=False)[["old", "new"]].mean().reset_index()
+    means[["method", "point"]] = means.method.str.split("/", expand=True)
+    return drawn.merge(means.astype({"point": int}), on=["method", "point"])
 
 
 def on_front(table: pd.DataFrame, values: Sequence[str] = ("old", "new")) -> np.ndarray:
@@ -149,11 +149,11 @@ class Advice:
 def advice(dataset: str) -> list[Advice]:
     """The sentences of P21, each in a setting where the trouble is there."""
     warmup = studies.settings(dataset)["warmup_steps"]
-    arms = {
-        arm: replace(experiment, curve_points=12)
-        for arm, experiment in studies.forgetting(dataset, warmup_steps=warmup).items()
+    methods = {
+        method: replace(experiment, curve_points=12)
+        for method, experiment in studies.forgetting(dataset, warmup_steps=warmup).items()
     }
-    alone, replay = arms["Selective plasticity"], arms["Selective plasticity + replay"]
+    alone, replay = methods["Selective plasticity"], methods["Selective plasticity + replay"]
     usual = replace(alone, options={**dict(alone.options), "lr": 1e-3})
     slow = vary(usual, {"option_lr": 1e-4, "option_plasticity_k": 10.0})
     fast = vary(usual, {"option_lr": 3e-2, "option_plasticity_k": 10.0, "option_warmup_steps": 0})
@@ -199,7 +199,7 @@ def verdict_of(one: Advice, rows: pd.DataFrame) -> dict:
         own.
         ``price`` is what might suffer, and its mean change.
     """
-    before, after = (rows[rows.arm == experiment.key()].set_index("seed") for experiment in (one.before, one.after))
+    before, after = (rows[rows.method == experiment.key()].set_index("seed") for experiment in (one.before, one.after))
     mean, low, high, n, _, found = metrics.paired_difference(after[one.measure], before[one.measure])
     promised, other = ("higher", "lower") if one.better > 0 else ("lower", "higher")
     return {

@@ -107,7 +107,7 @@ def nmda(glutamate: Sequence[float] = (0.1, 0.5, 1.0), magnesium: float = 1.0) -
 
 
 def trace_of_a_burst(decays: Sequence[float], burst: int = 50, steps: int = 600) -> Rows:
-    """Eligibility of a synapse that is used, |g| = 1, for the first ``burst`` steps and silent afterwards.
+    """Eligibility of a synapse that is used, ``|g| = 1``, for the first ``burst`` steps and silent afterwards.
 
     Returns:
         ``step`` (from 1), ``decay`` (as text), ``eligibility`` (in units of that gradient).

@@ -82,7 +82,7 @@ class Synapses:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Groups, outputs, and inputs with one more for a bias: what `matrix` returns."""
+        """Groups, outputs, and inputs with one more for a bias, as `matrix` returns it."""
         groups, out, inputs = self.kind.matrix(self.weight).shape
         return groups, out, inputs + (self.bias is not None)
 

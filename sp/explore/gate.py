@@ -17,7 +17,6 @@ from sp.explore.panel import Answer, Panel, encoded
 from sp.explore.sliders import published_sliders
 from sp.lab import watch
 from sp.lab.settings import on_stream
-from sp.plots import GatePicture
 
 SYNAPSES = 1500  # of the network's weights, drawn at random
 STEPS_OF_B = 100  # recorded after the switch to task B
@@ -134,7 +133,7 @@ def _measure(
     normalisation: str,
     steps_into_b: int,
 ) -> tuple[pd.DataFrame, str]:
-    """The table that `sp.plots.gate` draws, and the numbers in words."""
+    """The table that `sp.figures.inside.gate` draws, and the numbers in words."""
     eligibility, gradient = _eligibility_and_gradient(trace_decay, steps_into_b)
     if normalisation == "max":
         thresholds = eligibility.max(), gradient.max()
@@ -175,7 +174,7 @@ def _grid() -> torch.Tensor:
     return torch.logspace(top - 4, top, 60)
 
 
-class _Picture(GatePicture):
+class _Picture(figures.GatePicture):
     """A figure that is drawn once and then only filled anew, which is fast enough for dragging."""
 
     def __init__(self, table: pd.DataFrame):

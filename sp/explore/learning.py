@@ -20,7 +20,7 @@ from sp.lab.ledger import Ledger, opened
 from sp.lab.settings import on_stream
 from sp.rivals import TITLES
 
-METHODS = {TITLES[method]: method for method in ("selective", "consolidating", "coincidence", "sgd")}
+RULES = {TITLES[method]: method for method in ("selective", "consolidating", "coincidence", "sgd")}
 ADAM_RATES = {False: 1e-3, True: 1e-2}  # without replay and with, as tuned in notebook 01
 RATES = {"Selective plasticity": 1e-3, "Consolidation": 0.1, "Coincidence": 0.1, "SGD": 0.1}  # lr of each at first
 # Which of the controls are options of which optimizer; the others are greyed.
@@ -87,8 +87,8 @@ def learning_answer(ledger: Ledger | None = None, **choices: Any) -> Answer:
     seen = _seen(ledger, chosen)
     method = chosen["optimizer"]
     lines = [
-        f"{arm}: accuracy on A {R[0, 0]:.2f} after A, {R[1, 0]:.2f} after B; on B {R[1, 1]:.2f}."
-        for arm, R in ((arm, found.accuracy) for arm, found in seen.items())
+        f"{title}: accuracy on A {R[0, 0]:.2f} after A, {R[1, 0]:.2f} after B; on B {R[1, 1]:.2f}."
+        for title, R in ((title, found.accuracy) for title, found in seen.items())
     ]
     events = seen[method].events.groupby("task")[["ltp", "ltd"]].sum()
     lines.append(
@@ -102,11 +102,11 @@ def learning_answer(ledger: Ledger | None = None, **choices: Any) -> Answer:
 
 
 def _seen(ledger: Ledger, choices: dict) -> dict[str, watch.Observed]:
-    arms = experiments(**choices)
-    seen = {arm: watch.observe(experiment, ledger, missing_too=False) for arm, experiment in arms.items()}
-    missing = [arm for arm, found in seen.items() if found is None]
+    methods = experiments(**choices)
+    seen = {method: watch.observe(experiment, ledger, missing_too=False) for method, experiment in methods.items()}
+    missing = [method for method, found in seen.items() if found is None]
     if missing:
-        seen.update(zip(missing, _train([arms[arm] for arm in missing], ledger), strict=True))
+        seen.update(zip(missing, _train([methods[method] for method in missing], ledger), strict=True))
     return seen
 
 
@@ -136,24 +136,24 @@ def experiments(optimizer: str, lr: float, replay_capacity: int, seed: int, **op
     base = replace(on_stream("split2_class", "digits"), **adam, seed=seed, replay_capacity=replay_capacity)
     base = replace(base, curve_points=12)
     own = {name: options[name] for name in OPTIONS[optimizer]}
-    return {optimizer: replace(base, optimizer=METHODS[optimizer], options={"lr": lr, **own}), "Adam": base}
+    return {optimizer: replace(base, optimizer=RULES[optimizer], options={"lr": lr, **own}), "Adam": base}
 
 
 def _code(choices: dict) -> str:
     method = choices["optimizer"]
     options = {"lr": choices["lr"], **{name: choices[name] for name in OPTIONS[method]}}
-    return optimizer_code(METHODS[method], options, choices["replay_capacity"], choices["seed"])
+    return optimizer_code(RULES[method], options, choices["replay_capacity"], choices["seed"])
 
 
 def _table(seen: dict[str, watch.Observed]) -> pd.DataFrame:
-    """What `sp.plots.learning` draws: curves, LTP and LTD of each layer, and the gates of the first arm."""
-    curves = pd.concat([found.curve.assign(arm=arm) for arm, found in seen.items()])
+    """What `sp.figures.inside.learning` draws: curves, LTP and LTD of each layer, and the gates of the first method."""
+    curves = pd.concat([found.curve.assign(method=method) for method, found in seen.items()])
     layer, counts = ["task", "parameter", "synapses", "looks"], ["ltp", "ltd", "shut"]
-    events = [found.events.melt(layer, counts, "quantity").assign(arm=arm) for arm, found in seen.items()]
-    arm, first = next(iter(seen.items()))
-    gates = first.gates.assign(quantity="gate", value=first.gates.gate, arm=arm)
+    events = [found.events.melt(layer, counts, "quantity").assign(method=method) for method, found in seen.items()]
+    method, first = next(iter(seen.items()))
+    gates = first.gates.assign(quantity="gate", value=first.gates.gate, method=method)
     tables = [curves.assign(quantity="accuracy", value=curves.accuracy), *events, gates]
-    columns = ["arm", "quantity", "training", "step", *layer, "row", "column", "value"]
+    columns = ["method", "quantity", "training", "step", *layer, "row", "column", "value"]
     return pd.concat(tables, ignore_index=True).reindex(columns=columns)
 
 
@@ -165,7 +165,7 @@ def _controls() -> dict[str, widgets.Widget]:
     return {
         "optimizer": widgets.Dropdown(
             value=DEFAULTS["optimizer"],
-            options=list(METHODS),
+            options=list(RULES),
             description="optimizer",
             tooltip="What is compared with Adam. Choosing one sets the learning rate it starts from.",
         ),

@@ -48,7 +48,7 @@ class Answer:
     """What a panel shows for one choice.
 
     Attributes:
-        kind: of plot, a name in `sp.plots.PLOTS`. data: what it is drawn from. text: the numbers in words.
+        kind: of plot, a name in `sp.figures.PLOTS`. data: what it is drawn from. text: the numbers in words.
         options: of the plot.
         table: shown below the figure, None for none.
         png: draws the figure for the screen, where there is a faster way than to draw all of it.
@@ -219,7 +219,7 @@ class Panel(widgets.VBox):
         except OSError as error:
             self._show_error(error)
             return
-        self._status.value = f"Saved {html.escape(str(figures.folder_of(name) / name))}.pdf, .png and .csv"
+        self._status.value = f"Saved {html.escape(str(figures.path_of(name)))}.pdf, .png and .csv"
 
     def _moved(self, name: str) -> None:
         if self._quiet:

@@ -1,4 +1,4 @@
-"""The results panel: every finished run in the ledger, by stream, metric, arm and whatever was varied."""
+"""The results panel: every finished run in the ledger, by stream, metric, method and whatever was varied."""
 
 from dataclasses import fields
 from typing import Any
@@ -23,11 +23,11 @@ METRICS = {  # name -> range of the axis
 }
 STREAM = ("dataset", "stream", "tasks", "scenario", "samples_per_task", "first_identity", "evaluation")
 NEVER_VARIED = ("seed", "curve_points", "optimizer")
-ARMS = "arms"  # the axis on which arms stand side by side
+BESIDE = "methods"  # the axis on which methods stand side by side
 
 
 def results_panel(ledger: Ledger | None = None) -> Panel:
-    """Choose a stream, a metric, arms and an axis, and see table and figure of the runs that the ledger holds.
+    """Choose a stream, a metric, methods and an axis, and see table and figure of the runs that the ledger holds.
 
     Runs that are finished later are seen by a new panel.
 
@@ -51,20 +51,25 @@ def results_panel(ledger: Ledger | None = None) -> Panel:
             tooltip="As defined in sp.lab.metrics; shares, without unit.",
         ),
         "axis": widgets.Dropdown(
-            options=[ARMS], description="axis", tooltip="Arms side by side, or a choice that was varied along the axis."
+            options=[BESIDE],
+            description="axis",
+            tooltip="Methods side by side, or a choice that was varied along the axis.",
         ),
-        "arms": widgets.SelectMultiple(
-            options=[""], rows=9, description="arms", tooltip="Which methods; hold Ctrl or Shift to choose several."
+        "methods": widgets.SelectMultiple(
+            options=[""], rows=9, description="methods", tooltip="Which methods; hold Ctrl or Shift to choose several."
         ),
     }
 
     def adjust(moved: str) -> None:
         of_stream = rows[rows.stream_name == controls["stream"].value]
         if moved in ("", "stream"):
-            controls["axis"].options = [(ARMS, ARMS), *((_readable(name), name) for name in _varied(of_stream))]
+            controls["axis"].options = [
+                (BESIDE, BESIDE),
+                *((_readable(name), name) for name in _varied(of_stream)),
+            ]
         if moved in ("", "stream", "axis"):
-            controls["arms"].options = labels(of_stream, controls["axis"].value)
-            controls["arms"].value = controls["arms"].options[:8]
+            controls["methods"].options = labels(of_stream, controls["axis"].value)
+            controls["methods"].value = controls["methods"].options[:8]
 
     def make(choices: dict) -> Answer:
         with DRAWING:
@@ -74,8 +79,8 @@ def results_panel(ledger: Ledger | None = None) -> Panel:
     return Panel(
         "results",
         "Finished runs: table and figure",
-        "Look for intervals that do not overlap: dots are means over seeds, lines 95 % bootstrap intervals. Arms of "
-        "one method differ in what stands in brackets.",
+        "Dots are means over seeds, lines 95 % bootstrap intervals; whether two methods differ is for a paired test to "
+        "say (notebook 01). Variants of one method differ in what stands in brackets.",
         controls,
         make,
         lambda choices: _code(rows, choices),
@@ -102,41 +107,39 @@ def finished_runs(ledger: Ledger) -> pd.DataFrame:
     return rows.sort_values(["stream_name", "optimizer", "replay_capacity", "seed"], kind="stable")
 
 
-def labels(rows: pd.DataFrame, axis: str = ARMS) -> tuple[str, ...]:
-    """Names of the arms that rows of one stream have on an axis, for `results_answer`."""
-    return tuple(dict.fromkeys(_labelled(rows, axis).arm))
+def labels(rows: pd.DataFrame, axis: str = BESIDE) -> tuple[str, ...]:
+    """Names of the methods that rows of one stream have on an axis, for `results_answer`."""
+    return tuple(dict.fromkeys(_labelled(rows, axis).method))
 
 
-def results_answer(rows: pd.DataFrame, stream: str, metric: str, axis: str, arms: tuple[str, ...]) -> Answer:
+def results_answer(rows: pd.DataFrame, stream: str, metric: str, axis: str, methods: tuple[str, ...]) -> Answer:
     """What the results panel shows.
 
     Args:
         rows: as `finished_runs` gives them. stream: one of their ``stream_name``. metric: one of `METRICS`.
-        axis: ``"arms"``, or a column that was varied. arms: labels of methods, in the order in which they are shown.
+        axis: ``"methods"``, or a column that was varied. methods: labels, in the order in which they are shown.
 
     Raises:
         ValueError: nothing is chosen, or nothing of it was run.
     """
     shown = _labelled(rows[rows.stream_name == stream], axis)
-    shown = shown[shown.arm.isin(arms)].dropna(subset=[metric])
+    shown = shown[shown.method.isin(methods)].dropna(subset=[metric])
     if shown.empty:
         raise ValueError(
-            f"no finished run of {stream!r} has {metric} for the arms {list(arms)}: choose at least one arm"
+            f"no finished run of {stream!r} has {metric} for the methods {list(methods)}: choose at least one method"
         )
-    by = ["arm"] if axis == ARMS else ["arm", axis]
+    by = ["method"] if axis == BESIDE else ["method", axis]
     shown = shown.drop_duplicates([*by, "seed"])
-    shown["arm"] = pd.Categorical(shown.arm, arms)
-    shown = shown.sort_values(by).astype({"arm": str})
+    shown["method"] = pd.Categorical(shown.method, methods)
+    shown = shown.sort_values(by).astype({"method": str})
     table = metrics.interval_table(shown, by, [metric])
     title = metric.replace("_", " ").capitalize()
-    if axis == ARMS:
-        low, high = METRICS[metric]
+    if axis == BESIDE:
         kind, options = "interval_plot", {"panels": {metric: ""}, "label": title}
-        options |= {"limits": [low, high], "ticks": [low, (low + high) / 2, high]}
     else:
         kind, options = "line_panels", {"x": axis, "panels": {"mean": ""}, "limits": list(METRICS[metric])}
         options |= {"labels": [_readable(axis).capitalize(), title], "height": 2.6}
-        options |= {"log": bool(shown[axis].min() > 0 and shown[axis].max() > 20 * shown[axis].min())}
+        options |= {"log": "x" if shown[axis].min() > 0 and shown[axis].max() > 20 * shown[axis].min() else ""}
     text = f"{len(shown)} runs of {stream}."
     counted = metrics.readable(table).join(table.set_index(by).n)
     counted[metric] = counted[metric].str.replace(" [nan, nan]", "")  # one seed has no interval
@@ -147,7 +150,7 @@ def results_answer(rows: pd.DataFrame, stream: str, metric: str, axis: str, arms
 
 def _code(rows: pd.DataFrame, choices: dict) -> str:
     of_stream = _labelled(rows[rows.stream_name == choices["stream"]], choices["axis"])
-    chosen = of_stream[of_stream.arm.isin(choices["arms"])]
+    chosen = of_stream[of_stream.method.isin(choices["methods"])]
     lines = [
         "from sp.lab.ledger import opened",
         "from sp.explore import results",
@@ -158,11 +161,11 @@ def _code(rows: pd.DataFrame, choices: dict) -> str:
         *(f"    {name}={value!r}," for name, value in choices.items()),
         ")",
     ]
-    for arm, runs in chosen.groupby("arm", sort=False):
+    for method, runs in chosen.groupby("method", sort=False):
         first = runs.experiment.iloc[0]
         if first.optimizer in NAMES:
             made = optimizer_code(first.optimizer, dict(first.options), first.replay_capacity, first.seed)
-            lines += ["", f"# {arm}", made]
+            lines += ["", f"# {method}", made]
     return "\n".join(lines)
 
 
@@ -184,21 +187,21 @@ def _choices(rows: pd.DataFrame) -> list[str]:
 
 def _varied(rows: pd.DataFrame) -> list[str]:
     """Choices that are numbers and differ between runs of one method."""
-    methods = [group for _, group in rows.groupby("optimizer")]
+    groups = [group for _, group in rows.groupby("optimizer")]
     return [
         name
         for name in _choices(rows)
         if pd.api.types.is_numeric_dtype(rows[name])
         and not pd.api.types.is_bool_dtype(rows[name])
-        and any(group[name].nunique() > 1 for group in methods)
+        and any(group[name].nunique() > 1 for group in groups)
     ]
 
 
 def _labelled(rows: pd.DataFrame, axis: str) -> pd.DataFrame:
-    """The runs that have a place on an axis, with ``arm``: the method, and what else tells it from its like."""
-    rows = rows if axis == ARMS else rows.dropna(subset=[axis])
+    """The runs that have a place on an axis, with ``method``: its name, and what else tells it from its like."""
+    rows = rows if axis == BESIDE else rows.dropna(subset=[axis])
     labels = pd.Series("", rows.index)
-    for method, group in rows.groupby("optimizer"):
+    for optimizer, group in rows.groupby("optimizer"):
         replay = group.replay_capacity.gt(0).map({True: " + replay", False: ""})
         differ = [name for name in _choices(rows) if name != axis and group[name].nunique(dropna=False) > 1]
         # With and without replay is said already.
@@ -208,8 +211,8 @@ def _labelled(rows: pd.DataFrame, axis: str) -> pd.DataFrame:
             known = [f"{_readable(name)} {row[name]:g}" for name in differ if _is_number(row[name])]
             known += [str(row[name]) for name in differ if isinstance(row[name], str)]
             brackets = f" ({', '.join(known)})" if known else ""
-            labels[index] = TITLES[method] + ("" if axis == "replay_capacity" else replay[index]) + brackets
-    return rows.assign(arm=labels)
+            labels[index] = TITLES[optimizer] + ("" if axis == "replay_capacity" else replay[index]) + brackets
+    return rows.assign(method=labels)
 
 
 def _is_number(value: Any) -> bool:

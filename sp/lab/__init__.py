@@ -7,6 +7,10 @@
 
 from importlib import import_module
 
+from sp.extras import check_lab
+
+check_lab("sp.lab")
+
 # Imported when they are asked for: whoever wants the metrics alone need not wait for PyTorch.
 _HOME = {
     "GradientLearner": "sp.rivals",

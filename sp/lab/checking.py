@@ -2,7 +2,7 @@
 
 import inspect
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from sp.lab.data import Stream
 from sp.lab.experiment import Experiment, Moment, loss_of, network_of, run, stream_of
 from sp.lab.methods import ANY_LOSS
-from sp.lab.own import Own
-from sp.rivals import make_learner, rehearses
+from sp.lab.networks import mlp
+from sp.lab.own import Own, given
+from sp.replay import ReplayBuffer
+from sp.rivals import ReplaySource, make_learner
 
 
 def check(tried: dict[str, list[Experiment]], device: str, sent: bool) -> None:
@@ -90,19 +92,17 @@ def _check_network(experiment: Experiment, stream: Stream, x: Tensor, y: Tensor)
 
 def _check_method(title: str, experiment: Experiment, stream: Stream, usual: bool) -> None:
     method, options = experiment.optimizer, dict(experiment.options)
-    if isinstance(method, str):
-        if not usual and method not in ANY_LOSS:
-            raise ValueError(
-                f"method {title!r} is written for classes and cross-entropy; numbers, sequences and own losses are for "
-                f"{', '.join(ANY_LOSS)} and your own"
-            )
-        if rehearses(method):
-            return
+    if isinstance(method, str) and not usual and method not in ANY_LOSS:
+        raise ValueError(
+            f"method {title!r} is written for classes and cross-entropy; numbers, sequences and own losses are for "
+            f"{', '.join(ANY_LOSS)} and your own"
+        )
     if isinstance(method, Own):
         _check_options(title, method.content, options)
     sizes = (stream.inputs, experiment.hidden, stream.outputs)
+    network = partial(network_of, experiment, stream)
     try:
-        learner = make_learner(method, partial(network_of, experiment, stream), sizes, torch.device("cpu"), options)
+        learner = _made_once(method, network, sizes, options)
     except Exception as error:
         chosen = f" with options {options}" if options else ""
         raise ValueError(f"method {title!r}{chosen} cannot be made: {error}") from error
@@ -115,6 +115,25 @@ def _check_method(title: str, experiment: Experiment, stream: Stream, usual: boo
             raise ValueError(
                 f"method {title!r} trains none of the network's parameters: use the model that it is given"
             )
+
+
+def check_options(experiments: Iterable[Experiment]) -> None:
+    """Make each method once for a tiny network, so that no run has to start for its options to be found wrong.
+
+    Raises:
+        ValueError: a method does not take its options; the message names both.
+    """
+    sizes = (4, (2,), 2)
+    for method, options in dict.fromkeys((experiment.optimizer, experiment.options) for experiment in experiments):
+        try:
+            _made_once(method, partial(mlp, *sizes), sizes, dict(options))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"optimizer {method!r} with options {dict(options)}: {error}") from error
+
+
+def _made_once(method: str | Own, network: Callable[[], nn.Module], sizes: tuple, options: dict[str, Any]) -> Any:
+    store = ReplaySource(ReplayBuffer(1), 1, lambda y: None)
+    return make_learner(given(method), network, sizes, torch.device("cpu"), options, store)
 
 
 def _check_options(title: str, method: Callable[..., Any], options: dict[str, Any]) -> None:

@@ -11,12 +11,13 @@ import pandas as pd
 from torch import Tensor, nn
 
 from sp import files
+from sp.checks import check_choice
 from sp.lab import tables
 from sp.lab.checking import check
 from sp.lab.choices import grid
 from sp.lab.experiment import Experiment, Result, stream_of
 from sp.lab.ledger import Ledger, opened
-from sp.lab.methods import Method, check_name, titled
+from sp.lab.methods import Method, titled
 from sp.lab.networks import MODELS
 from sp.lab.own import Own
 from sp.lab.runs import Runs
@@ -78,9 +79,9 @@ def compare(
     """
     if not isinstance(stream, Stream):
         raise TypeError(f"stream must be made by Stream.split(...), Stream.from_arrays(...) and so on, got {stream!r}")
-    arms, tune = titled(methods), dict(tune or {})
-    baseline = next(iter(arms)) if baseline is None else baseline
-    check_name("baseline", baseline, arms)
+    titles, tune = titled(methods), dict(tune or {})
+    baseline = next(iter(titles)) if baseline is None else baseline
+    check_choice("baseline", baseline, titles)
     seeds = _seeds(seeds, bool(tune))
     usual = {"hidden": hidden, "epochs": epochs, "batch_size": batch_size}
     usual = {name: stream.usual[name] if value is None else value for name, value in usual.items()}
@@ -91,7 +92,7 @@ def compare(
         if choices["epochs"] != 1:
             raise ValueError(f"epochs must be 1 online, where data are seen once, got {epochs!r}")
         choices["curve_points"] = POINTS_ONLINE
-    base = {title: Experiment(optimizer=method, seed=seeds[0], **choices) for title, method in arms.items()}
+    base = {title: Experiment(optimizer=method, seed=seeds[0], **choices) for title, method in titles.items()}
     tried = _tried(base, tune)
     check(tried, device, sent=workers != 1 or cluster is not None)
 
@@ -103,7 +104,7 @@ def compare(
     ]
     for one in tuning[:1]:
         stream_of(one)  # held-out data may be too few
-    expected = [*tuning, *(replace(tried[title][0], seed=seed) for title in arms for seed in seeds)]
+    expected = [*tuning, *(replace(tried[title][0], seed=seed) for title in titles for seed in seeds)]
     ledger = ledger or opened()
     _warn_of_what_is_not_kept(expected)
     if not files.quiet(progress):
@@ -113,7 +114,7 @@ def compare(
     options = {"ledger": ledger, "workers": workers, "progress": progress, "cluster": cluster, "device": device}
     judged = _judged({title: tried[title] for title in tune}, run_all(tuning, **options))
     best = {row.method: row.point for row in judged.itertuples() if row.chosen}
-    chosen = {title: tried[title][best.get(title, 0)] for title in arms}
+    chosen = {title: tried[title][best.get(title, 0)] for title in titles}
     named = with_seeds(chosen, seeds)
     experiments = [experiment for _, experiment in named]
     # What is read has the titles under which it was kept.
@@ -135,7 +136,7 @@ def _seeds(seeds: int | Sequence[int], tuned: bool) -> list[int]:
 def _tried(base: dict[str, Experiment], tune: Tune) -> dict[str, list[Experiment]]:
     """Of each method the experiments that tuning chooses from; one alone where it is not tuned."""
     for title, options in tune.items():
-        check_name("tune", title, base)
+        check_choice("tune", title, base)
         if not isinstance(options, Mapping) or not all(isinstance(values, list | tuple) for values in options.values()):
             raise TypeError(f"tune must be such as {{{title!r}: {{'lr': [1e-4, 1e-3]}}}}, got {options!r} of {title!r}")
     points = {title: grid(options) for title, options in tune.items()}
@@ -147,7 +148,7 @@ def _tried(base: dict[str, Experiment], tune: Tune) -> dict[str, list[Experiment
 
 def _network(network: Any, hidden: tuple[int, ...]) -> dict[str, Any]:
     if network is None or isinstance(network, str):
-        check_name("network", network or "mlp", MODELS)
+        check_choice("network", network or "mlp", MODELS)
         return {"model": network or "mlp", "hidden": hidden}
     if isinstance(network, nn.Module) or not callable(network):
         raise TypeError(

@@ -166,7 +166,7 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
         shape: of one item: (28, 28) for images, () for labels.
 
     Returns:
-        (number of items, *shape) uint8.
+        uint8, the number of items followed by ``shape``.
 
     Raises:
         DataError: the file cannot be read or unpacked, holds other items, or is too short or too long for its header.

@@ -20,7 +20,7 @@ from sp import files
 from sp.checks import check_choice, check_flag, check_integer
 from sp.lab.data import DATASETS, Evaluation, Kind, Scenario, Stream, load, look_alike, make_stream
 from sp.lab.networks import MODELS
-from sp.lab.own import Own
+from sp.lab.own import Own, given
 from sp.replay import POLICIES, ReplayBuffer
 from sp.rivals import METHODS, GradientLearner, ReplaySource, cross_entropy, make_learner, masked, rehearses
 
@@ -96,7 +96,7 @@ class Experiment:
         replay_capacity: size of the replay buffer, 0 for none. replay_policy, replay_distinct: as in `ReplayBuffer`.
         replay_batch: stored examples added to each batch. replay_adds: what goes into the buffer after a step:
             ``"current"`` examples only, or the ``"whole"`` batch with the replayed ones, as the published loop does.
-        seed: of weights, data order, permutations and buffer. Arms with equal seeds share all of these.
+        seed: of weights, data order, permutations and buffer. Methods with equal seeds share all of these.
         curve_points: how often in each task every task is tested, 0 for at its end only.
     """
 
@@ -383,7 +383,7 @@ class _Run:
             else:
                 self.buffer = buffer
         self.learner = make_learner(
-            experiment.optimizer,
+            given(experiment.optimizer),
             lambda: network_of(experiment, stream).to(device),
             (stream.inputs, experiment.hidden, stream.outputs),
             device,

@@ -1,9 +1,9 @@
 """Methods by name, also those of one's own, and how a comparison takes what it is given."""
 
 from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
+from sp.checks import check_choice
 from sp.lab.own import Own
 from sp.rivals import METHODS, OPTIMIZERS, TITLES
 
@@ -27,15 +27,6 @@ def register(name: str, method: Callable[..., Any]) -> None:
     if not callable(method):
         raise TypeError(f"method must be callable, got {method!r}")
     _registered[name] = method
-
-
-def check_name(name: str, value: Any, allowed: Iterable[str]) -> None:
-    """Raise a ValueError that names what comes near, unless ``value`` is one of ``allowed``."""
-    allowed = tuple(allowed)
-    if value not in allowed:
-        near = get_close_matches(str(value), allowed, 1, 0.5)
-        hint = f": did you mean {near[0]!r}?" if near else f", which is none of {', '.join(allowed)}"
-        raise ValueError(f"{name} {value!r} is not known{hint}")
 
 
 def titled(methods: Mapping[str, Method] | Iterable[str]) -> dict[str, str | Own]:
@@ -64,5 +55,5 @@ def _resolved(title: str, method: Any) -> str | Own:
         )
     if method in _registered:
         return Own.of(title, _registered[method])
-    check_name("method", method, (*METHODS, *_registered))
+    check_choice("method", method, (*METHODS, *_registered))
     return method

@@ -74,6 +74,11 @@ class Own:
         return _again, (self.title, self.digest, content, self.obstacle)
 
 
+def given(value: Any) -> Any:
+    """The content of an `Own`, anything else as it is."""
+    return value.given() if isinstance(value, Own) else value
+
+
 @dataclass(frozen=True)
 class _Code:
     pickled: bytes

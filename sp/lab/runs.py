@@ -9,7 +9,6 @@ import pandas as pd
 from sp.checks import check_choice
 from sp.lab import metrics, tables
 from sp.lab.experiment import Result
-from sp.lab.methods import check_name
 from sp.lab.streams import Stream
 
 if TYPE_CHECKING:
@@ -51,21 +50,17 @@ class Runs:
         after = {"learning_accuracy": f"{self.score} right after each task"}
         return {"average_accuracy": f"final {self.score}", **(after if self.data.tasks.iloc[0] > 1 else {})}
 
-    @property
-    def _rows(self) -> pd.DataFrame:
-        return self.data.rename(columns={"method": "arm"})
-
     def table(self, digits: int = 3) -> pd.DataFrame:
         """As text, a row for each method: mean and 95 % bootstrap interval over n seeds, and the paired verdict.
 
         The verdict is on the difference of the final accuracy from the baseline's (`sp.lab.metrics.paired_difference`).
         """
-        rows, form = self._rows, f".{digits}f"
-        text = metrics.readable(metrics.interval_table(rows, ["arm"], list(self._measures)), digits)
+        rows, form = self.data, f".{digits}f"
+        text = metrics.readable(metrics.interval_table(rows, ["method"], list(self._measures)), digits)
         text = text.rename(columns=self._measures).rename_axis(index="method", columns=None)
         others = [title for title in text.index if title != self.baseline]
         found = {title: metrics.difference(rows, title, self.baseline) for title in others}
-        text["n"] = rows.groupby("arm").seed.nunique().reindex(text.index)
+        text["n"] = rows.groupby("method").seed.nunique().reindex(text.index)
         differences = {title: metrics.interval_text(*one[:3], f"+{form}") for title, one in found.items()}
         text[f"minus {self.baseline}"] = pd.Series(differences, dtype=object).reindex(text.index).fillna("")
         verdicts = {title: one.verdict for title, one in found.items()}
@@ -74,14 +69,13 @@ class Runs:
 
     def latex(self, caption: str | None = None, name: str = "comparison") -> str:
         """`table` as a ``table*`` environment with a caption and the label ``tab:NAME``."""
-        from sp import report
+        from sp.figures.tables import INTERVALS, latex_table
 
-        table = self.table().map(str)
-        return report.latex_table(table, f"{caption or self._caption('accuracy')} {report.INTERVALS}", name)
+        return latex_table(self.table().map(str), f"{caption or self._caption('accuracy')} {INTERVALS}", name)
 
     def matrix(self, title: str) -> np.ndarray:
         """Mean over seeds of the accuracy on task j after training on task i, (T, T), for a method."""
-        check_name("method", title, dict.fromkeys(self.data.method))
+        check_choice("method", title, dict.fromkeys(self.data.method))
         chosen = [result.accuracy for result, own in zip(self.results, self.data.method, strict=True) if own == title]
         return np.mean(chosen, axis=0)
 
@@ -127,7 +121,7 @@ class Runs:
         label = self.score[0].upper() + self.score[1:]
         titles = {title: title for title in dict.fromkeys(self.data.method)}
         if kind == "accuracy":
-            table = metrics.interval_table(self._rows, ["arm"], list(self._measures))
+            table = metrics.interval_table(self.data, ["method"], list(self._measures))
             panels = {name: text[0].upper() + text[1:] for name, text in self._measures.items()}
             return "interval_plot", table, {"panels": panels, "label": label}
         if kind == "matrix":
@@ -136,15 +130,15 @@ class Runs:
                     "kind 'matrix' needs tasks, which an online stream has not: take 'accuracy' or 'curve'"
                 )
             cells = [
-                {"arm": title, "after": i + 1, "on": j + 1, "accuracy": accuracy}
+                {"method": title, "after": i + 1, "on": j + 1, "accuracy": accuracy}
                 for title in titles
                 for (i, j), accuracy in np.ndenumerate(self.matrix(title))
                 if j <= i
             ]
             options = {"panels": titles, "value": "accuracy", "labels": [label, "After task", "On task"]}
             return "heat_maps", pd.DataFrame(cells), options
-        table = self.curve().rename(columns={"method": "arm"})
+        table = self.curve()
         x = "Training step" if self.stream.is_online else "Tasks learnt"
         shown = f"{label} before learning" if self.stream.is_online else f"{label} on these tasks"
         options = {"x": "step", "panels": {"accuracy": ""}, "labels": [x, shown], "limits": [-0.02, 1.02]}
-        return "line_panels", table[["arm", "seed", "step", "accuracy"]], options
+        return "line_panels", table[["method", "seed", "step", "accuracy"]], options

@@ -13,7 +13,6 @@ from torch import Tensor
 from sp.checks import check_choice, check_integer
 from sp.lab import data
 from sp.lab.data import Evaluation, Scenario
-from sp.lab.methods import check_name
 from sp.lab.own import Own
 from sp.lab.settings import settings
 
@@ -64,8 +63,8 @@ class Stream:
 
     @classmethod
     def _named(cls, kind: str, dataset: str, tasks: int, scenario: str, samples_per_task: int | None) -> "Stream":
-        check_name("dataset", dataset, data.DATASETS)
-        check_name("scenario", scenario, get_args(Scenario))
+        check_choice("dataset", dataset, data.DATASETS)
+        check_choice("scenario", scenario, get_args(Scenario))
         check_integer("tasks", tasks, 1)
         choices = {"dataset": dataset, "stream": kind, "tasks": tasks, "scenario": scenario}
         usual = {name: settings(dataset)[name] for name in OWN_SETTINGS}
@@ -98,7 +97,7 @@ class Stream:
         Raises:
             ValueError, TypeError: what the arrays hold is none of this; the message names the task and the array.
         """
-        check_name("scenario", scenario, get_args(Scenario))
+        check_choice("scenario", scenario, get_args(Scenario))
         parts = []
         for number, task in enumerate(tasks, 1):
             if not isinstance(task, list | tuple) or len(task) != len(NAMES):

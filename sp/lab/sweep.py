@@ -16,20 +16,16 @@ from typing import Any
 
 import joblib
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from sp.files import bar
 from sp.lab import tables
 from sp.lab.experiment import RULES_VERSION, Experiment, Moment, Result, run, stream_of
 from sp.lab.ledger import Ledger, opened
-from sp.lab.networks import mlp
 from sp.lab.parallel import Failed, call_all
-from sp.replay import ReplayBuffer
-from sp.rivals import ReplaySource, make_learner
 
 CONNECT_SECONDS = 30
-TIMED_ARMS = 6  # how many experiments an estimate times, for these steps, of which the first do not count
+TIMED_METHODS = 6  # how many experiments an estimate times, for these steps, of which the first do not count
 TIMED_STEPS, FIRST_STEPS = 60, 20
 
 
@@ -174,21 +170,6 @@ def _same_rules(train: Callable[[Experiment], Result], experiment: Experiment, r
     return train(experiment)
 
 
-def check_options(experiments: Iterable[Experiment]) -> None:
-    """Make each method once for a tiny network, so that no run has to start for its options to be found wrong.
-
-    Raises:
-        ValueError: a method does not take its options; the message names both.
-    """
-    for method, options in dict.fromkeys((experiment.optimizer, experiment.options) for experiment in experiments):
-        sizes = (4, (2,), 2)
-        source = ReplaySource(ReplayBuffer(1), 1, lambda y: None)
-        try:
-            make_learner(method, lambda sizes=sizes: mlp(*sizes), sizes, torch.device("cpu"), dict(options), source)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"optimizer {method!r} with options {dict(options)}: {error}") from error
-
-
 def vary(experiment: Experiment, choices: Mapping[str, Any]) -> Experiment:
     """The experiment with other choices: ``option_NAME`` is an argument of the optimizer, any other name a field.
 
@@ -214,9 +195,9 @@ def points_of(experiment: Experiment, points: Iterable[Mapping[str, Any]], seeds
 Named = list[tuple[str, Experiment]]
 
 
-def with_seeds(arms: Mapping[str, Experiment], seeds: Sequence[int]) -> Named:
-    """Every arm with every seed, by the arm's name."""
-    return [(arm, replace(experiment, seed=seed)) for arm, experiment in arms.items() for seed in seeds]
+def with_seeds(methods: Mapping[str, Experiment], seeds: Sequence[int]) -> Named:
+    """Every method with every seed, by the method's name."""
+    return [(method, replace(experiment, seed=seed)) for method, experiment in methods.items() for seed in seeds]
 
 
 def runs(
@@ -226,28 +207,32 @@ def runs(
     progress: bool = True,
     carried: bool = False,
 ) -> pd.DataFrame:
-    """`sp.lab.tables.table` of named experiments, each read or run, with a first column ``arm``; see `run_all`."""
+    """`sp.lab.tables.table` of named experiments, each read or run, with a first column ``method``; see `run_all`."""
     experiments = [experiment for _, experiment in named]
     rows = tables.table(run_all(experiments, ledger, workers, progress, carried=carried))
-    rows.insert(0, "arm", [arm for arm, _ in named])
+    rows.insert(0, "method", [method for method, _ in named])
     return rows
 
 
-def compare(arms: Mapping[str, Experiment], seeds: Sequence[int], *options: Any, **named_options: Any) -> pd.DataFrame:
-    """`runs` of every arm with every seed.
+def paired_runs(
+    methods: Mapping[str, Experiment], seeds: Sequence[int], *options: Any, **named_options: Any
+) -> pd.DataFrame:
+    """`runs` of every method with every seed.
 
     Rows with one seed are paired: their networks began with the same weights and saw the same data in the same order.
     """
-    return runs(with_seeds(arms, seeds), *options, **named_options)
+    return runs(with_seeds(methods, seeds), *options, **named_options)
 
 
-def curves(arms: Mapping[str, Experiment], seeds: Sequence[int], ledger: Ledger | None = None) -> pd.DataFrame:
-    """`sp.lab.tables.curves` of every arm with every seed, with a first column ``arm``."""
-    named = with_seeds(arms, seeds)
+def paired_curves(
+    methods: Mapping[str, Experiment], seeds: Sequence[int], ledger: Ledger | None = None
+) -> pd.DataFrame:
+    """`sp.lab.tables.curves` of every method with every seed, with a first column ``method``."""
+    named = with_seeds(methods, seeds)
     results = run_all([experiment for _, experiment in named], ledger)
-    found = [tables.curves([result]).assign(arm=arm) for (arm, _), result in zip(named, results, strict=True)]
+    found = [tables.curves([result]).assign(method=method) for (method, _), result in zip(named, results, strict=True)]
     points = pd.concat(found, ignore_index=True)
-    return points[["arm", *points.columns.drop("arm")]]
+    return points[["method", *points.columns.drop("method")]]
 
 
 @dataclass(frozen=True)
@@ -280,7 +265,7 @@ def plan(experiments: Iterable[Experiment], ledger: Ledger | None = None, device
         if result is not None:
             known.setdefault(replace(experiment, seed=0), []).append(result.seconds)
     new = [experiment for experiment in missing if replace(experiment, seed=0) not in known]
-    timed = [_timed(experiment, device) for experiment in random.Random(0).sample(new, min(len(new), TIMED_ARMS))]
+    timed = [_timed(experiment, device) for experiment in random.Random(0).sample(new, min(len(new), TIMED_METHODS))]
     old = [statistics.median(seconds) for e in missing if (seconds := known.get(replace(e, seed=0)))]
     return Plan(len(results), missing, sum(old) + (len(new) * sum(timed) / len(timed) if timed else 0.0))
 

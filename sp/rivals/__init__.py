@@ -6,11 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from sp.lab.own import Own
 from sp.rivals.bounds import ChanceLearner, JointLearner, RidgeLearner
 from sp.rivals.dendritic import ActiveDendritesLearner, GrowingLearner
 from sp.rivals.distillation import LwF
-from sp.rivals.learner import GradientLearner, Needs, cross_entropy, kept_bytes, masked, own_learner
+from sp.rivals.learner import GradientLearner, Needs, cross_entropy, masked, own_learner
 from sp.rivals.optimizers import OPTIMIZERS
 from sp.rivals.penalties import EWC, L2, MAS, SI, L2Init, OnlineEWC
 from sp.rivals.projections import GPM, NCL, OWM
@@ -80,7 +79,6 @@ __all__ = [
     "Needs",
     "ReplaySource",
     "cross_entropy",
-    "kept_bytes",
     "make_learner",
     "masked",
     "needs",
@@ -102,7 +100,7 @@ def rehearses(method: str) -> bool:
 
 
 def make_learner(
-    method: str | Own,
+    method: str | Callable[..., Any],
     network: Callable[[], nn.Module],
     sizes: tuple[int, tuple[int, ...], int],
     device: torch.device,
@@ -112,15 +110,15 @@ def make_learner(
     """A learner of `METHODS`, or of somebody's own.
 
     Args:
-        method: its name, or somebody's own.
+        method: its name, or somebody's own as `own_learner` takes it.
         network: makes the network, on its device.
         sizes: inputs, hidden widths, outputs; ``"ridge"`` has ``hidden[0]`` features and no network.
         device: where to learn.
         options: arguments of the optimizer or method.
         store: for a method that `rehearses`.
     """
-    if isinstance(method, Own):
-        return own_learner(method.given(), network(), options)
+    if callable(method):
+        return own_learner(method, network(), options)
     if method == "ridge":
         return RidgeLearner(sizes[0], sizes[1][0], sizes[2], device, **options)
     if method == "chance":

@@ -10,7 +10,6 @@ It is an extra: ``pip install 'selective-plasticity[dendrites]'``.
 
 import contextlib
 import importlib
-import inspect
 import io
 import os
 import re
@@ -23,7 +22,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -148,15 +146,14 @@ class Dendrites:
             self._tracker = package.pai_tracker
             sys.stdin = terminal
 
-    def validated(
-        self, score: float, optimizer: Optimizer, make: Callable[[nn.Module], Optimizer] | None = None
-    ) -> Optimizer:
+    def validated(self, score: float, optimizer: Optimizer, make: Callable[[nn.Module], Optimizer]) -> Optimizer:
         """Tell the package a validation score; it may change the network.
 
         Args:
             score: accuracy or another score of which more is better, on examples that are not learnt.
             optimizer: of the network as it is.
-            make: makes an optimizer for the changed network; None: `same_optimizer`.
+            make: makes an optimizer for the changed network, of the same class and with as many parameter groups, whose
+                options are carried over; for coincidence capture `coincidence_optimizer`.
 
         Returns:
             The optimizer to go on with: the same one, or where the network changed a new one, in which the synapses
@@ -171,7 +168,7 @@ class Dendrites:
             self.model, changed, self.finished = tracker.add_validation_score(float(score), self.model)
         if not changed and not self.finished:
             return optimizer
-        new = make(self.model) if make is not None else same_optimizer(optimizer, self.model)
+        new = make(self.model)
         carry_over(optimizer, before, new, dict(self.model.named_parameters()), grown=not self.finished)
         return new
 
@@ -195,31 +192,6 @@ class Dendrites:
     def _wrapped(self) -> list[nn.Module]:
         return [module for module in self.model.modules() if hasattr(type(module), "clear_dendrites")]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Weights, what the tracker knows, and the best weights so far, which the package would go back to."""
-        best = self.folder / "growth" / "best_model.pt"
-        with self._quietly():
-            tracker = self._settings.pai_tracker.to_string()
-        return {
-            "model": {name: value.clone() for name, value in self.model.state_dict().items()},
-            "tracker": tracker,
-            "best": torch.frombuffer(bytearray(best.read_bytes()), dtype=torch.uint8) if best.exists() else None,
-            "finished": self.finished,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken; the network gets the dendrites that it had."""
-        with self._quietly():
-            if state["best"] is not None:
-                best = self.folder / "growth" / "best_model.pt"
-                best.parent.mkdir(exist_ok=True)
-                best.write_bytes(bytes(state["best"].tolist()))
-            tracker = self._settings.pai_tracker
-            self.model = self._functions.load_net_from_dict(self.model, dict(state["model"]))
-            tracker.reset_module_vector(self.model, False)
-            tracker.from_string(state["tracker"])
-        self.finished = state["finished"]
-
 
 def acting(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that take part in the forward pass and learn.
@@ -228,32 +200,6 @@ def acting(model: nn.Module) -> list[nn.Parameter]:
     earlier dendrites had towards their unit; both are in ``model.parameters()``.
     """
     return [p for name, p in model.named_parameters() if p.requires_grad and "parent_module" not in name]
-
-
-def same_optimizer(optimizer: Optimizer, model: nn.Module) -> Optimizer:
-    """Another optimizer of the same class and options for all parameters of a model, with a watcher where it had one.
-
-    Raises:
-        ValueError: it has several parameter groups: give `Dendrites.validated` a function that makes them.
-    """
-    groups, watched = optimizer.param_groups, getattr(optimizer, "coincidence", None) is not None
-    options = _options(type(optimizer), groups[0])
-    if watched and isinstance(optimizer, ConsolidatingPlasticityOptimizer) and len(groups) <= 2:
-        return coincidence_optimizer(model, **options)
-    if len(groups) > 1:
-        raise ValueError(
-            f"optimizer must have one parameter group, got {len(groups)}: pass make, a function that builds the groups "
-            "for the changed network"
-        )
-    new = type(optimizer)(model.parameters(), **options)
-    if watched:
-        new.coincidence = NMDACoincidence(model)
-    return new
-
-
-def _options(kind: type, group: dict[str, Any]) -> dict[str, Any]:
-    known = inspect.signature(kind.__init__).parameters
-    return {name: value for name, value in group.items() if name in known and name != "params"}
 
 
 def coincidence_optimizer(model: nn.Module, **options: Any) -> ConsolidatingPlasticityOptimizer:

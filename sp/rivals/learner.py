@@ -6,7 +6,7 @@ whole training set of the task that ends. One that needs the task in tests is gi
 ``logits(x, task)``. Nobody else is told.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -123,31 +123,3 @@ def own_learner(method: Callable[..., Any], model: nn.Module, options: dict[str,
 def masked(logits: Tensor, allowed: Tensor | None) -> Tensor:
     """Logits in which units that do not count are minus infinity."""
     return logits if allowed is None else logits.masked_fill(~allowed, -torch.inf)
-
-
-def kept_bytes(learner: Any) -> int:
-    """What a learner keeps from step to step besides the weights of its network, in bytes: all tensors it holds."""
-    model = getattr(learner, "model", None)
-    weights = {id(p) for p in model.parameters()} if model is not None else set()
-    gradients = {id(p.grad) for p in model.parameters()} if model is not None else set()
-    found = {id(t): t for t in _tensors(vars(learner), set()) if id(t) not in weights | gradients}
-    return sum(t.nbytes for t in found.values())
-
-
-def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _tensors(key, seen)
-            yield from _tensors(item, seen)
-    elif isinstance(value, list | tuple | set):
-        for item in value:
-            yield from _tensors(item, seen)
-    elif hasattr(value, "__dict__") and not isinstance(value, type) and not callable(value):
-        yield from _tensors(vars(value), seen)
-    elif isinstance(value, nn.Module):
-        yield from value.parameters()

@@ -154,15 +154,15 @@ def test_learning_is_busy_at_once_trains_the_last_position_only_and_shows_it(pag
 
 def test_results_show_what_is_wrong_and_recover(page, lab):
     panel = PanelOnPage(page, "results")
-    begin, arms = panel.picture(), panel.control("arms").locator("select")
+    begin, methods = panel.picture(), panel.control("methods").locator("select")
     assert panel.box.locator(".sp-right table").count() == 1
     panel.control("axis").locator("select").select_option("plasticity k")
     panel.changed_from(begin)
     over_k = panel.picture()
-    arms.select_option([])
+    methods.select_option([])
     panel.settle("not done")
-    assert "choose at least one arm" in panel.box.locator(".sp-error").inner_text()
-    arms.select_option(index=0)
+    assert "choose at least one method" in panel.box.locator(".sp-error").inner_text()
+    methods.select_option(index=0)
     panel.changed_from(over_k)
     assert panel.box.locator(".sp-error").count() == 0
     assert saved_files(panel, lab, "results")["choices"]["axis"] == "option_plasticity_k"

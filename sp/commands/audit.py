@@ -1,0 +1,51 @@
+"""Compute a random sample of the committed runs anew, and fail where one differs.
+
+One of each method in turn. A run may differ by 0.1 in average accuracy, the sample by 0.01 in the mean: processors
+round differently.
+"""
+
+import argparse
+import random
+import sys
+import warnings
+
+from sp.commands import add_dataset, positive
+from sp.files import folder
+from sp.lab import audit
+from sp.lab.ledger import Ledger
+from sp.rivals import METHODS, dendrites
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """How many runs, and of what."""
+    add_dataset(parser)
+    parser.add_argument("--sample", type=positive, default=20, help="how many runs (default: 20)")
+    parser.add_argument("--seed", type=int, help="of the draw, to make it again; default: another one each time")
+    parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Compute and compare; exit status 1 where a run differs or a row is damaged."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # that a row is damaged
+            committed = Ledger(folder("ledger")).by_key()
+    except UserWarning as damage:
+        print(damage, file=sys.stderr)
+        return 1
+    can_run = [method for method in METHODS if method != "dendrites" or dendrites.installed()]
+    results = {
+        key: result
+        for key, result in committed.items()
+        if result.experiment.dataset == chosen.dataset
+        and result.experiment.optimizer in can_run
+        and not result.experiment.own
+    }
+    seed = random.randrange(10**6) if chosen.seed is None else chosen.seed
+    try:
+        rows = audit.audit(results, chosen.sample, seed, chosen.workers)
+    except audit.AuditError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(audit.describe(rows, results, seed))
+    return 0

@@ -1,0 +1,58 @@
+"""Figures and tables for a paper, from what is stored in figures/: nothing trains.
+
+Without a NAME, five figures of several panels and three tables. With NAMEs in figures/, such as
+01_forgetting/mnist_curves, these figures alone, each with its caption in LaTeX, and in a style of your own.
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from sp import figures, files
+from sp.figures import paper, tables
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which, and how they look."""
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="default: the five figures and three tables")
+    add("--journal", choices=figures.JOURNALS, help="whose width (default: icml; of a NAME, as it was)")
+    add("--width", type=_width, help="of a NAME: column, page, or inches; default: as it was")
+    add("--format", nargs="+", choices=figures.FORMATS, dest="formats", help="of a NAME (default: pdf)")
+    add("--only", nargs="+", metavar="METHOD", help="of a NAME: these methods, in this order")
+    pairs = {"nargs": "+", "default": [], "type": _pair}
+    add("--rename", metavar="METHOD=TEXT", help="of a NAME: what methods are called", **pairs)
+    add("--colour", metavar="METHOD=COLOUR", help="of a NAME: colours of methods, such as Adam=#CF5100", **pairs)
+    add("--to", type=Path, default=Path("build/paper"), help="folder (default: build/paper)")
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Write them, and print their paths."""
+    style = {"only": chosen.only, "names": dict(chosen.rename), "colours": dict(chosen.colour)}
+    style = {word: value for word, value in style.items() if value} or None
+    if not chosen.names:
+        if chosen.width or chosen.formats or style:
+            raise ValueError(
+                "--width, --format, --only, --rename and --colour are of a NAME: the figures of several panels are "
+                "PDF, of a page"
+            )
+        print(*paper.make(chosen.to, chosen.journal or "icml"), sep="\n")
+    for name in chosen.names:
+        look = {"width": chosen.width, "journal": chosen.journal, "style": style}
+        plt.close(figures.redraw(name, to=chosen.to, formats=chosen.formats or ["pdf"], **look))
+        record, file = figures.stored(name)[0], figures.path_of(name).name
+        wide = (chosen.width or record["width"]) == "page"
+        files.write_atomically(chosen.to / f"{file}.tex", tables.latex_figure(file, record["caption"], wide))
+        print(chosen.to / f"{file}.tex")
+
+
+def _width(text: str) -> str | float:
+    return text if text in figures.WIDTHS else float(text)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    if not (name and value):
+        raise argparse.ArgumentTypeError(f"must be METHOD=..., got {text!r}")
+    return name, value

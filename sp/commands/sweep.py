@@ -1,0 +1,86 @@
+"""Run a grid or a sample of experiments, with every seed.
+
+Experiments differ in what -p names, and run in parallel. What is kept is not run again: after a crash the same command
+goes on. Exit status: 0, 1 when runs failed, 2 when it cannot run.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from sp.commands import add_dataset, add_values, one_of, positive, values_of
+from sp.files import write_atomically
+from sp.lab import choices, metrics, tables
+from sp.lab.checking import check_options
+from sp.lab.experiment import Experiment
+from sp.lab.ledger import Ledger, opened
+from sp.lab.settings import STREAMS, on_stream
+from sp.lab.sweep import SweepError, plan, points_of, run_all
+from sp.rivals import METHODS
+
+VALUES = "v1,v2,... or, with --sample, a range low:high or low:high:log"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which experiments, and where to keep them."""
+    parser.epilog = (
+        "example: python -m sp sweep --stream permuted10 -p optimizer adam,sgd -p option_lr 1e-3,1e-2. "
+        f"Choices: {', '.join(Experiment.__dataclass_fields__)}. Optimizers: {', '.join(METHODS)}."
+    )
+    add_dataset(parser)
+    add_values(parser, f"a choice of Experiment, or option_NAME for an argument of the optimizer; {VALUES}")
+    add = parser.add_argument
+    streams = f"{', '.join(STREAMS)} (default: %(default)s)"
+    add("--stream", default="split2_class", type=one_of(STREAMS), metavar="NAME", help=streams)
+    add("--sample", choices=choices.SAMPLES, help="draw points instead of taking every combination")
+    add("--count", type=positive, default=50, help="how many points to draw (default: 50)")
+    add("--seeds", type=positive, default=3, help="how many seeds (default: 3)")
+    add("--first-seed", type=int, default=0, help="tuning takes seeds from 100 (default: 0)")
+    add("--ledger", type=Path, help="folder of the results (default: $SP_STORE, else .store)")
+    add("--workers", type=positive, help="processes (default: one a core)")
+    add("--cluster", metavar="tcp://HOST:PORT", help="a dask scheduler on whose workers to run")
+    add("--csv", type=Path, help="write the table of all runs to this file")
+    add("--dry-run", action="store_true", help="say what would run and how long it should take")
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Run what is missing, and print the means; exit status 1 where runs failed."""
+    varied = values_of(chosen.p)
+    if "seed" in varied:
+        raise ValueError("every point gets every seed: give --seeds and --first-seed in place of -p seed")
+    try:
+        experiments = points_of(
+            on_stream(chosen.stream, chosen.dataset),
+            choices.sample(varied, chosen.count, chosen.sample) if chosen.sample else choices.grid(varied),
+            range(chosen.first_seed, chosen.first_seed + chosen.seeds),
+        )
+        check_options(experiments)
+    except TypeError as error:  # a value of the wrong type, which was typed and is no fault of the program
+        raise ValueError(str(error)) from error
+    ledger = Ledger(chosen.ledger) if chosen.ledger else opened()
+    if chosen.dry_run:
+        planned = plan(experiments, ledger)
+        for experiment in planned.missing:
+            print(_differences(experiment, varied))
+        print(planned.describe(chosen.workers))
+        return 0
+    status = 0
+    try:
+        results = run_all(experiments, ledger, chosen.workers, cluster=chosen.cluster)
+    except SweepError as error:
+        print(error, file=sys.stderr)
+        results, status = error.results, 1
+    if results:
+        table = tables.table(results)
+        if chosen.csv:
+            write_atomically(chosen.csv, table.to_csv(index=False))
+        by = [name for name in varied if name in table] or ["optimizer"]
+        print(
+            metrics.readable(metrics.interval_table(table, by, ["average_accuracy", "learning_accuracy"])).to_string()
+        )
+    return status
+
+
+def _differences(experiment: Experiment, varied: dict) -> str:
+    values = {**experiment.as_dict(), **{f"option_{name}": value for name, value in experiment.options}}
+    return "  ".join(f"{name}={values[name]!r}" for name in [*varied, "seed"])

@@ -1,0 +1,33 @@
+"""How every figure looks, and the one way it leaves a notebook.
+
+A figure is a kind of plot (a name in `PLOTS`), its options, and one CSV. `draw` writes these three, draws from what it
+has written, and `redraw` draws again from them alone: ``python -m sp paper NAME``. Nothing here trains or needs
+PyTorch.
+"""
+
+from sp.figures.inside import GatePicture
+from sp.figures.kit import PLOTS
+from sp.figures.place import begin, path_of
+from sp.figures.record import draw, picture, redraw, save_table, stored
+from sp.figures.style import FORMATS, JOURNALS, LETTERS, METHODS, WIDTHS, figure, look
+from sp.figures.tables import latex_table
+
+__all__ = [
+    "FORMATS",
+    "JOURNALS",
+    "LETTERS",
+    "METHODS",
+    "PLOTS",
+    "WIDTHS",
+    "GatePicture",
+    "begin",
+    "draw",
+    "figure",
+    "latex_table",
+    "look",
+    "path_of",
+    "picture",
+    "redraw",
+    "save_table",
+    "stored",
+]

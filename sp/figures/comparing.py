@@ -1,0 +1,423 @@
+"""Plots that set methods side by side."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from sp.figures.kit import (
+    INTERVAL,
+    LETTER,
+    Canvas,
+    label_below,
+    legend_below,
+    line_styles,
+    log_ticks,
+    marker_style,
+    name_beside,
+    plot,
+    points,
+    shades,
+    short,
+    square_grid,
+    summary,
+    switches,
+    wrapped,
+)
+from sp.figures.style import SMALLEST, STYLE, look
+
+PALE = "0.72"  # of what is there for comparison only
+NARROWEST = 0.1  # an axis of accuracies never shows less, so that nothing small looks large
+
+
+@plot(INTERVAL)
+def interval_plot(
+    canvas: Canvas,
+    table: pd.DataFrame,
+    panels: dict[str, str],
+    label: str,
+    panel: str = "metric",
+    metric: str | None = None,
+) -> Figure:
+    """Dots with intervals, a row for each method and a panel for each metric or stream; open dots with replay.
+
+    Args:
+        table: ``method``, ``metric``, ``mean``, ``low``, ``high`` and the column ``panel``; at most one row for a
+            method in a panel.
+        panels: value of the column ``panel`` -> title of its panel, in order.
+        label: of the axis of each panel.
+        panel: which column tells the panels apart. metric: which metric is drawn; None: all.
+    """
+    if metric is not None:
+        table = table[table.metric == metric]
+    table = table[table[panel].isin(list(panels))]
+    methods = list(dict.fromkeys(table.method))
+    fig, axes = canvas(0.6 + 0.17 * len(methods), ncols=len(panels), sharey=True, squeeze=False)
+    for ax, (value, title) in zip(axes[0], panels.items(), strict=True):
+        rows = table[table[panel] == value]
+        for row in rows.to_dict("records"):
+            _dot(ax, row, methods.index(row["method"]), **marker_style(row["method"], 4))
+        ax.set_title(wrapped(title, fig, len(panels), methods))
+        ax.set(yticks=range(len(methods)), yticklabels=methods, ylim=(len(methods) - 0.5, -0.5))
+        _accuracy_axis(ax, rows)
+    label_below(fig, axes, label, methods)
+    return fig
+
+
+@plot(INTERVAL)
+def ranking(
+    canvas: Canvas,
+    table: pd.DataFrame,
+    panels: dict[str, str],
+    label: str,
+    coloured: Sequence[str],
+    panel: str = "stream",
+) -> Figure:
+    """Methods from the best to the worst in each panel, named at their dots; a few in colour, the rest in grey.
+
+    Args:
+        table: ``method``, ``mean``, ``low``, ``high`` and the column ``panel``; one row for a method in a panel.
+        panels: value of the column ``panel`` -> title of its panel, in order.
+        label: of the axis of each panel.
+        coloured: the methods in colour, with their variants.
+        panel: which column tells the panels apart.
+    """
+    table = table[table[panel].isin(list(panels))]
+    most = table[panel].value_counts().max()
+    fig, axes = canvas(0.6 + 0.115 * most, ncols=len(panels), squeeze=False)
+    for ax, (value, title) in zip(axes[0], panels.items(), strict=True):
+        rows = table[table[panel] == value].sort_values("mean", ascending=False)
+        low, high = _accuracy_axis(ax, rows)
+        for place, row in enumerate(rows.to_dict("records")):
+            style = _pale_or_coloured(row["method"], coloured, 3.2)
+            _dot(ax, row, place, **style)
+            left = row["mean"] > (low + high) / 2
+            ends = {"xytext": (-5, 0), "ha": "right"} if left else {"xytext": (5, 0), "ha": "left"}
+            ink = "0.4" if style["color"] == PALE else style["color"]
+            at = (row["low"] if left else row["high"], place)
+            ax.annotate(
+                row["method"], at, textcoords="offset points", va="center", color=ink, fontsize=SMALLEST, **ends
+            )
+        ax.set(title=title, yticks=[], ylim=(most - 0.5, -0.5))
+        ax.spines["left"].set_visible(False)
+    label_below(fig, axes, label)
+    return fig
+
+
+def _pale_or_coloured(method: str, coloured: Sequence[str], size: float) -> dict[str, Any]:
+    """How the marker of a method looks where only some methods are in colour, with their variants."""
+    style = marker_style(method, size)
+    if method.partition(" + ")[0] in coloured:
+        return style
+    return style | {"color": PALE, "markerfacecolor": "white" if "replay" in method else PALE}
+
+
+def _dot(ax: Axes, row: dict, place: float, **style) -> None:
+    """A mean and its interval."""
+    ax.plot([row["low"], row["high"]], [place] * 2, color=style["color"], linewidth=1.4, solid_capstyle="butt")
+    ax.plot(row["mean"], place, linestyle="", clip_on=False, **style)
+
+
+def _accuracy_axis(ax: Axes, rows: pd.DataFrame) -> tuple[float, float]:
+    """A horizontal axis as wide as the intervals on it, at least `NARROWEST`; returns its ends."""
+    # One seed has a mean and no interval.
+    low, high = rows[["low", "mean"]].min(axis=None), rows[["high", "mean"]].max(axis=None)
+    missing = max(0, NARROWEST - (high - low)) / 2
+    margin = 0.06 * (high - low + 2 * missing)
+    ends = low - missing - margin, high + missing + margin
+    ax.set_xlim(*ends)
+    ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    ax.xaxis.set_major_formatter(FuncFormatter(short))
+    ax.grid(axis="x", linewidth=0.4, color="0.88")
+    ax.tick_params(axis="y", length=0)
+    return ends
+
+
+@plot("Mean over seeds")
+def heat_maps(
+    canvas: Canvas,
+    table: pd.DataFrame,
+    panels: dict[str, str],
+    value: str,
+    labels: Sequence[str],
+    panel: str = "method",
+) -> Figure:
+    """Matrices of one kind side by side, on one scale from 0 to 1; small ones have their values printed in.
+
+    Args:
+        table: ``after`` (row, from 1), ``on`` (column, from 1), the columns ``value`` and ``panel``; the mean over
+            what repeats is drawn, and nothing where nothing was measured.
+        panels: value of the column ``panel`` -> title of its panel, in order.
+        value: which column is drawn.
+        labels: of the colours, of the rows and of the columns.
+        panel: which column tells the panels apart.
+    """
+    matrices = {name: table[table[panel] == name].pivot_table(value, "after", "on").to_numpy() for name in panels}
+    size = max(len(matrix) for matrix in matrices.values())
+    fig, axes, nrows = square_grid(canvas, len(panels), 12 * size if size <= 5 else 45)
+    for ax in axes[len(panels) :]:
+        ax.set_axis_off()
+    for ax, (name, title) in zip(axes, panels.items(), strict=False):
+        matrix = matrices[name]
+        size = len(matrix)
+        image = ax.imshow(matrix, vmin=0, vmax=1, cmap="cividis", extent=(0.5, size + 0.5, size + 0.5, 0.5))
+        for (i, j), number in np.ndenumerate(matrix if size <= 5 else np.empty((0, 0))):
+            text, ink = f"{number:.2f}".removeprefix("0"), "black" if number > 0.5 else "white"
+            if np.isfinite(number):
+                ax.text(j + 1, i + 1, text, color=ink, size=SMALLEST, ha="center", va="center")
+        ticks = range(1, size + 1) if size <= 5 else sorted({1, *range(5, size + 1, 5), size})
+        ax.set(xticks=ticks, yticks=ticks)
+        ax.set_title(wrapped(title, fig, -(-len(panels) // nrows)))
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+    fig.supylabel(labels[1], size=STYLE["axes.labelsize"])
+    fig.supxlabel(labels[2], size=STYLE["axes.labelsize"])
+    shrink = 0.6 if nrows == 1 else 0.4
+    fig.colorbar(image, ax=axes, label=labels[0], ticks=(0, 0.5, 1), shrink=shrink, aspect=25)
+    return fig
+
+
+@plot(INTERVAL)
+def line_panels(
+    canvas: Canvas,
+    table: pd.DataFrame,
+    x: str,
+    panels: dict[str, str],
+    labels: Sequence[str],
+    hue: str = "method",
+    names: Sequence[str] | None = None,
+    limits: Sequence[float | None] | None = (0, 1),
+    palette: str | None = None,
+    log: str = "",
+    ticks: Sequence[float] | None = None,
+    across: float | None = None,
+    switch: str | None = None,
+    height: float = 2.1,
+) -> Figure:
+    """Lines with intervals over what repeats (seeds), a panel for each column.
+
+    The lines are named beside the last panel where there is room, else in a legend below.
+
+    Args:
+        table: tidy, with columns ``x``, ``hue`` and those of ``panels``. A column is drawn with the interval that the
+            table has beside it (``low`` and ``high`` of ``mean``, ``COLUMN_low`` and ``COLUMN_high`` of any other), or
+            else as the mean and the interval over what repeats at each ``x``.
+        x: column of the horizontal axis.
+        panels: column -> title of its panel.
+        labels: of the horizontal axis and of the vertical one.
+        hue: column that tells the lines apart; variants of a method differ in dashes, those with replay are open.
+        names: which lines, in order; None: all.
+        limits: of the vertical axis, None at an end that is free; None: each panel has its own.
+        palette: name of a colormap; None: the methods' own colours and markers.
+        log: which axes are logarithmic: ``""``, ``"x"``, ``"y"`` or ``"xy"``. ticks: on the horizontal axis; None: as
+            they fall.
+        across: where a dotted line goes across.
+        switch: column that numbers the tasks; a line stands where one ends, and says which one begins.
+        height: in inches.
+    """
+    names = list(names or dict.fromkeys(table[hue]))
+    styles = line_styles(names) if palette is None else shades(names, palette)
+    fig, axes = canvas(height, ncols=len(panels), sharey=limits is not None, squeeze=False)
+    ends, numbers = {}, ["0" * 5 * (len(panels) if limits is None else 1)]  # beside the axes
+    for ax, (column, title) in zip(axes[0], panels.items(), strict=True):
+        for name in names:
+            line = summary(table[table[hue] == name], x, column)
+            ax.fill_between(line[x], line.low, line.high, color=styles[name]["color"], alpha=0.2, linewidth=0)
+            # Where every point has a marker a long line is all markers.
+            every = None if len(line) <= 12 else -(-len(line) // 8)
+            ax.plot(line[x], line["mean"], label=name, markevery=every, clip_on=False, **styles[name])
+            ends[name] = (line[x].iloc[-1], line["mean"].iloc[-1])
+        ax.set(title=wrapped(title, fig, len(panels), numbers), ylabel=labels[1])
+        for axis in log:
+            ax.set(**{f"{axis}scale": "log"})
+            log_ticks(getattr(ax, f"{axis}axis"))
+        if "x" not in log and pd.api.types.is_integer_dtype(table[x]):
+            ax.xaxis.get_major_locator().set_params(integer=True)
+        if ticks is not None:
+            ax.set_xticks(ticks)
+        if across is not None:
+            ax.axhline(across, color="0.4", linewidth=0.8, linestyle=":")
+        if switch is not None:
+            switches(ax, table, x, switch, len(panels) == 1)
+        if limits is not None:
+            ax.set_ylim(limits)
+            ax.label_outer(remove_inner_ticks=False)
+    label_below(fig, axes, labels[0], numbers)
+    if len(names) > 1 and palette is None and LETTER * max(map(len, names)) < 0.27 * points(fig):
+        name_beside(axes[0, -1], ends)
+    elif len(names) > 1:
+        legend_below(fig, axes[0, 0].get_legend_handles_labels()[0])
+    return fig
+
+
+@plot(INTERVAL)
+def trade_off(
+    canvas: Canvas,
+    table: pd.DataFrame,
+    cost: str,
+    panels: dict[str, str],
+    label: str,
+    coloured: Sequence[str],
+    panel: str = "stream",
+) -> Figure:
+    """Accuracy against what a method costs, a panel for each scenario: a few methods in colour and named, others grey.
+
+    Args:
+        table: ``method, mean, low, high`` and the columns ``cost`` and ``panel``; rows without a cost are left out.
+        cost: which column is the cost.
+        panels: value of the column ``panel`` -> title of its panel, in order.
+        label: of the cost. coloured: the methods that are named. panel: which column tells the panels apart.
+    """
+    table = table.dropna(subset=[cost])
+    fig, axes = canvas(2.4, ncols=len(panels), sharey=True, squeeze=False)
+    for ax, (value, title) in zip(axes[0], panels.items(), strict=True):
+        rows = table[table[panel] == value].to_dict("records")
+        for row in rows:
+            style = _pale_or_coloured(row["method"], coloured, 3.6)
+            front = 2 + (row["method"] in coloured)
+            ax.plot([row[cost]] * 2, [row["low"], row["high"]], color=style["color"], linewidth=1, zorder=front)
+            ax.plot(row[cost], row["mean"], clip_on=False, zorder=front, **style)
+        ax.set(title=title, ylim=(-0.02, 1.02), xscale="symlog", xlim=(-0.15, max(10, 2 * table[cost].max())))
+        ax.xaxis.set_major_formatter(FuncFormatter(short))
+        name_beside(ax, {row["method"]: (row[cost], row["mean"]) for row in rows if row["method"] in coloured})
+    axes[0, 0].set_ylabel("Final accuracy")
+    label_below(fig, axes, label)
+    return fig
+
+
+@plot("Mean difference and 95 % bootstrap interval over seeds, paired")
+def effect_plot(
+    canvas: Canvas, table: pd.DataFrame, label: str, margin: float, method: str, panel: str = "stream"
+) -> Figure:
+    """Differences from a base with their intervals, a row for each method and a panel for each stream.
+
+    Args:
+        table: ``method, mean, low, high, verdict`` and the column ``panel``. What is not decided is drawn pale.
+        label: of the axis that the panels share. margin: half the width of the band in which nothing matters.
+        method: whose choices the rows are.
+        panel: which column tells the panels apart.
+    """
+    names = list(dict.fromkeys(table.method))
+    titles = list(dict.fromkeys(table[panel]))
+    ink, marker = look(method)
+    fig, axes = canvas(0.6 + 0.15 * len(names), ncols=len(titles), sharey=True, squeeze=False)
+    for ax, title in zip(axes[0], titles, strict=True):
+        ax.axvspan(-margin, margin, color="0.92", linewidth=0)
+        ax.axvline(0, color="0.6", linewidth=0.6)
+        for row in table[table[panel] == title].itertuples():
+            place, strength = names.index(row.method), 0.35 if row.verdict == "open" else 1
+            ax.plot([row.low, row.high], [place, place], color=ink, alpha=strength, linewidth=1.3)
+            ax.plot(row.mean, place, marker, color=ink, alpha=strength, markersize=3)
+        # Effects differ by orders of magnitude, and the small ones decide what does not matter.
+        ax.set_xscale("symlog", linthresh=margin, linscale=0.5)
+        ax.set_title(wrapped(title, fig, len(titles), names))
+        ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+        ends = [end for end in (-0.1, 0.1) if ax.get_xlim()[0] < end < ax.get_xlim()[1]]
+        ticks = [*ends, -margin, 0, margin]
+        ax.set_xticks(ticks, [f"{tick:+g}".replace("0.", ".") if tick else "0" for tick in ticks])
+        ax.minorticks_off()
+        ax.tick_params(axis="y", length=0)
+    label_below(fig, axes, label, names)
+    return fig
+
+
+@plot()
+def fronts(canvas: Canvas, table: pd.DataFrame, labels: Sequence[str], corner: float = 0.85) -> Figure:
+    """Every point of a search, and the Pareto front of each method as a staircase; open dots and dashes with replay.
+
+    Args:
+        table: ``method``, ``old``, ``new``, ``front`` (whether the point is on its method's front).
+        labels: of the axes, for ``old`` and ``new``. corner: where the second panel, the upper right corner, begins.
+    """
+    styles = line_styles(list(dict.fromkeys(table.method)), 2.4)
+    fig, axes = canvas(2.5, ncols=2, squeeze=False)
+    for ax, low in zip(axes[0], (0, corner), strict=True):
+        for method, rows in table.groupby("method", sort=False):
+            ax.plot(rows.old, rows.new, alpha=0.6, **{**styles[method], "linestyle": ""})
+            front = rows[rows.front].sort_values("old")
+            ax.step(front.old, front.new, where="pre", label=method, **styles[method])
+        margin = 0.03 * (1 - low)
+        ax.set(xlim=(low - margin, 1 + margin), ylim=(low - margin, 1 + margin))
+        ax.locator_params(nbins=4)
+    axes[0, 0].set(title="All", ylabel=labels[1])
+    axes[0, 1].set(title="Upper right corner")
+    label_below(fig, axes, labels[0])
+    legend_below(fig, axes[0, 0].get_legend_handles_labels()[0])
+    return fig
+
+
+@plot()
+def scatter_panels(
+    canvas: Canvas,
+    table: pd.DataFrame,
+    panels: dict[str, str],
+    values: dict[str, str],
+    label: str,
+    logarithmic: Sequence[str] = (),
+) -> Figure:
+    """Measured values against each choice of a search, a panel for each.
+
+    Args:
+        table: a row for each point. panels: column of a choice -> title. values: column -> name in the legend.
+        label: of the vertical axis. logarithmic: choices with a logarithmic axis.
+    """
+    nrows = -(-len(panels) // 3)
+    fig, axes = canvas(0.5 + 1.15 * nrows, nrows=nrows, ncols=3, sharey=True, squeeze=False)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_axis_off()
+    for ax, (column, title) in zip(axes.flat, panels.items(), strict=False):
+        for (value, name), (mark, ink) in zip(values.items(), (("o", "0.1"), ("^", "0.6")), strict=False):
+            ax.plot(table[column], table[value], mark, markersize=2.4, color=ink, label=name, linewidth=0)
+        ax.set(xlabel=title, ylim=(-0.03, 1.03))
+        if column in logarithmic:
+            ax.set_xscale("log")
+            log_ticks(ax.xaxis)
+        else:
+            ax.locator_params(axis="x", nbins=3)
+    fig.supylabel(label, size=STYLE["axes.labelsize"])
+    legend_below(fig, axes[0, 0].get_legend_handles_labels()[0])
+    return fig
+
+
+@plot(INTERVAL)
+def plane(
+    canvas: Canvas,
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    labels: Sequence[str],
+    named: Sequence[str] = (),
+    limits: Sequence[float] | None = None,
+) -> Figure:
+    """Methods on two axes at once; the settings of one method are joined in their order.
+
+    Args:
+        table: a row for each run, with columns ``method``, ``setting``, ``x`` and ``y``.
+        x, y: columns of the axes. labels: of the axes.
+        named: methods whose settings stand beside their points. limits: of both axes; None: as they fall.
+    """
+    from sp.lab import metrics  # imports scipy.stats, which takes half a second
+
+    beside = {"xytext": (0, -9), "textcoords": "offset points", "ha": "center", "fontsize": SMALLEST}
+    styles = line_styles(list(dict.fromkeys(table.method)), 3.4)
+    fig, axes = canvas(3.0, squeeze=False)
+    ax = axes[0, 0]
+    for method, rows in table.groupby("method", sort=False):
+        across, up = (metrics.summarise(rows, ["setting"], column) for column in (x, y))
+        ink = styles[method]["color"]
+        ax.hlines(up["mean"], across.low, across.high, color=ink, linewidth=0.8, alpha=0.7)
+        ax.vlines(across["mean"], up.low, up.high, color=ink, linewidth=0.8, alpha=0.7)
+        ax.plot(across["mean"], up["mean"], label=method, **styles[method])
+        if method in named:
+            for place in zip(across.setting, across["mean"], up["mean"], strict=True):
+                ax.annotate(str(place[0]), place[1:], **beside)
+    ax.set(ylabel=labels[1])
+    if limits is not None:
+        ax.set(xlim=limits, ylim=limits)
+    label_below(fig, axes, labels[0])
+    legend_below(fig, axes[0, 0].get_legend_handles_labels()[0])
+    return fig

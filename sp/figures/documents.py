@@ -1,0 +1,104 @@
+"""The documents that are written from stored results: the README's tables, the gallery, the index of notebooks."""
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from sp.figures.tables import across_streams, markdown, of_methods
+
+MARKS = re.compile(r"(<!-- table: (\S+)((?: \S+)*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+FILLED = ("README.md", "docs/comparison.md", "docs/results.md")  # whose tables come from files
+
+
+def fill_tables(text: str, root: Path = Path()) -> str:
+    """The text with every ``<!-- table: FILE.csv -->`` ... ``<!-- end -->`` filled from that file under ``root``.
+
+    The file is an interval table (`sp.lab.metrics.interval_table`), with columns ``method, metric, mean, low, high,
+    n``. With more words after its name it has a column ``stream`` as well, and the table one column a stream:
+
+    - ``metric=NAME``: the metric to show.
+    - ``streams=NAME,NAME``: which streams, in this order; default: all.
+    - ``capacity=N``: size of the replay buffer, where the file has such a column; default 0, without one.
+    - ``methods=NAME,NAME``: which rows, in this order, with ``_`` for a space; default: all.
+    - ``decimals=N``: means alone, with so many decimals, the best of each column in bold, joint training left aside.
+
+    Raises:
+        ValueError: another word, words without ``metric=``, or a stream or method that the file does not have.
+    """
+    words_known = ("metric", "streams", "capacity", "methods", "decimals")
+
+    def filled(match: re.Match) -> str:
+        table, words = pd.read_csv(root / match[2]), dict(word.partition("=")[::2] for word in match[3].split())
+        if unknown := set(words) - set(words_known):
+            raise ValueError(f"a table mark knows {'=, '.join(words_known)}=, got {sorted(unknown)}")
+        if words and "metric" not in words:
+            raise ValueError(f"a table mark with {sorted(words)} needs metric= as well")
+        if words:
+            streams = words["streams"].split(",") if "streams" in words else None
+            table = across_streams(table, words["metric"], streams, int(words.get("capacity", 0)))
+        if "methods" in words:
+            table = of_methods(table, words["methods"].replace("_", " ").split(","))
+        return match[1] + markdown(table, int(words["decimals"]) if "decimals" in words else None) + match[5]
+
+    return MARKS.sub(filled, text)
+
+
+def gallery(root: Path = Path()) -> str:
+    """The page of all figures in ``figures/`` that have a record: thumbnail, question, notebook, command."""
+    lines = [
+        "# Figures",
+        "",
+        "Each figure is PDF and PNG, in the folder of its notebook, beside the CSV that it was drawn from and a JSON",
+        "record: kind of plot, options, caption, keys of the experiments, versions. `python -m sp paper NAME` draws",
+        "it again from these two, with its caption in LaTeX, also at the size of a journal (`--journal nature --width",
+        "page`), as SVG (`--format svg`), or in a style of your own (`--only`, `--rename`, `--colour`). `make paper`",
+        "makes sheets of several panels, and tables. `make readme` writes this page.",
+    ]
+    for folder in sorted({path.parent for path in (root / "figures").rglob("*.json")}):
+        made = f"[`{folder.name}`](../notebooks/{folder.name}.ipynb)" if folder.name[:2].isdigit() else folder.name
+        lines += ["", f"## {made}", ""]
+        lines += ["| figure | the question that it answers | data made by |", "|---|---|---|"]
+        for path in sorted(folder.glob("*.json")):
+            record, name = json.loads(path.read_text()), f"{folder.name}/{path.stem}"
+            picture = f'<a href="{name}.pdf"><img src="{name}.png" width="240" alt="{name}"></a>'
+            following = f"<br>`{name}` ([CSV]({name}.csv))"
+            lines.append(f"| {picture}{following} | {record['question']} | `{record['provenance']['command']}` |")
+    return "\n".join(lines) + "\n"
+
+
+PICTURES = {  # of notebooks whose first figure says less
+    "01_forgetting": "digits_curves",
+    "02_consolidation": "digits_traces",
+    "03_coincidence": "digits_spectrum",
+    "04_biology": "nmda",
+    "05_explore": "learning_selective",
+    "06_ablation": "digits_published",
+    "13_dendrites": "digits_streams",
+}
+
+
+def title_of(notebook: Path) -> str:
+    """The heading of a notebook, which is the question it asks."""
+    return "".join(json.loads(notebook.read_text())["cells"][0]["source"]).splitlines()[0].removeprefix("# ")
+
+
+def index(root: Path = Path()) -> str:
+    """The page of all notebooks in ``notebooks/``: each with a picture, and the question that is its title."""
+    lines = [
+        "# Notebooks",
+        "",
+        "In this order they tell one story; each starts by itself. `make lab` opens them, `make figures` runs them all",
+        "on the built-in digits, `make site` writes them as pages. `make readme` writes this page.",
+        "",
+        "| | asks |",
+        "|---|---|",
+    ]
+    for path in sorted((root / "notebooks").glob("*.ipynb")):
+        title = title_of(path)
+        first = min(picture.stem for picture in (root / "figures" / path.stem).glob("*.png"))
+        name = f"{path.stem}/{PICTURES.get(path.stem, first)}"
+        picture = f'<img src="../figures/{name}.png" width="240" alt="{name}">'
+        lines.append(f"| [{picture}]({path.name}) | **[`{path.stem}`]({path.name})**<br>{title} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,232 @@
+"""Plots of what goes on inside a network: gates, memories, weights."""
+
+import textwrap
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, FigureBase
+
+from sp.figures.kit import SUPERSCRIPTS, Canvas, label_below, legend_below, line_styles, log_ticks, plot, switches
+from sp.figures.style import LETTERS, STYLE, look
+
+
+@plot()
+def gate_bands(canvas: Canvas, table: pd.DataFrame, method: str = "Consolidation") -> Figure:
+    """The gate over training, a panel for each layer: median and the band between its outer quantiles.
+
+    Args:
+        table: ``step``, ``task``, ``layer``, ``quantile``, ``gate``, as `sp.lab.watch.gate_quantiles` gives it.
+        method: whose gate it is.
+    """
+    layers, ink = list(dict.fromkeys(table.layer)), look(method)[0]
+    fig, axes = canvas(1.75, ncols=len(layers), sharey=True, squeeze=False)
+    for ax, layer in zip(axes[0], layers, strict=True):
+        wide = table[table.layer == layer].pivot_table("gate", "step", "quantile")
+        low, middle, high = wide.columns[0], wide.columns[len(wide.columns) // 2], wide.columns[-1]
+        band = {"alpha": 0.25, "linewidth": 0, "label": f"{low:.0%} to {high:.0%} of the weights"}
+        ax.fill_between(wide.index, wide[low], wide[high], color=ink, **band)
+        ax.plot(wide.index, wide[middle], color=ink, label="median" if middle == 0.5 else f"{middle:.0%}")
+        switches(ax, table, "step", "task", False)
+        ax.set(title=f"Layer {layer}", ylim=(0, 1.02), yticks=(0, 0.5, 1))
+        ax.locator_params(axis="x", nbins=3)
+    axes[0, 0].set_ylabel("Gate (share of a step)")
+    label_below(fig, axes, "Training step")
+    legend_below(fig, axes[0, 0].get_legend_handles_labels()[0])
+    return fig
+
+
+@plot()
+def spectra(canvas: Canvas, table: pd.DataFrame, panel: str = "stream") -> Figure:
+    """Eigenvalues of a memory after each task, times the retention, a panel for each stream.
+
+    Args:
+        table: ``task``, ``direction``, ``weight``, as `sp.lab.watch.spectrum` gives it, and the column ``panel``.
+        panel: which column tells the panels apart.
+    """
+    titles = list(dict.fromkeys(table[panel]))
+    fig, axes = canvas(2.2, ncols=len(titles), sharey=True, squeeze=False)
+    for ax, title in zip(axes[0], titles, strict=True):
+        rows = table[table[panel] == title]
+        tasks = sorted(rows.task.unique())
+        ax.axhline(1, color="0.4", linewidth=0.6, linestyle="--")
+        for task in tasks:
+            shade = plt.get_cmap("cividis_r")(0.15 + 0.85 * (task - 1) / max(len(tasks) - 1, 1))
+            of_task = rows[rows.task == task]
+            name = f"{task} task{'s' if task > 1 else ''}" if task in (1, tasks[len(tasks) // 2], tasks[-1]) else None
+            ax.plot(of_task.direction, of_task.weight.clip(lower=1e-6), color=shade, linewidth=0.9, label=name)
+        ax.set(title=title, yscale="log", ylim=(1e-2, None))
+        log_ticks(ax.yaxis)
+        ax.legend(loc="upper right", handlelength=1.2)
+    axes[0, 0].set_ylabel("Eigenvalue of r A")
+    label_below(fig, axes, "Direction")
+    return fig
+
+
+@plot()
+def image_rows(
+    canvas: Canvas,
+    table: pd.DataFrame,
+    shape: Sequence[int],
+    row: str = "row",
+    grey: Sequence[str] = (),
+    height: float = 0.45,
+) -> Figure:
+    """Images in rows: inputs in grey, weights on a scale around zero that is each row's own.
+
+    Args:
+        table: one image a line: the column ``row``, and a column ``0``, ``1``, ... for each pixel.
+        shape: (height, width) of an image.
+        row: column that names the row that an image stands in.
+        grey: names of the rows that are grey.
+        height: of a row, in inches.
+    """
+    rows = dict(list(table.groupby(row, sort=False)))
+    columns = max(len(images) for images in rows.values())
+    fig, axes = canvas(height * len(rows) + 0.1, nrows=len(rows), ncols=columns, squeeze=False)
+    pixels = [str(pixel) for pixel in range(shape[0] * shape[1])]
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        values = images[pixels].to_numpy(dtype=float).reshape(-1, *shape)
+        largest = np.abs(values).max()
+        for ax in line:
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+        for ax, image in zip(line, values, strict=False):
+            if name in grey:
+                ax.imshow(image, cmap="gray_r")
+            else:
+                signed = ax.imshow(image / largest, cmap="PuOr", vmin=-1, vmax=1)
+        line[0].set_ylabel("\n".join(textwrap.wrap(str(name), 10)), rotation=0, ha="right", va="center")
+    if set(rows) - set(grey):
+        bar = fig.colorbar(signed, ax=axes, aspect=25, shrink=0.8, label="Share of the row's largest", ticks=(-1, 0, 1))
+        bar.outline.set_visible(False)
+    return fig
+
+
+class GatePicture:
+    """The gate over eligibility and gradient, slices through it, and synapses by gate; filled anew by `update`."""
+
+    def __init__(self, canvas: Canvas, table: pd.DataFrame):
+        surface = table[table.part == "surface"]
+        self.low, self.high = np.log10([surface.gradient.min(), surface.gradient.max()]).round(3)
+        self.figure, axes = canvas(2.3, ncols=3)
+        image, slices, histogram = axes
+        limits = (self.low, self.high)
+        self._image = image.imshow(
+            np.zeros((2, 2)), origin="lower", extent=limits * 2, vmin=0, vmax=1, cmap="cividis", aspect="auto"
+        )
+        (self._dots,) = image.plot([], [], "o", color="white", markersize=1.4, alpha=0.5, markeredgewidth=0)
+        self._threshold = image.axhline(self.low, color="white", linewidth=0.8, linestyle="--")
+        image.set(xlim=limits, ylim=limits, title="Gate (colour) and synapses (dots)", ylabel="Eligibility")
+        self.figure.colorbar(self._image, ax=image, ticks=(0, 0.5, 1), aspect=30)
+        levels = list(dict.fromkeys(table[table.part == "slice"].level))
+        self._lines = [
+            slices.plot([], [], color=self._image.cmap(0.15 + 0.35 * i), linestyle=style, label=f"{level:g} %")[0]
+            for i, (level, style) in enumerate(zip(levels, ("-", "--", ":"), strict=True))
+        ]
+        slices.set(xlim=limits, ylim=(-0.03, 1.03), title="Slices", ylabel="Gate (share of a step)")
+        slices.legend(title="Eligibility at", loc="lower right", title_fontsize=6.5)
+        ticks = range(int(np.ceil(self.low)), int(np.floor(self.high)) + 1)
+        labels = [f"10{str(tick).translate(SUPERSCRIPTS)}" for tick in ticks]
+        for ax in (image, slices):
+            ax.set(xticks=ticks, xticklabels=labels, xlabel="Gradient now, |g|")
+        image.set(yticks=ticks, yticklabels=labels)
+        self._edges = np.linspace(0, 1, 11)
+        style = {"align": "edge", "color": look("Selective plasticity")[0], "alpha": 0.8}
+        self._bars = histogram.bar(self._edges[:-1], np.zeros(10), 0.1, **style)
+        histogram.set(xlim=(0, 1), ylim=(0, 1), title="Synapses by gate", xlabel="Gate (share of a step)")
+        histogram.set(ylabel="Share of synapses", yticks=(0, 0.5, 1))
+        self.moving = (self._image, self._dots, self._threshold, *self._lines, *self._bars)
+        self.update(table)
+
+    def update(self, table: pd.DataFrame) -> None:
+        """Show another table on the same axes."""
+        parts = dict(list(table.groupby("part", sort=False)))
+        surface, synapses, slices = parts["surface"], parts["synapse"], parts["slice"]
+        size = round(len(surface) ** 0.5)
+        self._image.set_data(surface.gate.to_numpy().reshape(size, size))
+        lowest = 10**self.low
+        shown = np.log10(synapses[["gradient", "eligibility"]].clip(lower=lowest))[:500]
+        self._dots.set_data(shown.gradient, shown.eligibility)
+        self._threshold.set_ydata([np.log10(max(parts["threshold"].eligibility.iloc[0], lowest))] * 2)
+        for line, (_, rows) in zip(self._lines, slices.groupby("level", sort=False), strict=True):
+            line.set_data(np.log10(rows.gradient), rows.gate)
+        shares = np.histogram(synapses.gate.clip(0, 1), self._edges)[0] / len(synapses)
+        for patch, share in zip(self._bars, shares, strict=True):
+            patch.set_height(share)
+
+
+@plot()
+def gate(canvas: Canvas, table: pd.DataFrame) -> Figure:
+    """The published gate over eligibility and gradient, and what it makes of a network's synapses.
+
+    Args:
+        table: ``part``, ``level``, ``eligibility``, ``gradient``, ``gate``. Parts: ``surface``, a square grid, each row
+            of one eligibility; ``slice``, at three ``level`` (percentiles of the eligibility); ``synapse``; and
+            ``threshold``.
+    """
+    return GatePicture(canvas, table).figure
+
+
+@plot()
+def learning(canvas: Canvas, table: pd.DataFrame) -> Figure:
+    """Curves of two tasks, LTP and LTD of each layer, and below, where there are any, the gates, task by task.
+
+    Args:
+        table: ``method, quantity, value`` with ``training, task, step`` where the quantity is ``accuracy``; ``task,
+            parameter, synapses, looks`` where it is ``ltp`` or ``ltd``, a count; ``task, parameter, row, column`` where
+            it is ``gate``, the mean over a block of synapses.
+    """
+    gates = table[table.quantity == "gate"]
+    fig, ax = canvas(4.2 if len(gates) else 2.2)
+    ax.remove()
+    top, bottom = fig.subfigures(2, height_ratios=(1.15, 1)) if len(gates) else (fig.subfigures(), None)
+    axes = top.subplots(1, 3, width_ratios=(1, 1, 1.15))
+    curves = table[table.quantity == "accuracy"]
+    styles = line_styles(list(dict.fromkeys(table.method)))
+    for task, ax in zip((1, 2), axes, strict=False):
+        for method, rows in curves[curves.task == task].groupby("method", sort=False):
+            ax.plot(rows.step, rows.value, label=method, clip_on=False, markevery=0.15, **styles[method])
+        switches(ax, curves, "step", "training", False)
+        ax.set(title=f"Task {LETTERS[task - 1]}", ylim=(0, 1.02), xlabel="Training step", yticks=(0, 0.5, 1))
+    axes[0].set_ylabel("Test accuracy")
+    top.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    _events(axes[2], table[table.quantity.isin(["ltp", "ltd"])])
+    if len(gates):
+        _gates(bottom, gates)
+    return fig
+
+
+def _events(ax: Axes, events: pd.DataFrame) -> None:
+    """Bars to the right: LTP, to the left: LTD; share of a layer's synapses in a step, task by task."""
+    labels = []
+    weights = events[events.parameter.str.endswith("weight")]
+    for (method, task), rows in weights.groupby(["method", "task"], sort=False):
+        for layer, (_, counts) in enumerate(rows.groupby("parameter", sort=False), 1):
+            place = -len(labels)
+            for row in counts.itertuples():
+                sign = 1 if row.quantity == "ltp" else -1
+                share = sign * row.value / (row.synapses * max(row.looks, 1))
+                ax.barh(place, share, color=look(method)[0], alpha=1 if sign > 0 else 0.5, height=0.75)
+            labels.append(f"{LETTERS[int(task) - 1]}, layer {layer}")
+    ax.axvline(0, color="0.2", linewidth=0.6)
+    ax.set(xlim=(-1, 1), xticks=(-1, 0, 1), xticklabels=("1", "0", "1"), title="LTD (left), LTP (right)")
+    ax.set(yticks=range(0, -len(labels), -1), yticklabels=labels, xlabel="Share of synapses in a step")
+    ax.tick_params(axis="y", length=0)
+
+
+def _gates(fig: FigureBase, gates: pd.DataFrame) -> None:
+    tasks, layers = sorted(gates.task.unique()), list(dict.fromkeys(gates.parameter))
+    axes = fig.subplots(1, len(tasks) * len(layers), squeeze=False)[0]
+    places = [(int(task), number, layer) for number, layer in enumerate(layers, 1) for task in tasks]
+    for ax, (task, number, layer) in zip(axes, places, strict=True):
+        rows = gates[(gates.parameter == layer) & (gates.task == task)]
+        image = rows.pivot(index="row", columns="column", values="value")
+        drawn = ax.imshow(image, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+        ax.set(title=f"Layer {number}, task {LETTERS[task - 1]}", xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    axes[0].set_ylabel("Units (blocks)")
+    fig.supxlabel("Inputs of the layer (blocks)", size=STYLE["axes.labelsize"])
+    fig.colorbar(drawn, ax=list(axes), label="Mean gate", ticks=(0, 0.5, 1), aspect=20, shrink=0.9)

@@ -1,0 +1,193 @@
+"""The sheets of several panels and the tables of a paper, from what is stored in ``figures/``."""
+
+import io
+import json
+import string
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure, SubFigure
+
+from sp import files
+from sp.figures.kit import PLOTS
+from sp.figures.record import stored, versions
+from sp.figures.style import figure
+from sp.figures.tables import INTERVALS, across_streams, cost_columns, latex_figure, latex_table, wide
+
+PREFERRED = ("mnist", "digits")  # data sets; the first that is stored is taken
+
+
+class Panel(NamedTuple):
+    """A stored figure as a panel: its name with ``{}`` for the data set, and its share of the row."""
+
+    name: str
+    share: float = 1
+
+
+class Sheet(NamedTuple):
+    """A figure of several panels: what its caption begins with, and its rows: height in inches, and panels."""
+
+    caption: str
+    rows: list[tuple[float, list[Panel]]]
+
+
+FIGURES = {
+    "figure1_mechanism": Sheet(
+        "Why a trace that accumulates remembers, and what a memory of inputs adds.",
+        [
+            (2.1, [Panel("02_consolidation/{}_traces", 1), Panel("02_consolidation/{}_gate", 1.2)]),
+            (2.2, [Panel("03_coincidence/{}_spectrum", 1.2), Panel("03_coincidence/{}_novelty", 1)]),
+            (1.9, [Panel("03_coincidence/{}_gradient"), Panel("03_coincidence/{}", 1.3)]),
+        ],
+    ),
+    "figure2_claims": Sheet(
+        "The published claims on trial.",
+        [
+            (2.5, [Panel("01_forgetting/{}_curves"), Panel("01_forgetting/{}")]),
+            (2.6, [Panel("10_claims/{}_replay", 1.1), Panel("08_permuted/{}_tasks")]),
+        ],
+    ),
+    "figure3_retention": Sheet(
+        "Retention across streams, without replay unless it is said.",
+        [
+            (1.9, [Panel("02_consolidation/{}_split5_class_matrices")]),
+            (3.5, [Panel("09_comparison/{}_accuracy")]),
+            (2.0, [Panel("03_coincidence/{}_capacity"), Panel("03_coincidence/{}_beyond")]),
+        ],
+    ),
+    "figure4_ablation": Sheet(
+        "Which choices of the rules matter.",
+        [
+            (3.1, [Panel("06_ablation/{}_published")]),
+            (2.1, [Panel("06_ablation/{}_coincidence", 1.5), Panel("06_ablation/{}_consolidation", 1)]),
+        ],
+    ),
+    "figure5_cost": Sheet(
+        "What retention costs.",
+        [(2.8, [Panel("09_comparison/{}_memory")]), (2.8, [Panel("12_overhead/size")])],
+    ),
+}
+
+
+def table_retention() -> str:
+    """Average accuracy of every method without replay on four streams."""
+    _, dataset, table = _table("09_comparison/{}")
+    streams = ["split2_class", "split5_class", "split5_domain", "permuted10"]
+    table = across_streams(table, "average_accuracy", streams)
+    caption = f"Final accuracy, without replay, {dataset}. {INTERVALS}"
+    return latex_table(wide(table), caption, "retention")
+
+
+def table_claims() -> str:
+    """The published claims, what was measured, and the verdicts; the sentences of advice (P21) are counted."""
+    name, dataset, table = _table("10_claims/{}")
+    advice = table[table.promise == "P21"]
+    counted = "; ".join(f"{verdict}: {count}" for verdict, count in advice.verdict.value_counts().items())
+    holding = (advice.verdict == "holds").sum()
+    row = ("P21", f"the advice on tuning, {len(advice)} sentences", counted, f"{holding} of {len(advice)} hold")
+    parts = [table[table.promise < "P21"], pd.DataFrame([row], columns=table.columns), table[table.promise > "P21"]]
+    table = pd.concat(parts)
+    caption = f"The published claims and what was measured, {dataset}. Verdicts are rules in code."
+    heads = {column: column.capitalize() for column in table}
+    table = table.rename(columns=heads).set_index("Promise")
+    return latex_table(table, caption, name, "lp{0.29\\textwidth}p{0.42\\textwidth}p{0.13\\textwidth}")
+
+
+def table_cost() -> str:
+    """Every method without replay on five class-incremental tasks: what it keeps, and what that costs."""
+    name, dataset, table = _table("09_comparison/{}")
+    costs = pd.read_csv(_made(f"{name}_costs"))
+    table = table[(table.stream == "split5_class") & (table.capacity == 0)].drop(columns=["stream", "capacity"])
+    order = table[table.metric == "average_accuracy"].sort_values("mean", ascending=False).method
+    text = wide(table[table.metric.isin(["average_accuracy", "backward_transfer"])]).loc[order]
+    text = text.join(cost_columns(costs, order)).fillna("")
+    caption = (
+        f"Methods without replay on five class-incremental tasks, {dataset}, best first; time of a training step, and "
+        f"what is kept from step to step besides the weights. {INTERVALS}"
+    )
+    return latex_table(text, caption, name)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "table1_retention": table_retention,
+    "table2_claims": table_claims,
+    "table3_cost": table_cost,
+}
+
+
+def sheet(name: str, journal: str = "icml") -> tuple[Figure, str, dict]:
+    """A figure of several panels, its caption and its provenance.
+
+    Args:
+        name: one in `FIGURES`. journal: a name in `sp.figures.JOURNALS`.
+
+    Raises:
+        FileNotFoundError: a panel is not stored; the message gives the command that makes it.
+    """
+    rows = FIGURES[name].rows
+    read = {panel: _first(panel.name, stored) for _, panels in rows for panel in panels}
+    fig, ax = figure("page", sum(height for height, _ in rows), journal)
+    ax.remove()
+    letters = iter(string.ascii_lowercase)
+    captions, made_from = [], {}
+    lines = fig.subfigures(len(rows), 1, height_ratios=[height for height, _ in rows], squeeze=False)[:, 0]
+    for line, (_, panels) in zip(lines, rows, strict=True):
+        parts = line.subfigures(1, len(panels), width_ratios=[panel.share for panel in panels], squeeze=False)[0]
+        for part, panel in zip(parts, panels, strict=True):
+            stem, _, (record, table) = read[panel]
+            PLOTS[record["kind"]](partial(_part, part), table, **record["options"])
+            letter = next(letters)
+            part.suptitle(letter, x=0.01, ha="left", fontsize=8, fontweight="bold")
+            captions.append(f"({letter}) {record['caption']}")
+            made_from[stem] = {key: record["provenance"][key] for key in ("command", "experiments")}
+    return fig, " ".join([FIGURES[name].caption, *captions]), {"made_from": made_from, "versions": versions()}
+
+
+def make(target: Path = Path("build/paper"), journal: str = "icml") -> list[Path]:
+    """Write the five figures (PDF) and three tables, and the LaTeX of all of them; returns what was written.
+
+    Raises:
+        FileNotFoundError: something is not stored; the message gives the command that makes it.
+    """
+    written = []
+    for name in FIGURES:
+        fig, caption, provenance = sheet(name, journal)
+        buffer = io.BytesIO()
+        subject = json.dumps(provenance, sort_keys=True)
+        fig.savefig(buffer, format="pdf", metadata={"CreationDate": None, "Producer": None, "Subject": subject})
+        plt.close(fig)
+        files.write_atomically(target / f"{name}.pdf", buffer.getvalue())
+        files.write_atomically(target / f"{name}.tex", latex_figure(name, caption, wide=True))
+        written += [target / f"{name}.pdf", target / f"{name}.tex"]
+    for name, table in TABLES.items():
+        files.write_atomically(target / f"{name}.tex", table())
+        written.append(target / f"{name}.tex")
+    return written
+
+
+def _part(part: SubFigure, _: float, **subplots: Any) -> tuple[SubFigure, Any]:
+    """The canvas of a plot that is one of several: the sheet gives the height."""
+    return part, part.subplots(**subplots)
+
+
+def _first(name: str, read: Callable[[str], Any]) -> tuple[str, str, Any]:
+    """The first of the `PREFERRED` that is stored: name, data set, what was read."""
+    missing = None
+    for dataset in PREFERRED:
+        try:
+            return name.format(dataset), files.DATASETS[dataset], read(name.format(dataset))
+        except FileNotFoundError as error:
+            missing = error
+    raise missing
+
+
+def _table(name: str) -> tuple[str, str, pd.DataFrame]:
+    return _first(name, lambda stem: pd.read_csv(_made(stem)))
+
+
+def _made(name: str) -> Path:
+    return files.existing(files.folder("figures") / f"{name}.csv")

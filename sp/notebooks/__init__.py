@@ -1,0 +1,15 @@
+"""The collection of notebooks: its parameters, and running it side by side."""
+
+from pathlib import Path
+
+
+def all_notebooks() -> list[Path]:
+    """The notebooks of the collection in their order.
+
+    Raises:
+        FileNotFoundError: there are none in the working directory.
+    """
+    found = sorted(Path("notebooks").glob("*.ipynb"))
+    if not found:
+        raise FileNotFoundError(f"{Path('notebooks').absolute()} has no notebooks: go to the project's folder first")
+    return found

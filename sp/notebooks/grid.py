@@ -1,0 +1,82 @@
+"""A parameterised notebook over a grid: one executed copy for each combination of parameters, and one table of all."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sp.files import other_figures, write_atomically
+from sp.notebooks import parameters
+from sp.notebooks.running import Copy, execute_all
+
+
+def make_grid(
+    notebook: Path,
+    points: Iterable[dict[str, Any]],
+    to: Path | None = None,
+    workers: int | None = None,
+) -> int:
+    """Execute a notebook once for each point, side by side, and put the tables that the copies leave together.
+
+    A copy is named after those of its parameters that are not the notebook's own, and its figures go to the folder of
+    that name beside it. It is made anew each time; what takes long are its runs, and the ledger keeps these.
+
+    Args:
+        notebook: has a cell tagged ``parameters``.
+        points: parameters of each copy; the others keep the notebook's values.
+        to: the copies are in its folder NOTEBOOK; default: `sp.files.other_figures`.
+        workers: how many at a time; default: as many as there are cores, which they share.
+
+    Returns:
+        Exit status: 0, or 1 when a copy failed.
+
+    Raises:
+        ValueError: a parameter that the notebook does not have, or of another type; the message lists the known ones.
+        OSError: the notebook cannot be read, or the folder cannot be written.
+    """
+    own = parameters.of(notebook)
+    points = [parameters.checked(point, own) for point in points]
+    named = {parameters.run_name(parameters.changed(point, own)): point for point in points}
+    varied = dict.fromkeys(name for point in points for name in point)
+    folder = Path(to or other_figures()).absolute() / notebook.stem
+    copies = {name: Copy(notebook.absolute(), folder / f"{name}.ipynb", named[name], folder / name) for name in named}
+    for old in (table for name in named for table in (folder / name).rglob("*.csv")):
+        old.unlink()  # which a copy may not leave any more
+    failures = execute_all(list(copies.values()), workers)
+    finished = {name: point for name, point in named.items() if copies[name] not in failures}
+    made = f"{len(finished)} of {len(named)} notebooks"
+    print(f"{made} are in {folder}.")
+    for table in tables_over_copies(folder, {n: {v: p.get(v, own[v]) for v in varied} for n, p in finished.items()}):
+        print(f"One table over {made}: {table}")
+    return 1 if failures else 0
+
+
+def tables_over_copies(folder: Path, named: Mapping[str, Mapping[str, Any]]) -> list[Path]:
+    """For each CSV of the copies, write one with the rows of all of them, and return these.
+
+    The parameters of a copy are its first columns (``parameter_NAME`` where the CSV has a column NAME). Where the data
+    set varies, its name is left out of the name of the CSV.
+
+    Args:
+        folder: of the grid. named: for each copy, which has a folder of its name, the same parameters.
+    """
+    parts: dict[str, list[tuple[Mapping[str, Any], pd.DataFrame]]] = {}
+    datasets_vary = len({point.get("dataset") for point in named.values()}) > 1
+    for name, point in named.items():
+        for path in sorted((folder / name).rglob("*.csv")):
+            stem = re.sub(rf"(^|_){point['dataset']}(?=_|$)", "", path.stem) if datasets_vary else path.stem
+            target = f"{stem.strip('_') or 'datasets'}.csv"
+            # As text, so that every number stays as the copy wrote it.
+            parts.setdefault(target, []).append((point, pd.read_csv(path, dtype=str, keep_default_na=False)))
+    for target, tables in parts.items():
+        taken = {column for _, table in tables for column in table}
+        rows = [pd.concat([_columns(point, taken, table.index), table], axis=1) for point, table in tables]
+        write_atomically(folder / target, pd.concat(rows).to_csv(index=False))
+    return [folder / target for target in parts]
+
+
+def _columns(point: Mapping[str, Any], taken: set[str], index: pd.Index) -> pd.DataFrame:
+    texts = {name: value if isinstance(value, str) else repr(value) for name, value in point.items()}
+    return pd.DataFrame({f"parameter_{n}" if n in taken else n: text for n, text in texts.items()}, index=index)

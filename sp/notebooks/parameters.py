@@ -1,0 +1,143 @@
+"""The parameters of a notebook: its own, which it is committed with, and what a run with others is called."""
+
+import ast
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sp import files
+
+LONGEST_NAME = 120  # characters; file systems take 255 bytes
+OWN = "own"  # name of a run whose parameters are the notebook's own
+_WORD = re.compile(r"(?!(?:True|False|None)$)[A-Za-z_]\w*", re.ASCII)  # a text that needs no quotes
+
+
+def file() -> Path:
+    """``notebooks/parameters.json``: the own parameters of every notebook, by its name, as `refresh` wrote them."""
+    return files.project() / "notebooks" / "parameters.json"
+
+
+def own(notebook: str) -> dict[str, Any]:
+    """The own parameters of a notebook, in the order of its ``parameters`` cell.
+
+    Args:
+        notebook: its name without a suffix, such as ``01_forgetting``.
+
+    Raises:
+        FileNotFoundError: the working directory is in no project that has ``notebooks/parameters.json``.
+        ValueError: there is no such notebook; the message lists those that there are.
+    """
+    if not file().is_file():
+        raise FileNotFoundError(
+            f"{file()} is not there: run the notebook in the project's folder (papermill --cwd notebooks), or write "
+            "the file with  python -m sp refresh"
+        )
+    known = json.loads(file().read_text())
+    if notebook not in known:
+        raise ValueError(
+            f"{file()} has no parameters of {notebook!r}, it has those of {', '.join(known)}: write them with  "
+            "python -m sp refresh"
+        )
+    return known[notebook]
+
+
+def of(notebook: Path) -> dict[str, Any]:
+    """What a notebook's cell tagged ``parameters`` says, in its order; nothing where there is no such cell.
+
+    Raises:
+        ValueError: a value there is not a literal.
+    """
+    import papermill  # takes a second, for which every figure would wait
+
+    found = {}
+    for name, about in papermill.inspect_notebook(str(notebook)).items():
+        try:
+            found[name] = plain(ast.literal_eval(about["default"]))
+        except (ValueError, SyntaxError) as error:
+            raise ValueError(
+                f"{notebook}: the own value of {name} must be a number, a text, or a list or dict of these, got "
+                f"{about['default']}: write it out, or compute it in a later cell"
+            ) from error
+    return found
+
+
+def of_all(notebooks: Iterable[Path]) -> str:
+    """The text of `file`, from the cells of the notebooks that have parameters."""
+    found = {path.stem: values for path in notebooks if (values := of(path))}
+    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+
+
+def checked(point: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The point, `plain`, if each of its names is among the notebook's own, and each value of the type of that one.
+
+    Raises:
+        ValueError: one is not; the message lists the known names, or says what is expected.
+    """
+    if unknown := sorted(set(point) - set(own)):
+        known = ", ".join(f"{name} = {value!r}" for name, value in own.items())
+        raise ValueError(f"unknown parameter(s) {', '.join(unknown)}; the notebook has {known or 'none'}")
+    point = {name: plain(value, own[name]) for name, value in point.items()}
+    for name, value in point.items():
+        if own[name] is not None and type(value) is not type(own[name]):
+            hint = ": put it in quotes, \"'...'\"" if isinstance(own[name], str) else ""
+            kind = type(own[name]).__name__
+            raise ValueError(f"{name} must be of type {kind}, such as {own[name]!r}, got {value!r}{hint}")
+    return point
+
+
+def plain(value: Any, own: Any = None) -> Any:
+    """A value made of what JSON knows: tuples, arrays and tensors become lists, and 1 becomes 1.0 beside an own 0.5.
+
+    Args:
+        value: None, a truth value, number or text, or any nesting of these. own: the notebook's own value.
+
+    Raises:
+        ValueError: something else.
+    """
+    if isinstance(value, Mapping):
+        return {name: plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [plain(one) for one in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist(), own)
+    if value is not None and not isinstance(value, bool | int | float | str):
+        raise ValueError(
+            f"a parameter must be None, a truth value, a number, a text, or a list or dict of these, got {value!r}: "
+            "build other objects from it in a later cell"
+        )
+    return float(value) if type(own) is float and type(value) is int else value
+
+
+def changed(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the values that are not the notebook's own, in the order of its cell."""
+    return {
+        name: values[name]
+        for name in own
+        if name in values and json.dumps(plain(values[name], own[name])) != json.dumps(plain(own[name]))
+    }
+
+
+def written(value: Any) -> str:
+    """A value as it is typed on a command line after ``-p NAME``."""
+    return value if isinstance(value, str) and _WORD.fullmatch(value) else repr(value)
+
+
+def run_name(changed: Mapping[str, Any]) -> str:
+    """A file name that says these parameters, and is another one for other parameters: ``seeds=3,lr=0.1``."""
+    if not changed:
+        return OWN
+    exact = ",".join(f"{name}={written(value)}" for name, value in changed.items())
+    name = re.sub(r"[^\w.+=,-]+", "-", exact, flags=re.ASCII)
+    if name == exact and len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[:LONGEST_NAME]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+
+
+def command(notebook: str, changed: Mapping[str, Any]) -> str:
+    """The command that runs a notebook of the collection with these parameters in place of its own."""
+    chosen = [word for name, value in changed.items() for word in ("-p", name, written(value))]
+    return shlex.join(["python", "-m", "sp", "figures", f"notebooks/{notebook}.ipynb", *chosen])

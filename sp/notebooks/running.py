@@ -1,0 +1,202 @@
+"""Running notebooks side by side: executed copies, or afresh in place."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import joblib
+import nbformat
+import papermill
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from sp.files import bar, folder, switched_on, write_atomically
+from sp.lab.parallel import Failed, call_all
+from sp.notebooks import all_notebooks, parameters
+
+SILENT = ["--IPKernelApp.log_level=50"]  # a kernel would write into the bar
+QUIET = {"TQDM_DISABLE": "1"}  # bars would be stored as outputs, and no two runs draw them alike
+FINISHED = "finished"  # what a notebook comes to that does not fail
+
+
+@dataclass(frozen=True, eq=False)
+class Copy:
+    """A notebook to execute.
+
+    Attributes:
+        notebook: what to execute, in its own folder. target: its executed copy. Both are whole paths.
+        chosen: parameters; the others keep the notebook's values.
+        figures: folder for its figures, ``$SP_FIGURES``; None: where they usually go.
+    """
+
+    notebook: Path
+    target: Path
+    chosen: dict[str, Any]
+    figures: Path | None = None
+
+
+def make_figures(dataset: str, notebooks: Sequence[Path] = (), workers: int | None = None) -> int:
+    """Execute notebooks on a data set, side by side; executed copies go to ``build/notebooks``.
+
+    With ``SP_FRESH=1`` in the environment, where no committed run is read, it says first how long that takes.
+
+    Returns:
+        Exit status: 0, or 1 when a notebook failed; the others are executed all the same.
+    """
+    if switched_on("SP_FRESH"):
+        minutes = _expected_seconds(dataset) / 60
+        print(
+            f"All runs anew: about {minutes:.0f} minutes of CPU time, {minutes / joblib.cpu_count():.0f} on "
+            f"{joblib.cpu_count()} cores.",
+            flush=True,
+        )
+    target = Path("build/notebooks").absolute() / dataset
+    copies = []
+    for path in notebooks or all_notebooks():
+        chosen = {"dataset": dataset} if "dataset" in parameters.of(path) else {}
+        copies.append(Copy(path.absolute(), target / path.name, chosen))
+    failures = execute_all(copies, workers)
+    print(f"Figures are in {folder('figures')}, executed notebooks in {target}.")
+    return 1 if failures else 0
+
+
+def _expected_seconds(dataset: str) -> float:
+    """How long the committed runs on a data set took, in seconds of one core."""
+    from sp.lab.ledger import Ledger  # brings PyTorch, for which each worker process would wait
+
+    kept = Ledger(folder("ledger")).results()
+    return sum(result.seconds for result in kept if result.experiment.dataset == dataset)
+
+
+def execute_all(copies: Sequence[Copy], workers: int | None = None) -> dict[Copy, str]:
+    """Execute copies side by side, and print what failed, and how many runs were read and computed.
+
+    Args:
+        copies: what to execute. workers: how many at a time; default: as many as there are cores, which they share.
+
+    Returns:
+        What went wrong with each copy that failed.
+
+    Raises:
+        OSError: a folder of a copy cannot be made.
+    """
+    for copy in copies:
+        copy.target.parent.mkdir(parents=True, exist_ok=True)
+    failures, read, computed = _side_by_side(_execute, copies, {}, workers)
+    print(f"{len(read):,} runs were read, {len(computed):,} computed.")
+    return failures
+
+
+def _execute(environment: Mapping[str, str], copy: Copy) -> str:
+    own = {"SP_FIGURES": str(copy.figures)} if copy.figures else {}
+    notebook = papermill.execute_notebook(str(copy.notebook), None, copy.chosen, prepare_only=True)
+    outcome = _outcome(notebook, copy.notebook.parent, {**environment, **own})
+    write_atomically(copy.target, nbformat.writes(notebook) + "\n")
+    return outcome if outcome == FINISHED else f"{copy.target}, {outcome}"
+
+
+def _outcome(notebook: nbformat.NotebookNode, folder: Path, environment: Mapping[str, str]) -> str:
+    """`FINISHED`, or what went wrong; outputs are in the notebook, also of the cell that failed."""
+    client = NotebookClient(
+        notebook,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+        extra_arguments=SILENT,
+        coalesce_streams=True,  # a busy machine sends a text in parts
+    )
+    try:
+        client.execute(env={**os.environ, **environment})
+    except CellExecutionError as error:
+        return f"cell [{client.code_cells_executed}]: {error.ename}: {error.evalue}"
+    return FINISHED
+
+
+def refresh(notebooks: Sequence[Path] = ()) -> int:
+    """Execute notebooks in place on their own parameters, and store the outputs that the tests compare.
+
+    First ``notebooks/parameters.json`` is written from the ``parameters`` cells of the whole collection. The runs that
+    the notebooks show are written into the committed layer of the ledger; where all were executed, it then has no other
+    runs on digits.
+
+    Returns:
+        Exit status: 0, or 1 when a notebook failed, which stays as it was.
+    """
+    from sp.lab.ledger import Ledger  # brings PyTorch
+
+    write_atomically(parameters.file(), parameters.of_all(all_notebooks()))
+    # Whole paths: worker processes may have been started in another folder.
+    paths = [path.absolute() for path in notebooks or all_notebooks()]
+    failures, read, computed = _side_by_side(_refresh, paths, QUIET)
+    used = read | computed
+    count = Ledger().commit(used, instead_of=None if failures or notebooks else "digits")
+    print(f"{len(used):,} runs and tables are shown; the committed ledger has {count:,}.")
+    return 1 if failures else 0
+
+
+def _refresh(environment: Mapping[str, str], path: Path) -> str:
+    notebook = nbformat.read(path, as_version=4)
+    outcome = _outcome(notebook, path.parent, environment)
+    if outcome != FINISHED:
+        return f"{path}, {outcome}"
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+    notebook.metadata.pop("widgets", None)
+    write_atomically(path, nbformat.writes(notebook) + "\n")
+    return FINISHED
+
+
+def _side_by_side(
+    make: Callable[[Mapping[str, str], Any], str],
+    items: Sequence[Any],
+    environment: Mapping[str, str],
+    workers: int | None = None,
+) -> tuple[dict[Any, str], set[str], set[str]]:
+    """Make notebooks in worker processes, with one bar, and print what failed.
+
+    Args:
+        make: takes the environment of its kernel and an item; returns `FINISHED`, or what went wrong.
+        items: what to make. environment: of all kernels. workers: as for `execute_all`.
+
+    Returns:
+        What went wrong with each item that failed; the keys of the runs that were read and not computed, and of those
+        that were computed.
+    """
+    workers = max(1, min(workers or joblib.cpu_count(), len(items)))
+    failures = {}
+    with tempfile.TemporaryDirectory() as scratch, bar(total=len(items), unit="notebook") as shown:
+        log = Path(scratch) / "runs"
+        environment = {**kernel_environment(workers), **environment, "SP_LEDGER_LOG": str(log)}
+        for item, outcome in call_all(partial(make, environment), items, workers):
+            if outcome != FINISHED:
+                failures[item] = f"{item}: {outcome.reason}" if isinstance(outcome, Failed) else outcome
+            shown.set_postfix(failed=len(failures))
+            shown.update()
+        read, computed = logged(log)
+    for item in items:
+        if item in failures:
+            print(f"FAILED {failures[item]}", file=sys.stderr)
+    return failures, read, computed
+
+
+def kernel_environment(workers: int) -> dict[str, str]:
+    """The environment of a kernel beside others: its share of the cores, one thread for each of its processes."""
+    cores = -(-joblib.cpu_count() // workers)
+    # How many threads share a sum decides how it is rounded: with one, every machine stores the same outputs.
+    return {"LOKY_MAX_CPU_COUNT": str(cores), "OMP_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+
+
+def logged(log: Path) -> tuple[set[str], set[str]]:
+    """Keys of the runs that were read and not computed, and of those that were computed.
+
+    Args:
+        log: lines ``read KEY`` or ``computed KEY``, as the ledger writes them to ``$SP_LEDGER_LOG``; none: no runs. A
+            line that a killed kernel did not finish is left out.
+    """
+    lines = log.read_text().splitlines() if log.is_file() else []
+    read, computed = ({line.removeprefix(w) for line in lines if line.startswith(w)} for w in ("read ", "computed "))
+    return read - computed, computed

@@ -1,0 +1,542 @@
+"""Anybody's rule, network and data stand in one fair comparison, and what cannot says so before anything runs."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import r2_score
+from studies import TUNING_SEEDS
+from torch import nn
+
+from sp import lab
+from sp.__main__ import main
+from sp.lab import GradientLearner, Needs, Stream, compare
+from sp.lab.experiment import Result, explained_variance, run
+from sp.lab.ledger import Ledger
+from tests.lab import test_sweep
+
+ROOT = Path(__file__).parents[2]
+cluster = test_sweep.cluster
+LION = """
+import torch
+from torch import nn
+
+
+class Lion(torch.optim.Optimizer):
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.99)):
+        super().__init__(params, {"lr": lr, "betas": betas})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                m = self.state[p].setdefault("m", torch.zeros_like(p))
+                p.sub_(m.lerp(p.grad, 1 - group["betas"][0]).sign(), alpha=group["lr"])
+                m.lerp_(p.grad, 1 - group["betas"][1])
+
+
+def lion(model, lr=1e-3):
+    return Lion(model.parameters(), lr=lr)
+
+
+def network():
+    return nn.Sequential(nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10))
+"""
+exec(compile(LION, "lion", "exec"))
+Lion, lion, network = (globals()[name] for name in ("Lion", "lion", "network"))
+SMALL = {"network": network, "epochs": 2, "workers": 1, "progress": False}
+
+
+class Anchored(GradientLearner):
+    """A rival: each weight is pulled to where the last task left it."""
+
+    needs = Needs(boundaries=True)
+
+    def __init__(self, model, strength=0.1):
+        super().__init__(model, "sgd", {"lr": 0.1})
+        self.strength, self.anchor = strength, None
+
+    def adjust_gradients(self):
+        for p, anchor in zip(self.parameters, self.anchor or [], strict=False):
+            p.grad += self.strength * (p.detach() - anchor)
+
+    def end_task(self, x, y, allowed):
+        self.anchor = [p.detach().clone() for p in self.parameters]
+
+
+@pytest.fixture(autouse=True)
+def no_figure_is_left():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def kept(tmp_path):
+    return Ledger(tmp_path / "store")
+
+
+def digits(tasks=2, **choices):
+    return Stream.split("digits", tasks, samples_per_task=80, **choices)
+
+
+def blobs(number=0, classes=2, rows=60, shape=(4,)):
+    """Arrays of one task with classes that a linear network tells apart."""
+    chance = np.random.default_rng(number)
+    centres = chance.normal(size=(classes, *shape)) * 3
+
+    def part():
+        y = np.arange(rows) % classes
+        return centres[y] + chance.normal(size=(rows, *shape)) * 0.1, y
+
+    return (*part(), *part())
+
+
+def shifted(task, by):
+    x, y, x_test, y_test = task
+    return x, y + by, x_test, y_test + by
+
+
+def linear(inputs, outputs):
+    return lambda: nn.Linear(inputs, outputs)
+
+
+def test_lion_beside_adam_and_coincidence_from_tuning_to_the_figure(kept, tmp_path, monkeypatch, capsys):
+    methods = {"Adam": "adam", "Coincidence": "coincidence", "Lion": lambda model, lr: Lion(model.parameters(), lr=lr)}
+    rates = {"lr": [1e-5, 3e-3]}
+    call = partial(compare, methods, digits(), tune={"Adam": rates, "Lion": rates}, ledger=kept, seeds=2)
+    runs = call(**{**SMALL, "progress": True})
+    assert "18 runs, 0 of them kept, 18 to do: about" in capsys.readouterr().err
+    assert runs.tuning.chosen.tolist() == [False, True, False, True]
+    assert runs.data.method.tolist() == ["Adam", "Adam", "Coincidence", "Coincidence", "Lion", "Lion"]
+    assert runs.data.option_lr.dropna().tolist() == [3e-3] * 4 and runs.data.seed.tolist() == [0, 1] * 3
+    begun = [result.initial.tolist() for result in runs.results]
+    assert begun[0] == begun[2] == begun[4] != begun[1] == begun[3] == begun[5]
+    tried = [result.experiment for result in kept.results() if result.experiment.evaluation == "validation"]
+    assert len(tried) == 12 and {e.seed for e in tried} == set(TUNING_SEEDS)
+    assert len(kept.results()) == 18
+
+    table = runs.table()
+    assert table.columns.tolist()[2:] == ["n", "minus Adam", "verdict"] and (table.n == 2).all()
+    assert table.verdict.tolist() == ["baseline", "too few seeds to tell", "too few seeds to tell"]
+    assert table["final accuracy"]["Lion"].startswith(f"{runs.data.average_accuracy[4:].mean():.3f} [")
+    assert "Lion" in runs.latex() and r"\begin{table*}" in runs.latex()
+    assert runs.matrix("Lion").shape == (2, 2)
+    curve = runs.curve()
+    assert curve[curve.step == 2].accuracy.tolist() == pytest.approx(runs.data.average_accuracy.tolist())
+    monkeypatch.setenv("SP_FIGURES", str(tmp_path / "figures"))
+    for kind in ("accuracy", "matrix", "curve"):
+        assert runs.plot(kind).axes
+        runs.save(f"lion_{kind}", kind, formats=["pdf"])
+    record = json.loads((tmp_path / "figures" / "lion_curve.json").read_text())
+    assert record["provenance"]["experiments"] == sorted(runs.data.key)
+
+    monkeypatch.setattr("sp.lab.sweep.run", None)  # nothing is run again
+    assert call(**SMALL).data.drop(columns="seconds").equals(runs.data.drop(columns="seconds"))
+
+
+def keys(kept, method, **choices):
+    return compare({"Own": method}, digits(), seeds=1, ledger=kept, **{**SMALL, **choices}).data.key.tolist()
+
+
+def test_what_is_kept_is_known_by_content_and_not_by_title(kept):
+    rate = 1e-3
+    first = keys(kept, lambda model: Lion(model.parameters(), lr=rate))
+    renamed = compare(
+        {"Other": lambda model: Lion(model.parameters(), lr=rate)}, digits(), seeds=1, ledger=kept, **SMALL
+    )
+    assert renamed.data.key.tolist() == first and renamed.data.optimizer.tolist() == ["Other"]
+    rate = 2e-3
+    assert keys(kept, lambda model: Lion(model.parameters(), lr=rate)) != first
+    (result,) = [result for result in kept.results() if result.experiment.key() == first[0]]
+    again = Result.from_row(json.loads(json.dumps(result.as_row()))).experiment
+    assert again == result.experiment and again.key() == first[0] and str(again.optimizer) == "Own"
+    with pytest.raises(ValueError, match="'Own' was read from a ledger, which has its digest only: give it again"):
+        run(again)
+    with pytest.raises(ValueError, match="'own network' was read from a ledger"):
+        run(replace(again, optimizer="adam"))
+
+
+def test_a_run_with_own_code_is_no_part_of_an_audit(tmp_path, monkeypatch, capsys):
+    keys(Ledger(tmp_path), lion)
+    monkeypatch.setenv("SP_LEDGER", str(tmp_path))
+    assert main(["audit", "--sample", "1"]) == 2
+    assert "there is nothing to audit" in capsys.readouterr().err
+
+
+def test_a_class_and_a_partial_of_one_get_the_parameters(kept):
+    methods = {"function": lion, "class": Lion, "partial": partial(Lion, lr=1e-3)}
+    accuracies = compare(methods, digits(), seeds=1, ledger=kept, **SMALL).data.average_accuracy
+    assert accuracies.nunique() == 1
+
+
+def test_a_rival_stands_under_its_registered_name_or_as_its_class(kept, monkeypatch):
+    monkeypatch.setattr("sp.lab.methods._registered", {})
+    lab.register("anchored", Anchored)
+    runs = compare(
+        {"SGD": lambda model: torch.optim.SGD(model.parameters(), 0.1), "name": "anchored", "class": Anchored},
+        digits(scenario="domain"),
+        tune={"name": {"strength": [0.0]}, "class": {"strength": [2.0]}},
+        seeds=1,
+        ledger=kept,
+        **{**SMALL, "network": linear(64, 5)},
+    )
+    plain, loose, held = runs.matrix("SGD"), runs.matrix("name"), runs.matrix("class")
+    assert plain.tolist() == loose.tolist() and held[1, 0] > loose[1, 0]
+    with pytest.raises(ValueError, match=r"method must be one of .*, got 'ancored': did you mean 'anchored'"):
+        compare(["ancored"], digits())
+    with pytest.raises(ValueError, match="must not be that of a method of this package, got 'adam'"):
+        lab.register("adam", Anchored)
+
+
+def everything(monkeypatch):
+    """Methods and a stream all of which must travel: a lambda, a function of this file, a registered class, arrays."""
+    monkeypatch.setattr("sp.lab.methods._registered", {"anchored": Anchored})
+    rate = 1e-3
+    methods = {"lambda": lambda model: Lion(model.parameters(), lr=rate), "function": lion, "name": "anchored"}
+    return methods, Stream.from_arrays([blobs(0), shifted(blobs(1), 2)]), linear(4, 4)
+
+
+def test_own_things_reach_two_workers_and_give_the_same(tmp_path, monkeypatch):
+    methods, stream, net = everything(monkeypatch)
+    options = {"seeds": 2, "epochs": 2, "progress": False}
+    here = compare(methods, stream, net, workers=1, ledger=Ledger(tmp_path / "one"), **options)
+    there = compare(methods, stream, net, workers=2, ledger=Ledger(tmp_path / "two"), **options)
+    assert there.data.drop(columns="seconds").equals(here.data.drop(columns="seconds"))
+    assert there.results[0].experiment.optimizer.content is methods["lambda"]
+
+
+def test_own_things_reach_a_cluster(tmp_path, monkeypatch, cluster):
+    methods, stream, net = everything(monkeypatch)
+    options = {"seeds": 1, "epochs": 2, "progress": False}
+    there = compare(methods, stream, net, cluster=cluster[0], ledger=Ledger(tmp_path / "two"), **options)
+    here = compare(methods, stream, net, workers=1, ledger=Ledger(tmp_path / "one"), **options)
+    assert there.data.average_accuracy.tolist() == here.data.average_accuracy.tolist()
+
+
+NOTEBOOK = """
+from sp.lab import Stream, compare
+from sp.lab.ledger import Ledger
+
+if __name__ == "__main__":
+    stream = Stream.split("digits", 2, samples_per_task=40)
+    methods = {"Adam": "adam", "Lion": lambda model: lion(model, 1e-3)}
+    runs = compare(methods, stream, lambda: network(), seeds=1, workers=2, ledger=Ledger("store"))
+    print(*runs.data.average_accuracy, *runs.data.key)
+"""
+
+
+def test_functions_of_a_notebook_s_cell_reach_the_workers_and_keep_their_keys(tmp_path):
+    (tmp_path / "cell.py").write_text(LION + NOTEBOOK)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def said():
+        command = [sys.executable, "cell.py"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    first = said()
+    again = said()
+    assert "2 runs, 0 of them kept" in first.stderr and "of them kept" not in again.stderr
+    assert again.stdout == first.stdout
+
+
+def test_what_has_no_digest_is_computed_and_not_kept_and_one_warning_says_why(kept):
+    chance = torch.Generator()
+
+    def noisy(model):
+        chance.manual_seed(0)
+        return torch.optim.SGD(model.parameters(), lr=0.1)
+
+    with pytest.warns(UserWarning, match="not kept.*chance.*random generator") as caught:
+        runs = compare({"SGD": "sgd", "Noisy": noisy}, digits(), seeds=2, ledger=kept, **SMALL)
+    assert len(caught) == 1 and len(runs.data) == 4 and len(kept.results()) == 2
+
+
+@pytest.mark.parametrize("make", [np.asarray, torch.as_tensor], ids=["arrays", "tensors"])
+def test_classes_of_own_images_in_every_scenario(kept, make):
+    def conv(outputs):
+        return lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, outputs))
+
+    first, second = blobs(0, shape=(1, 4, 4)), blobs(1, shape=(1, 4, 4))
+    first, second = tuple(map(make, first)), tuple(map(make, second))
+    streams = {
+        "class": Stream.from_arrays([first, shifted(second, 2)]),
+        "task": Stream.from_arrays([first, shifted(second, 2)], scenario="task"),
+        "domain": Stream.from_arrays([first, second], scenario="domain"),
+    }
+    found = {}
+    for name, stream in streams.items():
+        outputs, options = 2 if name == "domain" else 4, {"epochs": 20, "workers": 1, "progress": False}
+        found[name] = compare(["adam", "chance"], stream, conv(outputs), seeds=1, ledger=kept, **options)
+        assert found[name].matrix("Adam").diagonal().tolist() == [1, 1]
+    chance = {name: runs.data.average_accuracy.iloc[1] for name, runs in found.items()}
+    assert chance == pytest.approx({"class": 1 / 4, "task": 1 / 2, "domain": 1 / 2}, abs=0.1)
+    assert len({key for runs in found.values() for key in runs.data.key}) == 6
+    usual = compare(["adam"], streams["class"], seeds=1, workers=1, ledger=kept, progress=False)
+    assert usual.data.parameters.item() == 17 * 100 + 101 * 100 + 101 * 4
+
+
+def test_tuning_on_own_arrays_sees_training_rows_alone_and_none_twice():
+    task = blobs(0, rows=50)
+    stream = Stream.from_arrays([task], scenario="domain")
+    (held,) = stream.arrays.tasks_for("validation").tasks
+    (x, y), (x_held, _) = held.train(), held.test()
+    assert len(x) == 40 and len(x_held) == 10 and y.dtype == torch.int64 and x.dtype == torch.float32
+    rows = sorted(map(tuple, torch.cat([x, x_held]).tolist()))
+    assert rows == sorted(map(tuple, task[0].astype(np.float32).tolist()))
+
+
+def test_runs_on_own_arrays_are_committed_while_they_are_shown(kept, tmp_path, monkeypatch):
+    monkeypatch.setenv("SP_LEDGER", str(tmp_path / "ledger"))
+    stream = Stream.from_arrays([blobs(0)], scenario="domain")
+    runs = compare(["sgd"], stream, linear(4, 2), seeds=1, workers=1, ledger=kept, progress=False)
+    assert kept.commit(runs.data.key) == kept.commit([]) == 1
+    assert (tmp_path / "ledger" / "own.jsonl").read_text() and kept.commit([], instead_of="digits") == 0
+
+
+def test_other_content_is_another_key(kept):
+    def key(task):
+        stream = Stream.from_arrays([task], scenario="domain")
+        return compare(["sgd"], stream, linear(4, 2), seeds=1, workers=1, ledger=kept, progress=False).data.key.item()
+
+    x, *others = blobs(0)
+    other = x.copy()
+    other[3, 2] += 0.5
+    assert key((x, *others)) == key((x.copy(), *others)) != key((other, *others))
+
+
+def test_numbers_are_learnt_by_their_squared_error_and_scored_by_r2(kept):
+    chance = np.random.default_rng(0)
+    x, weights = chance.normal(size=(200, 3)), chance.normal(size=(3, 2))
+    y = x @ weights
+    stream = Stream.from_arrays([(x[:150], y[:150], x[150:], y[150:])], scenario="domain", target="numbers")
+    rate = {"Adam": {"lr": [0.03]}, "Coincidence": {"lr": [0.3]}}
+    methods = {"Adam": "adam", "Coincidence": "coincidence"}
+    runs = compare(methods, stream, linear(3, 2), 1, rate, epochs=20, workers=1, ledger=kept, progress=False)
+    assert (runs.data.average_accuracy > 0.9).all()
+    assert runs.table().columns[0] == "final R2 (0 where negative)"
+    answers, true = torch.tensor(y + chance.normal(size=y.shape)), torch.tensor(y)
+    assert explained_variance(answers, true) == pytest.approx(r2_score(true, answers))
+    assert explained_variance(-3 * true, true) == 0 == explained_variance(true * torch.nan, true)
+
+
+def test_sequences_of_tokens(kept):
+    tokens = np.random.default_rng(0).integers(0, 5, (120, 6))
+    parts = (tokens[:80], (tokens[:80] + 1) % 5, tokens[80:], (tokens[80:] + 1) % 5)
+    stream = Stream.from_arrays([parts], scenario="domain")
+    net = partial(nn.Sequential, nn.Embedding(5, 8), nn.Linear(8, 5))
+    with pytest.raises(ValueError, match="network must make a new module each time"):
+        compare(["adam"], stream, net, workers=1, ledger=kept)
+
+    def fresh():
+        return nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 5))
+
+    runs = compare(["adam"], stream, fresh, 1, {"Adam": {"lr": [0.1]}}, workers=1, ledger=kept, progress=False)
+    assert runs.data.average_accuracy.item() == 1
+    stored = compare(["adam"], stream, fresh, 1, workers=1, ledger=kept, progress=False, replay_capacity=10)
+    assert stored.results[0].buffer == {}  # sequences are of no one class
+    with pytest.raises(ValueError, match=r"network must be your own for sequences|x holds whole numbers"):
+        compare(["adam"], stream, workers=1, ledger=kept)
+    with pytest.raises(ValueError, match="method 'EWC' is written for classes and cross-entropy"):
+        compare(["ewc"], stream, fresh, workers=1, ledger=kept)
+
+
+def test_online_each_batch_is_tested_before_it_is_learnt_and_order_is_kept(kept):
+    x = np.eye(10, dtype=np.float32)[np.arange(100) // 10]  # ten rows alike, then ten others
+    y = np.arange(100) // 10
+    seen = []
+
+    class Last:
+        """Answers with the label that it saw last."""
+
+        needs = Needs()
+
+        def __init__(self, model):
+            self.label = 0
+
+        def learn(self, x, y, allowed):
+            seen.append(x.argmax(1).tolist())
+            self.label = y[-1].item()
+
+        def logits(self, x):
+            return nn.functional.one_hot(torch.full((len(x),), self.label), 10).float()
+
+    stream = Stream.online(x, y)
+    options = {"batch_size": 5, "workers": 1, "ledger": kept, "progress": False}
+    runs = compare({"Last": Last}, stream, linear(10, 10), 1, **options)
+    assert seen[-20:] == [[number // 2] * 5 for number in range(20)]
+    assert runs.data.average_accuracy.item() == pytest.approx(0.5)  # right on the second of two batches
+    assert runs.curve().accuracy.tolist() == [1, 1, *[0, 1] * 9]
+    assert runs.plot("curve").axes and stream.is_online
+    with pytest.raises(ValueError, match="an online stream has not: take 'accuracy' or 'curve'"):
+        runs.plot("matrix")
+    tuned = stream.arrays.tasks_for("validation")
+    assert len(tuned.tasks[0].train()[1]) == 20 and stream.arrays.tasks_for("test").scored_from == 20
+    with pytest.raises(ValueError, match="method 'EWC' is told when a task ends"):
+        compare(["ewc"], stream, **options)
+    with pytest.raises(ValueError, match="epochs must be 1 online"):
+        compare(["sgd"], stream, epochs=2, **options)
+    rate = {"SGD": {"lr": [0.01, 0.5]}}
+    numbers = compare(["sgd"], Stream.online(x, x @ np.arange(10), target="numbers"), None, 1, rate, **options)
+    assert numbers.data.prequential_loss.item() > 0
+
+
+def test_an_own_loss_is_learnt_and_part_of_the_key(kept):
+    def none(outputs, y):
+        return outputs.sum() * 0
+
+    runs = compare(["sgd"], digits(), seeds=1, loss=none, ledger=kept, **SMALL)
+    assert runs.matrix("SGD")[1, 0] == runs.results[0].initial[0]
+    other = compare(["sgd"], digits(), seeds=1, loss=nn.functional.cross_entropy, ledger=kept, **SMALL)
+    plain = compare(["sgd"], digits(), seeds=1, ledger=kept, **SMALL)
+    assert other.matrix("SGD").tolist() == plain.matrix("SGD").tolist()
+    assert len({one.data.key.item() for one in (runs, other, plain)}) == 3
+    assert "loss" not in plain.data
+    with pytest.raises(ValueError, match="loss must return one number"):
+        compare(["sgd"], digits(), loss=lambda outputs, y: outputs, ledger=kept, **SMALL)
+
+
+X, Y, X_TEST, Y_TEST = blobs()
+BROKEN = X.copy()
+BROKEN[7, 1] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ((X, Y[:-1], X_TEST, Y_TEST), {}, r"x of task 1 and y of task 1 must have as many rows.*\(60, 4\) and \(59,\)"),
+        ((BROKEN, Y, X_TEST, Y_TEST), {}, r"x of task 1 must be finite, got nan at \[7, 1\]"),
+        ((X, Y + 0.5, X_TEST, Y_TEST), {}, "y of task 1 must hold classes.*got 0.5.*or give target='numbers'"),
+        ((X, Y - 1, X_TEST, Y_TEST), {}, "y of task 1 must hold classes, whole numbers from 0, got -1"),
+        ((X, Y, X_TEST, Y_TEST + 5), {}, "y_test of task 1 has class 5, which y of task 1 has not"),
+        ((X, Y, X_TEST, Y_TEST), {"outputs": 1}, "outputs must be 2 or more, for y has class 1, got 1"),
+        ((X, Y, X_TEST[:, :3], Y_TEST), {}, r"rows of x must have one shape.*\(4,\) of float32 and \(3,\)"),
+        ((X, Y.astype(str), X_TEST, Y_TEST), {}, "y of task 1 must hold numbers, got an array of type <U"),
+        ((X, Y * 0.0, X_TEST, Y_TEST), {"target": "numbers"}, "y of task 1 has one value only in column 0"),
+        ((X, Y, X_TEST, Y_TEST), {"scenario": "clas"}, "scenario must be one of .*, got 'clas': did you mean 'class'"),
+        ((X, Y, X_TEST, Y_TEST), {"target": "numbers"}, "scenario must be 'domain' where target is 'numbers'"),
+        ((X, Y), {}, r"task 1 must be \(x, y, x_test, y_test\), got 2 values"),
+    ],
+)
+def test_arrays_that_cannot_be_learnt_say_so(task, options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        Stream.from_arrays([task], **options)
+
+
+def test_labels_that_do_not_fit_the_scenario_say_how_to_number_them():
+    task, other = blobs(0), blobs(1)
+    with pytest.raises(ValueError, match=r"class 0 is in task 1 and in another one.*or give scenario='domain'"):
+        Stream.from_arrays([task, other])
+    with pytest.raises(ValueError, match=r"no other task has those of task 1.*or give scenario='class'"):
+        Stream.from_arrays([task, shifted(other, 2)], scenario="domain")
+
+
+def other_parameters(model):
+    return torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+
+
+def fails(model):
+    optimizer = lion(model)
+    optimizer.step = lambda: 1 / 0
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        (lambda model: model, {}, "method 'M' cannot be made: it must return a torch.optim.Optimizer, or a learner"),
+        (lion, {"tune": {"M": {"lr": [1.0], "decay": [1]}}}, "'M' does not take the option 'decay', it takes lr"),
+        ("adam", {"tune": {"M": {"rate": [1]}}}, r"'M' with options \{'rate': 1\} cannot be made: .*'rate'"),
+        ("sgd", {"tune": {"M": {"lr": [-1.0]}}}, "cannot be made: Invalid learning rate: -1.0"),
+        (other_parameters, {}, "method 'M' trains none of the network's parameters"),
+        (fails, {}, "method 'M' fails at its first step: ZeroDivisionError"),
+        (lion, {"device": "cuda:99"}, "device 'cuda:99' cannot be used.*give 'cpu'"),
+        ("adm", {}, "method must be one of .*, got 'adm': did you mean 'adam'"),
+        (3, {}, "method 'M' must be a name or something to call with a network"),
+        ("agem", {}, "give replay_capacity >= 1"),
+        (lion, {"network": nn.Linear(64, 10)}, "network must be a name or a callable that makes a new module"),
+        (
+            lion,
+            {"network": linear(64, 7)},
+            r"network must give outputs of shape \(2, 10\) .*got \(2, 7\): make its last",
+        ),
+        (lion, {"network": linear(60, 10)}, r"network cannot take x of shape \(2, 64\)"),
+        (lion, {"network": lambda: 3}, "network must make a torch.nn.Module, got int"),
+        (lion, {"network": "mpl"}, "network must be one of .*, got 'mpl': did you mean 'mlp'"),
+        (lion, {"baseline": "L"}, "baseline must be one of 'M', got 'L'"),
+        (lion, {"tune": {"N": {"lr": [1.0]}}}, "tune must be one of 'M', got 'N'"),
+        (lion, {"tune": {"M": {"lr": 1.0}}}, "tune must be such as {'M': {'lr': .*got {'lr': 1.0} of 'M'"),
+        (lion, {"stream": "split5"}, r"stream must be made by Stream.split\(...\).*got 'split5'"),
+        (lion, {"tune": {"M": {"lr": [1.0]}}, "stream": Stream.split("digits", 2, samples_per_task=600)}, "at most 5"),
+        (lion, {"tune": {"M": {"lr": [1.0]}}, "seeds": [0, 100]}, "none of the tuning seeds"),
+    ],
+)
+def test_what_cannot_run_is_said_before_anything_runs(kept, monkeypatch, method, options, message):
+    monkeypatch.setattr("sp.lab.comparing.run_all", None)
+    with pytest.raises((ValueError, TypeError), match=message):
+        compare(**{"methods": {"M": method}, "stream": digits(), **SMALL, "ledger": kept, **options})
+
+
+def test_what_cannot_be_sent_to_workers_says_so(kept):
+    lock = threading.Lock()
+
+    def locked(model):
+        with lock:
+            return lion(model)
+
+    with pytest.raises(ValueError, match=r"'Locked' cannot be sent to another process \(.*lock.*or give workers=1"):
+        compare({"Locked": locked}, digits(), **{**SMALL, "workers": 2, "ledger": kept})
+
+
+def test_methods_that_are_tuned_get_as_many_points(kept):
+    tune = {"a": {"lr": [1e-3, 1e-2]}, "b": {"lr": [1e-3]}}
+    with pytest.raises(ValueError, match="as many points for each method, to be fair, got a: 2, b: 1"):
+        compare({"a": lion, "b": "adam", "c": "sgd"}, digits(), tune=tune, ledger=kept)
+
+
+def test_a_name_that_nearly_is_one_is_suggested():
+    with pytest.raises(ValueError, match=r"dataset must be one of .*, got 'digit': did you mean 'digits'"):
+        Stream.split("digit")
+
+
+FILE = (
+    LION
+    + """
+from sp.lab import Stream
+
+stream = Stream.split("digits", tasks=2, samples_per_task=40)
+"""
+)
+
+
+def test_the_same_from_the_shell(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(FILE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SP_STORE", str(tmp_path / "store"))
+    command = "compare --method mine.py:lion --method adam --network mine.py:network --seeds 1 --workers 1 --epochs 1"
+    words = [*command.split(), "--stream", "mine.py:stream", "--tune", "lr=1e-4,3e-3", "--csv", "runs.csv"]
+    assert main([*words, "--baseline", "adam", "--figure", "lion"]) == 0
+    out, err = capsys.readouterr()
+    assert "lion" in out and "minus Adam" in out and "14 runs, 0 of them kept" in err
+    record = json.loads((tmp_path / "figures" / "lion.json").read_text())
+    assert record["provenance"]["command"].startswith("python -m sp compare --method mine.py:lion")
+    assert len((tmp_path / "runs.csv").read_text().splitlines()) == 3
+    for wrong, message in {
+        "mine.py:lino": "has no 'lino': did you mean 'lion'?",
+        "nowhere.py:lion": "nowhere.py is not there",
+        "adm": "got 'adm': did you mean 'adam'?",
+    }.items():
+        assert main(["compare", "--method", wrong]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["compare", "--method", "adam", "--stream", "splits"]) == 2
+    assert "--stream must be such as split5" in capsys.readouterr().err

@@ -1,0 +1,102 @@
+"""The rooms of the package import in one direction, nothing in a circle, and nobody in it the studies."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# From below to above: a room imports those below it. Rooms of one line do not import each other.
+ORDER = [
+    ("checks", "extras", "files"),
+    ("rules",),
+    ("biology",),
+    ("optim",),
+    ("replay",),
+    ("sp",),  # what the package offers to a model of one's own
+    ("rivals",),
+    ("lab",),
+    ("figures",),
+    ("explore",),
+    ("commands",),
+]
+HEART = ("checks", "extras", "rules", "biology", "optim", "replay", "sp")
+# Modules that lie beside the rooms they belong to.
+ROOM_OF = {
+    "notebooks.parameters": "figures",
+    **dict.fromkeys(("__main__", "notebooks", "pages"), "commands"),
+}
+MODULES = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "sp").rglob("*.py")}
+MODULES = {path: name.removesuffix(".__init__") for path, name in MODULES.items()}
+NAMES = set(MODULES.values())
+
+
+def imported(path: Path, top_only: bool = False) -> Iterator[str]:
+    """Modules that a file imports; with ``top_only`` those that it imports when it is itself imported."""
+    tree = ast.parse(path.read_text())
+    for node in _at_import(tree) if top_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in NAMES else node.module
+
+
+def _at_import(node: ast.AST) -> Iterator[ast.AST]:
+    """Without the bodies of functions, and without what is for type checkers alone."""
+    for child in ast.iter_child_nodes(node):
+        types_alone = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+        if not (types_alone or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)):
+            yield child
+            yield from _at_import(child)
+
+
+def room(module: str) -> str:
+    inside = module.removeprefix("sp.")
+    first = inside.partition(".")[0]
+    return ROOM_OF.get(inside, ROOM_OF.get(first, first))
+
+
+def on_request(module: str, other: str) -> bool:
+    """What is imported inside a function, when somebody asks for it.
+
+    A comparison is data, and draws itself on request: `Runs.plot`, `Runs.save`, `Runs.latex`.
+    """
+    return module == "sp.lab.runs" and room(other) == "figures"
+
+
+LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_a_room_imports_only_from_those_below_it(path):
+    module, at_once = MODULES[path], set(imported(path, top_only=True))
+    for other in imported(path):
+        if other not in NAMES or room(other) == room(module) or (on_request(module, other) and other not in at_once):
+            continue
+        assert LEVEL[room(other)] < LEVEL[room(module)] or other == "sp", f"{module} imports {other}, which lies above"
+
+
+def test_the_heart_needs_nothing_but_torch():
+    for path, module in MODULES.items():
+        if room(module) in HEART:
+            others = {name.split(".")[0] for name in imported(path, top_only=True)} - {"sp", "torch"}
+            assert others <= set(sys.stdlib_module_names), f"{module} imports {others}"
+
+
+def test_no_module_imports_itself_in_a_circle():
+    edges = {
+        module: {other for other in imported(path) if other in NAMES - {"sp"} and not on_request(module, other)}
+        for path, module in MODULES.items()
+    }
+    TopologicalSorter(edges).prepare()  # a CycleError names the circle
+
+
+def test_nobody_in_the_package_imports_the_studies():
+    for path, module in MODULES.items():
+        assert not [name for name in imported(path) if name.split(".")[0] == "studies"], module
