@@ -38,6 +38,7 @@ CHOICES = {
     "er_ace": {**REHEARSING, "scenario": "class"},
     "ewc": {"options": {"strength": 1000.0}},
     "gpm": {"options": {"lr": 0.1}},
+    "l2_init": {"options": {"strength": 0.1}},
     "lwf": {"epochs": 2, "options": {"strength": 4.0}},
     "mas": {"options": {"strength": 50.0}},
     "momentum": {"options": {"lr": 0.02}},

@@ -11,6 +11,7 @@ import papermill
 import studies
 from sp import figures
 from sp.__main__ import carry_out
+from sp.checks import check_choice
 from sp.commands import add_dataset, positive
 from sp.files import folder, project, write_atomically
 from sp.lab.experiment import Experiment
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command of the studies; exit status as `sp.__main__.main`."""
     parser = argparse.ArgumentParser(prog="python notebooks/studies", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    studied = (add_comparison, add_costs, add_recipes, add_natural_images, add_fading)
+    studied = (add_comparison, add_costs, add_recipes, add_natural_images, add_long_streams, add_fading)
     for add in (add_bench, add_tune, *studied, add_record):
         add(commands)
     return carry_out(parser, sys.argv[1:] if arguments is None else arguments)
@@ -256,3 +257,29 @@ def _fading(chosen: argparse.Namespace) -> None:
     from studies import fading
 
     fading.make(chosen.workers)
+
+
+def add_long_streams(commands) -> None:
+    """``languages`` and ``drift``: what notebooks 16 and 17 show."""
+    for name in ("languages", "drift"):
+        parser = commands.add_parser(
+            name,
+            help=f"run what the notebook on {name} shows, and commit its runs to the ledger",
+            description="One part after another, each tuned first; runs that the ledger has are not run again.",
+        )
+        parser.add_argument("--parts", nargs="+", help="which ones (a wrong name lists them); default: all")
+        parser.add_argument("--without", nargs="+", default=[], metavar="METHOD", help="left for another time")
+        parser.add_argument("--estimate", action="store_true", help="only say how long what is left should take")
+        parser.set_defaults(run=_long_streams, study=name)
+
+
+def _long_streams(chosen: argparse.Namespace) -> None:
+    from studies import drift, languages
+
+    study = {"languages": languages, "drift": drift}[chosen.study]
+    for name in chosen.parts or study.PARTS:
+        check_choice("parts", name, study.PARTS)
+        print(f"{name}:", flush=True)
+        keys = study.part(name).carry_out(chosen.without, chosen.estimate)
+        if not chosen.estimate:
+            opened().commit(keys)

@@ -381,3 +381,43 @@ def scatter_panels(
     fig.supylabel(label, size=STYLE["axes.labelsize"])
     legend_below(fig, axes[0, 0].get_legend_handles_labels()[0])
     return fig
+
+
+@plot(INTERVAL)
+def plane(
+    canvas: Canvas,
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    labels: Sequence[str],
+    named: Sequence[str] = (),
+    limits: Sequence[float] | None = None,
+) -> Figure:
+    """Methods on two axes at once; the settings of one method are joined in their order.
+
+    Args:
+        table: a row for each run, with columns ``method``, ``setting``, ``x`` and ``y``.
+        x, y: columns of the axes. labels: of the axes.
+        named: methods whose settings stand beside their points. limits: of both axes; None: as they fall.
+    """
+    from sp.lab import metrics  # imports scipy.stats, which takes half a second
+
+    beside = {"xytext": (0, -9), "textcoords": "offset points", "ha": "center", "fontsize": SMALLEST}
+    styles = line_styles(list(dict.fromkeys(table.method)), 3.4)
+    fig, axes = canvas(3.0, squeeze=False)
+    ax = axes[0, 0]
+    for method, rows in table.groupby("method", sort=False):
+        across, up = (metrics.summarise(rows, ["setting"], column) for column in (x, y))
+        ink = styles[method]["color"]
+        ax.hlines(up["mean"], across.low, across.high, color=ink, linewidth=0.8, alpha=0.7)
+        ax.vlines(across["mean"], up.low, up.high, color=ink, linewidth=0.8, alpha=0.7)
+        ax.plot(across["mean"], up["mean"], label=method, **styles[method])
+        if method in named:
+            for place in zip(across.setting, across["mean"], up["mean"], strict=True):
+                ax.annotate(str(place[0]), place[1:], **beside)
+    ax.set(ylabel=labels[1])
+    if limits is not None:
+        ax.set(xlim=limits, ylim=limits)
+    label_below(fig, axes, labels[0])
+    legend_below(fig, axes[0, 0].get_legend_handles_labels()[0])
+    return fig

@@ -41,6 +41,7 @@ METHODS = {
     "SLDA": ("#B571B1", "s"),
     "RanPAC": ("#B571B1", "^"),
     "L2": (_SKY, "o"),
+    "L2-init": (_SKY, "X"),
     "EWC": (_SKY, "s"),
     "Online EWC": (_SKY, "^"),
     "SI": (_SKY, "v"),

@@ -494,7 +494,9 @@ class _Run:
     def _class_counts(self) -> dict[int, int]:
         if rehearses(self.experiment.optimizer):
             return self.learner.class_counts()
-        return {} if self.buffer is None else self.buffer.class_counts()
+        if self.buffer is None or self.buffer.sample(1)[1].dim() > 1:  # numbers, and sequences, are of no one class
+            return {}
+        return self.buffer.class_counts()
 
     def _allowed(self, y: Tensor) -> Tensor | None:
         """In a task-incremental stream, the units of each example's own task; (B, outputs)."""

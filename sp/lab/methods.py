@@ -8,7 +8,7 @@ from sp.lab.own import Own
 from sp.rivals import METHODS, OPTIMIZERS, TITLES
 
 # What is not written for classes alone, and so learns numbers, sequences and losses of one's own.
-ANY_LOSS = (*OPTIMIZERS, "joint", "l2", "si", "stable_sgd")
+ANY_LOSS = (*OPTIMIZERS, "joint", "l2", "l2_init", "si", "stable_sgd")
 
 Method = str | Callable[..., Any]
 _registered: dict[str, Callable[..., Any]] = {}

@@ -12,7 +12,7 @@ from sp.rivals.dendritic import ActiveDendritesLearner, GrowingLearner
 from sp.rivals.distillation import LwF
 from sp.rivals.learner import GradientLearner, Needs, cross_entropy, masked, own_learner
 from sp.rivals.optimizers import OPTIMIZERS
-from sp.rivals.penalties import EWC, L2, MAS, SI, OnlineEWC
+from sp.rivals.penalties import EWC, L2, MAS, SI, L2Init, OnlineEWC
 from sp.rivals.projections import GPM, NCL, OWM
 from sp.rivals.rehearsal import AGEM, ERACE, DERpp, Rehearsal, ReplaySource
 from sp.rivals.stable import StableSGD
@@ -27,6 +27,7 @@ RIVALS: dict[str, type[GradientLearner]] = {
     "gpm": GPM,
     "joint": JointLearner,
     "l2": L2,
+    "l2_init": L2Init,
     "lwf": LwF,
     "mas": MAS,
     "ncl": NCL,
@@ -55,6 +56,7 @@ TITLES = {
     "gpm": "GPM",
     "joint": "Joint training",
     "l2": "L2",
+    "l2_init": "L2-init",
     "lwf": "LwF",
     "mas": "MAS",
     "momentum": "SGD with momentum",

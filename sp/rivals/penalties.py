@@ -1,4 +1,4 @@
-"""Penalties: the loss of a new task plus a spring that holds each weight where the old tasks left it.
+"""Penalties: the loss of a new task plus a spring that holds each weight where the old tasks left it, or it began.
 
 All add ``strength / 2 * sum_i importance_i (w_i - anchor_i)^2`` to the loss and differ in the importance. The gradient
 of the penalty is written down instead of differentiated.
@@ -54,6 +54,21 @@ class L2(Penalty):
         for importance in self.importance:
             importance.fill_(1)
         self._anchor_here()
+
+
+class L2Init(Penalty):
+    """L2-init (Kumar, Marklund & Van Roy 2023): a spring of the same strength to where each weight began.
+
+    It keeps a network plastic on a stream without an end, and is told of no boundary. The penalty of the paper is
+    ``lambda sum (w - w_0)^2``: ``strength`` is ``2 lambda``.
+    """
+
+    needs = Needs()
+
+    def __init__(self, model: nn.Module, strength: float = 1e-3, base: str = "adam", **options: Any):
+        super().__init__(model, strength, base, **options)
+        for importance in self.importance:
+            importance.fill_(1)
 
 
 class MeasuredPenalty(Penalty):
@@ -192,12 +207,24 @@ def mean_over_examples(
     def one(parameters: dict[str, Tensor], x: Tensor, *others: Tensor) -> Tensor:
         return objective(functional_call(model, parameters, (x[None],)), *(column[None] for column in others))
 
-    each = vmap(grad(one), in_dims=(None, *[0] * len(columns)))
+    chunk, each = CHUNK, vmap(grad(one), in_dims=(None, *[0] * len(columns)))
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):  # which vmap cannot take
+        chunk, each = 1, _of_one(grad(one))
     totals = {name: torch.zeros_like(p) for name, p in trained.items()}
-    for rows in zip(*(column.split(CHUNK) for column in columns), strict=True):
+    for rows in zip(*(column.split(chunk) for column in columns), strict=True):
         for name, gradients in each(trained, *rows).items():
             totals[name] += size(gradients).sum(0)
     return [total / len(columns[0]) for total in totals.values()]
+
+
+def _of_one(gradient: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
+    """What ``vmap(gradient)`` would give of a batch of one example."""
+
+    def each(parameters: dict[str, Tensor], *rows: Tensor) -> dict[str, Tensor]:
+        found = gradient(parameters, *(row[0] for row in rows))
+        return {name: value[None] for name, value in found.items()}
+
+    return each
 
 
 def _counting(x: Tensor, allowed: Tensor | None) -> Tensor:

