@@ -164,7 +164,7 @@ ASKED = {
 
 
 def rows(seeds: Mapping[str, int]) -> pd.DataFrame:
-    """`sp.lab.sweep.paired_runs` of every method in each setting, with a column ``setting``; seeds: how many in each."""
+    """Paired runs of every method in each setting, with a column ``setting``; seeds: how many in each."""
     return pd.concat([paired_runs(tuned(name), range(count)).assign(setting=name) for name, count in seeds.items()])
 
 
