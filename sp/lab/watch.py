@@ -112,13 +112,19 @@ class Observed:
     gates: pd.DataFrame
 
 
-def observe(experiment: Experiment, ledger: Ledger | None = None, missing_too: bool = True) -> Observed | None:
+def observe(
+    experiment: Experiment,
+    ledger: Ledger | None = None,
+    missing_too: bool = True,
+    tell: Callable[[Plasticity, Moment], None] | None = None,
+) -> Observed | None:
     """Run an experiment and look at its plasticity, or read what the ledger has of it.
 
     Args:
         missing_too: False: None in place of a run that the ledger does not have.
+        tell: called after every step of a run, with what was seen so far; an exception ends the run.
     """
-    seen = (ledger or opened()).table(_observed, experiment, missing_too=missing_too)
+    seen = (ledger or opened()).table(_observed, experiment, missing_too=missing_too, tell=tell)
     if seen is None:
         return None
     accuracy = seen[seen.part == "accuracy"].pivot(index="after", columns="on", values="accuracy").to_numpy(float)
@@ -138,9 +144,15 @@ def _part(seen: pd.DataFrame, name: str, columns: list[str]) -> pd.DataFrame:
     return rows.astype({column: int for column in columns if column not in ("key", "parameter", "accuracy", "gate")})
 
 
-def _observed(experiment: Experiment) -> pd.DataFrame:
+def _observed(experiment: Experiment, tell: Callable[[Plasticity, Moment], None] | None = None) -> pd.DataFrame:
     look = Plasticity()
-    result = run(experiment, look=look)
+
+    def watch(moment: Moment) -> None:
+        look(moment)
+        if tell is not None:
+            tell(look, moment)
+
+    result = run(experiment, look=watch)
     R = result.accuracy
     accuracy = [{"after": i, "on": j, "accuracy": R[i, j]} for i in range(len(R)) for j in range(len(R))]
     gates = pd.DataFrame(look.gates, columns=["task", "parameter", "row", "column", "gate"])
