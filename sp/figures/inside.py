@@ -210,7 +210,9 @@ class LearningPicture:
         styles, curves = line_styles(methods), parts["accuracy"]
         for (task, place), line in self._lines.items():
             rows = curves[(curves.task == task) & (curves.method == methods[place])]
-            line.set(data=(rows.step, rows.value), label=methods[place], visible=len(rows) > 0, **styles[methods[place]])
+            line.set(
+                data=(rows.step, rows.value), label=methods[place], visible=len(rows) > 0, **styles[methods[place]]
+            )
         if self._legend is not None:
             self._legend.remove()
         names = self._curves[0].get_legend_handles_labels()

@@ -103,10 +103,11 @@ class Observed:
     """A run and what was seen in it.
 
     Attributes:
-        accuracy: as in `sp.lab.experiment.Result`. curve: `sp.lab.tables.curves`. events, gates: those of `Plasticity`.
+        accuracy: as in `sp.lab.experiment.Result`, None before the end. curve: `sp.lab.tables.curves`.
+        events, gates: those of `Plasticity`.
     """
 
-    accuracy: np.ndarray
+    accuracy: np.ndarray | None
     curve: pd.DataFrame
     events: pd.DataFrame
     gates: pd.DataFrame
@@ -129,6 +130,14 @@ def observe(
         return None
     accuracy = seen[seen.part == "accuracy"].pivot(index="after", columns="on", values="accuracy").to_numpy(float)
     return Observed(accuracy, *(_part(seen, name, columns) for name, columns in PARTS.items()))
+
+
+def so_far(look: Plasticity, moment: Moment) -> Observed:
+    """What was seen of a run until now: the curve, and events and gates of the tasks that have ended; no accuracy."""
+    parts = {"curve": moment.curve, "events": look.events, "gates": look.gates}
+    tables = {name: pd.DataFrame(rows, columns=PARTS[name]) for name, rows in parts.items()}
+    counted = {name: tables["curve"][name] + 1 for name in ("training", "task")}  # from 1, as in `sp.lab.tables.curves`
+    return Observed(None, **{**tables, "curve": tables["curve"].assign(**counted)})
 
 
 # Columns of each table of an observed run; those that count something are whole numbers.
