@@ -84,12 +84,11 @@ def gate_answer(**choices: Any) -> Answer:
     gates = data[data.part == "synapse"].gate
     held = (gates < 0.5).mean()
     numbers = {
-        "synapses": f"{len(gates):,} sampled weights",
         "mean gate": f"{gates.mean():.2f}",
         "gate below one half": f"{held:.0%}",
         "threshold θ": f"{data[data.part == 'threshold'].eligibility.iloc[0]:.2g}",
     }
-    table = pd.DataFrame([numbers]).set_index("synapses")
+    table = pd.DataFrame([numbers], [f"{len(gates):,} sampled weights"])
     return Answer("gate", data, _in_words(chosen["steps_into_b"], held), table)
 
 

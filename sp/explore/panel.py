@@ -38,6 +38,7 @@ STYLE = """<style>
 .sp-code pre { margin: 0; padding: 6px 8px; white-space: pre-wrap; line-height: 1.35; user-select: text;
   max-height: 240px; overflow: auto; background: var(--jp-layout-color2, #eee); color: var(--jp-ui-font-color1, #000); }
 .sp-buttons { flex-flow: row wrap; }
+.sp-buttons > * { width: auto; margin: 2px; }
 .sp-buttons .jupyter-button { width: auto; }
 .sp-right table { margin-top: 6px; border-collapse: collapse; }
 .sp-right th, .sp-right td { padding: 1px 10px 1px 0; text-align: left; font-weight: normal; }
