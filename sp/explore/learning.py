@@ -180,7 +180,7 @@ def _brief(experiment: Experiment) -> Experiment:
         name: max(1, value // experiment.epochs) if name == "warmup_steps" else value
         for name, value in experiment.options
     }
-    return replace(experiment, epochs=1, curve_points=6, options=options)
+    return replace(experiment, epochs=1, options=options)
 
 
 def _stretched(brief: watch.Observed) -> watch.Observed:
@@ -328,12 +328,9 @@ def _controls(rules: Mapping[str, str | Own]) -> dict[str, widgets.Widget]:
             "θ quantile",
             "Consolidation strength: share of synapses that the warm-up leaves plastic; smaller protects more.",
         ),
-        "retention": widgets.FloatLogSlider(
-            DEFAULTS["retention"],
-            min=0,
-            max=4,
-            step=0.1,
-            readout_format=".0f",
+        "retention": widgets.SelectionSlider(
+            value=DEFAULTS["retention"],
+            options=[(f"{value * 10**power}", float(value * 10**power)) for power in range(4) for value in (1, 2, 5)],
             description="retention r",
             tooltip="Coincidence: an input that was met n times counts as new by about 1 / (1 + r n).",
         ),

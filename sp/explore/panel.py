@@ -326,6 +326,7 @@ def _player(slider: widgets.Widget) -> widgets.Play:
         max=slider.max,
         step=max(1, (slider.max - slider.min) // 50),
         interval=200,
+        show_repeat=False,
         tooltip="Move the slider by itself",
     )
     widgets.jslink((player, "value"), (slider, "value"))

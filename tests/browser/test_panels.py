@@ -58,6 +58,19 @@ class PanelOnPage:
             "return Array.from(new Uint8Array(await crypto.subtle.digest('SHA-1', data))).join() }"
         )
 
+    def note_pictures(self):
+        """From now on, put into ``window.notes`` when the picture or the status changes, and what the status is."""
+        self.box.evaluate(
+            """box => {
+                const status = box.querySelector(".sp-left > .widget-html:not(.sp-readout)"), begin = performance.now();
+                window.notes = [];
+                const note = () => window.notes.push({after: performance.now() - begin, status: status.innerText});
+                const observer = new MutationObserver(note);
+                observer.observe(status, {childList: true, subtree: true, characterData: true});
+                observer.observe(box.querySelector(".sp-right img"), {attributes: true, attributeFilter: ["src"]});
+            }"""
+        )
+
     def status(self):
         return self.box.locator(".sp-left > .widget-html:not(.sp-readout)").inner_text()
 
@@ -142,13 +155,14 @@ def test_learning_opens_on_what_surprises_and_streams_the_last_position_only(pag
     begin, runs = panel.picture(), tables_in(lab[1] / "store")
     assert panel.control("method").locator("select").input_value() == "Coincidence"
     assert not panel.control("k (sharpness)").is_visible() and panel.control("retention r").is_visible()
+    panel.note_pictures()
     handle = panel.handle("replay (images)")
     for _ in range(8):
         handle.press("ArrowRight")
-    panel.settle("one epoch")
-    glimpse = panel.picture()
-    panel.settle("training")
-    panel.changed_from(glimpse)
+    panel.changed_from(begin)
+    notes = page.evaluate("window.notes")
+    stages = [stage for note in notes for stage in ("one epoch", "training", "up to date") if stage in note["status"]]
+    assert "one epoch" in stages and stages.count("training") > 1 and stages[-1] == "up to date"
     assert panel.readout("replay (images)") == "400" and "ReplayBuffer(capacity=400, seed=0)" in panel.code()
     assert "sp-stale" not in panel.image.get_attribute("class")
     assert 2 <= tables_in(lab[1] / "store") - runs < 16  # eight positions of two methods, had they queued up
