@@ -4,9 +4,9 @@
 what was computed before.
 """
 
-from sp.explore.gate import gate_panel
-from sp.explore.learning import learning_panel
+from sp.explore.gate import gate_answer, gate_panel
+from sp.explore.learning import learning_answer, learning_panel
 from sp.explore.panel import Answer, Panel
 from sp.explore.results import results_panel
 
-__all__ = ["Answer", "Panel", "gate_panel", "learning_panel", "results_panel"]
+__all__ = ["Answer", "Panel", "gate_answer", "gate_panel", "learning_answer", "learning_panel", "results_panel"]

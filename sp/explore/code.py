@@ -32,3 +32,25 @@ def optimizer_code(optimizer: str, options: dict[str, Any], replay_capacity: int
     heads = ["import torch"] if "." in name else []
     heads += [f"from sp import {', '.join(sorted(imports))}"] if imports else []
     return "\n".join([*heads, "", made])
+
+
+def comparison_code(method: str, options: dict[str, Any], replay_capacity: int = 0, seed: int = 0) -> str:
+    """Python code that compares somebody's own ``method`` with Adam, as the learning panel does.
+
+    Args: as of `optimizer_code`; ``method`` is a title.
+    """
+    given = "".join(f", {name}={value!r}" for name, value in options.items())
+    return "\n".join(
+        [
+            "from functools import partial",
+            "from sp.lab import Stream, compare",
+            "",
+            f"own = ...  # {method}",
+            "runs = compare(",
+            f'    {{{method!r}: partial(own{given}), "Adam": "adam"}},',
+            '    Stream.split("digits", tasks=2),',
+            f"    seeds=[{seed}],",
+            f"    replay_capacity={replay_capacity},",
+            ")",
+        ]
+    )

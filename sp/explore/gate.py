@@ -1,19 +1,19 @@
 """The gate panel: the published gate as a function of eligibility and gradient, over a real network's synapses."""
 
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from sp import figures, rules
+from sp import rules
 from sp.explore.code import optimizer_code
 from sp.explore.learning import ADAM_RATES
-from sp.explore.panel import Answer, Panel, encoded
+from sp.explore.panel import Answer, Panel
 from sp.explore.sliders import published_sliders
 from sp.lab import watch
 from sp.lab.settings import on_stream
@@ -62,33 +62,49 @@ def gate_panel() -> Panel:
     }
     _gradients()  # trains, which is for the main thread
 
-    pictures: list[_Picture] = []  # one, made in the thread that draws
-
-    def make(choices: dict) -> Answer:
-        table, text = _measure(**choices)
-
-        def png() -> bytes:
-            if not pictures:
-                pictures.append(_Picture(table))
-            pictures[0].update(table)
-            return pictures[0].png()
-
-        return Answer("gate", table, text, png=png)
+    def make(choices: dict) -> Iterator[Answer]:
+        yield gate_answer(**choices)
 
     return Panel(
         "gate",
         "The gate: which synapses may move?",
-        "Look for the dark corner: synapses that were used (high eligibility) and are silent now (low gradient) are "
-        "held. Each dot is a synapse of a trained network. Move 'steps into task B' and watch the dots leave it.",
+        "A network has learnt task A, and task B begins. Press play, or move 'steps into task B', and watch the "
+        "synapses (dots) leave the dark corner, in which the gate holds them.",
         controls,
         make,
         _code,
+        play="steps_into_b",
     )
 
 
 def gate_answer(**choices: Any) -> Answer:
     """What the gate panel shows for these choices; see `DEFAULTS` for their names."""
-    return Answer("gate", *_measure(**{**DEFAULTS, **choices}))
+    chosen = {**DEFAULTS, **choices}
+    data = _measure(**chosen)
+    gates = data[data.part == "synapse"].gate
+    held = (gates < 0.5).mean()
+    numbers = {
+        "mean gate": f"{gates.mean():.2f}",
+        "gate below one half": f"{held:.0%}",
+        "threshold θ": f"{data[data.part == 'threshold'].eligibility.iloc[0]:.2g}",
+    }
+    table = pd.DataFrame([numbers], [f"{len(gates):,} sampled weights"])
+    return Answer("gate", data, _in_words(chosen["steps_into_b"], held), table)
+
+
+def _in_words(step: int, held: float) -> str:
+    at_end, now = _gradients()[[-1 - STEPS_OF_B, step - 1 - STEPS_OF_B]].mean(1)
+    moment = f"Step {step} of task B" if step else "Task A ends"
+    why = "the network has learnt its batches, and most synapses are silent"
+    if now > 2 * at_end:
+        why = f"gradients are {now / at_end:.0f} times those at the end of task A, and what is in use is not held"
+    return (
+        f"{moment}: the gate is below one half for {held:.0%} of the synapses; {why}.\n\n"
+        "Left: a dot is a synapse, higher where it was used more of late, further right where this batch asks more of "
+        "it. Above the dashed line, θ, it counts as fully used. Dark: the gate is closed.\n"
+        "Middle: the gate along three heights of the left plot.\nRight: how many synapses have which gate.\n\n"
+        "gate = clamp(1 − k ê (1 − ĝ), gate_min, 1)\nê = min(e / θ, 1), ĝ = min(|g| / θ, 1)"
+    )
 
 
 def _code(choices: dict) -> str:
@@ -132,8 +148,8 @@ def _measure(
     gate_min: float,
     normalisation: str,
     steps_into_b: int,
-) -> tuple[pd.DataFrame, str]:
-    """The table that `sp.figures.inside.gate` draws, and the numbers in words."""
+) -> pd.DataFrame:
+    """The table that `sp.figures.inside.gate` draws."""
     eligibility, gradient = _eligibility_and_gradient(trace_decay, steps_into_b)
     if normalisation == "max":
         thresholds = eligibility.max(), gradient.max()
@@ -150,48 +166,19 @@ def _measure(
         return pd.DataFrame({"part": name, "level": level, **{n: values.flatten() for n, values in columns.items()}})
 
     grid = _grid()
-    synapses = part("synapse", eligibility, gradient)
     levels = eligibility.quantile(torch.tensor(LEVELS) / 100)
-    table = pd.concat(
+    return pd.concat(
         [
-            synapses,
+            part("synapse", eligibility, gradient),
             part("surface", grid[:, None], grid[None, :]),
             *(part("slice", e, grid, level) for level, e in zip(LEVELS, levels, strict=True)),
             pd.DataFrame({"part": ["threshold"], "eligibility": [used.item()]}),
         ],
         ignore_index=True,
     )
-    text = (
-        f"Mean gate {synapses.gate.mean():.2f}. Gate below one half for {(synapses.gate < 0.5).mean():.0%} of "
-        f"{len(synapses):,} sampled weights. Threshold of the eligibility {used.item():.2g} (units of the gradient)."
-    )
-    return table, text
 
 
 def _grid() -> torch.Tensor:
     """Eligibilities and gradients at which the surface is measured."""
     top = _gradients().quantile(0.9999).log10().ceil().item()
     return torch.logspace(top - 4, top, 60)
-
-
-class _Picture(figures.GatePicture):
-    """A figure that is drawn once and then only filled anew, which is fast enough for dragging."""
-
-    def __init__(self, table: pd.DataFrame):
-        super().__init__(partial(figures.figure, "page"), table)
-        for artist in self.moving:
-            artist.set_animated(True)
-        self._empty: tuple | None = None
-
-    def png(self) -> bytes:
-        """The figure as it is, on the axes that were drawn the first time."""
-        if self._empty is None:
-            canvas = FigureCanvasAgg(self.figure)
-            canvas.draw()
-            self.figure.set_layout_engine("none")  # found once
-            self._empty = canvas, canvas.copy_from_bbox(self.figure.bbox)
-        canvas, empty = self._empty
-        canvas.restore_region(empty)
-        for artist in self.moving:
-            artist.axes.draw_artist(artist)
-        return encoded(canvas)

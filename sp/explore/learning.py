@@ -1,128 +1,255 @@
-"""The learning panel: task A, then task B, with one optimizer beside Adam."""
+"""The learning panel: task A, then task B, with one method beside Adam."""
 
-import threading
-from concurrent.futures import BrokenExecutor
+import inspect
+import pickle
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import BrokenExecutor, wait
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
 import pandas as pd
 from joblib.externals.loky import ProcessPoolExecutor
 
-from sp import figures
-from sp.explore.code import optimizer_code
+from sp import files
+from sp.explore.code import comparison_code, optimizer_code
 from sp.explore.panel import Answer, Panel
 from sp.explore.sliders import published_sliders
 from sp.lab import watch
-from sp.lab.experiment import Experiment
+from sp.lab.experiment import Experiment, Moment
 from sp.lab.ledger import Ledger, opened
+from sp.lab.methods import Method, registered, titled
+from sp.lab.own import Own
 from sp.lab.settings import on_stream
 from sp.rivals import TITLES
 
-RULES = {TITLES[method]: method for method in ("selective", "consolidating", "coincidence", "sgd")}
+RULES = {TITLES[method]: method for method in ("coincidence", "selective", "consolidating", "sgd")}
 ADAM_RATES = {False: 1e-3, True: 1e-2}  # without replay and with, as tuned in notebook 01
-RATES = {"Selective plasticity": 1e-3, "Consolidation": 0.1, "Coincidence": 0.1, "SGD": 0.1}  # lr of each at first
-# Which of the controls are options of which optimizer; the others are greyed.
+RATES = {"Coincidence": 0.1, "Selective plasticity": 1e-3, "Consolidation": 0.1, "SGD": 0.1}  # lr of each at first
+# Which of the controls are options of which method; the others are not shown.
 OPTIONS = {
-    "Selective plasticity": ("plasticity_k", "trace_decay", "threshold_percentile", "warmup_steps"),
-    "Consolidation": ("warmup_steps", "threshold_quantile"),
-    "Coincidence": ("retention",),
-    "SGD": (),
+    "Coincidence": ("lr", "retention"),
+    "Selective plasticity": ("lr", "plasticity_k", "trace_decay", "threshold_percentile", "warmup_steps"),
+    "Consolidation": ("lr", "warmup_steps", "threshold_quantile"),
+    "SGD": ("lr",),
 }
+STEPS = 220  # of both tasks
 DEFAULTS = {
-    "optimizer": "Selective plasticity",
-    "lr": 1e-3,
+    "method": "Coincidence",
+    "lr": 0.1,
+    "retention": 200.0,
     "plasticity_k": 5.0,
     "trace_decay": 0.99,
     "threshold_percentile": 75,
     "warmup_steps": 50,
     "threshold_quantile": 0.85,
-    "retention": 200.0,
     "replay_capacity": 0,
     "seed": 0,
+    "step": STEPS,
 }
+STOP = "stop"  # name of a file that ends trainings
 IDLE = 1800  # seconds after which processes that had nothing to train end
+EVERY = 0.15  # seconds between two pictures of a training
+
+Seen = dict[str, watch.Observed]
 
 
-def learning_panel(ledger: Ledger | None = None) -> Panel:
-    """Sliders for an optimizer that learns two tasks of digits one after the other, beside Adam with the same seed.
+def learning_panel(ledger: Ledger | None = None, methods: Mapping[str, Method] | None = None) -> Panel:
+    """Sliders for a method that learns two tasks of digits one after the other, beside Adam with the same seed.
+
+    While a slider moves, a training of one epoch shows what to expect; once it rests, the whole one is shown as it
+    goes.
 
     Args:
         ledger: where finished runs are kept; default `sp.lab.ledger.opened()`.
+        methods: more to choose from, title -> what `sp.lab.compare` takes; those of `sp.lab.register` are there anyway.
+
+    Raises:
+        ValueError, TypeError: as `sp.lab.compare` of ``methods``, or one of them has the title "Adam".
     """
-    ledger = ledger or opened()
-    controls = _controls()
+    ledger, rules = ledger or opened(), _rules(methods)
+    controls = _controls(rules)
 
     def adjust(moved: str) -> None:
-        method = controls["optimizer"].value
-        if moved == "optimizer":
-            controls["lr"].value = RATES[method]
-        for name in sorted({name for names in OPTIONS.values() for name in names}):
-            controls[name].disabled = name not in OPTIONS[method]
+        method = controls["method"].value
+        if moved == "method":
+            controls["lr"].value = _rate(rules, method)
+        for name in {name for names in OPTIONS.values() for name in names}:
+            controls[name].layout.display = None if name in _options(rules, method) else "none"
 
     adjust("")
-    _seen(ledger, DEFAULTS)  # so that the panel has something to show at once
+    short = tempfile.TemporaryDirectory()  # of trainings that are a glimpse of the whole ones, as long as the panel is
+    glimpses = Ledger(short.name)
     for _ in range(2):
         _processes().submit(_imported)
+
+    def make(choices: dict) -> Iterator[Answer]:
+        methods = experiments(rules, **choices)
+        shown = _kept(methods, ledger)
+        missing = {method: experiment for method, experiment in methods.items() if method not in shown}
+        if missing:
+            brief = {method: _brief(experiment) for method, experiment in missing.items()}
+            glimpse = _kept(brief, glimpses)
+            for trained in _training({m: e for m, e in brief.items() if m not in glimpse}, glimpses):
+                glimpse |= trained
+            now = {method: shown.get(method) or _stretched(glimpse[method]) for method in methods}
+            yield _answer(now, choices["step"], "one epoch of five; all of them follow")
+            for trained in _training(missing, ledger):
+                now |= {method: _followed(found, now[method]) for method, found in trained.items()}
+                yield _answer(now, choices["step"], "training &hellip;")
+            shown = {method: now[method] for method in methods}
+        yield _answer(shown, choices["step"])
+
     return Panel(
         "learning",
         "Learning B after A: what is left of A?",
-        "Look for the curve of task A (digits 0-4) after the vertical line, where task B (5-9) begins: without replay "
-        "it falls to zero unless the rule protects what A used. Adam, at its tuned rate, has the same seed and buffer.",
+        "Two equal networks learn digits 0-4 (task A), then 5-9 (task B), from the same images. Look for the curve of "
+        "task A right of the vertical line, where task B begins: Adam, at its tuned rate, loses it.",
         controls,
-        lambda choices: learning_answer(ledger, **choices),
-        _code,
+        make,
+        lambda choices: _code(rules, choices),
         adjust,
+        play="step",
     )
+
+
+def learning_answer(
+    ledger: Ledger | None = None, methods: Mapping[str, Method] | None = None, **choices: Any
+) -> Answer:
+    """What the learning panel shows in the end for these choices; see `DEFAULTS` for their names."""
+    rules = _rules(methods)
+    method = choices.get("method", DEFAULTS["method"])
+    chosen = {**DEFAULTS, "lr": _rate(rules, method), **choices}
+    made = experiments(rules, **chosen)
+    return _answer({method: watch.observe(run, ledger) for method, run in made.items()}, chosen["step"])
+
+
+def experiments(
+    rules: Mapping[str, str | Own], method: str, replay_capacity: int, seed: int, **options: Any
+) -> dict[str, Experiment]:
+    """The two runs that the panel compares: the chosen method, and Adam at its tuned rate."""
+    adam = {"optimizer": "adam", "options": {"lr": ADAM_RATES[replay_capacity > 0]}}
+    base = replace(on_stream("split2_class", "digits"), **adam, seed=seed, replay_capacity=replay_capacity)
+    base = replace(base, curve_points=12)
+    own = {name: options[name] for name in _options(rules, method)}
+    return {method: replace(base, optimizer=rules[method], options=own), "Adam": base}
+
+
+def _rules(methods: Mapping[str, Method] | None) -> dict[str, str | Own]:
+    own = titled({**{name: name for name in registered()}, **(methods or {})}) if methods or registered() else {}
+    if taken := sorted({*RULES, "Adam"} & set(own)):
+        raise ValueError(f"methods must have titles of their own, got {taken[0]!r}, which the panel has")
+    return {**RULES, **own}
+
+
+def _options(rules: Mapping[str, str | Own], method: str) -> tuple[str, ...]:
+    return OPTIONS[method] if method in OPTIONS else ("lr",) * ("lr" in _taken(rules[method]))
+
+
+def _rate(rules: Mapping[str, str | Own], method: str) -> float:
+    default = RATES[method] if method in RATES else getattr(_taken(rules[method]).get("lr"), "default", None)
+    return default if isinstance(default, float) else DEFAULTS["lr"]
+
+
+def _taken(rule: str | Own) -> Mapping[str, inspect.Parameter]:
+    """What one can be called with; nothing of a method by name, which has no sliders here."""
+    return inspect.signature(rule.given()).parameters if isinstance(rule, Own) else {}
+
+
+def _code(rules: Mapping[str, str | Own], choices: dict) -> str:
+    method = choices["method"]
+    options = {name: choices[name] for name in _options(rules, method)}
+    if isinstance(rules[method], Own):
+        return comparison_code(method, options, choices["replay_capacity"], choices["seed"])
+    return optimizer_code(rules[method], options, choices["replay_capacity"], choices["seed"])
+
+
+def _kept(methods: dict[str, Experiment], ledger: Ledger) -> Seen:
+    """Of those that the ledger has."""
+    seen = {method: watch.observe(experiment, ledger, missing_too=False) for method, experiment in methods.items()}
+    return {method: found for method, found in seen.items() if found is not None}
+
+
+def _brief(experiment: Experiment) -> Experiment:
+    """One epoch of it, and in proportion what its options count in steps."""
+    options = {
+        name: max(1, value // experiment.epochs) if name == "warmup_steps" else value
+        for name, value in experiment.options
+    }
+    return replace(experiment, epochs=1, options=options)
+
+
+def _stretched(brief: watch.Observed) -> watch.Observed:
+    """A short training on the axis of the whole one."""
+    return replace(brief, curve=brief.curve.assign(step=brief.curve.step * STEPS // brief.curve.step.max()))
+
+
+def _followed(now: watch.Observed, before: watch.Observed) -> watch.Observed:
+    """A training as far as it has come, with events and gates of an earlier one for tasks that have not ended."""
+
+    def both(name: str) -> pd.DataFrame:
+        new, old = getattr(now, name), getattr(before, name)
+        return pd.concat([new, old[~old.task.isin(new.task)]], ignore_index=True) if len(new) else old
+
+    return replace(now, events=both("events"), gates=both("gates"))
+
+
+def _training(methods: dict[str, Experiment], ledger: Ledger) -> Iterator[Seen]:
+    """Train in other processes, since a run sets the random state of its own, and say again and again what is seen.
+
+    Closed before its end it stops them.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        futures, told = {}, {}
+        try:
+            for method, experiment in methods.items():
+                file = Path(place, f"{len(futures)}")
+                futures[method] = _processes().submit(_observe, experiment, str(ledger.folder), file)
+            while wait(futures.values(), EVERY).not_done:
+                for number, method in enumerate(futures):
+                    file = Path(place, f"{number}")
+                    if file.exists():
+                        told[method] = pickle.loads(file.read_bytes())
+                if told:
+                    yield told
+            yield {method: future.result() for method, future in futures.items()}
+        except BrokenExecutor:
+            _processes.cache_clear()  # the next move starts new ones
+            raise
+        finally:
+            Path(place, STOP).touch()
+            wait(futures.values())
+
+
+class _Stopped(Exception):
+    """Nobody waits for the training any more."""
+
+
+def _observe(experiment: Experiment, folder: str, file: Path) -> watch.Observed:
+    due = time.monotonic()
+
+    def tell(look: watch.Plasticity, moment: Moment) -> None:
+        nonlocal due
+        if file.with_name(STOP).exists():
+            raise _Stopped
+        if moment.curve and time.monotonic() >= due:
+            files.write_atomically(file, pickle.dumps(watch.so_far(look, moment)))
+            due = time.monotonic() + EVERY
+
+    return watch.observe(experiment, _ledger(folder), tell=tell)
+
+
+@cache
+def _ledger(folder: str) -> Ledger:
+    return Ledger(folder)
 
 
 def _imported() -> None:
     """What a process is first asked for, so that it has imported everything when it is needed."""
-
-
-def learning_answer(ledger: Ledger | None = None, **choices: Any) -> Answer:
-    """What the learning panel shows for these choices; see `DEFAULTS` for their names."""
-    ledger, chosen = ledger or opened(), {**DEFAULTS, **choices}
-    seen = _seen(ledger, chosen)
-    method = chosen["optimizer"]
-    lines = [
-        f"{title}: accuracy on A {R[0, 0]:.2f} after A, {R[1, 0]:.2f} after B; on B {R[1, 1]:.2f}."
-        for title, R in ((title, found.accuracy) for title, found in seen.items())
-    ]
-    events = seen[method].events.groupby("task")[["ltp", "ltd"]].sum()
-    lines.append(
-        "; ".join(
-            f"Task {figures.LETTERS[task - 1]}: {row.ltp:,} LTP and {row.ltd:,} LTD events"
-            for task, row in events.iterrows()
-        )
-        + f" with {method}, in every fifth step."
-    )
-    return Answer("learning", _table(seen), "\n".join(lines))
-
-
-def _seen(ledger: Ledger, choices: dict) -> dict[str, watch.Observed]:
-    methods = experiments(**choices)
-    seen = {method: watch.observe(experiment, ledger, missing_too=False) for method, experiment in methods.items()}
-    missing = [method for method, found in seen.items() if found is None]
-    if missing:
-        seen.update(zip(missing, _train([methods[method] for method in missing], ledger), strict=True))
-    return seen
-
-
-def _train(experiments: list[Experiment], ledger: Ledger) -> list[watch.Observed]:
-    # A run sets the random state of its process, which belongs to the main thread; others train in other processes.
-    if threading.current_thread() is threading.main_thread():
-        return [watch.observe(experiment, ledger) for experiment in experiments]
-    try:
-        return list(_processes().map(_observe, experiments, [str(ledger.folder)] * len(experiments)))
-    except BrokenExecutor:
-        _processes.cache_clear()  # the next move starts new ones
-        raise
-
-
-def _observe(experiment: Experiment, folder: str) -> watch.Observed:
-    return watch.observe(experiment, Ledger(folder))
 
 
 @cache
@@ -130,43 +257,46 @@ def _processes() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(max_workers=2, timeout=IDLE)
 
 
-def experiments(optimizer: str, lr: float, replay_capacity: int, seed: int, **options: Any) -> dict[str, Experiment]:
-    """The two runs that the panel compares: the chosen optimizer, and Adam at its tuned rate."""
-    adam = {"optimizer": "adam", "options": {"lr": ADAM_RATES[replay_capacity > 0]}}
-    base = replace(on_stream("split2_class", "digits"), **adam, seed=seed, replay_capacity=replay_capacity)
-    base = replace(base, curve_points=12)
-    own = {name: options[name] for name in OPTIONS[optimizer]}
-    return {optimizer: replace(base, optimizer=RULES[optimizer], options={"lr": lr, **own}), "Adam": base}
-
-
-def _code(choices: dict) -> str:
-    method = choices["optimizer"]
-    options = {"lr": choices["lr"], **{name: choices[name] for name in OPTIONS[method]}}
-    return optimizer_code(RULES[method], options, choices["replay_capacity"], choices["seed"])
-
-
-def _table(seen: dict[str, watch.Observed]) -> pd.DataFrame:
-    """What `sp.figures.inside.learning` draws: curves, LTP and LTD of each layer, and the gates of the first method."""
-    curves = pd.concat([found.curve.assign(method=method) for method, found in seen.items()])
+def _answer(seen: Seen, step: int, pending: str = "") -> Answer:
+    """Curves, LTP and LTD of each layer, and the gates of the first method, up to a step of the training."""
+    curves = {method: found.curve[found.curve.step <= step] for method, found in seen.items()}
+    ended = [task for task in (1, 2) if step >= STEPS * task // 2]
     layer, counts = ["task", "parameter", "synapses", "looks"], ["ltp", "ltd", "shut"]
-    events = [found.events.melt(layer, counts, "quantity").assign(method=method) for method, found in seen.items()]
+    tables = [rows.assign(quantity="accuracy", value=rows.accuracy, method=name) for name, rows in curves.items()]
+    for name, found in seen.items():
+        events = found.events[found.events.task.isin(ended)]
+        tables.append(events.melt(layer, counts, "quantity").assign(method=name))
     method, first = next(iter(seen.items()))
-    gates = first.gates.assign(quantity="gate", value=first.gates.gate, method=method)
-    tables = [curves.assign(quantity="accuracy", value=curves.accuracy), *events, gates]
+    gates = first.gates[first.gates.task.isin(ended)]
+    tables.append(gates.assign(quantity="gate", value=gates.gate, method=method))
     columns = ["method", "quantity", "training", "step", *layer, "row", "column", "value"]
-    return pd.concat(tables, ignore_index=True).reindex(columns=columns)
+    data = pd.concat(tables, ignore_index=True).reindex(columns=columns)
+    numbers = pd.DataFrame({name: _numbers(rows) for name, rows in curves.items()}).T.rename_axis("method")
+    now = "; ".join(
+        f"{name} has {rows.accuracy.iloc[-2]:.2f} on task A and {rows.accuracy.iloc[-1]:.2f} on task B"
+        for name, rows in curves.items()
+        if len(rows)
+    )
+    when = "After task B" if step == STEPS and not pending else "So far"
+    return Answer("learning", data, f"{when}: {now or 'nothing was tested'}.", numbers, pending=pending)
 
 
-def _controls() -> dict[str, widgets.Widget]:
+def _numbers(curve: pd.DataFrame) -> dict[str, str]:
+    last = curve.groupby(["training", "task"]).accuracy.last()
+    columns = {"A after A": (1, 1), "A after B": (2, 1), "B after B": (2, 2)}
+    return {name: f"{last[place]:.2f}" if place in last else "" for name, place in columns.items()}
+
+
+def _controls(rules: Mapping[str, str | Own]) -> dict[str, widgets.Widget]:
     def slider(kind, name, low, high, step, description, tooltip, **more):
         return kind(DEFAULTS[name], min=low, max=high, step=step, description=description, tooltip=tooltip, **more)
 
     whole, real = widgets.IntSlider, widgets.FloatSlider
     return {
-        "optimizer": widgets.Dropdown(
-            value=DEFAULTS["optimizer"],
-            options=list(RULES),
-            description="optimizer",
+        "method": widgets.Dropdown(
+            value=DEFAULTS["method"],
+            options=list(rules),
+            description="method",
             tooltip="What is compared with Adam. Choosing one sets the learning rate it starts from.",
         ),
         "lr": widgets.FloatLogSlider(
@@ -198,12 +328,9 @@ def _controls() -> dict[str, widgets.Widget]:
             "θ quantile",
             "Consolidation strength: share of synapses that the warm-up leaves plastic; smaller protects more.",
         ),
-        "retention": widgets.FloatLogSlider(
-            DEFAULTS["retention"],
-            min=0,
-            max=4,
-            step=0.1,
-            readout_format=".0f",
+        "retention": widgets.SelectionSlider(
+            value=DEFAULTS["retention"],
+            options=[(f"{value * 10**power}", float(value * 10**power)) for power in range(4) for value in (1, 2, 5)],
             description="retention r",
             tooltip="Coincidence: an input that was met n times counts as new by about 1 / (1 + r n).",
         ),
@@ -214,7 +341,8 @@ def _controls() -> dict[str, widgets.Widget]:
             500,
             50,
             "replay (images)",
-            "Size of the replay buffer of both optimizers, a reservoir; 0: no replay.",
+            "Size of the replay buffer of both methods, a reservoir; 0: no replay.",
         ),
         "seed": slider(whole, "seed", 0, 9, 1, "seed", "Of the weights and of the order of the images, for both."),
+        "step": slider(whole, "step", 0, STEPS, 1, "shown up to step", "Of the training; press play to watch it."),
     }

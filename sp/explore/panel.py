@@ -5,8 +5,10 @@ import html
 import io
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import ipywidgets as widgets
@@ -25,20 +27,27 @@ STYLE = """<style>
 .sp-panel p { margin: 0; }
 .sp-panel .widget-html-content { line-height: 1.4; overflow-wrap: break-word; }
 .sp-columns { flex-flow: row wrap; gap: 4px 16px; }
-.sp-left { flex: 0 0 350px; overflow: hidden; }
-.sp-left .widget-inline-hbox { width: 340px; }
+.sp-left { flex: 0 1 350px; overflow: hidden; }
+.sp-left .widget-inline-hbox { width: 340px; max-width: calc(100% - 4px); }
 .sp-left.sp-wide { flex-basis: 440px; }
 .sp-wide .widget-inline-hbox { width: 430px; }
 .sp-right { flex: 1 1 600px; min-width: 0; max-width: 920px; overflow: auto hidden; }
-.sp-right img { width: calc(100% - 4px); min-width: 600px; height: auto; background: white; transition: opacity 0.1s; }
+.sp-right img { width: calc(100% - 4px); min-width: 600px; height: auto; background: white; }
 @container (max-width: 980px) { .sp-left { flex: 1 1 100%; flex-flow: row wrap; align-content: start; } }
-.sp-stale { opacity: 0.35; }
+.sp-stale { opacity: 0.35; transition: opacity 0.1s 0.5s; }
 .sp-code pre { margin: 0; padding: 6px 8px; white-space: pre-wrap; line-height: 1.35; user-select: text;
   max-height: 240px; overflow: auto; background: var(--jp-layout-color2, #eee); color: var(--jp-ui-font-color1, #000); }
+.sp-buttons { flex-flow: row wrap; }
+.sp-buttons > * { width: auto; margin: 2px; }
+.sp-buttons .jupyter-button { width: auto; }
 .sp-right table { margin-top: 6px; border-collapse: collapse; }
 .sp-right th, .sp-right td { padding: 1px 10px 1px 0; text-align: left; font-weight: normal; }
 .sp-error { white-space: pre-wrap; padding: 6px 8px; border-left: 3px solid #c62828; color: #c62828; }
 </style>"""
+
+COPY = """<button class="lm-Widget jupyter-widgets jupyter-button widget-button" title="Copy the text below"
+onclick="navigator.clipboard.writeText(this.closest('.sp-panel').querySelector('.sp-code pre').innerText)">Copy</button>
+"""
 
 DRAWING = threading.RLock()  # held by whoever draws: matplotlib does it for one thread at a time
 
@@ -48,18 +57,17 @@ class Answer:
     """What a panel shows for one choice.
 
     Attributes:
-        kind: of plot, a name in `sp.figures.PLOTS`. data: what it is drawn from. text: the numbers in words.
-        options: of the plot.
-        table: shown below the figure, None for none.
-        png: draws the figure for the screen, where there is a faster way than to draw all of it.
+        kind: of plot, a name in `sp.figures.PLOTS`. data: what it is drawn from. text: what is seen, in words.
+        table: its numbers. options: of the plot.
+        pending: what the answer still lacks, of one that a better one follows.
     """
 
     kind: str
     data: pd.DataFrame
     text: str
+    table: pd.DataFrame
     options: dict[str, Any] = field(default_factory=dict)
-    table: pd.DataFrame | None = None
-    png: Callable[[], bytes] | None = None
+    pending: str = ""
 
     def save(self, name: str, question: str, caption: str, about: dict | None = None) -> Figure:
         """Draw the figure over the width of a page and save it, as `sp.figures.draw` does."""
@@ -112,17 +120,19 @@ class Latest:
 class Panel(widgets.VBox):
     """Controls, a figure that follows them, and what can be done with it.
 
-    A move of a control shows a busy sign and greys the last figure at once; the new one is made in a thread, so that
-    the kernel stays free, and only for the last position. An exception is shown as a message.
+    A move of a control shows a busy sign at once, and greys a figure that stays old for half a second; the new one is
+    made in a thread, so that the kernel stays free, and only for the last position. An exception is shown as a message.
 
     Args:
         name: of the panel, in file names.
         title: heading. look_for: a sentence that says what to look for.
         controls: name -> widget with a ``value``; their values are the choices.
-        make: choices -> `Answer`; runs in a thread, and holds `DRAWING` while it draws.
+        make: a generator function, choices -> one `Answer` or several, each better than the one before; runs in a
+            thread. The first is shown in any case; the rest is not asked for when a newer choice waits.
         code: choices -> Python code that does the same outside the panel.
         adjust: called with the name of a control that moved, before the choices are read: for controls that depend on
             others; None for none.
+        play: name of a slider that a play button moves; None for none.
         wide: whether the controls hold long names rather than numbers.
 
     Attributes:
@@ -135,22 +145,28 @@ class Panel(widgets.VBox):
         title: str,
         look_for: str,
         controls: dict[str, widgets.Widget],
-        make: Callable[[dict], Answer],
+        make: Callable[[dict], Iterator[Answer]],
         code: Callable[[dict], str],
         adjust: Callable[[str], None] | None = None,
+        play: str | None = None,
         wide: bool = False,
     ):
         self.name, self.controls, self.answer = name, controls, None
         self._title, self._make, self._code, self._adjust = title, make, code, adjust
         self._defaults = self.choices()
         self._shown_choices: dict = {}
+        self._live: tuple[str, _Live] | None = None
         self._quiet = False
         self._latest = Latest(self._answer)
         self._telling = threading.Lock()  # so that the sign says what is, whichever thread sets it
         self._status = widgets.HTML()
         self._image = widgets.Image(format="png")
         self._readout = widgets.HTML().add_class("sp-readout")
-        self._code_text = widgets.HTML().add_class("sp-code")
+        self._table = widgets.HTML()
+        self._texts: dict[str, str] = {}
+        self._text = widgets.HTML().add_class("sp-code")
+        self._text_as = widgets.ToggleButtons(options=["Code", "LaTeX", "CSV"], style={"button_width": "70px"})
+        self._text_as.observe(lambda _: self._show_text(), "value")
         self._error = widgets.HTML()
         reset = widgets.Button(description="Reset", icon="undo", tooltip="Back to where the panel began")
         save = widgets.Button(
@@ -162,13 +178,15 @@ class Panel(widgets.VBox):
             control.style.description_width = "60px" if wide else "130px"
             control.observe(lambda change, moved=control_name: self._moved(moved), "value")
         heading = f"<h3>{html.escape(title)}</h3><p>{html.escape(look_for)}</p>"
-        left = widgets.VBox([*controls.values(), widgets.HBox([reset, save]), self._status]).add_class("sp-left")
+        buttons = [_player(controls[play])] if play else []
+        buttons = widgets.HBox([*buttons, reset, save]).add_class("sp-buttons")
+        left = widgets.VBox([*controls.values(), buttons, self._status, self._readout]).add_class("sp-left")
         if wide:
             left.add_class("sp-wide")
-        right = widgets.VBox([self._image, self._readout, self._error]).add_class("sp-right")
+        right = widgets.VBox([self._image, self._table, self._error]).add_class("sp-right")
         columns = widgets.HBox([left, right]).add_class("sp-columns")
-        caption = widgets.HTML("<p>Code for this:</p>")
-        super().__init__([widgets.HTML(STYLE + heading), columns, caption, self._code_text])
+        as_text = widgets.HBox([self._text_as, widgets.HTML(COPY)]).add_class("sp-buttons")
+        super().__init__([widgets.HTML(STYLE + heading), columns, as_text, self._text])
         self.add_class("sp-panel")
         self.refresh()
 
@@ -238,38 +256,85 @@ class Panel(widgets.VBox):
     def _answer(self, choices: dict) -> None:
         try:
             code = self._code(choices)
-            answer = self._make(choices)
-            with DRAWING:
-                picture = answer.png() if answer.png else _drawn(answer)
+            with closing(self._make(choices)) as answers:
+                for answer in answers:
+                    self._show(answer, choices, code)
+                    if self._latest.superseded():
+                        return
         except Exception as error:
             with self._telling:
                 if not self._latest.superseded():
                     self._show_error(error)
-            return
+
+    def _show(self, answer: Answer, choices: dict, code: str) -> None:
+        with DRAWING:
+            picture = self._drawn(answer)
         self.answer, self._shown_choices = answer, choices
         self._error.value = ""
         self._image.value = picture
-        table = "" if answer.table is None else answer.table.to_html(border=0)
-        self._readout.value = html.escape(answer.text).replace("\n", "<br>") + table
-        self._code_text.value = f"<pre>{html.escape(code)}</pre>"
+        self._readout.value = html.escape(answer.text).replace("\n", "<br>")
+        self._table.value = answer.table.to_html(border=0)
+        self._texts = {"Code": code, "LaTeX": answer.table.to_latex(escape=True), "CSV": answer.table.to_csv()}
+        self._show_text()
         with self._telling:
             if not self._latest.superseded():
                 self._image.remove_class("sp-stale")
-                self._status.value = "&#10003; up to date"
+                self._status.value = f"<b>&#9203; {answer.pending}</b>" if answer.pending else "&#10003; up to date"
+
+    def _show_text(self) -> None:
+        self._text.value = f"<pre>{html.escape(self._texts.get(self._text_as.value, ''))}</pre>"
+
+    def _drawn(self, answer: Answer) -> bytes:
+        if answer.kind not in figures.PICTURES:
+            canvas = FigureCanvasAgg(figures.picture(answer.kind, answer.data, answer.options, "page"))
+            canvas.draw()
+            return _encoded(canvas)
+        if self._live is None or self._live[0] != answer.kind:
+            self._live = answer.kind, _Live(answer)
+        return self._live[1].png(answer.data)
 
     def _show_error(self, error: Exception) -> None:
         self._error.value = f'<div class="sp-error">{html.escape(f"{type(error).__name__}: {error}")}</div>'
         self._status.value = "&#9888; not done: see the message beside"
 
 
-def encoded(canvas: FigureCanvasAgg) -> bytes:
+class _Live:
+    """A figure that is drawn once and then only filled anew, which is fast enough for dragging."""
+
+    def __init__(self, answer: Answer):
+        self._picture = figures.PICTURES[answer.kind](partial(figures.figure, "page"), answer.data)
+        for artist in self._picture.moving:
+            artist.set_animated(True)
+        self._canvas = FigureCanvasAgg(self._picture.figure)
+        self._canvas.draw()
+        self._picture.figure.set_layout_engine("none")  # found once
+        self._empty = self._canvas.copy_from_bbox(self._picture.figure.bbox)
+
+    def png(self, table: pd.DataFrame) -> bytes:
+        """The figure of a table, on the axes that were drawn the first time."""
+        self._picture.update(table)
+        self._canvas.restore_region(self._empty)
+        for artist in self._picture.moving:
+            artist.draw(self._canvas.get_renderer())
+        return _encoded(self._canvas)
+
+
+def _player(slider: widgets.Widget) -> widgets.Play:
+    player = widgets.Play(
+        value=slider.value,
+        min=slider.min,
+        max=slider.max,
+        step=max(1, (slider.max - slider.min) // 50),
+        interval=200,
+        show_repeat=False,
+        tooltip="Move the slider by itself",
+    )
+    widgets.jslink((player, "value"), (slider, "value"))
+    return player
+
+
+def _encoded(canvas: FigureCanvasAgg) -> bytes:
     """What is drawn on a canvas as PNG, made fast rather than small."""
     buffer = io.BytesIO()
     imsave(buffer, np.asarray(canvas.buffer_rgba()), format="png", pil_kwargs={"compress_level": 1})
     return buffer.getvalue()
-
-
-def _drawn(answer: Answer) -> bytes:
-    canvas = FigureCanvasAgg(figures.picture(answer.kind, answer.data, answer.options, "page"))
-    canvas.draw()
-    return encoded(canvas)

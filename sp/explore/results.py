@@ -1,13 +1,13 @@
 """The results panel: every finished run in the ledger, by stream, metric, method and whatever was varied."""
 
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
 import ipywidgets as widgets
 import pandas as pd
 
-from sp.explore.code import NAMES, optimizer_code
-from sp.explore.panel import DRAWING, Answer, Panel
+from sp.explore.panel import Answer, Panel
 from sp.lab import metrics, tables
 from sp.lab.experiment import Experiment
 from sp.lab.ledger import Ledger, opened
@@ -71,9 +71,8 @@ def results_panel(ledger: Ledger | None = None) -> Panel:
             controls["methods"].options = labels(of_stream, controls["axis"].value)
             controls["methods"].value = controls["methods"].options[:8]
 
-    def make(choices: dict) -> Answer:
-        with DRAWING:
-            return results_answer(rows, **choices)
+    def make(choices: dict) -> Iterator[Answer]:
+        yield results_answer(rows, **choices)
 
     adjust("")
     return Panel(
@@ -83,7 +82,7 @@ def results_panel(ledger: Ledger | None = None) -> Panel:
         "say (notebook 01). Variants of one method differ in what stands in brackets.",
         controls,
         make,
-        lambda choices: _code(rows, choices),
+        _code,
         adjust,
         wide=True,
     )
@@ -145,28 +144,13 @@ def results_answer(rows: pd.DataFrame, stream: str, metric: str, axis: str, meth
     counted[metric] = counted[metric].str.replace(" [nan, nan]", "")  # one seed has no interval
     counted.index.names = [_readable(name) for name in by]
     counted = counted.rename(columns={metric: f"{title}: mean [95 % interval]", "n": "seeds"})
-    return Answer(kind, table, text, options, counted)
+    return Answer(kind, table, text, counted, options)
 
 
-def _code(rows: pd.DataFrame, choices: dict) -> str:
-    of_stream = _labelled(rows[rows.stream_name == choices["stream"]], choices["axis"])
-    chosen = of_stream[of_stream.method.isin(choices["methods"])]
-    lines = [
-        "from sp.lab.ledger import opened",
-        "from sp.explore import results",
-        "",
-        "rows = results.finished_runs(opened())",
-        "answer = results.results_answer(",
-        "    rows,",
-        *(f"    {name}={value!r}," for name, value in choices.items()),
-        ")",
-    ]
-    for method, runs in chosen.groupby("method", sort=False):
-        first = runs.experiment.iloc[0]
-        if first.optimizer in NAMES:
-            made = optimizer_code(first.optimizer, dict(first.options), first.replay_capacity, first.seed)
-            lines += ["", f"# {method}", made]
-    return "\n".join(lines)
+def _code(choices: dict) -> str:
+    lines = [f"    {name}={value!r}," for name, value in choices.items()]
+    lines = ["rows = results.finished_runs(opened())", "answer = results.results_answer(", "    rows,", *lines, ")"]
+    return "\n".join(["from sp.explore import results", "from sp.lab.ledger import opened", "", *lines])
 
 
 def _stream_name(row: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ has written, and `redraw` draws again from them alone: ``python -m sp paper NAME
 PyTorch.
 """
 
-from sp.figures.inside import GatePicture
+from sp.figures.inside import PICTURES
 from sp.figures.kit import PLOTS
 from sp.figures.place import begin, path_of
 from sp.figures.record import draw, picture, redraw, save_table, stored
@@ -17,9 +17,9 @@ __all__ = [
     "JOURNALS",
     "LETTERS",
     "METHODS",
+    "PICTURES",
     "PLOTS",
     "WIDTHS",
-    "GatePicture",
     "begin",
     "draw",
     "figure",

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
 
 from sp.figures.kit import SUPERSCRIPTS, Canvas, label_below, legend_below, line_styles, log_ticks, plot, switches
 from sp.figures.style import LETTERS, STYLE, look
@@ -170,6 +173,68 @@ def gate(canvas: Canvas, table: pd.DataFrame) -> Figure:
     return GatePicture(canvas, table).figure
 
 
+class LearningPicture:
+    """Curves of two tasks, LTP and LTD of each layer, and gates where the first table has them; see `learning`."""
+
+    def __init__(self, canvas: Canvas, table: pd.DataFrame):
+        gates = table[table.quantity == "gate"]
+        self.figure, ax = canvas(4.2 if len(gates) else 2.2)
+        ax.remove()
+        parts = self.figure.subfigures(2, height_ratios=(1.15, 1)) if len(gates) else [self.figure.subfigures()]
+        self._top = parts[0]
+        axes = self._top.subplots(1, 3, width_ratios=(1, 1, 1.15))
+        self._curves, self._lines = axes[:2], {}
+        curves = table[table.quantity == "accuracy"]
+        for task, ax in enumerate(self._curves, 1):
+            for place in range(table.method.nunique()):
+                (self._lines[task, place],) = ax.plot(curves.step, curves.value, clip_on=False, markevery=0.15)
+            switches(ax, curves, "step", "training", False)
+            ax.set(title=f"Task {LETTERS[task - 1]}", ylim=(0, 1.02), xlabel="Training step", yticks=(0, 0.5, 1))
+        self._curves[0].set_ylabel("Test accuracy")
+        self._legend = None
+        self._bars = _bars(axes[2], _of_weights(table))
+        self._images = _images(parts[1], gates) if len(gates) else {}
+        self._without = parts[-1].text(0.5, 0.5, "", ha="center", va="center")
+        self.update(table)
+
+    @property
+    def moving(self) -> tuple[Artist, ...]:
+        """What `update` changes."""
+        bars = (bar for pair in self._bars.values() for bar in pair.values())
+        return (*self._lines.values(), self._legend, *bars, *self._images.values(), self._without)
+
+    def update(self, table: pd.DataFrame) -> None:
+        """Show another table of as many methods on the same axes; what it does not have stays empty."""
+        methods = list(dict.fromkeys(table.method))
+        parts = dict(list(table.groupby("quantity", sort=False)))
+        styles, curves = line_styles(methods), parts["accuracy"]
+        for (task, place), line in self._lines.items():
+            rows = curves[(curves.task == task) & (curves.method == methods[place])]
+            line.set(
+                data=(rows.step, rows.value), label=methods[place], visible=len(rows) > 0, **styles[methods[place]]
+            )
+        if self._legend is not None:
+            self._legend.remove()
+        names = self._curves[0].get_legend_handles_labels()
+        self._legend = self._top.legend(*names, loc="outside lower left", ncols=2)
+        events = _of_weights(table).set_index(["method", "task", "parameter", "quantity"])
+        shares = (events.value / (events.synapses * events.looks.clip(lower=1))).to_dict()
+        for (place, *layer), pair in self._bars.items():
+            for quantity, bar in pair.items():
+                share = shares.get((methods[place], *layer, quantity), 0)
+                bar.set(width=share if quantity == "ltp" else -share, facecolor=look(methods[place])[0])
+        gates = dict(list(parts["gate"].groupby(["task", "parameter"]))) if "gate" in parts else {}
+        for layer, image in self._images.items():
+            image.set_visible(layer in gates)
+            if layer in gates:
+                image.set_data(gates[layer].pivot(index="row", columns="column", values="value"))
+        missing = f"{methods[0]} has no gate: every synapse takes its whole step" if self._images and not gates else ""
+        self._without.set_text(missing)
+
+
+PICTURES = {"gate": GatePicture, "learning": LearningPicture}  # plots that can be filled anew
+
+
 @plot()
 def learning(canvas: Canvas, table: pd.DataFrame) -> Figure:
     """Curves of two tasks, LTP and LTD of each layer, and below, where there are any, the gates, task by task.
@@ -179,54 +244,48 @@ def learning(canvas: Canvas, table: pd.DataFrame) -> Figure:
             parameter, synapses, looks`` where it is ``ltp`` or ``ltd``, a count; ``task, parameter, row, column`` where
             it is ``gate``, the mean over a block of synapses.
     """
-    gates = table[table.quantity == "gate"]
-    fig, ax = canvas(4.2 if len(gates) else 2.2)
-    ax.remove()
-    top, bottom = fig.subfigures(2, height_ratios=(1.15, 1)) if len(gates) else (fig.subfigures(), None)
-    axes = top.subplots(1, 3, width_ratios=(1, 1, 1.15))
-    curves = table[table.quantity == "accuracy"]
-    styles = line_styles(list(dict.fromkeys(table.method)))
-    for task, ax in zip((1, 2), axes, strict=False):
-        for method, rows in curves[curves.task == task].groupby("method", sort=False):
-            ax.plot(rows.step, rows.value, label=method, clip_on=False, markevery=0.15, **styles[method])
-        switches(ax, curves, "step", "training", False)
-        ax.set(title=f"Task {LETTERS[task - 1]}", ylim=(0, 1.02), xlabel="Training step", yticks=(0, 0.5, 1))
-    axes[0].set_ylabel("Test accuracy")
-    top.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
-    _events(axes[2], table[table.quantity.isin(["ltp", "ltd"])])
-    if len(gates):
-        _gates(bottom, gates)
-    return fig
+    return LearningPicture(canvas, table).figure
 
 
-def _events(ax: Axes, events: pd.DataFrame) -> None:
+def _of_weights(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table.quantity.isin(["ltp", "ltd"]) & table.parameter.str.endswith("weight").eq(True)]
+
+
+def _bars(ax: Axes, events: pd.DataFrame) -> dict[tuple, dict[str, Rectangle]]:
     """Bars to the right: LTP, to the left: LTD; share of a layer's synapses in a step, task by task."""
-    labels = []
-    weights = events[events.parameter.str.endswith("weight")]
-    for (method, task), rows in weights.groupby(["method", "task"], sort=False):
-        for layer, (_, counts) in enumerate(rows.groupby("parameter", sort=False), 1):
-            place = -len(labels)
-            for row in counts.itertuples():
-                sign = 1 if row.quantity == "ltp" else -1
-                share = sign * row.value / (row.synapses * max(row.looks, 1))
-                ax.barh(place, share, color=look(method)[0], alpha=1 if sign > 0 else 0.5, height=0.75)
-            labels.append(f"{LETTERS[int(task) - 1]}, layer {layer}")
+    bars, labels = {}, []
+    for place, method in enumerate(dict.fromkeys(events.method)):
+        rows = events[events.method == method]
+        for task in sorted(rows.task.unique()):
+            for layer, parameter in enumerate(dict.fromkeys(rows.parameter), 1):
+                height = -len(labels)
+                bars[place, task, parameter] = {
+                    quantity: ax.barh(height, 0, alpha=alpha, height=0.75)[0]
+                    for quantity, alpha in (("ltp", 1), ("ltd", 0.5))
+                }
+                labels.append(f"{LETTERS[int(task) - 1]}, layer {layer}")
     ax.axvline(0, color="0.2", linewidth=0.6)
     ax.set(xlim=(-1, 1), xticks=(-1, 0, 1), xticklabels=("1", "0", "1"), title="LTD (left), LTP (right)")
     ax.set(yticks=range(0, -len(labels), -1), yticklabels=labels, xlabel="Share of synapses in a step")
     ax.tick_params(axis="y", length=0)
+    return bars
 
 
-def _gates(fig: FigureBase, gates: pd.DataFrame) -> None:
+def _images(fig: FigureBase, gates: pd.DataFrame) -> dict[tuple, AxesImage]:
+    """Mean gates of a layer, task by task."""
     tasks, layers = sorted(gates.task.unique()), list(dict.fromkeys(gates.parameter))
-    axes = fig.subplots(1, len(tasks) * len(layers), squeeze=False)[0]
-    places = [(int(task), number, layer) for number, layer in enumerate(layers, 1) for task in tasks]
-    for ax, (task, number, layer) in zip(axes, places, strict=True):
-        rows = gates[(gates.parameter == layer) & (gates.task == task)]
-        image = rows.pivot(index="row", columns="column", values="value")
-        drawn = ax.imshow(image, vmin=0, vmax=1, cmap="cividis", aspect="auto")
-        ax.set(title=f"Layer {number}, task {LETTERS[task - 1]}", xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
-    axes[0].set_ylabel("Units (blocks)")
+    axes = iter(fig.subplots(1, len(tasks) * len(layers), squeeze=False)[0])
+    images = {}
+    for number, layer in enumerate(layers, 1):
+        for task in tasks:
+            ax, rows = next(axes), gates[(gates.parameter == layer) & (gates.task == task)]
+            image = rows.pivot(index="row", columns="column", values="value")
+            images[task, layer] = ax.imshow(image, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+            ax.set(title=f"Layer {number}, task {LETTERS[int(task) - 1]}", xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+    drawn = list(images.values())
+    drawn[0].axes.set_ylabel("Units (blocks)")
     fig.supxlabel("Inputs of the layer (blocks)", size=STYLE["axes.labelsize"])
-    fig.colorbar(drawn, ax=list(axes), label="Mean gate", ticks=(0, 0.5, 1), aspect=20, shrink=0.9)
+    bar = {"label": "Mean gate", "ticks": (0, 0.5, 1), "aspect": 20, "shrink": 0.9}
+    fig.colorbar(drawn[-1], ax=[image.axes for image in drawn], **bar)
+    return images

@@ -287,7 +287,7 @@ class Moment:
         step: optimizer steps so far. task: number of the task that is being learnt, from 1. first, last: whether this
             was the task's first or last step.
         learner: as it is now; the gradients of its network are those of the step.
-        stream: the tasks.
+        stream: the tasks. curve: what was measured in earlier steps, as in `Result`.
     """
 
     step: int
@@ -296,6 +296,7 @@ class Moment:
     last: bool
     learner: Any
     stream: Stream
+    curve: list[dict[str, float]]
 
 
 def stream_of(experiment: Experiment) -> Stream:
@@ -444,8 +445,8 @@ class _Run:
                 self._train_batch(x[index], y[index])
                 step = epoch * batches + number_of_batch
                 if self.look is not None:
-                    place = {"first": step == 1, "last": step == total}
-                    self.look(Moment(self.steps, number + 1, **place, learner=self.learner, stream=self.stream))
+                    place = self.steps, number + 1, step == 1, step == total
+                    self.look(Moment(*place, self.learner, self.stream, self.curve))
                 if step in points:
                     if in_order:
                         accuracies = [self._score(*self._answered(since * size))]

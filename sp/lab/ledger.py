@@ -77,9 +77,9 @@ class Ledger:
         _log("computed", key)
 
     def table(
-        self, make: Callable[..., pd.DataFrame], *arguments: Any, missing_too: bool = True
+        self, make: Callable[..., pd.DataFrame], *arguments: Any, missing_too: bool = True, **aside: Any
     ) -> pd.DataFrame | None:
-        """What ``make(*arguments)`` returns, from the ledger or made now and kept.
+        """What ``make(*arguments, **aside)`` returns, from the ledger or made now and kept.
 
         The key holds a digest of the function's code and of what it calls, so that a table of other code is never
         taken for this one. Where no digest can be made the table is made anew each time.
@@ -88,12 +88,13 @@ class Ledger:
             make: gives a table of plain numbers and texts.
             arguments: experiments, functions, plain values.
             missing_too: False: None in place of a table that is not kept.
+            aside: what changes nothing in the table, such as who is told of progress, and is no part of the key.
         """
         parts = [digest(make), *(_part(argument) for argument in arguments)]
         if None in parts:
             unknown = (make, *arguments)[parts.index(None)]
             warnings.warn(f"the table of {make.__qualname__} is not kept: {obstacle(unknown)}", stacklevel=2)
-            return make(*arguments) if missing_too else None
+            return make(*arguments, **aside) if missing_too else None
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
         kept = self._find(key, lambda row: pd.DataFrame(row["table"]))
         if kept is not None:
@@ -101,7 +102,7 @@ class Ledger:
             return kept
         if not missing_too:
             return None
-        row = {"made_by": make.__qualname__, "table": _columns(make(*arguments))}
+        row = {"made_by": make.__qualname__, "table": _columns(make(*arguments, **aside))}
         self._own.append(key, row)
         _log("computed", key)
         return pd.DataFrame(json.loads(json.dumps(row["table"])))  # as it will be read

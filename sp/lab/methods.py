@@ -29,6 +29,11 @@ def register(name: str, method: Callable[..., Any]) -> None:
     _registered[name] = method
 
 
+def registered() -> tuple[str, ...]:
+    """Names of the methods that were registered."""
+    return tuple(_registered)
+
+
 def titled(methods: Mapping[str, Method] | Iterable[str]) -> dict[str, str | Own]:
     """Title -> a name of `METHODS` or somebody's own.
 

@@ -103,26 +103,41 @@ class Observed:
     """A run and what was seen in it.
 
     Attributes:
-        accuracy: as in `sp.lab.experiment.Result`. curve: `sp.lab.tables.curves`. events, gates: those of `Plasticity`.
+        accuracy: as in `sp.lab.experiment.Result`, None before the end. curve: `sp.lab.tables.curves`.
+        events, gates: those of `Plasticity`.
     """
 
-    accuracy: np.ndarray
+    accuracy: np.ndarray | None
     curve: pd.DataFrame
     events: pd.DataFrame
     gates: pd.DataFrame
 
 
-def observe(experiment: Experiment, ledger: Ledger | None = None, missing_too: bool = True) -> Observed | None:
+def observe(
+    experiment: Experiment,
+    ledger: Ledger | None = None,
+    missing_too: bool = True,
+    tell: Callable[[Plasticity, Moment], None] | None = None,
+) -> Observed | None:
     """Run an experiment and look at its plasticity, or read what the ledger has of it.
 
     Args:
         missing_too: False: None in place of a run that the ledger does not have.
+        tell: called after every step of a run, with what was seen so far; an exception ends the run.
     """
-    seen = (ledger or opened()).table(_observed, experiment, missing_too=missing_too)
+    seen = (ledger or opened()).table(_observed, experiment, missing_too=missing_too, tell=tell)
     if seen is None:
         return None
     accuracy = seen[seen.part == "accuracy"].pivot(index="after", columns="on", values="accuracy").to_numpy(float)
     return Observed(accuracy, *(_part(seen, name, columns) for name, columns in PARTS.items()))
+
+
+def so_far(look: Plasticity, moment: Moment) -> Observed:
+    """What was seen of a run until now: the curve, and events and gates of the tasks that have ended; no accuracy."""
+    parts = {"curve": moment.curve, "events": look.events, "gates": look.gates}
+    tables = {name: pd.DataFrame(rows, columns=PARTS[name]) for name, rows in parts.items()}
+    counted = {name: tables["curve"][name] + 1 for name in ("training", "task")}  # from 1, as in `sp.lab.tables.curves`
+    return Observed(None, **{**tables, "curve": tables["curve"].assign(**counted)})
 
 
 # Columns of each table of an observed run; those that count something are whole numbers.
@@ -138,9 +153,15 @@ def _part(seen: pd.DataFrame, name: str, columns: list[str]) -> pd.DataFrame:
     return rows.astype({column: int for column in columns if column not in ("key", "parameter", "accuracy", "gate")})
 
 
-def _observed(experiment: Experiment) -> pd.DataFrame:
+def _observed(experiment: Experiment, tell: Callable[[Plasticity, Moment], None] | None = None) -> pd.DataFrame:
     look = Plasticity()
-    result = run(experiment, look=look)
+
+    def watch(moment: Moment) -> None:
+        look(moment)
+        if tell is not None:
+            tell(look, moment)
+
+    result = run(experiment, look=watch)
     R = result.accuracy
     accuracy = [{"after": i, "on": j, "accuracy": R[i, j]} for i in range(len(R)) for j in range(len(R))]
     gates = pd.DataFrame(look.gates, columns=["task", "parameter", "row", "column", "gate"])

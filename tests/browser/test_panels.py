@@ -58,8 +58,21 @@ class PanelOnPage:
             "return Array.from(new Uint8Array(await crypto.subtle.digest('SHA-1', data))).join() }"
         )
 
+    def note_pictures(self):
+        """From now on, put into ``window.notes`` when the picture or the status changes, and what the status is."""
+        self.box.evaluate(
+            """box => {
+                const status = box.querySelector(".sp-left > .widget-html:not(.sp-readout)"), begin = performance.now();
+                window.notes = [];
+                const note = () => window.notes.push({after: performance.now() - begin, status: status.innerText});
+                const observer = new MutationObserver(note);
+                observer.observe(status, {childList: true, subtree: true, characterData: true});
+                observer.observe(box.querySelector(".sp-right img"), {attributes: true, attributeFilter: ["src"]});
+            }"""
+        )
+
     def status(self):
-        return self.box.locator(".sp-left > .widget-html").inner_text()
+        return self.box.locator(".sp-left > .widget-html:not(.sp-readout)").inner_text()
 
     def code(self):
         return self.box.locator(".sp-code").inner_text()
@@ -124,32 +137,59 @@ def test_the_gate_follows_keyboard_and_mouse_and_comes_back_on_reset(page, lab):
     assert (panel.picture(), panel.box.inner_text()) == (begin, text)
 
 
-def test_learning_is_busy_at_once_trains_the_last_position_only_and_shows_it(page, lab):
-    panel = PanelOnPage(page, "learning")
+def test_the_gate_plays(page):
+    panel = PanelOnPage(page, "gate")
     begin = panel.picture()
-    runs = tables_in(lab[1] / "store")
+    panel.box.locator(".widget-play button").first.click()
+    panel.changed_from(begin)
+    page.wait_for_timeout(1000)
+    panel.box.locator(".widget-play button").first.click()
+    assert int(panel.readout("steps into task B")) > 2
+    panel.press("Reset")
+    panel.settle()
+
+
+def test_learning_opens_on_what_surprises_and_streams_the_last_position_only(page, lab):
+    panel = PanelOnPage(page, "learning")
+    panel.settle()
+    begin, runs = panel.picture(), tables_in(lab[1] / "store")
+    assert panel.control("method").locator("select").input_value() == "Coincidence"
+    assert not panel.control("k (sharpness)").is_visible() and panel.control("retention r").is_visible()
+    panel.note_pictures()
     handle = panel.handle("replay (images)")
-    handle.press("ArrowRight")
-    panel.settle("working")
-    assert "sp-stale" in panel.image.get_attribute("class")
-    for _ in range(7):
+    for _ in range(8):
         handle.press("ArrowRight")
     panel.changed_from(begin)
+    notes = page.evaluate("window.notes")
+    stages = [stage for note in notes for stage in ("one epoch", "training", "up to date") if stage in note["status"]]
+    assert "one epoch" in stages and stages.count("training") > 1 and stages[-1] == "up to date"
     assert panel.readout("replay (images)") == "400" and "ReplayBuffer(capacity=400, seed=0)" in panel.code()
     assert "sp-stale" not in panel.image.get_attribute("class")
-    assert 2 <= tables_in(lab[1] / "store") - runs < 16  # eight positions of two optimizers, had they queued up
+    assert 2 <= tables_in(lab[1] / "store") - runs < 16  # eight positions of two methods, had they queued up
     assert saved_files(panel, lab, "learning")["choices"]["replay_capacity"] == 400
 
     with_replay = panel.picture()
-    panel.control("optimizer").locator("select").select_option("Coincidence")
+    panel.control("method").locator("select").select_option("Selective plasticity")
     panel.changed_from(with_replay)
-    assert panel.readout("learning rate") == "1.0e-1" and "NMDACoincidence(model)" in panel.code()
-    assert panel.control("k (sharpness)").locator("[disabled]").count()
+    assert panel.readout("learning rate") == "1.0e-3" and "SelectivePlasticityOptimizer" in panel.code()
+    assert panel.control("k (sharpness)").is_visible() and not panel.control("retention r").is_visible()
 
     moved = panel.picture()
     panel.press("Reset")
     panel.changed_from(moved)
     assert panel.picture() == begin
+
+
+def test_numbers_are_copied(page):
+    panel = PanelOnPage(page, "learning")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    for kind, begins in (("LaTeX", "\\begin{tabular}"), ("CSV", "method,"), ("Code", "from sp import")):
+        panel.press(kind)
+        page.wait_for_function(
+            "begins => document.querySelectorAll('.sp-code pre')[1].innerText.startsWith(begins)", arg=begins
+        )
+        panel.press("Copy")
+        assert page.evaluate("navigator.clipboard.readText()").startswith(begins)
 
 
 def test_results_show_what_is_wrong_and_recover(page, lab):
@@ -168,7 +208,7 @@ def test_results_show_what_is_wrong_and_recover(page, lab):
     assert saved_files(panel, lab, "results")["choices"]["axis"] == "option_plasticity_k"
 
 
-@pytest.mark.parametrize("width", [1300, 900])
+@pytest.mark.parametrize("width", [1800, 1366, 390])
 def test_nothing_is_cut_off(page, width):
     page.set_viewport_size({"width": width, "height": 1400})
     if page.locator(".jp-DirListing").is_visible():
@@ -182,7 +222,7 @@ def test_nothing_is_cut_off(page, width):
         page.screenshot(path=pictures / f"{name}_{width}.png")
         outer = panel.box.bounding_box()
         assert panel.box.evaluate("box => box.scrollWidth <= box.clientWidth")
-        for part in [panel.image, *panel.box.locator(".sp-left > *").all()]:
+        for part in panel.box.locator(".sp-right, .sp-left > *:visible, .sp-buttons > *:visible").all():
             inner = part.bounding_box()
             assert inner["x"] >= outer["x"] and inner["x"] + inner["width"] <= outer["x"] + outer["width"] + 1
     assert page.locator(ERRORS).count() == 0

@@ -1,5 +1,6 @@
 """The panels, without a browser: what they answer, for which position, and what they do with errors."""
 
+import dataclasses
 import json
 import threading
 import time
@@ -12,6 +13,7 @@ import torch
 from sp import explore, figures
 from sp.explore import code, gate, learning, results
 from sp.explore.panel import Answer, Latest, Panel
+from sp.lab import methods
 from sp.lab.experiment import Experiment, run
 from sp.lab.ledger import Ledger
 
@@ -48,9 +50,9 @@ def make_panel(make, controls=None):
 def draw(choices):
     if choices["height"] == 4:
         raise ValueError("height must not be 4 <script>")
-    table = pd.DataFrame({"method": "Adam", "x": [0, 1], "height": [0, choices["height"]]})
+    data = pd.DataFrame({"method": "Adam", "x": [0, 1], "height": [0, choices["height"]]})
     options = {"x": "x", "panels": {"height": ""}, "labels": ["x", "y"], "limits": [0, 5]}
-    return Answer("line_panels", table, f"height {choices['height']}", options)
+    yield Answer("line_panels", data, f"height {choices['height']}", data.set_index("method"), options)
 
 
 def test_a_panel_shows_recovers_resets_and_saves(tmp_path, monkeypatch):
@@ -65,7 +67,11 @@ def test_a_panel_shows_recovers_resets_and_saves(tmp_path, monkeypatch):
     assert "sp-stale" in panel._image._dom_classes and panel._image.value == first
     panel.controls["height"].value = 3
     assert panel.wait(30)
-    assert panel._error.value == "" and panel._readout.value == "height 3" and "draw(3)" in panel._code_text.value
+    assert panel._error.value == "" and panel._readout.value == "height 3" and "draw(3)" in panel._text.value
+    panel._text_as.value = "CSV"
+    assert "method,x,height\nAdam,0,0\nAdam,1,3" in panel._text.value
+    panel._text_as.value = "LaTeX"
+    assert "\\toprule" in panel._text.value and "Adam &amp; 1 &amp; 3" in panel._text.value
     assert "sp-stale" not in panel._image._dom_classes
     panel.save()
     (csv,) = tmp_path.rglob("*.csv")
@@ -80,6 +86,30 @@ def test_a_panel_shows_recovers_resets_and_saves(tmp_path, monkeypatch):
     assert panel.wait(30)
     assert panel.controls["height"].value == 1 and panel._image.value == first
     assert not plt.get_fignums()  # nothing is left for the next cell to show
+
+
+def test_better_answers_follow_the_first_until_a_newer_choice_waits():
+    shown, closed, go = [], [], threading.Event()
+
+    def better_and_better(choices):
+        try:
+            for number in range(3):
+                (answer,) = draw(choices)
+                yield dataclasses.replace(
+                    answer, text=f"{choices['height']}, {number}", pending="more" if number < 2 else ""
+                )
+                go.wait(10)
+        finally:
+            closed.append(choices["height"])
+
+    panel = make_panel(better_and_better)
+    panel._readout.observe(lambda change: shown.append(change["new"]), "value")
+    while not shown:
+        time.sleep(0.001)
+    panel.controls["height"].value = 2
+    go.set()
+    assert panel.wait(30) and closed == [1, 2] and "up to date" in panel._status.value
+    assert "1, 2" not in shown and shown[-3:] == ["2, 0", "2, 1", "2, 2"]
 
 
 def test_a_folder_that_cannot_be_written_is_a_message(tmp_path, monkeypatch):
@@ -105,6 +135,8 @@ def test_the_gate_closes_with_k_and_opens_at_the_switch():
     }
     plt.close("all")
     assert mean["off"] == 1 > mean["lenient"] > mean["strict"] and mean["floor"] >= 0.5
+    begin, switch = (gate.gate_answer(steps_into_b=step).text for step in (0, 1))
+    assert "Task A ends: the gate is below one half for 66%" in begin and "times those at the end of task A" in switch
     assert mean["max"] > 0.6 > mean["strict"] and mean["switch"] > 0.8
 
 
@@ -114,7 +146,7 @@ def test_the_gate_panel_redraws_fast_and_as_if_drawn_anew():
     begin = bytes(panel._image.value)
     panel.controls["plasticity_k"].value = 9.0
     panel.wait(60)
-    assert panel._image.value != begin and "plasticity_k=9.0" in panel._code_text.value
+    assert panel._image.value != begin and "plasticity_k=9.0" in panel._text.value
     used = time.thread_time()
     panel._answer(panel.choices())
     assert time.thread_time() - used < 0.2
@@ -125,31 +157,79 @@ def test_the_gate_panel_redraws_fast_and_as_if_drawn_anew():
 
 def test_learning_answers_for_two_methods_with_one_seed_and_is_kept(tmp_path):
     ledger = Ledger(tmp_path)
-    answer = learning.learning_answer(ledger, optimizer="Coincidence", lr=0.1)
-    plt.close("all")
+    answer = learning.learning_answer(ledger)
     assert set(answer.data.quantity) == {"accuracy", "ltp", "ltd", "shut", "gate"}
     assert set(answer.data.method) == {"Coincidence", "Adam"}
-    ends = answer.data[(answer.data.quantity == "accuracy") & (answer.data.step == answer.data.step.max())]
-    of_a = ends[ends.task == 1].set_index("method").value
+    of_a = answer.table["A after B"].astype(float)
     assert of_a["Coincidence"] > 0.7 > 0.2 > of_a["Adam"]
     before = {path: path.stat().st_size for path in tmp_path.iterdir()}
-    again = learning.learning_answer(ledger, optimizer="Coincidence", lr=0.1)
-    plt.close("all")
+    again = learning.learning_answer(ledger)
     pd.testing.assert_frame_equal(again.data, answer.data, check_dtype=False)
+    early = learning.learning_answer(ledger, step=120)
     assert {path: path.stat().st_size for path in tmp_path.iterdir()} == before  # nothing was trained again
-    methods = learning.experiments(**{**learning.DEFAULTS, "seed": 3, "replay_capacity": 50})
+    assert early.data.step.max() <= 120 and set(early.data[early.data.quantity == "gate"].task) == {1}
+    methods = learning.experiments(learning.RULES, **{**learning.DEFAULTS, "seed": 3, "replay_capacity": 50})
     assert {e.seed for e in methods.values()} == {3} and {e.replay_capacity for e in methods.values()} == {50}
 
 
-def test_the_learning_panel_greys_what_does_not_apply_and_trains_in_processes_of_its_own(tmp_path):
-    ledger = Ledger(tmp_path)
-    panel = explore.learning_panel(ledger)
-    assert panel.wait(120)
-    assert panel.controls["retention"].disabled and not panel.controls["plasticity_k"].disabled
-    panel.controls["optimizer"].value = "Coincidence"
-    assert panel.controls["lr"].value == pytest.approx(0.1) and panel.controls["plasticity_k"].disabled
+def shown_by(panel):
+    """The texts that stood beside the pictures, one for each picture, from now on."""
+    texts = []
+    panel._image.observe(lambda _: texts.append(panel.answer), "value")
+    return texts
+
+
+def test_learning_shows_a_glimpse_then_the_training_as_it_goes(tmp_path):
+    panel = explore.learning_panel(Ledger(tmp_path))
+    shown = shown_by(panel)
     assert panel.wait(120) and panel._error.value == ""
-    assert "Coincidence: accuracy on A" in panel._readout.value
+    assert shown[0].pending.startswith("one epoch") and {answer.pending for answer in shown[1:-1]} == {
+        "training &hellip;"
+    }
+    whole = learning.learning_answer(Ledger(tmp_path))  # as computed at once
+    pd.testing.assert_frame_equal(panel.answer.data, whole.data, check_dtype=False)
+    lengths = [(answer.data.quantity == "accuracy").sum() for answer in shown[1:]]
+    assert lengths[-1] == 96 and lengths[0] < 96  # two methods, two tasks, 24 points
+    assert all(answer.data.step.max() == pytest.approx(learning.STEPS, abs=1) for answer in (shown[0], shown[-1]))
+
+
+def test_learning_shows_the_controls_that_have_an_effect(tmp_path):
+    panel = explore.learning_panel(Ledger(tmp_path))
+
+    def seen():
+        return {name for name, control in panel.controls.items() if control.layout.display != "none"}
+
+    always = {"method", "replay_capacity", "seed", "step"}
+    assert seen() == {*always, "lr", "retention"}
+    panel.controls["method"].value = "Selective plasticity"
+    assert panel.controls["lr"].value == pytest.approx(1e-3)
+    assert seen() == {*always, *learning.OPTIONS["Selective plasticity"]}
+    panel.reset()
+    assert seen() == {*always, "lr", "retention"} and panel.controls["lr"].value == pytest.approx(0.1)
+    assert panel.wait(120)
+
+
+def test_ones_own_rule_stands_in_the_list(tmp_path, monkeypatch):
+    monkeypatch.setattr(methods, "_registered", {})
+
+    def mine(model, lr=0.05):
+        return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.5)
+
+    methods.register("fixed", lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
+    panel = explore.learning_panel(Ledger(tmp_path), methods={"Mine": mine})
+    assert panel.controls["method"].options == (*learning.RULES, "fixed", "Mine")
+    panel.controls["method"].value = "Mine"
+    assert panel.controls["lr"].value == 0.05 and panel.controls["lr"].layout.display != "none"
+    assert panel.wait(120) and panel._error.value == "" and list(panel.answer.table.index) == ["Mine", "Adam"]
+    assert panel.answer.data[panel.answer.data.quantity == "gate"].empty
+    names = {}
+    exec(panel._texts["Code"].split("runs =")[0], names)
+    assert "'Mine': partial(own, lr=0.05)" in panel._texts["Code"] and names["own"] is ...
+    panel.controls["method"].value = "fixed"
+    assert panel.controls["lr"].layout.display == "none"
+    with pytest.raises(ValueError, match="titles of their own, got 'Adam'"):
+        explore.learning_panel(Ledger(tmp_path), methods={"Adam": mine})
+    assert panel.wait(120) and panel._error.value == ""
 
 
 @pytest.mark.parametrize("optimizer", code.NAMES)
@@ -179,7 +259,7 @@ def test_results_are_grouped_by_what_differs_and_by_an_axis(tmp_path):
     with pytest.raises(ValueError, match="choose at least one method"):
         results.results_answer(rows, stream, "forgetting", "methods", ())
     panel = explore.results_panel(ledger)
-    assert panel.wait(30) and panel._error.value == "" and "<table" in panel._readout.value
+    assert panel.wait(30) and panel._error.value == "" and "<table" in panel._table.value
     panel.controls["axis"].value = "option_lr"
     assert panel.wait(30) and panel._error.value == "" and panel.controls["methods"].value == ("SGD",)
     panel.reset()
