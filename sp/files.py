@@ -8,7 +8,14 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 # And what texts call them.
-DATASETS = {"digits": "digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
+DATASETS = {
+    "digits": "digits",
+    "mnist": "MNIST",
+    "fashion_mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar10_features": "frozen features of CIFAR-10",
+    "cifar10_maps": "what enters the last block from CIFAR-10",
+}
 
 
 def folder(name: str) -> Path:
