@@ -57,7 +57,7 @@ class Block(nn.Module):
 
 
 def network() -> tuple[nn.Sequential, nn.Sequential]:
-    """The frozen layers, (B, 3, SIDE, SIDE) -> (B, *SHAPE), and those after them, (B, *SHAPE) -> (B, FEATURES).
+    """The frozen layers, (B, 3, SIDE, SIDE) -> ``(B, *SHAPE)``, and those after them, ``(B, *SHAPE)`` -> (B, FEATURES).
 
     Pixels p in [0, 255] enter as (p - 127) / 128. The weights are PyTorch's random ones, see `load_weights`.
     """
@@ -139,7 +139,7 @@ def frozen(name: str, content: str, images: tuple[Tensor, ...], folder: Path) ->
         folder: where arrays are kept in half precision, whole or not at all; its files can be deleted at any time.
 
     Returns:
-        For each of the tensors of images what enters the last block, (n, *SHAPE), then for each what leaves the
+        For each of the tensors of images what enters the last block, ``(n, *SHAPE)``, then for each what leaves the
         network, (n, FEATURES); float32.
 
     Raises:
