@@ -55,7 +55,7 @@ def existing(path: Path) -> Path:
 
 def dataset_of(name: str) -> str | None:
     """The data set in a figure's or table's name, such as ``mnist`` in ``mnist_curves``; None where there is none."""
-    found = re.search(r"(?:^|_)(digits|fashion_mnist|mnist|cifar10)(?:_|$)", name.rpartition("/")[2])
+    found = re.search(rf"(?:^|_)({'|'.join(DATASETS)})(?:_|$)", name.rpartition("/")[2])
     return found and found[1]
 
 

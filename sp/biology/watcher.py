@@ -344,11 +344,15 @@ class _Hook:
         if torch.func.debug_unwrap(follow) is not follow:  # a transform of torch.func, which makes no gradient
             return
 
+        # A frozen readout is one all the same, but nothing of it is held that no step will use.
+        trained = synapses.weight.requires_grad
+        kept = kept if trained else None
+
         def record(errors: Tensor) -> None:
             if (synapses := self.synapses()) is not None and (watcher := self.watcher()) is not None:
                 backward = backward_pass()
                 terms, readout = watcher.reached(synapses, backward, self.kind.count(errors))
-                if synapses.weight.requires_grad:  # a frozen readout is one all the same
+                if trained:
                     synapses.record(Pass(self.module, kept, errors, backward, terms, readout))
 
         follow.register_hook(record)
