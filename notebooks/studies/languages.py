@@ -21,8 +21,9 @@ from sp.lab.data import Stream as Tasks
 from sp.lab.experiment import METHOD_VERSIONS, Experiment, Moment, Result, run
 from sp.lab.networks import AttentionBlock
 from sp.lab.streams import Stream
+from sp.lab.sweep import Named, with_seeds
 from sp.rivals import TITLES, GradientLearner
-from studies.own_data import Named, Part, Source, Tuning, named, with_seeds
+from studies.own_data import Part, Source, Tuning, named
 
 # In the order in which they come, five at a time.
 LANGUAGES = (
@@ -260,7 +261,7 @@ def spelling_tuning() -> Tuning:
 
 
 def _runs(untuned: dict[str, Experiment], seeds: Sequence[int], tuned: dict[str, Experiment]) -> Named:
-    """Arms with tuned options and every seed; joint training and the growing head take Adam's rate."""
+    """Methods with tuned options and every seed; joint training and the growing head take Adam's rate."""
     options = {method: dict(tuned[method].options) for method in untuned}
     options |= {method: options["Adam"] for method in ("Joint training", "Adam, growing head") if method in untuned}
     return with_seeds({method: replace(own, options=options[method]) for method, own in untuned.items()}, seeds)

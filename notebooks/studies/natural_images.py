@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 import studies
@@ -20,6 +19,7 @@ from sp.lab.ledger import opened
 from sp.lab.networks import MODELS
 from sp.lab.settings import INPUTS, TUNING_SEEDS
 from sp.lab.sweep import paired_runs, plan, run_all, with_seeds
+from sp.lab.watch import accuracy_by_task
 
 PIXELS = Experiment(dataset="cifar10", tasks=5, model="normalised", hidden=(16, 32, 64, 256), samples_per_task=2000)
 FROZEN = replace(PIXELS, dataset="cifar10_features", model="mlp", hidden=(), samples_per_task=1600)
@@ -182,13 +182,5 @@ def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def matrices(setting: str, titles: Sequence[str], seeds: int) -> pd.DataFrame:
-    """Accuracy on each task after each, ``method, seed, after, on, accuracy``; tasks are numbered from 1."""
-    named = with_seeds(tuned(setting, titles), range(seeds))
-    results = run_all([experiment for _, experiment in named])
-    cells = [
-        {"method": method, "seed": experiment.seed, "after": i + 1, "on": j + 1, "accuracy": accuracy}
-        for (method, experiment), result in zip(named, results, strict=True)
-        for (i, j), accuracy in np.ndenumerate(result.accuracy)
-        if j <= i
-    ]
-    return pd.DataFrame(cells)
+    """Accuracy on each task after each, as `sp.lab.watch.accuracy_by_task` has it."""
+    return accuracy_by_task(tuned(setting, titles), range(seeds))

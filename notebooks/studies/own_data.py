@@ -2,7 +2,7 @@
 
 A run is known by the names and versions of its data and its network and not by their content, so that a kept run can be
 read where the data, or the package that they come from, are not there. Who changes what is made raises the version;
-``tests/test_own_data.py`` tells when that was forgotten.
+``tests/studies/test_own_data.py`` tells when that was forgotten.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +18,7 @@ from sp.lab.experiment import Experiment, Result, stream_of
 from sp.lab.ledger import opened
 from sp.lab.own import Own
 from sp.lab.settings import TUNING_SEEDS
-from sp.lab.sweep import missing, plan, run_all
-
-Named = list[tuple[str, Experiment]]
-Seeded = Callable[[Experiment, int], Experiment]
+from sp.lab.sweep import Named, Seeded, missing, plan, run_all, with_seed
 
 
 @dataclass(frozen=True)
@@ -40,21 +37,12 @@ def named(name: str, version: int, content: Any) -> Own:
     return Own(name, f"{name}, version {version}", content)
 
 
-def with_seed(experiment: Experiment, seed: int) -> Experiment:
-    """The same with another seed, on the same data."""
-    return replace(experiment, seed=seed)
-
-
-def with_seeds(methods: Mapping[str, Experiment], seeds: Sequence[int], seeded: Seeded = with_seed) -> Named:
-    """Every method with every seed, by the method's name; ``seeded`` gives an experiment another seed."""
-    return [(method, seeded(experiment, seed)) for method, experiment in methods.items() for seed in seeds]
-
-
 class Tuning:
     """What methods are tuned on: points of their options, as many for each, tuning seeds, data that were held out.
 
     Args:
-        methods: those to tune and others. grids: of an method, its points. seeds, seeded: as in `with_seeds`.
+        methods: those to tune and others. grids: of a method, its points.
+        seeds, seeded: as in `sp.lab.sweep.with_seeds`.
         score: of an accuracy matrix, what a point is judged by.
     """
 
@@ -142,14 +130,8 @@ class Part:
         return rows
 
     def matrices(self) -> pd.DataFrame:
-        """``method``, ``seed``, ``after`` (tasks learnt), ``on`` (task), ``accuracy``; a row for each that is known."""
-        rows = [
-            {"method": method, "seed": result.experiment.seed, "after": i + 1, "on": j + 1, "accuracy": accuracy}
-            for method, result in self.results()
-            for (i, j), accuracy in np.ndenumerate(result.accuracy)
-            if j <= i
-        ]
-        return pd.DataFrame(rows)
+        """`sp.lab.tables.matrices` of its runs."""
+        return tables.matrices(self.results())
 
     def carry_out(self, without: Sequence[str] = (), dry: bool = False) -> list[str]:
         """Run everything, tuning first, and return the keys of all runs that are kept.

@@ -193,11 +193,17 @@ def points_of(experiment: Experiment, points: Iterable[Mapping[str, Any]], seeds
 
 
 Named = list[tuple[str, Experiment]]
+Seeded = Callable[[Experiment, int], Experiment]
 
 
-def with_seeds(methods: Mapping[str, Experiment], seeds: Sequence[int]) -> Named:
-    """Every method with every seed, by the method's name."""
-    return [(method, replace(experiment, seed=seed)) for method, experiment in methods.items() for seed in seeds]
+def with_seed(experiment: Experiment, seed: int) -> Experiment:
+    """The same with another seed, on the same data."""
+    return replace(experiment, seed=seed)
+
+
+def with_seeds(methods: Mapping[str, Experiment], seeds: Sequence[int], seeded: Seeded = with_seed) -> Named:
+    """Every method with every seed, by the method's name; ``seeded`` gives an experiment another seed."""
+    return [(method, seeded(experiment, seed)) for method, experiment in methods.items() for seed in seeds]
 
 
 def runs(

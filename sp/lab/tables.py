@@ -42,6 +42,18 @@ def table(results: Iterable[Result]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def matrices(named: Iterable[tuple[str, Result]]) -> pd.DataFrame:
+    """R[i, j] of results, by the names of their methods: ``method``, ``seed``, ``after`` (tasks learnt), ``on`` (task),
+    ``accuracy``; a row for each task learnt so far, j <= i."""
+    rows = [
+        {"method": method, "seed": result.experiment.seed, "after": i + 1, "on": j + 1, "accuracy": accuracy}
+        for method, result in named
+        for (i, j), accuracy in np.ndenumerate(result.accuracy)
+        if j <= i
+    ]
+    return pd.DataFrame(rows)
+
+
 def _metrics(results: list[Result]) -> list[dict[str, float]]:
     """Of each result; those with as many tasks are computed at once."""
     measured: list[dict[str, float]] = [{} for _ in results]

@@ -187,17 +187,7 @@ def _changed(experiment: Experiment, look: Callable[[Moment], None]) -> pd.DataF
 
 
 def accuracy_by_task(methods: dict[str, Experiment], seeds: Sequence[int]) -> pd.DataFrame:
-    """R[i, j] as a table: ``method``, ``seed``, ``after`` (task i was learnt), ``on`` (test on task j), ``accuracy``.
-
-    Only tasks learnt so far, j <= i, are in it. Runs that the ledger has are not run again.
-    """
+    """`sp.lab.tables.matrices` of every method with every seed. Runs that the ledger has are not run again."""
     named = with_seeds(methods, seeds)
     results = run_all([experiment for _, experiment in named])
-    return pd.DataFrame(
-        [
-            {"method": method, "seed": experiment.seed, "after": i + 1, "on": j + 1, "accuracy": result.accuracy[i, j]}
-            for (method, experiment), result in zip(named, results, strict=True)
-            for i in range(len(result.accuracy))
-            for j in range(i + 1)
-        ]
-    )
+    return tables.matrices((method, result) for (method, _), result in zip(named, results, strict=True))

@@ -14,6 +14,7 @@ from studies import commands, drift, languages, own_data
 from sp.lab.experiment import Experiment
 from sp.lab.ledger import Ledger
 from sp.lab.streams import Stream
+from sp.lab.sweep import with_seeds
 
 LETTERS = ("aé", "bø", "cö", "dñ", "eè", "fã", "gij", "hå", "ił", "jä")
 WORDS = {
@@ -164,9 +165,7 @@ def test_tuning_takes_the_point_with_the_best_score_on_tuning_seeds_and_held_out
 def test_a_part_can_be_run_in_turns(ledger, capsys):
     plain = Experiment(stream=stream(small), tasks=2, scenario="domain", hidden=(8,))
     methods = {"Adam": plain, "Coincidence": replace(plain, optimizer="coincidence")}
-    part = own_data.Part(
-        partial(own_data.with_seeds, seeds=(0, 1)), own_data.Tuning(methods, {"Adam": [{"lr": 0.01}]}, (100,))
-    )
+    part = own_data.Part(partial(with_seeds, seeds=(0, 1)), own_data.Tuning(methods, {"Adam": [{"lr": 0.01}]}, (100,)))
     assert part.carry_out(dry=True) == [] and "5 runs, 0 of them kept" in capsys.readouterr().out
     assert len(part.carry_out(without=["Coincidence"])) == 3
     assert len(part.carry_out()) == 5 and "5 runs, 3 of them kept, 2 to do" in capsys.readouterr().out
@@ -179,7 +178,7 @@ def test_the_command_says_how_long_a_part_takes_and_then_runs_and_commits_it(tmp
     plain = Experiment(stream=stream(small), tasks=2, scenario="domain", hidden=(8,))
     tuning = own_data.Tuning({"Adam": plain}, {"Adam": [{"lr": 0.01}]}, (100,))
     monkeypatch.setattr(drift, "PARTS", ("toys",))
-    monkeypatch.setattr(drift, "part", lambda name: own_data.Part(partial(own_data.with_seeds, seeds=(0,)), tuning))
+    monkeypatch.setattr(drift, "part", lambda name: own_data.Part(partial(with_seeds, seeds=(0,)), tuning))
     assert commands.main(["drift", "--estimate"]) == 0
     assert "2 runs, 0 of them kept, 2 to do" in capsys.readouterr().out and not (tmp_path / "ledger").exists()
     assert commands.main(["drift"]) == 0
