@@ -11,6 +11,7 @@ that it was writing.
 import hashlib
 import json
 import os
+import threading
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -187,6 +188,7 @@ class _Layer:
     _rows: dict[str, bytes] = field(default_factory=dict)
     _read: dict[str, tuple[int, int]] = field(default_factory=dict)  # of each file: its inode, and how much
     _file: Path | None = None
+    _reading: threading.Lock = field(default_factory=threading.Lock)  # a panel reads in a thread of its own
 
     def known(self) -> list[str]:
         self._catch_up()
@@ -218,9 +220,9 @@ class _Layer:
             entries = sorted(entry.name for entry in os.scandir(self.folder) if entry.name.endswith(".jsonl"))
         except (FileNotFoundError, NotADirectoryError):
             return
-        for name in entries:
-            for key, content in self._new_rows(name):
-                self._rows[key] = content
+        with self._reading:
+            for name in entries:
+                self._rows.update(self._new_rows(name))
 
     def _new_rows(self, name: str) -> Iterator[tuple[str, bytes]]:
         path = self.folder / name

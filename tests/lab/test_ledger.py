@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from dataclasses import replace
@@ -37,6 +38,15 @@ def project(tmp_path, monkeypatch):
     for name in ("SP_FIGURES", "SP_STORE", "SP_LEDGER", "SP_FRESH"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
+
+
+@pytest.fixture
+def often_switched():
+    """Python changes from thread to thread as often as it can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
 
 
 def only_file(folder):
@@ -158,6 +168,25 @@ def test_two_ledgers_of_one_folder_see_each_other(results, tmp_path):
         (one, other)[number % 2].put(result)
     for ledger in (one, other):
         assert all(same(ledger.get(result.experiment), result) for result in results)
+
+
+def test_threads_that_open_a_ledger_together_all_find_what_it_has(results, tmp_path, often_switched):
+    ledger = Ledger(tmp_path)
+    for seed in range(500):
+        ledger.put(replace(results[0], experiment=replace(SMALL, seed=seed)))
+    for _ in range(5):
+        opened_now, start, found = Ledger(tmp_path), threading.Barrier(4), []
+
+        def look(ledger=opened_now, start=start, found=found):
+            start.wait()
+            found.append(ledger.get(replace(SMALL, seed=499)) is not None)
+
+        threads = [threading.Thread(target=look) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert found == [True] * 4
 
 
 WRITER = """
