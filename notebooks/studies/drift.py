@@ -247,9 +247,10 @@ def on_both_axes(rows: pd.DataFrame) -> pd.DataFrame:
     ``learnt`` is the accuracy on each of the last ten tasks right after it was learnt, ``kept`` that on all tasks at
     the end.
     """
-    names = rows.method.str.partition(", ")
-    learnt = rows[[f"learned_{task}" for task in range(PIXELS.tasks - LAST + 1, PIXELS.tasks + 1)]].mean(axis=1)
-    setting = names[2].str.removeprefix("horizon ").where(names[2] != "", "no horizon")
+    names, tasks = rows.method.str.partition(", "), int(rows.tasks.iloc[0])
+    learnt = rows[[f"learned_{task}" for task in range(tasks - LAST + 1, tasks + 1)]].mean(axis=1)
+    alone = np.where(names[0] == "Coincidence", "no horizon", "tuned")
+    setting = names[2].str.removeprefix("horizon ").where(names[2] != "", alone)
     return pd.DataFrame(
         {"method": names[0], "setting": setting, "seed": rows.seed, "learnt": learnt, "kept": rows.average_accuracy}
     ).assign(key=rows.key)
