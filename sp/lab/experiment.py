@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import sp
 from sp import files
 from sp.checks import check_choice, check_flag, check_integer
-from sp.lab.data import DATASETS, Evaluation, Kind, Scenario, Stream, load, look_alike, make_stream
+from sp.lab.data import Evaluation, Kind, Scenario, Stream, load, make_stream
 from sp.lab.networks import MODELS
 from sp.lab.own import Own, given
 from sp.replay import POLICIES, ReplayBuffer
@@ -29,7 +29,7 @@ RULES_VERSION = 2  # raised whenever a change of the code changes results, so th
 METHOD_VERSIONS = {"mas": 2, "si": 2, "coincidence": 5, "dendrites, coincidence": 4, "active_dendrites, coincidence": 4}
 
 _ALLOWED = {
-    "dataset": DATASETS,
+    "dataset": tuple(files.DATASETS),
     "stream": get_args(Kind),
     "scenario": get_args(Scenario),
     "evaluation": get_args(Evaluation),
@@ -84,7 +84,7 @@ class Experiment:
     Stream, model, optimizer and loss may be an `Own` in place of a name: `sp.lab.compare` makes them.
 
     Attributes:
-        dataset: a name in `sp.lab.data.DATASETS`; ``"own"`` of a stream of own arrays.
+        dataset: a name in `sp.files.DATASETS`; ``"own"`` of a stream of own arrays.
         stream, tasks, scenario, samples_per_task, first_identity, evaluation: as in `sp.lab.data.make_stream`.
             ``evaluation="validation"`` holds out training images, so that nothing is tuned on test images.
         model, hidden: a name in `sp.lab.networks.MODELS` and its hidden widths, a tuple or a text such as "64-64".
@@ -194,16 +194,13 @@ class Experiment:
     def key(self) -> str:
         """Name of the experiment in a ledger: a hash of every choice that differs from its default.
 
-        The version of the rules is part of it, the content of data that stand in for a known set, and the digest of
-        what is somebody's own.
+        The version of the rules is part of it, and the digest of what is somebody's own.
         """
         chosen = {name: value for name, value in self.as_dict().items() if value != _DEFAULTS.get(name)}
         chosen |= {name: {"digest": own.digest} for name, own in self.own.items()}
         made_by = {"rules_version": RULES_VERSION}
         if self.method_version is not None:
             made_by["method_version"] = self.method_version
-        if content := look_alike(self.dataset):
-            made_by["data"] = content
         text = json.dumps({**made_by, **chosen}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from sp.checks import check_choice, check_integer
+from sp.files import DATASETS
 from sp.lab import data
 from sp.lab.data import Evaluation, Scenario
 from sp.lab.own import Own
@@ -63,7 +64,7 @@ class Stream:
 
     @classmethod
     def _named(cls, kind: str, dataset: str, tasks: int, scenario: str, samples_per_task: int | None) -> "Stream":
-        check_choice("dataset", dataset, data.DATASETS)
+        check_choice("dataset", dataset, DATASETS)
         check_choice("scenario", scenario, get_args(Scenario))
         check_integer("tasks", tasks, 1)
         choices = {"dataset": dataset, "stream": kind, "tasks": tasks, "scenario": scenario}
