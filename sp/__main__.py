@@ -5,7 +5,7 @@ import os
 import sys
 from importlib import import_module
 
-from sp.commands import Parser, carry_out, one_of
+from sp.commands import carry_out
 from sp.extras import check_lab
 
 # A command is the module of its name in `sp.commands`, which is imported when it is asked for: some take seconds.
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         stopped.
     """
     known = {name: about for group in COMMANDS.values() for name, about in group.items()}
-    parser = Parser(
+    parser = argparse.ArgumentParser(
         prog="python -m sp",
         usage="%(prog)s COMMAND ...",
         description="What a command takes:  python -m sp COMMAND --help",
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", type=one_of(known), metavar="COMMAND", help=argparse.SUPPRESS)
+    parser.add_argument("command", choices=known, metavar="COMMAND", help=argparse.SUPPRESS)
     arguments = sys.argv[1:] if arguments is None else arguments
     name = parser.parse_args(arguments[:1]).command
     try:
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ImportError as error:
         print(error, file=sys.stderr)
         return 2
-    parser = Parser(prog=f"python -m sp {name}", description=command.__doc__)
+    parser = argparse.ArgumentParser(prog=f"python -m sp {name}", description=command.__doc__)
     command.add_arguments(parser)
     parser.set_defaults(run=command.run)
     return carry_out(parser, arguments[1:])

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sp import figures
-from sp.commands import add_dataset, did_you_mean, positive
+from sp.checks import did_you_mean
+from sp.commands import add_dataset, positive
 from sp.files import write_atomically
 from sp.lab import Stream, choices, compare
 from sp.rivals import METHODS, TITLES

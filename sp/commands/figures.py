@@ -9,7 +9,8 @@ Exit status: 0, 1 when notebooks failed, 2 when it cannot run.
 import argparse
 from pathlib import Path
 
-from sp.commands import add_dataset, add_values, did_you_mean, positive, values_of
+from sp.checks import did_you_mean
+from sp.commands import add_dataset, add_values, positive, values_of
 from sp.notebooks import all_notebooks
 
 
@@ -36,7 +37,7 @@ def which(chosen: argparse.Namespace) -> list[Path]:
     """The notebooks that were named; a FileNotFoundError for one that is not there."""
     for path in chosen.notebooks:
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is not there{did_you_mean(str(path), list(map(str, all_notebooks())))}")
+            raise FileNotFoundError(f"{path} is not there{did_you_mean(path, all_notebooks())}")
     return chosen.notebooks
 
 

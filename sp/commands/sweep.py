@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from sp.commands import add_dataset, add_values, one_of, positive, values_of
+from sp.commands import add_dataset, add_values, positive, values_of
 from sp.files import write_atomically
 from sp.lab import choices, metrics, tables
 from sp.lab.checking import check_options
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_values(parser, f"a choice of Experiment, or option_NAME for an argument of the optimizer; {VALUES}")
     add = parser.add_argument
     streams = f"{', '.join(STREAMS)} (default: %(default)s)"
-    add("--stream", default="split2_class", type=one_of(STREAMS), metavar="NAME", help=streams)
+    add("--stream", default="split2_class", choices=STREAMS, metavar="NAME", help=streams)
     add("--sample", choices=choices.SAMPLES, help="draw points instead of taking every combination")
     add("--count", type=positive, default=50, help="how many points to draw (default: 50)")
     add("--seeds", type=positive, default=3, help="how many seeds (default: 3)")

@@ -75,7 +75,7 @@ MIRRORS = {
 }
 
 
-class DataError(RuntimeError):
+class DataError(OSError):
     """A data file is missing, damaged or not what its name says; the message tells which, and what mends it."""
 
 
