@@ -32,8 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     streams = f"{', '.join(STREAMS)} (default: %(default)s)"
     add("--stream", default="split2_class", choices=STREAMS, metavar="NAME", help=streams)
-    add("--sample", choices=choices.SAMPLES, help="draw points instead of taking every combination")
-    add("--count", type=positive, default=50, help="how many points to draw (default: 50)")
+    add("--sample", type=positive, metavar="COUNT", help="draw so many points (Latin hypercube) from all combinations")
     add("--seeds", type=positive, default=3, help="how many seeds (default: 3)")
     add("--first-seed", type=int, default=0, help="tuning takes seeds from 100 (default: 0)")
     add("--ledger", type=Path, help="folder of the results (default: $SP_STORE, else .store)")
@@ -51,7 +50,7 @@ def run(chosen: argparse.Namespace) -> int:
     try:
         experiments = points_of(
             on_stream(chosen.stream, chosen.dataset),
-            choices.sample(varied, chosen.count, chosen.sample) if chosen.sample else choices.grid(varied),
+            choices.sample(varied, chosen.sample) if chosen.sample else choices.grid(varied),
             range(chosen.first_seed, chosen.first_seed + chosen.seeds),
         )
         check_options(experiments)
