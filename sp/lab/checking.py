@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sp.lab.data import Stream
-from sp.lab.experiment import Experiment, Moment, loss_of, network_of, run, stream_of
+from sp.lab.experiment import Enough, Experiment, Moment, loss_of, network_of, run, stream_of
 from sp.lab.methods import ANY_LOSS
 from sp.lab.networks import mlp
 from sp.lab.own import Own, given
@@ -150,17 +150,13 @@ def _check_options(title: str, method: Callable[..., Any], options: dict[str, An
             )
 
 
-class _Stop(Exception):
-    """Raised to leave a run after its first step."""
-
-
 def _first_step(title: str, experiment: Experiment, device: str) -> None:
     def look(_: Moment) -> None:
-        raise _Stop
+        raise Enough
 
     try:
         run(experiment, device, look=look)
-    except _Stop:
+    except Enough:
         pass
     except Exception as error:
         raise ValueError(f"method {title!r} fails at its first step: {type(error).__name__}: {error}") from error

@@ -10,7 +10,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,9 +18,10 @@ import joblib
 import pandas as pd
 from tqdm import tqdm
 
+from sp.checks import check_choice
 from sp.files import bar
 from sp.lab import tables
-from sp.lab.experiment import RULES_VERSION, Experiment, Moment, Result, run, stream_of
+from sp.lab.experiment import RULES_VERSION, Enough, Experiment, Moment, Result, run, stream_of
 from sp.lab.ledger import Ledger, opened
 from sp.lab.parallel import Failed, call_all
 
@@ -41,18 +42,17 @@ class SweepError(RuntimeError):
         alike: dict[str, list[Experiment]] = {}
         for experiment, reason in failures:
             alike.setdefault(reason, []).append(experiment)
-        parts = [f"FAILED {_described(group[0])}{_more(group)}\n{reason}" for reason, group in alike.items()]
-        super().__init__("\n".join([*parts, f"{len(failures)} of {len(failures) + len(results)} runs failed."]))
+        lines = []
+        for reason, group in alike.items():
+            more = f", and {len(group) - 1} more in the same way" if len(group) > 1 else ""
+            lines += [f"FAILED {_described(group[0])}{more}", reason]
+        super().__init__("\n".join([*lines, f"{len(failures)} of {len(failures) + len(results)} runs failed."]))
 
 
 def _described(experiment: Experiment) -> str:
     defaults = Experiment().as_dict()
     chosen = [f"{k}={v!r}" for k, v in experiment.as_dict().items() if v != defaults[k] or k == "seed"]
     return f"Experiment({', '.join(chosen)})"
-
-
-def _more(group: list[Experiment]) -> str:
-    return f", and {len(group) - 1} more in the same way" if len(group) > 1 else ""
 
 
 def run_all(
@@ -171,19 +171,11 @@ def _same_rules(train: Callable[[Experiment], Result], experiment: Experiment, r
 
 
 def vary(experiment: Experiment, choices: Mapping[str, Any]) -> Experiment:
-    """The experiment with other choices: ``option_NAME`` is an argument of the optimizer, any other name a field.
-
-    Raises:
-        ValueError: an unknown name; the message lists the known ones.
-    """
+    """The experiment with other choices: ``option_NAME`` is an argument of the optimizer, any other name a field."""
     options = {name.removeprefix("option_"): value for name, value in choices.items() if name.startswith("option_")}
     chosen = {name: value for name, value in choices.items() if not name.startswith("option_")}
-    known = [field.name for field in fields(Experiment) if field.name != "options"]
-    if unknown := sorted(set(chosen) - set(known)):
-        raise ValueError(
-            f"unknown choice(s) {', '.join(unknown)}; known are {', '.join(known)}, and option_NAME for an argument "
-            "NAME of the optimizer"
-        )
+    for name in chosen:
+        check_choice("choice", name, (*Experiment.__dataclass_fields__, "option_NAME"))
     return replace(experiment, **chosen, options={**dict(experiment.options), **options})
 
 
@@ -276,10 +268,6 @@ def plan(experiments: Iterable[Experiment], ledger: Ledger | None = None, device
     return Plan(len(results), missing, sum(old) + (len(new) * sum(timed) / len(timed) if timed else 0.0))
 
 
-class _Enough(Exception):
-    """Raised to leave a run that was only begun to time it."""
-
-
 def _timed(experiment: Experiment, device: str) -> float:
     """How long a run should take, from some of its steps, in seconds."""
     stream = stream_of(experiment)  # also loads the data, which a worker does once
@@ -289,11 +277,11 @@ def _timed(experiment: Experiment, device: str) -> float:
     def look(moment: Moment) -> None:
         times.append(time.perf_counter())
         if moment.step == TIMED_STEPS or (moment.last and moment.task == tasks):
-            raise _Enough
+            raise Enough
 
     try:
         run(experiment, device, look=look)
-    except _Enough:
+    except Enough:
         pass
     except Exception:
         return 0.0  # a run that fails takes no time

@@ -81,11 +81,6 @@ def test_until_is_the_number_of_a_task(until):
         run(Experiment(tasks=2), until=until)
 
 
-def test_unknown_choices_list_the_known_ones():
-    with pytest.raises(ValueError, match=r"learning_rate.*an Experiment has dataset, stream"):
-        Experiment.from_dict({"learning_rate": 1.0})
-
-
 def test_a_run_repeats_itself_whatever_the_threads_and_the_global_random_state(result):
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     torch.manual_seed(987)
