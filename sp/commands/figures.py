@@ -1,8 +1,9 @@
 """Run notebooks for their figures, side by side.
 
 With their own parameters, on any data set, the figures go to figures/ and the executed notebooks to build/notebooks.
-With -p one notebook is run with every combination of the values: each copy has a folder of its own, and the tables of
-all copies are put into one. Runs that the ledger has are read; with SP_FRESH=1 in the environment no committed one is.
+With -p one notebook is run with every combination of the values: each copy has a folder of its own in $SP_FIGURES, else
+build/figures, and the tables of all copies are put into one. Runs that the ledger has are read; with SP_FRESH=1 in the
+environment no committed one is.
 Exit status: 0, 1 when notebooks failed, 2 when it cannot run.
 """
 
@@ -23,8 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dataset(parser)
     parser.set_defaults(dataset=None)
     add_values(parser, "a name in the cell of parameters; v1,v2,...")
-    about = "with -p: copies and figures go to its folder NOTEBOOK (default: $SP_FIGURES, else build/figures)"
-    parser.add_argument("--to", type=Path, help=about)
     parser.add_argument("--workers", type=positive, help="notebooks at a time (default: one a core)")
 
 
@@ -46,8 +45,6 @@ def run(chosen: argparse.Namespace) -> int:
     from sp.lab import choices
     from sp.notebooks import grid, running
 
-    if not chosen.p and chosen.to:
-        raise ValueError("--to goes with -p: figures of a notebook's own parameters go to figures/, or $SP_FIGURES")
     notebooks, workers = which(chosen), chosen.workers
     if not chosen.p:
         return running.make_figures(chosen.dataset or "digits", notebooks, workers)
@@ -55,4 +52,4 @@ def run(chosen: argparse.Namespace) -> int:
         raise ValueError(f"-p is of one notebook: name it, got {len(notebooks)} notebooks")
     always = {"dataset": chosen.dataset} if chosen.dataset else {}
     points = [{**always, **point} for point in choices.grid(values_of(chosen.p))]
-    return grid.make_grid(notebooks[0], points, chosen.to, workers)
+    return grid.make_grid(notebooks[0], points, workers)

@@ -34,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--stream", default="split2_class", choices=STREAMS, metavar="NAME", help=streams)
     add("--sample", type=positive, metavar="COUNT", help="draw so many points (Latin hypercube) from all combinations")
     add("--seeds", type=positive, default=3, help="how many seeds (default: 3)")
-    add("--first-seed", type=int, default=0, help="tuning takes seeds from 100 (default: 0)")
     add("--ledger", type=Path, help="folder of the results (default: $SP_STORE, else .store)")
     add("--workers", type=positive, help="processes (default: one a core)")
     add("--cluster", metavar="tcp://HOST:PORT", help="a dask scheduler on whose workers to run")
@@ -46,12 +45,12 @@ def run(chosen: argparse.Namespace) -> int:
     """Run what is missing, and print the means; exit status 1 where runs failed."""
     varied = values_of(chosen.p)
     if "seed" in varied:
-        raise ValueError("every point gets every seed: give --seeds and --first-seed in place of -p seed")
+        raise ValueError("every point gets every seed: give --seeds in place of -p seed")
     try:
         experiments = points_of(
             on_stream(chosen.stream, chosen.dataset),
             choices.sample(varied, chosen.sample) if chosen.sample else choices.grid(varied),
-            range(chosen.first_seed, chosen.first_seed + chosen.seeds),
+            range(chosen.seeds),
         )
         check_options(experiments)
     except TypeError as error:  # a value of the wrong type, which was typed and is no fault of the program

@@ -32,12 +32,10 @@ def audit(results: Mapping[str, Result], sample: int, seed: int, workers: int | 
     """Compute a random sample of kept runs anew.
 
     Args:
-        results: kept runs, each by the key under which it is kept. Of one whose ``accuracy`` is None the average
-            accuracy is read from ``measures["average_accuracy"]``.
+        results: kept runs, each by the key under which it is kept.
         sample: how many, >= 1; all where there are fewer. One of each method in turn is drawn before a second one of
             any, and the methods come in random order.
-        seed: of the draw, which does not depend on the order of the results.
-        workers: as in `sp.lab.parallel.call_all`.
+        seed: of the draw. workers: as in `sp.lab.parallel.call_all`.
 
     Returns:
         One row a run: ``key``, ``method``, ``dataset``, ``stream``, ``seed``; its average accuracy as ``kept`` and as
@@ -45,7 +43,6 @@ def audit(results: Mapping[str, Result], sample: int, seed: int, workers: int | 
         a single accuracy, or of the average where no other is kept. `describe` says it in a sentence.
 
     Raises:
-        ValueError, TypeError: there are no results, or an argument is out of range.
         AuditError: a key, of any of the results, is not its experiment's; a run of the sample cannot be made, or
             differs by more than `MOST_IN_AVERAGE` or `MOST_IN_ONE`; the mean absolute difference of averages is above
             `MOST_IN_MEAN`.
@@ -93,20 +90,14 @@ def draw(results: Mapping[str, Result], sample: int, seed: int) -> list[str]:
 
 
 def describe(rows: pd.DataFrame, results: Mapping[str, Result], seed: int) -> str:
-    """What `audit` found, in two sentences."""
+    """What `audit` found, in a sentence."""
     methods = {result.experiment.optimizer for result in results.values()}
-    missed = chance_of_missing(len(results), min(10, len(results)), len(rows))
     size = rows["difference"].abs()
     return (
         f"{len(rows)} of {len(results)} kept runs, of {rows['method'].nunique()} of {len(methods)} methods, were "
         f"computed anew (seed {seed}): average accuracies differ by {size.mean():.4f} in the mean, by {size.max():.4f} "
-        f"at most. Had ten rows been altered, whichever, {missed:.0%} of such samples would have held none of them."
+        "at most."
     )
-
-
-def chance_of_missing(total: int, altered: int, sample: int) -> float:
-    """Probability that none of the rows that were altered, chosen by chance among all, is in a sample."""
-    return math.comb(total - altered, sample) / math.comb(total, sample)
 
 
 def _row(key: str, result: Result) -> dict[str, str | int | float]:

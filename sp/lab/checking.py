@@ -19,14 +19,11 @@ from sp.rivals import ReplaySource, make_learner
 
 
 def check(tried: dict[str, list[Experiment]], device: str, sent: bool) -> None:
-    """Make everything once, and take one step with what is somebody's own.
+    """Make everything once, and take one step with what is somebody's own; an error says what cannot run.
 
     Args:
         tried: title -> the experiments of a method, which differ in their options.
         device: where to train. sent: whether runs go to other processes.
-
-    Raises:
-        ValueError, TypeError: something cannot run; the message says what to do.
     """
     try:
         torch.zeros(1, device=device)
@@ -118,11 +115,7 @@ def _check_method(title: str, experiment: Experiment, stream: Stream, usual: boo
 
 
 def check_options(experiments: Iterable[Experiment]) -> None:
-    """Make each method once for a tiny network, so that no run has to start for its options to be found wrong.
-
-    Raises:
-        ValueError: a method does not take its options; the message names both.
-    """
+    """Make each method once for a tiny network, so that no run has to start for its options to be found wrong."""
     sizes = (4, (2,), 2)
     for method, options in dict.fromkeys((experiment.optimizer, experiment.options) for experiment in experiments):
         try:

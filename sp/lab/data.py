@@ -114,7 +114,6 @@ def load(name: str) -> Dataset:
             before the last block (192x4x4); they are computed once, in two minutes, and kept in the cache.
 
     Raises:
-        ValueError: an unknown name.
         DataError: a file is missing, damaged, the wrong one, or cannot be downloaded.
         sp.lab.pretrained.MissingWeights: the extra that brings the weights is not installed.
     """
@@ -336,10 +335,6 @@ def make_stream(
             training set (of digits, the last fifth) out and test on that, so that tuning never sees a test image.
         first_identity: whether the first task of "permuted" leaves the pixels in place. The others are the same
             either way.
-
-    Raises:
-        ValueError: an argument out of its range, or a task with too few images or with nothing to tell apart.
-        TypeError: a number that is not whole.
     """
     check_choice("kind", kind, get_args(Kind))
     check_choice("scenario", scenario, get_args(Scenario))

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import sp
-from sp import files
 from sp.checks import check_choice, check_flag, check_integer
+from sp.files import DATASETS
 from sp.lab.data import Evaluation, Kind, Scenario, Stream, load, make_stream
 from sp.lab.networks import MODELS
 from sp.lab.own import Own, given
@@ -29,7 +29,7 @@ RULES_VERSION = 2  # raised whenever a change of the code changes results, so th
 METHOD_VERSIONS = {"mas": 2, "si": 2, "coincidence": 5, "dendrites, coincidence": 4, "active_dendrites, coincidence": 4}
 
 _ALLOWED = {
-    "dataset": tuple(files.DATASETS),
+    "dataset": tuple(DATASETS),
     "stream": get_args(Kind),
     "scenario": get_args(Scenario),
     "evaluation": get_args(Evaluation),
@@ -53,11 +53,6 @@ _LOWEST = {
 
 
 def _widths(hidden: Any) -> tuple[int, ...]:
-    if isinstance(hidden, str):
-        try:
-            hidden = tuple(int(width) for width in hidden.split("-"))
-        except ValueError as error:
-            raise ValueError(f"hidden must be widths such as 64-64, got {hidden!r}") from error
     widths = tuple(hidden) if isinstance(hidden, list | tuple) else (hidden,)
     for width in widths:
         check_integer("hidden", width, 1)
@@ -88,7 +83,7 @@ class Experiment:
         dataset: a name in `sp.files.DATASETS`; ``"own"`` of a stream of own arrays.
         stream, tasks, scenario, samples_per_task, first_identity, evaluation: as in `sp.lab.data.make_stream`.
             ``evaluation="validation"`` holds out training images, so that nothing is tuned on test images.
-        model, hidden: a name in `sp.lab.networks.MODELS` and its hidden widths, a tuple or a text such as "64-64".
+        model, hidden: a name in `sp.lab.networks.MODELS` and its hidden widths.
         optimizer: a name in `sp.rivals.METHODS`: an optimizer of the network, or a method with one of its own.
             ``"ridge"`` and ``"ranpac"`` have ``hidden[0]`` random features and no network, ``"slda"`` has neither.
         loss: None, the stream's usual one, or an `Own` function of outputs and targets.
@@ -314,7 +309,6 @@ def stream_of(experiment: Experiment) -> Stream:
 def run(
     experiment: Experiment,
     device: str | torch.device = "cpu",
-    progress: bool = False,
     look: Callable[[Moment], None] | None = None,
     until: int | None = None,
 ) -> Result:
@@ -323,20 +317,14 @@ def run(
     The run uses one thread and leaves the global random state and the number of threads as they were.
 
     Args:
-        experiment: what to run.
         device: where to train; the CPU and a GPU differ in the last digits.
-        progress: show a bar over the epochs.
         look: called after every step; what it does to the learner is done.
         until: number of the last task to learn, from 1; None: the stream's last. Later rows of the accuracy are NaN.
-
-    Raises:
-        ValueError, TypeError: ``until`` is out of range, or the stream cannot be made (`sp.lab.data.make_stream`).
-        DataError: a file of the data set is missing or damaged.
     """
     if until is not None:
         check_integer("until", until, 1, experiment.tasks)
     with _isolated(experiment.seed, device):
-        return _Run(experiment, stream_of(experiment), torch.device(device), look).train(progress, until)
+        return _Run(experiment, stream_of(experiment), torch.device(device), look).train(until)
 
 
 run.counts_as = ("sp.lab.experiment.run", RULES_VERSION)  # for `sp.lab.digest`: what it runs has a key with versions
@@ -396,18 +384,17 @@ class _Run:
         self.loss_before = 0.0
         self.accuracy = np.full((len(stream.tasks), len(stream.tasks)), np.nan)
 
-    def train(self, progress: bool, until: int | None) -> Result:
+    def train(self, until: int | None) -> Result:
         tests = [self._on_device(task.outputs, *task.test()) for task in self.stream.tasks]
         initial = np.array([self._accuracy(j, test) for j, test in enumerate(tests)])
         boundaries = self.learner.needs.boundaries and self.stream.scored_from is None
-        with files.bar(total=len(tests) * self.experiment.epochs, unit="epoch", progress=progress) as bar:
-            for i, task in enumerate(self.stream.tasks[:until]):
-                x, y = self._on_device(task.outputs, *task.train())
-                self._train_task(i, x, y, tests, bar)
-                if boundaries and self._finite():
-                    self.learner.end_task(x, y, self._allowed(y))
-                # Of the tasks still to come only the next one is tested, which forward transfer needs.
-                self.accuracy[i, : i + 2] = [self._accuracy(j, test) for j, test in enumerate(tests[: i + 2])]
+        for i, task in enumerate(self.stream.tasks[:until]):
+            x, y = self._on_device(task.outputs, *task.train())
+            self._train_task(i, x, y, tests)
+            if boundaries and self._finite():
+                self.learner.end_task(x, y, self._allowed(y))
+            # Of the tasks still to come only the next one is tested, which forward transfer needs.
+            self.accuracy[i, : i + 2] = [self._accuracy(j, test) for j, test in enumerate(tests[: i + 2])]
         if self.stream.scored_from is not None:
             self.accuracy[0, 0] = self._score(*self._answered(self.stream.scored_from))
         return Result(
@@ -427,7 +414,7 @@ class _Run:
             measures={"prequential_loss": self.loss_before / len(x)} if self.stream.scored_from is not None else {},
         )
 
-    def _train_task(self, number: int, x: Tensor, y: Tensor, tests: list, bar: Any) -> None:
+    def _train_task(self, number: int, x: Tensor, y: Tensor, tests: list) -> None:
         size = self.experiment.batch_size
         batches = -(-len(x) // size)
         total = self.experiment.epochs * batches
@@ -452,7 +439,6 @@ class _Run:
                     for j, accuracy in enumerate(accuracies):
                         measured = {"training": number, "task": j, "accuracy": accuracy}
                         self.curve.append({"step": self.steps, **measured})
-            bar.update()
 
     def _train_batch(self, x: Tensor, y: Tensor) -> None:
         seen_x, seen_y = x, y

@@ -66,11 +66,7 @@ class Ledger:
         return result
 
     def put(self, result: Result) -> None:
-        """Keep a result, unless something in its experiment has no digest.
-
-        Raises:
-            OSError: the folder cannot be written; the message names it. What was kept before is untouched.
-        """
+        """Keep a result, unless something in its experiment has no digest; an OSError where it cannot be written."""
         if any(own.obstacle for own in result.experiment.own.values()):
             return
         key = result.experiment.key()
@@ -119,11 +115,7 @@ class Ledger:
         return {key: result for key, result in rows.items() if result is not None}
 
     def check_writable(self) -> None:
-        """Write something and delete it again, so that a long run does not end where its result cannot be kept.
-
-        Raises:
-            OSError: as `put`.
-        """
+        """Write something and delete it again, so that a long run does not end where its result cannot be kept."""
         probe = self.folder / f".probe{os.getpid()}"
         files.write_atomically(probe, bytes(2**16))
         probe.unlink(missing_ok=True)

@@ -72,11 +72,7 @@ def network() -> tuple[nn.Sequential, nn.Sequential]:
 
 
 def weights_file() -> Path:
-    """Where the weights lie.
-
-    Raises:
-        MissingWeights: the extra is not installed.
-    """
+    """Where the weights lie; `MissingWeights` where the extra is not installed."""
     package, file = WEIGHTS
     found = find_spec(package)
     if found is None:
@@ -115,9 +111,6 @@ def last_block(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequent
 
     Args:
         inputs: that of `SHAPE`, flat. hidden: not used. outputs: units.
-
-    Raises:
-        ValueError: other inputs. MissingWeights: the extra is not installed.
     """
     if inputs != np.prod(SHAPE):
         raise ValueError(f"inputs must be {np.prod(SHAPE)}, what enters the last block, flat, got {inputs}")
@@ -140,10 +133,6 @@ def frozen(name: str, images: tuple[Tensor, ...], folder: Path) -> tuple[Tensor,
     Returns:
         For each of the tensors of images what enters the last block, ``(n, *SHAPE)``, then for each what leaves the
         network, (n, FEATURES); float32.
-
-    Raises:
-        MissingWeights: the extra is not installed.
-        OSError: the folder cannot be written.
     """
     made_of = hashlib.sha256(weights_file().read_bytes())
     made_of.update(f"{SIDE} {STAGES} {LAST}".encode())

@@ -94,9 +94,6 @@ class Stream:
                 an accuracy stands, it is R2, the share of the variance that is explained, cut off at 0.
             outputs: how many units the network has; None: as many as there are classes or columns.
             title: for captions.
-
-        Raises:
-            ValueError, TypeError: what the arrays hold is none of this; the message names the task and the array.
         """
         check_choice("scenario", scenario, get_args(Scenario))
         parts = []

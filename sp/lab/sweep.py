@@ -68,12 +68,10 @@ def run_all(
 
     Args:
         experiments: what to run; one that occurs twice runs once.
-        ledger: where results are kept; default `sp.lab.ledger.opened()`.
+        ledger: default `sp.lab.ledger.opened()`.
         workers: processes, one thread each; default: as many as there are cores.
-        progress: show a bar.
         cluster: address of a dask.distributed scheduler (``tcp://host:port``) on whose workers to run instead. They
             need this version of the package and one thread each, and no access to the ledger.
-        device: where to train, on each worker.
         carried: take runs that were carried over from a table of their measures, and have nothing else, as well.
 
     Raises:

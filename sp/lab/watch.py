@@ -34,9 +34,6 @@ def follow(experiment: Experiment, look: Look, until: int | None = None) -> pd.D
     Returns:
         All rows of all looks, with ``step`` and ``task``. ``sp.lab.ledger.opened().table(follow, experiment, look)``
         keeps them.
-
-    Raises:
-        ValueError: the experiment has no network.
     """
     if experiment.optimizer in WITHOUT_NETWORK:
         raise ValueError(f"experiment must train a network, got optimizer={experiment.optimizer!r}")
