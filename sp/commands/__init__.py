@@ -27,11 +27,7 @@ def add_values(parser: argparse.ArgumentParser, about: str) -> None:
 
 
 def values_of(pairs: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Name -> values, of what was given after ``-p``.
-
-    Raises:
-        ValueError: a name is given twice, or its values cannot be read.
-    """
+    """Name -> values, of what was given after ``-p``."""
     from sp.lab import choices
 
     varied = {}

@@ -8,7 +8,6 @@ from itertools import chain, zip_longest
 import numpy as np
 import pandas as pd
 
-from sp.checks import check_integer
 from sp.lab.experiment import Result, run
 from sp.lab.metrics import average_accuracy
 from sp.lab.parallel import Failed, call_all
@@ -47,34 +46,29 @@ def audit(results: Mapping[str, Result], sample: int, seed: int, workers: int | 
             differs by more than `MOST_IN_AVERAGE` or `MOST_IN_ONE`; the mean absolute difference of averages is above
             `MOST_IN_MEAN`.
     """
-    check_integer("sample", sample, 1)
-    check_integer("seed", seed, 0)
     if not results:
         raise ValueError("results is empty: there is nothing to audit")
     if foreign := [key for key, result in results.items() if key != result.experiment.key()]:
         rows = pd.DataFrame([_row(key, results[key]) for key in foreign])
         raise AuditError("The key of these kept runs is not that of their experiment:", rows)
-    keys = draw(results, sample, seed)
-    computed = dict(call_all(run, [results[key].experiment for key in keys], workers))
-    failed = {experiment: value for experiment, value in computed.items() if isinstance(value, Failed)}
-    if failed:
-        reasons = [value.reason.strip().splitlines()[-1] for value in failed.values()]
-        rows = pd.DataFrame([_row(experiment.key(), results[experiment.key()]) for experiment in failed])
+    kept = {results[key].experiment: results[key] for key in draw(results, sample, seed)}
+    computed = dict(call_all(run, kept, workers))
+    if failed := [experiment for experiment in kept if isinstance(computed[experiment], Failed)]:
+        reasons = [computed[experiment].reason.strip().splitlines()[-1] for experiment in failed]
+        rows = pd.DataFrame([_row(experiment.key(), kept[experiment]) for experiment in failed])
         raise AuditError(f"These kept runs cannot be computed (seed {seed}):", rows.assign(reason=reasons))
-    rows = pd.DataFrame([_row(key, results[key]) for key in keys])
-    made = [computed[results[key].experiment] for key in keys]
-    rows["computed"] = [_average(result) for result in made]
+    rows = pd.DataFrame([_row(experiment.key(), result) for experiment, result in kept.items()])
+    rows["computed"] = [_average(computed[experiment]) for experiment in kept]
     rows["difference"] = rows["computed"] - rows["kept"]
-    rows["largest"] = [_largest(results[key], result) for key, result in zip(keys, made, strict=True)]
+    rows["largest"] = [_largest(result, computed[experiment]) for experiment, result in kept.items()]
     # In this way NaN is wrong as well.
     wrong = rows[~((rows["difference"].abs() <= MOST_IN_AVERAGE) & (rows["largest"] <= MOST_IN_ONE))]
     if len(wrong):
         limits = f"{MOST_IN_AVERAGE} in average accuracy, or by more than {MOST_IN_ONE} in a single one"
         raise AuditError(f"These kept runs differ by more than {limits}, from those made now (seed {seed}):", wrong)
     if (mean := rows["difference"].abs().mean()) > MOST_IN_MEAN:
-        ordered = rows.sort_values("difference", key=np.abs, ascending=False)
         message = f"Average accuracies of kept runs differ by {mean:.4f} in the mean from those made now, more than"
-        raise AuditError(f"{message} {MOST_IN_MEAN} (seed {seed}):", ordered)
+        raise AuditError(f"{message} {MOST_IN_MEAN} (seed {seed}):", rows)
     return rows
 
 

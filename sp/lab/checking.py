@@ -1,6 +1,5 @@
 """What is wrong with a method, network or loss is said before anything long runs."""
 
-import inspect
 import pickle
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -94,8 +93,6 @@ def _check_method(title: str, experiment: Experiment, stream: Stream, usual: boo
             f"method {title!r} is written for classes and cross-entropy; numbers, sequences and own losses are for "
             f"{', '.join(ANY_LOSS)} and your own"
         )
-    if isinstance(method, Own):
-        _check_options(title, method.content, options)
     sizes = (stream.inputs, experiment.hidden, stream.outputs)
     network = partial(network_of, experiment, stream)
     try:
@@ -127,20 +124,6 @@ def check_options(experiments: Iterable[Experiment]) -> None:
 def _made_once(method: str | Own, network: Callable[[], nn.Module], sizes: tuple, options: dict[str, Any]) -> Any:
     store = ReplaySource(ReplayBuffer(1), 1, lambda y: None)
     return make_learner(given(method), network, sizes, torch.device("cpu"), options, store)
-
-
-def _check_options(title: str, method: Callable[..., Any], options: dict[str, Any]) -> None:
-    try:
-        taken = inspect.signature(method).parameters.values()
-    except ValueError:  # of compiled code, which has none
-        return
-    names = [parameter.name for parameter in taken if parameter.kind != parameter.POSITIONAL_ONLY]
-    for option in options:
-        if option not in names and all(parameter.kind != parameter.VAR_KEYWORD for parameter in taken):
-            raise ValueError(
-                f"method {title!r} does not take the option {option!r}, it takes {', '.join(names[1:]) or 'none'}: "
-                f"give it such an argument,  lambda model, {option}=...: ..."
-            )
 
 
 def _first_step(title: str, experiment: Experiment, device: str) -> None:

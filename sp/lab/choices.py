@@ -46,9 +46,6 @@ def parse(text: str) -> Values:
     """Values as they are written on a command line: ``v1,v2,...``, or a range ``low:high`` or ``low:high:log``.
 
     A value is a Python literal (``3``, ``1e-3``, ``True``, ``None``, ``(256, 256)``), else the text itself.
-
-    Raises:
-        ValueError: there is no value, a bracket is left open, or a range is empty.
     """
     if match := _RANGE.fullmatch(text):
         low, high = (_literal(part) for part in match.groups()[:2])
@@ -73,11 +70,7 @@ def _literal(text: str) -> Any:
 
 
 def grid(choices: Mapping[str, Values]) -> list[dict[str, Any]]:
-    """Every combination of the values, the last name varying fastest; ``[{}]`` where nothing varies.
-
-    Raises:
-        ValueError: a name has a range, of which a grid cannot take every value.
-    """
+    """Every combination of the values, the last name varying fastest; ``[{}]`` where nothing varies."""
     for name, values in choices.items():
         if isinstance(values, Range):
             raise ValueError(

@@ -51,10 +51,7 @@ class Ledger:
             self._layers.append(_Layer(Path(committed)))
 
     def get(self, experiment: Experiment) -> Result | None:
-        """The result of an experiment, or None where there is none that can be trusted.
-
-        Of one with something of somebody's own that has no digest there is none.
-        """
+        """The result of an experiment, or None where there is none that can be trusted."""
         key = experiment.key()
         result = self._find(key, Result.from_row)
         if result is None:

@@ -112,7 +112,7 @@ class AttentionBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The rows of a square image as tokens of width ``hidden[0]``: ``len(hidden)`` attention blocks, then their mean."""
+    """Rows of a square image as tokens of width ``hidden[0]``, ``len(hidden)`` attention blocks, and their mean."""
 
     def __init__(self, inputs: int, hidden: tuple[int, ...], outputs: int):
         super().__init__()

@@ -128,7 +128,7 @@ def frozen(name: str, images: tuple[Tensor, ...], folder: Path) -> tuple[Tensor,
 
     Args:
         name: of the files. images: uint8 tensors (n, 3, h, w).
-        folder: where arrays are kept in half precision, whole or not at all; its files can be deleted at any time.
+        folder: where arrays are kept in half precision; its files can be deleted at any time.
 
     Returns:
         For each of the tensors of images what enters the last block, ``(n, *SHAPE)``, then for each what leaves the

@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from sp.checks import check_choice, check_integer
-from sp.files import DATASETS
 from sp.lab import data
 from sp.lab.data import Evaluation, Scenario
 from sp.lab.own import Own
@@ -64,9 +63,6 @@ class Stream:
 
     @classmethod
     def _named(cls, kind: str, dataset: str, tasks: int, scenario: str, samples_per_task: int | None) -> "Stream":
-        check_choice("dataset", dataset, DATASETS)
-        check_choice("scenario", scenario, get_args(Scenario))
-        check_integer("tasks", tasks, 1)
         choices = {"dataset": dataset, "stream": kind, "tasks": tasks, "scenario": scenario}
         usual = {name: settings(dataset)[name] for name in OWN_SETTINGS}
         title = f"{dataset}, {kind}, {tasks} tasks, {scenario}-incremental"
@@ -98,8 +94,8 @@ class Stream:
         check_choice("scenario", scenario, get_args(Scenario))
         parts = []
         for number, task in enumerate(tasks, 1):
-            if not isinstance(task, list | tuple) or len(task) != len(NAMES):
-                raise ValueError(f"task {number} must be (x, y, x_test, y_test), got {_kind(task)}")
+            if len(task) != len(NAMES):
+                raise ValueError(f"task {number} must be (x, y, x_test, y_test), got {len(task)} values")
             where = [f"{name} of task {number}" for name in NAMES]
             x, y = _pair(where[:2], task[:2], target)
             parts.append((x, y, *_pair(where[2:], task[2:], target)))
@@ -199,10 +195,6 @@ def _held_out(count: int, is_online: bool) -> tuple[np.ndarray, np.ndarray]:
 
 def _tensors(x: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
     return torch.tensor(x), torch.tensor(y)
-
-
-def _kind(value: Any) -> str:
-    return f"{len(value)} values" if isinstance(value, list | tuple) else type(value).__name__
 
 
 def _pair(names: Sequence[str], values: Sequence[Any], target: str) -> tuple[np.ndarray, np.ndarray]:

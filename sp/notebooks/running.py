@@ -81,9 +81,6 @@ def execute_all(copies: Sequence[Copy], workers: int | None = None) -> dict[Copy
 
     Returns:
         What went wrong with each copy that failed.
-
-    Raises:
-        OSError: a folder of a copy cannot be made.
     """
     for copy in copies:
         copy.target.parent.mkdir(parents=True, exist_ok=True)
@@ -160,11 +157,10 @@ def _side_by_side(
 
     Args:
         make: takes the environment of its kernel and an item; returns `FINISHED`, or what went wrong.
-        items: what to make. environment: of all kernels. workers: as for `execute_all`.
+        items: what to make. environment: of all kernels.
 
     Returns:
-        What went wrong with each item that failed; the keys of the runs that were read and not computed, and of those
-        that were computed.
+        What went wrong with each item that failed, and what `logged` reads.
     """
     workers = max(1, min(workers or joblib.cpu_count(), len(items)))
     failures = {}
