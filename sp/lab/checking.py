@@ -122,8 +122,8 @@ def check_options(experiments: Iterable[Experiment]) -> None:
 
 
 def _made_once(method: str | Own, network: Callable[[], nn.Module], sizes: tuple, options: dict[str, Any]) -> Any:
-    store = ReplaySource(ReplayBuffer(1), 1, lambda y: None)
-    return make_learner(given(method), network, sizes, torch.device("cpu"), options, store)
+    replayed = ReplaySource(ReplayBuffer(1), 1, lambda y: None)
+    return make_learner(given(method), network, sizes, torch.device("cpu"), options, replayed)
 
 
 def _first_step(title: str, experiment: Experiment, device: str) -> None:

@@ -80,19 +80,18 @@ def grid(choices: Mapping[str, Values]) -> list[dict[str, Any]]:
     return [dict(zip(choices, point, strict=True)) for point in itertools.product(*choices.values())]
 
 
-def sample(choices: Mapping[str, Values], count: int, seed: int = 0) -> list[dict[str, Any]]:
+def sample(choices: Mapping[str, Values], count: int) -> list[dict[str, Any]]:
     """Points of a Latin hypercube (McKay et al. 1979).
 
     Each range is cut into ``count`` parts of equal probability, and each part has one point.
 
     Args:
         choices: name -> a `Range`, or a list of which each value is as likely.
-        count: how many points, >= 1.
-        seed: equal arguments give equal points.
+        count: how many points, >= 1. Equal arguments give equal points.
     """
     if count < 1 or not choices:
         raise ValueError(f"a sample needs count >= 1 and something to vary, got {count!r} of {len(choices)} names")
-    shares = qmc.LatinHypercube(len(choices), seed=np.random.default_rng(seed)).random(count)
+    shares = qmc.LatinHypercube(len(choices), seed=np.random.default_rng(0)).random(count)
     return [
         {name: _pick(values, share) for (name, values), share in zip(choices.items(), row, strict=True)}
         for row in shares.tolist()

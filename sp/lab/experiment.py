@@ -127,10 +127,6 @@ class Experiment:
             object.__setattr__(self, "dataset", OWN_DATA)
         for name, allowed in _ALLOWED.items():
             value = getattr(self, name)
-            if name in _MAY_BE_OWN and callable(value):
-                raise TypeError(
-                    f"{name} must be a name or an sp.lab.own.Own, got {value!r}: sp.lab.compare takes your own"
-                )
             if not isinstance(value, Own) and not (name == "dataset" and isinstance(self.stream, Own)):
                 check_choice(name, value, allowed)
         for name, low in _LOWEST.items():
@@ -240,27 +236,13 @@ class Result:
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "Result":
-        """The result that `as_row` wrote; a ValueError where its accuracies are none."""
-        experiment = Experiment.from_dict(row["experiment"])
-        accuracy = initial = None
-        if "accuracy" in row:
-            accuracy, initial = (np.array(row[name], dtype=float) for name in ("accuracy", "initial"))
-            tasks = experiment.tasks
-            if accuracy.shape != (tasks, tasks) or initial.shape != (tasks,):
-                raise ValueError(f"accuracy must have {tasks} rows and columns, got shape {accuracy.shape}")
-            if not ((np.isnan(accuracy) | ((accuracy >= 0) & (accuracy <= 1))).all()):
-                raise ValueError("accuracy must lie in [0, 1]")
-        return cls(
-            experiment,
-            accuracy,
-            initial,
-            [dict(zip(CURVE, point, strict=True)) for point in row.get("curve", ())],
-            row.get("buffer", {}),
-            row["seconds"],
-            row["versions"],
-            row.get("parameters"),
-            row.get("measures", {}),
-        )
+        """The result that `as_row` wrote."""
+        values = dict(row)
+        values["experiment"] = Experiment.from_dict(row["experiment"])
+        values["curve"] = [dict(zip(CURVE, point, strict=True)) for point in row.get("curve", ())]
+        for name in ("accuracy", "initial"):
+            values[name] = np.array(row[name], dtype=float) if name in row else None
+        return cls(**values)
 
 
 CURVE = ("step", "training", "task", "accuracy")
@@ -358,13 +340,13 @@ class _Run:
         self.experiment, self.stream, self.device, self.look = experiment, stream, device, look
         self.unit_task = _task_of_each_unit(stream, device)
         self.order = torch.Generator().manual_seed(experiment.seed)
-        self.buffer = store = None
+        self.buffer = replayed = None
         if experiment.replay_capacity:
             buffer = ReplayBuffer(
                 experiment.replay_capacity, experiment.replay_policy, experiment.replay_distinct, seed=experiment.seed
             )
             if rehearses(experiment.optimizer):
-                store = ReplaySource(buffer, experiment.replay_batch, self._allowed)
+                replayed = ReplaySource(buffer, experiment.replay_batch, self._allowed)
             else:
                 self.buffer = buffer
         self.learner = make_learner(
@@ -373,7 +355,7 @@ class _Run:
             (stream.inputs, experiment.hidden, stream.outputs),
             device,
             dict(experiment.options),
-            store,
+            replayed,
         )
         self.criterion = loss_of(experiment, stream)
         if self.criterion is not cross_entropy:

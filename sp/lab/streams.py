@@ -159,11 +159,6 @@ class Arrays:
     numbers: bool = False
     is_online: bool = False
 
-    @property
-    def sequences(self) -> bool:
-        """Whether each example has several labels."""
-        return not self.numbers and self.parts[0][1].ndim > 1
-
     def tasks_for(self, evaluation: Evaluation) -> data.Stream:
         """The tasks as a run takes them."""
         tasks = []

@@ -220,12 +220,10 @@ def paired_runs(
     return runs(with_seeds(methods, seeds), *options, **named_options)
 
 
-def paired_curves(
-    methods: Mapping[str, Experiment], seeds: Sequence[int], ledger: Ledger | None = None
-) -> pd.DataFrame:
+def paired_curves(methods: Mapping[str, Experiment], seeds: Sequence[int]) -> pd.DataFrame:
     """`sp.lab.tables.curves` of every method with every seed, with a first column ``method``."""
     named = with_seeds(methods, seeds)
-    results = run_all([experiment for _, experiment in named], ledger)
+    results = run_all([experiment for _, experiment in named])
     found = [tables.curves([result]).assign(method=method) for (method, _), result in zip(named, results, strict=True)]
     points = pd.concat(found, ignore_index=True)
     return points[["method", *points.columns.drop("method")]]

@@ -33,10 +33,11 @@ def test_parallel_runs_equal_single_ones_in_order_and_are_kept(tmp_path):
     assert len(Ledger(tmp_path).results()) == 3
 
 
-def test_compare_gives_every_method_and_seed(tmp_path):
+def test_compare_gives_every_method_and_seed(tmp_path, monkeypatch):
+    monkeypatch.setenv("SP_STORE", str(tmp_path))
     methods = {"slow": SMALL, "fast": replace(SMALL, options={"lr": 1e-2})}
     rows = paired_runs(methods, [0, 1], Ledger(tmp_path), workers=1, progress=False)
-    points = paired_curves(methods, [0, 1], Ledger(tmp_path))
+    points = paired_curves(methods, [0, 1])
     assert list(rows.method) == ["slow", "slow", "fast", "fast"] and list(rows.seed) == [0, 1, 0, 1]
     assert set(points.method) == {"slow", "fast"} and len(points) == 2 * 2 * 2 * 2
 
