@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sp.lab.data import Stream
+from sp.lab.data import Tasks
 from sp.lab.experiment import Enough, Experiment, Moment, loss_of, network_of, run, stream_of
 from sp.lab.methods import ANY_LOSS
 from sp.lab.networks import mlp
@@ -56,7 +56,7 @@ def _check_sending(own: Own) -> None:
         ) from error
 
 
-def _check_network(experiment: Experiment, stream: Stream, x: Tensor, y: Tensor) -> None:
+def _check_network(experiment: Experiment, stream: Tasks, x: Tensor, y: Tensor) -> None:
     own = experiment.own.get("model")
     if own is None:
         if not x.is_floating_point():
@@ -86,7 +86,7 @@ def _check_network(experiment: Experiment, stream: Stream, x: Tensor, y: Tensor)
             raise ValueError("loss must return one number, a tensor with a gradient, such as the mean over the batch")
 
 
-def _check_method(title: str, experiment: Experiment, stream: Stream, usual: bool) -> None:
+def _check_method(title: str, experiment: Experiment, stream: Tasks, usual: bool) -> None:
     method, options = experiment.optimizer, dict(experiment.options)
     if isinstance(method, str) and not usual and method not in ANY_LOSS:
         raise ValueError(

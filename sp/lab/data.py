@@ -269,7 +269,7 @@ class Task:
 
 
 @dataclass(frozen=True, eq=False)
-class Stream:
+class Tasks:
     """Tasks in the order in which they are learnt.
 
     Attributes:
@@ -292,7 +292,7 @@ class Stream:
     scored_from: int | None = None
 
 
-def example_images(stream: Stream, columns: int) -> pd.DataFrame:
+def example_images(stream: Tasks, columns: int) -> pd.DataFrame:
     """Training images of a stream, ``columns`` of each task, those of different labels first.
 
     Returns:
@@ -317,7 +317,7 @@ def make_stream(
     samples_per_task: int | None = None,
     evaluation: Evaluation = "test",
     first_identity: bool = True,
-) -> Stream:
+) -> Tasks:
     """A stream of T tasks of k classes each. Equal arguments give bit-equal streams; the global generator is not used.
 
     Args:
@@ -371,7 +371,7 @@ def make_stream(
         labels = y[rows] - start + (group * number if scenario == "class" else 0)
         return partial(_show, x, rows, labels, views[number][1])
 
-    return Stream(
+    return Tasks(
         tasks=tuple(
             Task(
                 name=name,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import sp
 from sp.checks import check_choice, check_flag, check_integer
 from sp.files import DATASETS
-from sp.lab.data import Evaluation, Kind, Scenario, Stream, load, make_stream
+from sp.lab.data import Evaluation, Kind, Scenario, Tasks, load, make_stream
 from sp.lab.networks import MODELS
 from sp.lab.own import Own, given
 from sp.replay import POLICIES, ReplayBuffer
@@ -264,7 +264,7 @@ class Moment:
     first: bool
     last: bool
     learner: Any
-    stream: Stream
+    stream: Tasks
     curve: list[dict[str, float]]
 
 
@@ -272,7 +272,7 @@ class Enough(Exception):
     """Raised by a look to leave a run."""
 
 
-def stream_of(experiment: Experiment) -> Stream:
+def stream_of(experiment: Experiment) -> Tasks:
     """The tasks of an experiment."""
     if isinstance(experiment.stream, Own):
         return experiment.stream.given().tasks_for(experiment.evaluation)
@@ -312,14 +312,14 @@ def run(
 run.counts_as = ("sp.lab.experiment.run", RULES_VERSION)  # for `sp.lab.digest`: what it runs has a key with versions
 
 
-def network_of(experiment: Experiment, stream: Stream) -> nn.Module:
+def network_of(experiment: Experiment, stream: Tasks) -> nn.Module:
     """A new network with the weights that the global random state gives it."""
     if isinstance(experiment.model, Own):
         return experiment.model.given()()
     return MODELS[experiment.model](stream.inputs, experiment.hidden, stream.outputs)
 
 
-def loss_of(experiment: Experiment, stream: Stream) -> Callable[[Tensor, Tensor], Tensor]:
+def loss_of(experiment: Experiment, stream: Tasks) -> Callable[[Tensor, Tensor], Tensor]:
     """The experiment's own loss, else cross-entropy, or the mean squared error where targets are numbers."""
     if experiment.loss is not None:
         return experiment.loss.given()
@@ -335,7 +335,7 @@ def _processor(device: torch.device) -> str:
 class _Run:
     """A network, its optimizer and its buffer on their way through a stream."""
 
-    def __init__(self, experiment: Experiment, stream: Stream, device: torch.device, look: Callable | None):
+    def __init__(self, experiment: Experiment, stream: Tasks, device: torch.device, look: Callable | None):
         self.start = time.perf_counter()
         self.experiment, self.stream, self.device, self.look = experiment, stream, device, look
         self.unit_task = _task_of_each_unit(stream, device)
@@ -499,7 +499,7 @@ def explained_variance(answers: Tensor, y: Tensor) -> float:
     return max(share, 0.0) if math.isfinite(share) else 0.0
 
 
-def _task_of_each_unit(stream: Stream, device: torch.device) -> Tensor | None:
+def _task_of_each_unit(stream: Tasks, device: torch.device) -> Tensor | None:
     """Which task each output unit belongs to, where tasks have units of their own; (outputs,)."""
     if stream.tasks[0].outputs is None:
         return None

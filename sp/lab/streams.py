@@ -159,7 +159,7 @@ class Arrays:
     numbers: bool = False
     is_online: bool = False
 
-    def tasks_for(self, evaluation: Evaluation) -> data.Stream:
+    def tasks_for(self, evaluation: Evaluation) -> data.Tasks:
         """The tasks as a run takes them."""
         tasks = []
         for number, (x, y, *test) in enumerate(self.parts, 1):
@@ -176,7 +176,7 @@ class Arrays:
         scored_from = None
         if self.is_online:
             scored_from = 0 if evaluation == "validation" else len(self.parts[0][0]) // HELD_OUT
-        return data.Stream(tuple(tasks), int(np.prod(shape)), self.outputs, shape, self.numbers, scored_from)
+        return data.Tasks(tuple(tasks), int(np.prod(shape)), self.outputs, shape, self.numbers, scored_from)
 
 
 def _held_out(count: int, is_online: bool) -> tuple[np.ndarray, np.ndarray]:
