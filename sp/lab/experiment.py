@@ -228,8 +228,9 @@ class Result:
         chosen = {name: value for name, value in choices.items() if value != _DEFAULTS.get(name)}
         row = {"experiment": chosen, "seconds": round(self.seconds, 3), "versions": self.versions}
         if self.accuracy is not None:
-            seen = np.where(np.isnan(self.accuracy), None, self.accuracy)  # JSON has no NaN
-            row |= {"accuracy": seen.tolist(), "initial": self.initial.tolist()}
+            seen = np.where(np.isnan(self.accuracy), None, self.accuracy).tolist()  # JSON has no NaN
+            tested = [accuracies[: task + 2] for task, accuracies in enumerate(seen)]
+            row |= {"accuracy": tested, "initial": self.initial.tolist()}
         curve = [[point[name] for name in CURVE] for point in self.curve]
         optional = {"curve": curve, "buffer": self.buffer, "parameters": self.parameters, "measures": self.measures}
         return row | {name: value for name, value in optional.items() if value}
@@ -237,12 +238,13 @@ class Result:
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "Result":
         """The result that `as_row` wrote."""
-        values = dict(row)
-        values["experiment"] = Experiment.from_dict(row["experiment"])
-        values["curve"] = [dict(zip(CURVE, point, strict=True)) for point in row.get("curve", ())]
-        for name in ("accuracy", "initial"):
-            values[name] = np.array(row[name], dtype=float) if name in row else None
-        return cls(**values)
+        experiment = Experiment.from_dict(row["experiment"])
+        accuracy = initial = None
+        if "accuracy" in row:
+            whole = [accuracies + [None] * (experiment.tasks - len(accuracies)) for accuracies in row["accuracy"]]
+            accuracy, initial = (np.array(values, dtype=float) for values in (whole, row["initial"]))
+        curve = [dict(zip(CURVE, point, strict=True)) for point in row.get("curve", ())]
+        return cls(**{**row, "experiment": experiment, "accuracy": accuracy, "initial": initial, "curve": curve})
 
 
 CURVE = ("step", "training", "task", "accuracy")

@@ -172,8 +172,9 @@ def vary(experiment: Experiment, choices: Mapping[str, Any]) -> Experiment:
     """The experiment with other choices: ``option_NAME`` is an argument of the optimizer, any other name a field."""
     options = {name.removeprefix("option_"): value for name, value in choices.items() if name.startswith("option_")}
     chosen = {name: value for name, value in choices.items() if not name.startswith("option_")}
+    known = [name for name in Experiment.__dataclass_fields__ if name != "options"]
     for name in chosen:
-        check_choice("choice", name, (*Experiment.__dataclass_fields__, "option_NAME"))
+        check_choice("choice", name, (*known, "option_NAME"))
     return replace(experiment, **chosen, options={**dict(experiment.options), **options})
 
 
