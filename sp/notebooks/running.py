@@ -106,7 +106,7 @@ def _failure(notebook: nbformat.NotebookNode, folder: Path, environment: Mapping
         coalesce_streams=True,  # a busy machine sends a text in parts
     )
     try:
-        client.execute(env={**os.environ, **environment})
+        client.execute(env=environment)
     except CellExecutionError as error:
         return f"cell [{client.code_cells_executed}]: {error.ename}: {error.evalue}"
     return None
@@ -155,7 +155,7 @@ def _side_by_side(
 
     Args:
         make: takes the environment of its kernel and an item; returns what went wrong, or None.
-        items: what to make. environment: of all kernels.
+        items: what to make. environment: what all kernels have besides.
 
     Returns:
         What went wrong with each item that failed, and what `logged` reads.
@@ -164,7 +164,7 @@ def _side_by_side(
     failures = {}
     with tempfile.TemporaryDirectory() as scratch, bar(total=len(items), unit="notebook") as shown:
         log = Path(scratch) / "runs"
-        environment = {**kernel_environment(workers), **environment, "SP_LEDGER_LOG": str(log)}
+        environment = {**os.environ, **kernel_environment(workers), **environment, "SP_LEDGER_LOG": str(log)}
         for item, failure in call_all(partial(make, environment), items, workers):
             if failure is not None:
                 failures[item] = f"{item}: {failure.reason}" if isinstance(failure, Failed) else failure
