@@ -5,7 +5,7 @@ import os
 import sys
 from importlib import import_module
 
-from sp.commands import Parser, carry_out, one_of
+from sp.commands import Parser, carry_out
 from sp.extras import check_lab
 
 # A command is the module of its name in `sp.commands`, which is imported when it is asked for: some take seconds.
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", type=one_of(known), metavar="COMMAND", help=argparse.SUPPRESS)
+    parser.add_argument("command", choices=known, metavar="COMMAND", help=argparse.SUPPRESS)
     arguments = sys.argv[1:] if arguments is None else arguments
     name = parser.parse_args(arguments[:1]).command
     try:

@@ -42,6 +42,11 @@ def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
     """Raise a ValueError, which names what comes near, unless ``value`` is one of ``allowed``."""
     allowed = tuple(allowed)
     if value not in allowed:
-        near = get_close_matches(str(value), map(str, allowed), 1)
-        hint = f": did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}{hint}")
+        known = ", ".join(map(repr, allowed))
+        raise ValueError(f"{name} must be one of {known}, got {value!r}{did_you_mean(value, allowed)}")
+
+
+def did_you_mean(word: Any, known: Iterable[Any]) -> str:
+    """The end of a message about an unknown word: the known one that comes nearest, or nothing."""
+    near = get_close_matches(str(word), map(str, known), 1)
+    return f": did you mean {near[0]!r}?" if near else ""

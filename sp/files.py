@@ -41,11 +41,7 @@ def committed(name: str) -> Path:
 
 
 def existing(path: Path) -> Path:
-    """A path in a folder for figures, of a file that is there.
-
-    Raises:
-        FileNotFoundError: it is not; the message gives the command that makes it.
-    """
+    """A path in a folder for figures, of a file that is there; else a FileNotFoundError with what makes it."""
     if not path.is_file():
         made = made_by(f"{path.parent.name}/{path.stem}")
         how = f"make it with  {made},  or fetch" if made else "fetch"
@@ -94,11 +90,7 @@ def switched_on(variable: str) -> bool:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is there whole or not at all, in a folder that is made where it is missing.
-
-    Raises:
-        OSError: it cannot be written; the message names it. What was there before is untouched.
-    """
+    """Write a file so that it is there whole or not at all, in a folder that is made where it is missing."""
     data = content.encode() if isinstance(content, str) else content
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ def room(module: str) -> str:
 def on_request(module: str, other: str) -> bool:
     """What is imported inside a function, when somebody asks for it.
 
-    A comparison is data, and draws itself on request: `Runs.plot`, `Runs.save`, `Runs.latex`.
+    A comparison is data, and draws itself on request: `Runs.plot` and `Runs.save`.
     """
     return module == "sp.lab.runs" and room(other) == "figures"
 

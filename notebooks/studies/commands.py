@@ -10,9 +10,8 @@ import papermill
 
 import studies
 from sp import figures
-from sp.__main__ import carry_out
 from sp.checks import check_choice
-from sp.commands import add_dataset, positive
+from sp.commands import Parser, add_dataset, carry_out, positive
 from sp.files import folder, project, write_atomically
 from sp.lab.experiment import Experiment
 from sp.lab.ledger import opened
@@ -26,7 +25,7 @@ EXECUTED = ("01_forgetting", "02_consolidation", "03_coincidence", "10_claims", 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command of the studies; exit status as `sp.__main__.main`."""
-    parser = argparse.ArgumentParser(prog="python notebooks/studies", description=__doc__)
+    parser = Parser(prog="python notebooks/studies", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     studied = (add_comparison, add_costs, add_recipes, add_natural_images, add_long_streams, add_fading)
     for add in (add_bench, add_tune, *studied, add_record):
@@ -182,7 +181,7 @@ def add_record(commands) -> None:
         "--long-seeds", type=positive, default=3, help="08: seeds with more than ten tasks; 13: permuted"
     )
     parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
-    parser.add_argument("--dry-run", action="store_true", help="say how long it should take")
+    parser.add_argument("--dry-run", action="store_true", help="only say how long it should take, or what is executed")
     parser.set_defaults(run=_record)
 
 
@@ -190,7 +189,14 @@ def _record(chosen: argparse.Namespace) -> int:
     from studies import ablation, dendrite_study
 
     if chosen.notebook in EXECUTED:
-        keys = _executed(project() / "notebooks" / f"{chosen.notebook}.ipynb", chosen.dataset)
+        notebook = project() / "notebooks" / f"{chosen.notebook}.ipynb"
+        if chosen.dry_run:
+            print(
+                f"{notebook} would be executed on {chosen.dataset}. Runs that the ledger does not have are run; how "
+                "long these take is known only to the notebook."
+            )
+            return 0
+        keys = _executed(notebook, chosen.dataset)
         opened().commit(keys)
         print(f"{len(keys)} runs and tables are in {folder('ledger')}.")
         return 0

@@ -13,7 +13,7 @@ import torch
 
 import studies
 from sp.lab import metrics, sweep
-from sp.lab.data import Stream, load, make_stream
+from sp.lab.data import Tasks, load, make_stream
 from sp.lab.experiment import Experiment, stream_of
 from sp.lab.networks import mlp, mlp_size
 from sp.lab.sweep import Named, with_seeds
@@ -198,12 +198,12 @@ def additions(rows: pd.DataFrame, value: str = "average_accuracy") -> pd.DataFra
     return pd.DataFrame(found, columns=["rule", "with", value.replace("_", " "), "verdict"])
 
 
-def small_stream(tasks: int = 4, seed: int = 0) -> Stream:
+def small_stream(tasks: int = 4, seed: int = 0) -> Tasks:
     """Permuted digits, for a look at which units speak in which task."""
     return make_stream(load("digits"), "permuted", tasks, "domain", seed)
 
 
-def learnt(stream: Stream, active: bool, epochs: int = 5, seed: int = 0) -> torch.nn.Module:
+def learnt(stream: Tasks, active: bool, epochs: int = 5, seed: int = 0) -> torch.nn.Module:
     """A small network that has learnt a stream with Adam, task by task; with active dendrites or plain."""
     torch.manual_seed(seed)
     sizes = (stream.inputs, (100,), stream.outputs)
@@ -220,7 +220,7 @@ def learnt(stream: Stream, active: bool, epochs: int = 5, seed: int = 0) -> torc
 
 
 @torch.no_grad()
-def shared_units(model: torch.nn.Module, stream: Stream) -> np.ndarray:
+def shared_units(model: torch.nn.Module, stream: Tasks) -> np.ndarray:
     """How far the same hidden units speak in two tasks: overlap of their mean activities, in [0, 1]; (T, T).
 
     The overlap of rates p and q over units is ``sum min(p, q) / sum max(p, q)``, the rates being how often a unit is

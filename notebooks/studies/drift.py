@@ -16,8 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sp.lab.data import Evaluation, Task, load
-from sp.lab.data import Stream as Tasks
+from sp.lab.data import Evaluation, Task, Tasks, load
 from sp.lab.experiment import Experiment
 from sp.lab.metrics import learning_accuracy
 from sp.lab.own import Own

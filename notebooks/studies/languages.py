@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sp
-from sp.lab.data import Evaluation
-from sp.lab.data import Stream as Tasks
+from sp.lab.data import Evaluation, Tasks
 from sp.lab.experiment import METHOD_VERSIONS, Experiment, Moment, Result, run
 from sp.lab.networks import AttentionBlock
 from sp.lab.streams import Stream

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from sp.lab import metrics, tables
-from sp.lab.data import Evaluation, Stream
+from sp.lab.data import Evaluation, Tasks
 from sp.lab.experiment import Experiment, Result, stream_of
 from sp.lab.ledger import opened
 from sp.lab.own import Own
@@ -25,9 +25,9 @@ from sp.lab.sweep import Named, Seeded, missing, plan, run_all, with_seed
 class Source:
     """A stream that is made when a run needs it: ``make`` gives the tasks of an evaluation."""
 
-    make: Callable[[Evaluation], Stream]
+    make: Callable[[Evaluation], Tasks]
 
-    def tasks_for(self, evaluation: Evaluation) -> Stream:
+    def tasks_for(self, evaluation: Evaluation) -> Tasks:
         """The tasks as a run takes them."""
         return self.make(evaluation)
 

@@ -1,40 +1,25 @@
-"""What the commands have in common: words that are checked, and exit statuses. Each is the module of its name."""
+"""What the commands have in common: options, and exit statuses. Each is the module of its name."""
 
 import argparse
 import re
 import sys
-from collections.abc import Callable, Collection, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from typing import Any
+
+from sp.checks import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
-    """Arguments of a command, with a suggestion where an option is misspelt, as Python gives from 3.14 on."""
+    """Arguments of a command, with a suggestion where a word is misspelt, as Python gives from 3.14 on."""
 
-    def parse_args(self, args=None, namespace=None):
-        chosen, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            known = re.findall(r"(?<!\S)--[\w-]+", self.format_help())
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(unknown[0], known)}")
-        return chosen
-
-
-def did_you_mean(word: str, known: Collection[str]) -> str:
-    """The end of a message about an unknown word: the known one that comes nearest, or nothing."""
-    near = get_close_matches(word, known, 1, 0.5)
-    return f": did you mean {near[0]!r}?" if near else ""
-
-
-def one_of(known: Collection[str]) -> Callable[[str], str]:
-    """The ``type`` of an argument that is one of these words."""
-
-    def word(text: str) -> str:
-        if text not in known:
-            hint = did_you_mean(text, known) or f": it must be one of {', '.join(known)}"
-            raise argparse.ArgumentTypeError(f"{text!r} is not known{hint}")
-        return text
-
-    return word
+    def error(self, message):
+        choice = re.search(r"invalid choice: '(.+?)' \(choose from (.*)\)", message)
+        option = re.search(r"unrecognized arguments: (\S+)", message)
+        if choice:
+            message += did_you_mean(choice[1], re.findall(r"\w[\w-]*", choice[2]))
+        elif option:
+            message += did_you_mean(option[1], re.findall(r"(?<!\S)--[\w-]+", self.format_help()))
+        super().error(message)
 
 
 def positive(text: str) -> int:
@@ -49,7 +34,7 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
     from sp.files import DATASETS  # needs what `sp.extras` looks for, and the list of commands does not
 
     about = f"{', '.join(DATASETS)} (default: digits)"
-    parser.add_argument("--dataset", default="digits", type=one_of(DATASETS), metavar="NAME", help=about)
+    parser.add_argument("--dataset", default="digits", choices=DATASETS, metavar="NAME", help=about)
 
 
 def add_values(parser: argparse.ArgumentParser, about: str) -> None:
@@ -58,11 +43,7 @@ def add_values(parser: argparse.ArgumentParser, about: str) -> None:
 
 
 def values_of(pairs: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Name -> values, of what was given after ``-p``.
-
-    Raises:
-        ValueError: a name is given twice, or its values cannot be read.
-    """
+    """Name -> values, of what was given after ``-p``."""
     from sp.lab import choices
 
     varied = {}
@@ -90,19 +71,15 @@ def carry_out(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("Stopped. What is finished is stored: the same command goes on.", file=sys.stderr)
         return 130
-    except (OSError, ValueError, ImportError, LookupError, RuntimeError) as error:
-        status = _status(error)
-        if status is None:
+    except (OSError, ValueError, ImportError, LookupError) as error:
+        if isinstance(error, KeyError | IndexError):  # a fault of the program
             raise
-        print(error if status == 1 else f"{parser.prog}: {error}", file=sys.stderr)
-        return status
-
-
-def _status(error: Exception) -> int | None:
-    """Exit status of an error that tells the caller what to do; None for a fault of the program."""
-    if isinstance(error, RuntimeError):
-        from sp.lab.data import DataError
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
         from sp.lab.sweep import SweepError
 
-        return 1 if isinstance(error, SweepError) else 2 if isinstance(error, DataError) else None
-    return None if isinstance(error, KeyError | IndexError) else 2
+        if not isinstance(error, SweepError):
+            raise
+        print(error, file=sys.stderr)
+        return 1

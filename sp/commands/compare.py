@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sp import figures
-from sp.commands import add_dataset, did_you_mean, positive
+from sp.checks import did_you_mean
+from sp.commands import add_dataset, positive
 from sp.files import write_atomically
 from sp.lab import Stream, choices, compare
 from sp.rivals import METHODS, TITLES
@@ -53,11 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(chosen: argparse.Namespace) -> None:
-    """Compare, print the table, and leave what was asked for.
-
-    Raises:
-        ValueError, OSError: as `sp.lab.compare`, or something is not there.
-    """
+    """Compare, print the table, and leave what was asked for."""
     methods = dict(_titled(word) for word in chosen.method)
     if len(methods) < len(chosen.method):
         raise ValueError(f"--method must name each method once, got {', '.join(chosen.method)}")
@@ -87,11 +84,7 @@ def run(chosen: argparse.Namespace) -> None:
 
 
 def named(text: str) -> Any:
-    """A name as it is, or what ``FILE.py:NAME`` names.
-
-    Raises:
-        FileNotFoundError: there is no such file. ValueError: it has nothing of that name.
-    """
+    """A name as it is, or what ``FILE.py:NAME`` names."""
     file, colon, name = text.rpartition(":")
     if not colon:
         return text

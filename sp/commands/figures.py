@@ -1,15 +1,17 @@
 """Run notebooks for their figures, side by side.
 
 With their own parameters, on any data set, the figures go to figures/ and the executed notebooks to build/notebooks.
-With -p one notebook is run with every combination of the values: each copy has a folder of its own, and the tables of
-all copies are put into one. Runs that the ledger has are read; with SP_FRESH=1 in the environment no committed one is.
+With -p one notebook is run with every combination of the values: each copy has a folder of its own in $SP_FIGURES, else
+build/figures, and the tables of all copies are put into one. Runs that the ledger has are read; with SP_FRESH=1 in the
+environment no committed one is.
 Exit status: 0, 1 when notebooks failed, 2 when it cannot run.
 """
 
 import argparse
 from pathlib import Path
 
-from sp.commands import add_dataset, add_values, did_you_mean, positive, values_of
+from sp.checks import did_you_mean
+from sp.commands import add_dataset, add_values, positive, values_of
 from sp.notebooks import all_notebooks
 
 
@@ -22,8 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dataset(parser)
     parser.set_defaults(dataset=None)
     add_values(parser, "a name in the cell of parameters; v1,v2,...")
-    about = "with -p: copies and figures go to its folder NOTEBOOK (default: $SP_FIGURES, else build/figures)"
-    parser.add_argument("--to", type=Path, help=about)
     parser.add_argument("--workers", type=positive, help="notebooks at a time (default: one a core)")
 
 
@@ -36,7 +36,7 @@ def which(chosen: argparse.Namespace) -> list[Path]:
     """The notebooks that were named; a FileNotFoundError for one that is not there."""
     for path in chosen.notebooks:
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is not there{did_you_mean(str(path), list(map(str, all_notebooks())))}")
+            raise FileNotFoundError(f"{path} is not there{did_you_mean(path, all_notebooks())}")
     return chosen.notebooks
 
 
@@ -45,8 +45,6 @@ def run(chosen: argparse.Namespace) -> int:
     from sp.lab import choices
     from sp.notebooks import grid, running
 
-    if not chosen.p and chosen.to:
-        raise ValueError("--to goes with -p: figures of a notebook's own parameters go to figures/, or $SP_FIGURES")
     notebooks, workers = which(chosen), chosen.workers
     if not chosen.p:
         return running.make_figures(chosen.dataset or "digits", notebooks, workers)
@@ -54,4 +52,4 @@ def run(chosen: argparse.Namespace) -> int:
         raise ValueError(f"-p is of one notebook: name it, got {len(notebooks)} notebooks")
     always = {"dataset": chosen.dataset} if chosen.dataset else {}
     points = [{**always, **point} for point in choices.grid(values_of(chosen.p))]
-    return grid.make_grid(notebooks[0], points, chosen.to, workers)
+    return grid.make_grid(notebooks[0], points, workers)

@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from sp.commands import add_dataset, add_values, one_of, positive, values_of
+from sp.commands import add_dataset, add_values, positive, values_of
 from sp.files import write_atomically
 from sp.lab import choices, metrics, tables
 from sp.lab.checking import check_options
@@ -31,11 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_values(parser, f"a choice of Experiment, or option_NAME for an argument of the optimizer; {VALUES}")
     add = parser.add_argument
     streams = f"{', '.join(STREAMS)} (default: %(default)s)"
-    add("--stream", default="split2_class", type=one_of(STREAMS), metavar="NAME", help=streams)
-    add("--sample", choices=choices.SAMPLES, help="draw points instead of taking every combination")
-    add("--count", type=positive, default=50, help="how many points to draw (default: 50)")
+    add("--stream", default="split2_class", choices=STREAMS, metavar="NAME", help=streams)
+    add("--sample", type=positive, metavar="COUNT", help="draw so many points (Latin hypercube) from all combinations")
     add("--seeds", type=positive, default=3, help="how many seeds (default: 3)")
-    add("--first-seed", type=int, default=0, help="tuning takes seeds from 100 (default: 0)")
     add("--ledger", type=Path, help="folder of the results (default: $SP_STORE, else .store)")
     add("--workers", type=positive, help="processes (default: one a core)")
     add("--cluster", metavar="tcp://HOST:PORT", help="a dask scheduler on whose workers to run")
@@ -47,12 +45,12 @@ def run(chosen: argparse.Namespace) -> int:
     """Run what is missing, and print the means; exit status 1 where runs failed."""
     varied = values_of(chosen.p)
     if "seed" in varied:
-        raise ValueError("every point gets every seed: give --seeds and --first-seed in place of -p seed")
+        raise ValueError("every point gets every seed: give --seeds in place of -p seed")
     try:
         experiments = points_of(
             on_stream(chosen.stream, chosen.dataset),
-            choices.sample(varied, chosen.count, chosen.sample) if chosen.sample else choices.grid(varied),
-            range(chosen.first_seed, chosen.first_seed + chosen.seeds),
+            choices.sample(varied, chosen.sample) if chosen.sample else choices.grid(varied),
+            range(chosen.seeds),
         )
         check_options(experiments)
     except TypeError as error:  # a value of the wrong type, which was typed and is no fault of the program

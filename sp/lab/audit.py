@@ -8,7 +8,6 @@ from itertools import chain, zip_longest
 import numpy as np
 import pandas as pd
 
-from sp.checks import check_integer
 from sp.lab.experiment import Result, run
 from sp.lab.metrics import average_accuracy
 from sp.lab.parallel import Failed, call_all
@@ -32,12 +31,10 @@ def audit(results: Mapping[str, Result], sample: int, seed: int, workers: int | 
     """Compute a random sample of kept runs anew.
 
     Args:
-        results: kept runs, each by the key under which it is kept. Of one whose ``accuracy`` is None the average
-            accuracy is read from ``measures["average_accuracy"]``.
+        results: kept runs, each by the key under which it is kept.
         sample: how many, >= 1; all where there are fewer. One of each method in turn is drawn before a second one of
             any, and the methods come in random order.
-        seed: of the draw, which does not depend on the order of the results.
-        workers: as in `sp.lab.parallel.call_all`.
+        seed: of the draw. workers: as in `sp.lab.parallel.call_all`.
 
     Returns:
         One row a run: ``key``, ``method``, ``dataset``, ``stream``, ``seed``; its average accuracy as ``kept`` and as
@@ -45,39 +42,33 @@ def audit(results: Mapping[str, Result], sample: int, seed: int, workers: int | 
         a single accuracy, or of the average where no other is kept. `describe` says it in a sentence.
 
     Raises:
-        ValueError, TypeError: there are no results, or an argument is out of range.
         AuditError: a key, of any of the results, is not its experiment's; a run of the sample cannot be made, or
             differs by more than `MOST_IN_AVERAGE` or `MOST_IN_ONE`; the mean absolute difference of averages is above
             `MOST_IN_MEAN`.
     """
-    check_integer("sample", sample, 1)
-    check_integer("seed", seed, 0)
     if not results:
         raise ValueError("results is empty: there is nothing to audit")
     if foreign := [key for key, result in results.items() if key != result.experiment.key()]:
         rows = pd.DataFrame([_row(key, results[key]) for key in foreign])
         raise AuditError("The key of these kept runs is not that of their experiment:", rows)
-    keys = draw(results, sample, seed)
-    computed = dict(call_all(run, [results[key].experiment for key in keys], workers))
-    failed = {experiment: value for experiment, value in computed.items() if isinstance(value, Failed)}
-    if failed:
-        reasons = [value.reason.strip().splitlines()[-1] for value in failed.values()]
-        rows = pd.DataFrame([_row(experiment.key(), results[experiment.key()]) for experiment in failed])
+    kept = {results[key].experiment: results[key] for key in draw(results, sample, seed)}
+    computed = dict(call_all(run, kept, workers))
+    if failed := [experiment for experiment in kept if isinstance(computed[experiment], Failed)]:
+        reasons = [computed[experiment].reason.strip().splitlines()[-1] for experiment in failed]
+        rows = pd.DataFrame([_row(experiment.key(), kept[experiment]) for experiment in failed])
         raise AuditError(f"These kept runs cannot be computed (seed {seed}):", rows.assign(reason=reasons))
-    rows = pd.DataFrame([_row(key, results[key]) for key in keys])
-    made = [computed[results[key].experiment] for key in keys]
-    rows["computed"] = [_average(result) for result in made]
+    rows = pd.DataFrame([_row(experiment.key(), result) for experiment, result in kept.items()])
+    rows["computed"] = [_average(computed[experiment]) for experiment in kept]
     rows["difference"] = rows["computed"] - rows["kept"]
-    rows["largest"] = [_largest(results[key], result) for key, result in zip(keys, made, strict=True)]
+    rows["largest"] = [_largest(result, computed[experiment]) for experiment, result in kept.items()]
     # In this way NaN is wrong as well.
     wrong = rows[~((rows["difference"].abs() <= MOST_IN_AVERAGE) & (rows["largest"] <= MOST_IN_ONE))]
     if len(wrong):
         limits = f"{MOST_IN_AVERAGE} in average accuracy, or by more than {MOST_IN_ONE} in a single one"
         raise AuditError(f"These kept runs differ by more than {limits}, from those made now (seed {seed}):", wrong)
     if (mean := rows["difference"].abs().mean()) > MOST_IN_MEAN:
-        ordered = rows.sort_values("difference", key=np.abs, ascending=False)
         message = f"Average accuracies of kept runs differ by {mean:.4f} in the mean from those made now, more than"
-        raise AuditError(f"{message} {MOST_IN_MEAN} (seed {seed}):", ordered)
+        raise AuditError(f"{message} {MOST_IN_MEAN} (seed {seed}):", rows)
     return rows
 
 
@@ -93,20 +84,14 @@ def draw(results: Mapping[str, Result], sample: int, seed: int) -> list[str]:
 
 
 def describe(rows: pd.DataFrame, results: Mapping[str, Result], seed: int) -> str:
-    """What `audit` found, in two sentences."""
+    """What `audit` found, in a sentence."""
     methods = {result.experiment.optimizer for result in results.values()}
-    missed = chance_of_missing(len(results), min(10, len(results)), len(rows))
     size = rows["difference"].abs()
     return (
         f"{len(rows)} of {len(results)} kept runs, of {rows['method'].nunique()} of {len(methods)} methods, were "
         f"computed anew (seed {seed}): average accuracies differ by {size.mean():.4f} in the mean, by {size.max():.4f} "
-        f"at most. Had ten rows been altered, whichever, {missed:.0%} of such samples would have held none of them."
+        "at most."
     )
-
-
-def chance_of_missing(total: int, altered: int, sample: int) -> float:
-    """Probability that none of the rows that were altered, chosen by chance among all, is in a sample."""
-    return math.comb(total - altered, sample) / math.comb(total, sample)
 
 
 def _row(key: str, result: Result) -> dict[str, str | int | float]:

@@ -1,6 +1,5 @@
 """What is wrong with a method, network or loss is said before anything long runs."""
 
-import inspect
 import pickle
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -9,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sp.lab.data import Stream
-from sp.lab.experiment import Experiment, Moment, loss_of, network_of, run, stream_of
+from sp.lab.data import Tasks
+from sp.lab.experiment import Enough, Experiment, Moment, loss_of, network_of, run, stream_of
 from sp.lab.methods import ANY_LOSS
 from sp.lab.networks import mlp
 from sp.lab.own import Own, given
@@ -19,14 +18,11 @@ from sp.rivals import ReplaySource, make_learner
 
 
 def check(tried: dict[str, list[Experiment]], device: str, sent: bool) -> None:
-    """Make everything once, and take one step with what is somebody's own.
+    """Make everything once, and take one step with what is somebody's own; an error says what cannot run.
 
     Args:
         tried: title -> the experiments of a method, which differ in their options.
         device: where to train. sent: whether runs go to other processes.
-
-    Raises:
-        ValueError, TypeError: something cannot run; the message says what to do.
     """
     try:
         torch.zeros(1, device=device)
@@ -60,7 +56,7 @@ def _check_sending(own: Own) -> None:
         ) from error
 
 
-def _check_network(experiment: Experiment, stream: Stream, x: Tensor, y: Tensor) -> None:
+def _check_network(experiment: Experiment, stream: Tasks, x: Tensor, y: Tensor) -> None:
     own = experiment.own.get("model")
     if own is None:
         if not x.is_floating_point():
@@ -90,15 +86,13 @@ def _check_network(experiment: Experiment, stream: Stream, x: Tensor, y: Tensor)
             raise ValueError("loss must return one number, a tensor with a gradient, such as the mean over the batch")
 
 
-def _check_method(title: str, experiment: Experiment, stream: Stream, usual: bool) -> None:
+def _check_method(title: str, experiment: Experiment, stream: Tasks, usual: bool) -> None:
     method, options = experiment.optimizer, dict(experiment.options)
     if isinstance(method, str) and not usual and method not in ANY_LOSS:
         raise ValueError(
             f"method {title!r} is written for classes and cross-entropy; numbers, sequences and own losses are for "
             f"{', '.join(ANY_LOSS)} and your own"
         )
-    if isinstance(method, Own):
-        _check_options(title, method.content, options)
     sizes = (stream.inputs, experiment.hidden, stream.outputs)
     network = partial(network_of, experiment, stream)
     try:
@@ -118,11 +112,7 @@ def _check_method(title: str, experiment: Experiment, stream: Stream, usual: boo
 
 
 def check_options(experiments: Iterable[Experiment]) -> None:
-    """Make each method once for a tiny network, so that no run has to start for its options to be found wrong.
-
-    Raises:
-        ValueError: a method does not take its options; the message names both.
-    """
+    """Make each method once for a tiny network, so that no run has to start for its options to be found wrong."""
     sizes = (4, (2,), 2)
     for method, options in dict.fromkeys((experiment.optimizer, experiment.options) for experiment in experiments):
         try:
@@ -132,35 +122,17 @@ def check_options(experiments: Iterable[Experiment]) -> None:
 
 
 def _made_once(method: str | Own, network: Callable[[], nn.Module], sizes: tuple, options: dict[str, Any]) -> Any:
-    store = ReplaySource(ReplayBuffer(1), 1, lambda y: None)
-    return make_learner(given(method), network, sizes, torch.device("cpu"), options, store)
-
-
-def _check_options(title: str, method: Callable[..., Any], options: dict[str, Any]) -> None:
-    try:
-        taken = inspect.signature(method).parameters.values()
-    except ValueError:  # of compiled code, which has none
-        return
-    names = [parameter.name for parameter in taken if parameter.kind != parameter.POSITIONAL_ONLY]
-    for option in options:
-        if option not in names and all(parameter.kind != parameter.VAR_KEYWORD for parameter in taken):
-            raise ValueError(
-                f"method {title!r} does not take the option {option!r}, it takes {', '.join(names[1:]) or 'none'}: "
-                f"give it such an argument,  lambda model, {option}=...: ..."
-            )
-
-
-class _Stop(Exception):
-    """Raised to leave a run after its first step."""
+    replayed = ReplaySource(ReplayBuffer(1), 1, lambda y: None)
+    return make_learner(given(method), network, sizes, torch.device("cpu"), options, replayed)
 
 
 def _first_step(title: str, experiment: Experiment, device: str) -> None:
     def look(_: Moment) -> None:
-        raise _Stop
+        raise Enough
 
     try:
         run(experiment, device, look=look)
-    except _Stop:
+    except Enough:
         pass
     except Exception as error:
         raise ValueError(f"method {title!r} fails at its first step: {type(error).__name__}: {error}") from error

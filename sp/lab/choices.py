@@ -10,9 +10,6 @@ from typing import Any
 import numpy as np
 from scipy.stats import qmc
 
-from sp.checks import check_choice
-
-SAMPLES = ("random", "latin_hypercube")
 _RANGE = re.compile(r"([^:]+):([^:]+?)(:log)?")
 
 
@@ -49,26 +46,20 @@ def parse(text: str) -> Values:
     """Values as they are written on a command line: ``v1,v2,...``, or a range ``low:high`` or ``low:high:log``.
 
     A value is a Python literal (``3``, ``1e-3``, ``True``, ``None``, ``(256, 256)``), else the text itself.
-
-    Raises:
-        ValueError: there is no value, a bracket is left open, or a range is empty.
     """
     if match := _RANGE.fullmatch(text):
         low, high = (_literal(part) for part in match.groups()[:2])
-        if all(isinstance(end, int | float) and not isinstance(end, bool) for end in (low, high)):
+        if type(low) in (int, float) and type(high) in (int, float):
             return Range(low, high, bool(match[3]))
-    # Literals may hold commas in quotes; what follows is for words without quotes, which are none.
+    # Literals may hold commas, in brackets and in quotes; words without quotes are no literals.
     if isinstance(literals := _literal(f"[{text}]"), list) and literals and not text.rstrip().endswith(","):
         return literals
-    values, depth, start = [], 0, 0
-    for place, character in enumerate(text + ","):
-        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(character, 0)
-        if character == "," and depth == 0:
-            values.append(text[start:place].strip())
-            start = place + 1
-    if start <= len(text) or "" in values:
-        raise ValueError(f"expected values as v1,v2,... or low:high or low:high:log, got {text!r}")
-    return [_literal(value) for value in values]
+    words = [word.strip() for word in text.split(",")]
+    if "" in words or set(text) & set("([{"):
+        raise ValueError(
+            f"expected values as v1,v2,... or low:high or low:high:log, got {text!r}: a text with brackets needs quotes"
+        )
+    return [_literal(word) for word in words]
 
 
 def _literal(text: str) -> Any:
@@ -79,40 +70,28 @@ def _literal(text: str) -> Any:
 
 
 def grid(choices: Mapping[str, Values]) -> list[dict[str, Any]]:
-    """Every combination of the values, the last name varying fastest; ``[{}]`` where nothing varies.
-
-    Raises:
-        ValueError: a name has a range, of which a grid cannot take every value.
-    """
+    """Every combination of the values, the last name varying fastest; ``[{}]`` where nothing varies."""
     for name, values in choices.items():
         if isinstance(values, Range):
             raise ValueError(
                 f"{name} has a range, got {values}: name its values, or draw points from it (on the command line "
-                "--sample random --count N)"
+                "--sample COUNT)"
             )
     return [dict(zip(choices, point, strict=True)) for point in itertools.product(*choices.values())]
 
 
-def sample(
-    choices: Mapping[str, Values], count: int, method: str = "latin_hypercube", seed: int = 0
-) -> list[dict[str, Any]]:
-    """Points drawn from ranges and lists.
+def sample(choices: Mapping[str, Values], count: int) -> list[dict[str, Any]]:
+    """Points of a Latin hypercube (McKay et al. 1979).
+
+    Each range is cut into ``count`` parts of equal probability, and each part has one point.
 
     Args:
         choices: name -> a `Range`, or a list of which each value is as likely.
-        count: how many points, >= 1.
-        method: ``"random"``: independent. ``"latin_hypercube"``: each range is cut into ``count`` parts of equal
-            probability, and each part has one point (McKay et al. 1979).
-        seed: equal arguments give equal points.
+        count: how many points, >= 1. Equal arguments give equal points.
     """
-    check_choice("method", method, SAMPLES)
     if count < 1 or not choices:
         raise ValueError(f"a sample needs count >= 1 and something to vary, got {count!r} of {len(choices)} names")
-    generator = np.random.default_rng(seed)
-    if method == "random":
-        shares = generator.random((count, len(choices)))
-    else:
-        shares = qmc.LatinHypercube(len(choices), seed=generator).random(count)
+    shares = qmc.LatinHypercube(len(choices), seed=np.random.default_rng(0)).random(count)
     return [
         {name: _pick(values, share) for (name, values), share in zip(choices.items(), row, strict=True)}
         for row in shares.tolist()

@@ -74,7 +74,6 @@ def compare(
         progress: say how long it takes, and show bars.
 
     Raises:
-        ValueError, TypeError: something cannot run, or is not known; the message says what to do.
         sp.lab.sweep.SweepError: some runs failed; the others are kept.
     """
     if not isinstance(stream, Stream):

@@ -3,10 +3,10 @@
 Where the IDX files of MNIST and Fashion-MNIST and the binary ones of CIFAR-10 come from, the first that applies:
 
 1. ``$SP_DATA/mnist/``, ``$SP_DATA/fashion_mnist/`` and ``$SP_DATA/cifar10/``, gzipped or not, where SP_DATA is set.
-   Their form is checked, not their content, so that a subset or a look-alike can stand in (its results are stored
-   apart, see `look_alike`).
-2. The cache, ``$SP_CACHE`` or else the system's usual place. Its content is checked against known sums.
+2. The cache, ``$SP_CACHE`` or else the system's usual place.
 3. A download into the cache, from ``$SP_MIRROR/mnist/`` and so on, or from public mirrors where SP_MIRROR is unset.
+
+Wherever a file comes from, its content is checked against the known sum.
 """
 
 import gzip
@@ -14,10 +14,8 @@ import hashlib
 import math
 import os
 import string
-import struct
-import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -33,6 +31,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from sp.checks import check_choice, check_integer
+from sp.files import DATASETS
 
 Kind = Literal["split", "permuted", "rotated"]
 Scenario = Literal["class", "domain", "task"]
@@ -63,10 +62,9 @@ SUMS = {
         "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
     },
 }
-CIFAR_ARCHIVE, CIFAR_SUM = "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"  # which is checked as it is
+CIFAR_ARCHIVE, CIFAR_SUM = "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"
 # What a network that ImageNet trained makes of the first images of CIFAR-10 (`sp.lab.pretrained`): how many.
 FROZEN = {"cifar10_maps": (10_000, 2_000), "cifar10_features": (10_000, 2_000)}
-DATASETS = ("digits", *SUMS, *FROZEN)
 MIRRORS = {
     "mnist": ("https://ossci-datasets.s3.amazonaws.com/mnist", "https://storage.googleapis.com/cvdf-datasets/mnist"),
     "fashion_mnist": (
@@ -75,10 +73,9 @@ MIRRORS = {
     ),
     "cifar10": ("https://www.cs.toronto.edu/~kriz",),
 }
-MEND = "Delete it and put an intact copy in its place, or unset SP_DATA to have the data downloaded."
 
 
-class DataError(RuntimeError):
+class DataError(OSError):
     """A data file is missing, damaged or not what its name says; the message tells which, and what mends it."""
 
 
@@ -87,7 +84,7 @@ class Dataset:
     """Images, or what a network makes of them, and their classes.
 
     Attributes:
-        name: one of `DATASETS`.
+        name: one of `sp.files.DATASETS`.
         train_x: (N, d) float32, flattened images less the mean of all training pixels, in units of their standard
             deviation. Features likewise; what enters the last block of a network is left as it is.
         train_y: (N,) int64 in [0, classes).
@@ -117,39 +114,16 @@ def load(name: str) -> Dataset:
             before the last block (192x4x4); they are computed once, in two minutes, and kept in the cache.
 
     Raises:
-        ValueError: an unknown name.
         DataError: a file is missing, damaged, the wrong one, or cannot be downloaded.
         sp.lab.pretrained.MissingWeights: the extra that brings the weights is not installed.
     """
     check_choice("name", name, DATASETS)
     if name == "digits":
         return _digits()
-    if name == "cifar10":
-        return _standardised(name, *_colour_images("train"), *_colour_images("test"))
     if name in FROZEN:
         return _frozen(name)
-    return _standardised(name, *_images(name, "train"), *_images(name, "t10k"))
-
-
-def look_alike(name: str) -> str | None:
-    """A sum of the content that stands in for a data set in ``$SP_DATA``; None for the known content, or without it.
-
-    Results on a look-alike are not results on the data set, and it is by this sum that a store tells them apart.
-    """
-    root = os.environ.get("SP_DATA")
-    name = "cifar10" if name in FROZEN else name
-    return _look_alike(name, root) if root and name in SUMS else None
-
-
-@cache
-def _look_alike(name: str, root: str) -> str | None:
-    found = []
-    for file in SUMS[name]:
-        try:
-            found.append(hashlib.md5(_unpacked(_locate(name, file))).hexdigest())
-        except (DataError, OSError, EOFError, zlib.error):  # `load` says what is wrong with it
-            return None
-    return None if found == list(SUMS[name].values()) else hashlib.md5("".join(found).encode()).hexdigest()
+    images = _colour_images if name == "cifar10" else partial(_grey_images, name)
+    return _standardised(name, *images("train"), *images("test"))
 
 
 def _digits() -> Dataset:
@@ -161,45 +135,20 @@ def _digits() -> Dataset:
     return _standardised("digits", train_images, train_y, test_images, test_y)
 
 
-def _images(name: str, part: str) -> tuple[Tensor, Tensor]:
-    """Images (n, 28, 28) uint8 and labels (n,) int64 of "train" or "t10k"."""
-    images_path, labels_path = _locate(name, f"{part}-images-idx3-ubyte"), _locate(name, f"{part}-labels-idx1-ubyte")
-    images, labels = read_idx(images_path, (28, 28)), read_idx(labels_path, ())
-    _expect(labels_path, f"as many labels as {images_path} has images,", len(images), len(labels))
-    _expect(labels_path, "labels", list(range(10)), labels.unique().tolist())
-    if images.min() == images.max():
-        raise DataError(f"{images_path}: expected pictures, found {images.min()} in every pixel. {MEND}")
-    return images, labels.long()
+def _grey_images(name: str, part: str) -> tuple[Tensor, Tensor]:
+    """Images (n, 28, 28) uint8 and labels (n,) int64 of "train" or "test"."""
+    prefix = "t10k" if part == "test" else part
+    images = _content(name, f"{prefix}-images-idx3-ubyte")[16:]  # without the header
+    labels = _content(name, f"{prefix}-labels-idx1-ubyte")[8:]
+    return images.reshape(-1, 28, 28), labels.long()
 
 
 def _colour_images(part: str) -> tuple[Tensor, Tensor]:
-    """CIFAR-10's images (n, 3, 32, 32) uint8 and labels (n,) int64, "train" or "test"; the classes in any number.
-
-    A record is the label and the planes of red, green and blue, a byte each.
-    """
-    images, labels = [], []
-    for path, content in _cifar_files(part):
-        _expect(path, "bytes in whole records of 3,073,", True, len(content) > 0 and len(content) % 3073 == 0)
-        records = torch.from_numpy(np.frombuffer(content, np.uint8).copy()).reshape(-1, 3073)
-        _expect(path, "labels up to", 9, max(9, int(records[:, 0].max())))
-        _expect(path, "pictures, found one value in every pixel:", False, bool((records[:, 1:] == records[0, 1]).all()))
-        images.append(records[:, 1:].reshape(-1, 3, 32, 32))
-        labels.append(records[:, 0].long())
-    return torch.cat(images), torch.cat(labels)
-
-
-def _cifar_files(part: str) -> Iterator[tuple[Path, bytes]]:
-    """The files of "train" or "test", each with the path to name where it is wrong."""
-    names = [file for file in SUMS["cifar10"] if file.startswith("test") == (part == "test")]
-    if os.environ.get("SP_DATA"):
-        for file in names:
-            path = _locate("cifar10", file)
-            yield path, _readable(path)
-        return
-    archive = _fetched("cifar10", CIFAR_ARCHIVE, CIFAR_ARCHIVE, CIFAR_SUM, pooch.HTTPDownloader(progressbar=True))
-    with tarfile.open(archive) as opened:
-        for file in names:
-            yield archive, opened.extractfile(f"cifar-10-batches-bin/{file}").read()
+    """CIFAR-10's images (n, 3, 32, 32) uint8 and labels (n,) int64 of "train" or "test"."""
+    files = [file for file in SUMS["cifar10"] if file.startswith("test") == (part == "test")]
+    # A record is the label and the planes of red, green and blue, a byte each.
+    records = torch.cat([_content("cifar10", file).reshape(-1, 3073) for file in files])
+    return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].long()
 
 
 def _frozen(name: str) -> Dataset:
@@ -207,8 +156,7 @@ def _frozen(name: str) -> Dataset:
 
     parts = [_colour_images(part) for part in ("train", "test")]
     (train, train_y), (test, test_y) = ((x[:n], y[:n]) for (x, y), n in zip(parts, FROZEN[name], strict=True))
-    content = f"{look_alike(name)} {FROZEN[name]}"
-    found = pretrained.frozen("cifar10", content, (train, test), cache_folder() / "pretrained")
+    found = pretrained.frozen("cifar10", (train, test), cache_folder() / "pretrained")
     if name == "cifar10_maps":
         train_x, test_x = (x.flatten(1) for x in found[:2])
         return Dataset(name, train_x, train_y, test_x, test_y, pretrained.SHAPE, classes=10)
@@ -227,41 +175,23 @@ def _standardised(name: str, train_images: Tensor, train_y: Tensor, test_images:
     return Dataset(name, train_x, train_y, test_x, test_y, tuple(train_images.shape[1:]), classes=10)
 
 
-def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """The items of an IDX file of unsigned bytes, gzipped or not.
-
-    Args:
-        path: the file.
-        shape: of one item: (28, 28) for images, () for labels.
-
-    Returns:
-        uint8, the number of items followed by ``shape``.
-
-    Raises:
-        DataError: the file cannot be read or unpacked, holds other items, or is too short or too long for its header.
-    """
-    content = _readable(path)
-    dimensions = 1 + len(shape)
-    header = 4 + 4 * dimensions
-    # Two zero bytes, the type of the numbers (8: unsigned byte), how many dimensions there are.
-    _expect(path, "magic number", bytes((0, 0, 8, dimensions)).hex(), content[:4].hex())
-    _expect(path, "bytes of header", header, len(content[:header]))
-    count, *found = struct.unpack(f">{dimensions}I", content[4:header])
-    _expect(path, "items of shape", shape, tuple(found))
-    _expect(path, f"bytes for {count} items of shape {shape},", header + count * math.prod(shape), len(content))
-    return torch.from_numpy(np.frombuffer(content[header:], np.uint8).copy()).reshape(count, *shape)
-
-
-def _expect(path: Path, what: str, expected: object, found: object) -> None:
-    if expected != found:
-        raise DataError(f"{path}: expected {what} {expected}, found {found or 'none'}. {MEND}")
-
-
-def _readable(path: Path) -> bytes:
+def _content(name: str, file: str) -> Tensor:
+    """The bytes of a file of a data set, checked, as uint8."""
+    path = _in_folder(name, file) if os.environ.get("SP_DATA") else _in_cache(name, file)
     try:
-        return _unpacked(path)
+        content = _unpacked(path)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: expected a readable file, gzipped or not, found: {error}. {MEND}") from error
+        raise _wrong(path, f"a readable file, gzipped or not, found: {error}") from error
+    if hashlib.md5(content).hexdigest() != SUMS[name][file]:
+        raise _wrong(path, f"the published content of {name}/{file} (MD5 {SUMS[name][file]}), found another")
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
+
+def _wrong(path: Path, expected: str) -> DataError:
+    return DataError(
+        f"{path}: expected {expected}. Delete it and put an intact copy in its place, or unset SP_DATA to have the "
+        "data downloaded. Data of your own go into sp.lab.Stream.from_arrays(...)."
+    )
 
 
 def _unpacked(path: Path) -> bytes:
@@ -269,9 +199,8 @@ def _unpacked(path: Path) -> bytes:
     return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
 
 
-def _locate(name: str, file: str) -> Path:
-    if not (root := os.environ.get("SP_DATA")):
-        return _cached(name, file)
+def _in_folder(name: str, file: str) -> Path:
+    root = os.environ["SP_DATA"]
     plain = Path(root).expanduser() / name / file
     for path in (plain, plain.with_name(f"{file}.gz")):
         if path.is_file():
@@ -282,8 +211,13 @@ def _locate(name: str, file: str) -> Path:
     )
 
 
-def _cached(name: str, file: str) -> Path:
-    return _fetched(name, f"{file}.gz", file, SUMS[name][file], _download_unpacked)
+def _in_cache(name: str, file: str) -> Path:
+    if name != "cifar10":
+        return Path(_fetched(name, f"{file}.gz", file, SUMS[name][file], downloader=_download_unpacked))
+    unpack = pooch.Untar(members=[f"cifar-10-batches-bin/{one}" for one in SUMS[name]])
+    show = pooch.HTTPDownloader(progressbar=True)
+    paths = _fetched(name, CIFAR_ARCHIVE, CIFAR_ARCHIVE, CIFAR_SUM, downloader=show, processor=unpack)
+    return next(path for path in map(Path, paths) if path.name == file)
 
 
 def cache_folder() -> Path:
@@ -291,7 +225,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SP_CACHE") or pooch.os_cache("sp")).expanduser()
 
 
-def _fetched(name: str, served: str, file: str, md5: str, download: Callable[..., None]) -> Path:
+def _fetched(name: str, served: str, file: str, md5: str, **how: Callable) -> str | list[str]:
     """A file in the cache, checked against its sum; where it is not there or another, what the mirrors serve."""
     folder = cache_folder() / name
     mirror = os.environ.get("SP_MIRROR")
@@ -299,14 +233,13 @@ def _fetched(name: str, served: str, file: str, md5: str, download: Callable[...
     for base in (f"{mirror.rstrip('/')}/{name}",) if mirror else MIRRORS[name]:
         url = f"{base}/{served}"
         try:
-            return Path(pooch.retrieve(url, f"md5:{md5}", file, folder, downloader=download))
+            return pooch.retrieve(url, f"md5:{md5}", file, folder, **how)
         except (OSError, ValueError, EOFError, zlib.error) as error:
             failures += f"\n  {url}: {error}"
-    needed = f"{name}/{next(iter(SUMS[name]))} and so on" if name == "cifar10" else f"{name}/{file}.gz"
     raise DataError(
         f"{folder / file}: expected to download it, found no mirror that gave it:{failures}\nCheck the network and run "
         "again, set SP_MIRROR to the base URL of another mirror (it serves "
-        f"{name}/{served}), or set SP_DATA to a folder that holds {needed}."
+        f"{name}/{served}), or set SP_DATA to a folder that holds {', '.join(f'{name}/{one}' for one in SUMS[name])}."
     )
 
 
@@ -336,7 +269,7 @@ class Task:
 
 
 @dataclass(frozen=True, eq=False)
-class Stream:
+class Tasks:
     """Tasks in the order in which they are learnt.
 
     Attributes:
@@ -359,7 +292,7 @@ class Stream:
     scored_from: int | None = None
 
 
-def example_images(stream: Stream, columns: int) -> pd.DataFrame:
+def example_images(stream: Tasks, columns: int) -> pd.DataFrame:
     """Training images of a stream, ``columns`` of each task, those of different labels first.
 
     Returns:
@@ -384,7 +317,7 @@ def make_stream(
     samples_per_task: int | None = None,
     evaluation: Evaluation = "test",
     first_identity: bool = True,
-) -> Stream:
+) -> Tasks:
     """A stream of T tasks of k classes each. Equal arguments give bit-equal streams; the global generator is not used.
 
     Args:
@@ -402,10 +335,6 @@ def make_stream(
             training set (of digits, the last fifth) out and test on that, so that tuning never sees a test image.
         first_identity: whether the first task of "permuted" leaves the pixels in place. The others are the same
             either way.
-
-    Raises:
-        ValueError: an argument out of its range, or a task with too few images or with nothing to tell apart.
-        TypeError: a number that is not whole.
     """
     check_choice("kind", kind, get_args(Kind))
     check_choice("scenario", scenario, get_args(Scenario))
@@ -442,7 +371,7 @@ def make_stream(
         labels = y[rows] - start + (group * number if scenario == "class" else 0)
         return partial(_show, x, rows, labels, views[number][1])
 
-    return Stream(
+    return Tasks(
         tasks=tuple(
             Task(
                 name=name,

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 import sp
-from sp import files
 from sp.checks import check_choice, check_flag, check_integer
-from sp.lab.data import DATASETS, Evaluation, Kind, Scenario, Stream, load, look_alike, make_stream
+from sp.files import DATASETS
+from sp.lab.data import Evaluation, Kind, Scenario, Tasks, load, make_stream
 from sp.lab.networks import MODELS
 from sp.lab.own import Own, given
 from sp.replay import POLICIES, ReplayBuffer
@@ -29,7 +29,7 @@ RULES_VERSION = 2  # raised whenever a change of the code changes results, so th
 METHOD_VERSIONS = {"mas": 2, "si": 2, "coincidence": 5, "dendrites, coincidence": 4, "active_dendrites, coincidence": 4}
 
 _ALLOWED = {
-    "dataset": DATASETS,
+    "dataset": tuple(DATASETS),
     "stream": get_args(Kind),
     "scenario": get_args(Scenario),
     "evaluation": get_args(Evaluation),
@@ -42,6 +42,7 @@ _MAY_BE_OWN = ("stream", "model", "optimizer", "loss")
 OWN_DATA = "own"  # the data set of a stream of somebody's own arrays
 _LOWEST = {
     "tasks": 1,
+    "samples_per_task": 1,
     "epochs": 1,
     "batch_size": 1,
     "replay_capacity": 0,
@@ -52,11 +53,6 @@ _LOWEST = {
 
 
 def _widths(hidden: Any) -> tuple[int, ...]:
-    if isinstance(hidden, str):
-        try:
-            hidden = tuple(int(width) for width in hidden.split("-"))
-        except ValueError as error:
-            raise ValueError(f"hidden must be widths such as 64-64, got {hidden!r}") from error
     widths = tuple(hidden) if isinstance(hidden, list | tuple) else (hidden,)
     for width in widths:
         check_integer("hidden", width, 1)
@@ -84,10 +80,10 @@ class Experiment:
     Stream, model, optimizer and loss may be an `Own` in place of a name: `sp.lab.compare` makes them.
 
     Attributes:
-        dataset: a name in `sp.lab.data.DATASETS`; ``"own"`` of a stream of own arrays.
+        dataset: a name in `sp.files.DATASETS`; ``"own"`` of a stream of own arrays.
         stream, tasks, scenario, samples_per_task, first_identity, evaluation: as in `sp.lab.data.make_stream`.
             ``evaluation="validation"`` holds out training images, so that nothing is tuned on test images.
-        model, hidden: a name in `sp.lab.networks.MODELS` and its hidden widths, a tuple or a text such as "64-64".
+        model, hidden: a name in `sp.lab.networks.MODELS` and its hidden widths.
         optimizer: a name in `sp.rivals.METHODS`: an optimizer of the network, or a method with one of its own.
             ``"ridge"`` and ``"ranpac"`` have ``hidden[0]`` random features and no network, ``"slda"`` has neither.
         loss: None, the stream's usual one, or an `Own` function of outputs and targets.
@@ -131,18 +127,12 @@ class Experiment:
             object.__setattr__(self, "dataset", OWN_DATA)
         for name, allowed in _ALLOWED.items():
             value = getattr(self, name)
-            if name in _MAY_BE_OWN and callable(value):
-                raise TypeError(
-                    f"{name} must be a name or an sp.lab.own.Own, got {value!r}: sp.lab.compare takes your own"
-                )
             if not isinstance(value, Own) and not (name == "dataset" and isinstance(self.stream, Own)):
                 check_choice(name, value, allowed)
         for name, low in _LOWEST.items():
-            check_integer(name, getattr(self, name), low)
-            object.__setattr__(self, name, int(getattr(self, name)))  # NumPy's is not JSON
-        if self.samples_per_task is not None:
-            check_integer("samples_per_task", self.samples_per_task, 1)
-            object.__setattr__(self, "samples_per_task", int(self.samples_per_task))
+            if name != "samples_per_task" or self.samples_per_task is not None:
+                check_integer(name, getattr(self, name), low)
+                object.__setattr__(self, name, int(getattr(self, name)))  # NumPy's is not JSON
         check_flag("first_identity", self.first_identity)
         if self.replay_distinct is not None:
             check_flag("replay_distinct", self.replay_distinct)
@@ -167,11 +157,7 @@ class Experiment:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Experiment":
-        """The experiment with these choices; an unknown name is a ValueError that lists the known ones."""
-        known = [field.name for field in fields(cls)]
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            raise ValueError(f"unknown choice(s) {', '.join(unknown)}; an Experiment has {', '.join(known)}")
+        """The experiment with these choices, as `as_dict` gives them."""
         own = {name: Own(**values[name]) for name in _MAY_BE_OWN if isinstance(values.get(name), dict)}
         return cls(**{**values, **own})
 
@@ -194,16 +180,13 @@ class Experiment:
     def key(self) -> str:
         """Name of the experiment in a ledger: a hash of every choice that differs from its default.
 
-        The version of the rules is part of it, the content of data that stand in for a known set, and the digest of
-        what is somebody's own.
+        The version of the rules is part of it, and the digest of what is somebody's own.
         """
         chosen = {name: value for name, value in self.as_dict().items() if value != _DEFAULTS.get(name)}
         chosen |= {name: {"digest": own.digest} for name, own in self.own.items()}
         made_by = {"rules_version": RULES_VERSION}
         if self.method_version is not None:
             made_by["method_version"] = self.method_version
-        if content := look_alike(self.dataset):
-            made_by["data"] = content
         text = json.dumps({**made_by, **chosen}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
@@ -254,28 +237,14 @@ class Result:
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "Result":
-        """The result that `as_row` wrote; a ValueError where its accuracies are none."""
+        """The result that `as_row` wrote."""
         experiment = Experiment.from_dict(row["experiment"])
         accuracy = initial = None
         if "accuracy" in row:
-            tasks = experiment.tasks
-            whole = [accuracies + [None] * (tasks - len(accuracies)) for accuracies in row["accuracy"]]
+            whole = [accuracies + [None] * (experiment.tasks - len(accuracies)) for accuracies in row["accuracy"]]
             accuracy, initial = (np.array(values, dtype=float) for values in (whole, row["initial"]))
-            if accuracy.shape != (tasks, tasks) or initial.shape != (tasks,):
-                raise ValueError(f"accuracy must have {tasks} rows and columns, got shape {accuracy.shape}")
-            if not ((np.isnan(accuracy) | ((accuracy >= 0) & (accuracy <= 1))).all()):
-                raise ValueError("accuracy must lie in [0, 1]")
-        return cls(
-            experiment,
-            accuracy,
-            initial,
-            [dict(zip(CURVE, point, strict=True)) for point in row.get("curve", ())],
-            row.get("buffer", {}),
-            row["seconds"],
-            row["versions"],
-            row.get("parameters"),
-            row.get("measures", {}),
-        )
+        curve = [dict(zip(CURVE, point, strict=True)) for point in row.get("curve", ())]
+        return cls(**{**row, "experiment": experiment, "accuracy": accuracy, "initial": initial, "curve": curve})
 
 
 CURVE = ("step", "training", "task", "accuracy")
@@ -297,11 +266,15 @@ class Moment:
     first: bool
     last: bool
     learner: Any
-    stream: Stream
+    stream: Tasks
     curve: list[dict[str, float]]
 
 
-def stream_of(experiment: Experiment) -> Stream:
+class Enough(Exception):
+    """Raised by a look to leave a run."""
+
+
+def stream_of(experiment: Experiment) -> Tasks:
     """The tasks of an experiment."""
     if isinstance(experiment.stream, Own):
         return experiment.stream.given().tasks_for(experiment.evaluation)
@@ -320,7 +293,6 @@ def stream_of(experiment: Experiment) -> Stream:
 def run(
     experiment: Experiment,
     device: str | torch.device = "cpu",
-    progress: bool = False,
     look: Callable[[Moment], None] | None = None,
     until: int | None = None,
 ) -> Result:
@@ -329,33 +301,27 @@ def run(
     The run uses one thread and leaves the global random state and the number of threads as they were.
 
     Args:
-        experiment: what to run.
         device: where to train; the CPU and a GPU differ in the last digits.
-        progress: show a bar over the epochs.
         look: called after every step; what it does to the learner is done.
         until: number of the last task to learn, from 1; None: the stream's last. Later rows of the accuracy are NaN.
-
-    Raises:
-        ValueError, TypeError: ``until`` is out of range, or the stream cannot be made (`sp.lab.data.make_stream`).
-        DataError: a file of the data set is missing or damaged.
     """
     if until is not None:
         check_integer("until", until, 1, experiment.tasks)
     with _isolated(experiment.seed, device):
-        return _Run(experiment, stream_of(experiment), torch.device(device), look).train(progress, until)
+        return _Run(experiment, stream_of(experiment), torch.device(device), look).train(until)
 
 
 run.counts_as = ("sp.lab.experiment.run", RULES_VERSION)  # for `sp.lab.digest`: what it runs has a key with versions
 
 
-def network_of(experiment: Experiment, stream: Stream) -> nn.Module:
+def network_of(experiment: Experiment, stream: Tasks) -> nn.Module:
     """A new network with the weights that the global random state gives it."""
     if isinstance(experiment.model, Own):
         return experiment.model.given()()
     return MODELS[experiment.model](stream.inputs, experiment.hidden, stream.outputs)
 
 
-def loss_of(experiment: Experiment, stream: Stream) -> Callable[[Tensor, Tensor], Tensor]:
+def loss_of(experiment: Experiment, stream: Tasks) -> Callable[[Tensor, Tensor], Tensor]:
     """The experiment's own loss, else cross-entropy, or the mean squared error where targets are numbers."""
     if experiment.loss is not None:
         return experiment.loss.given()
@@ -371,18 +337,18 @@ def _processor(device: torch.device) -> str:
 class _Run:
     """A network, its optimizer and its buffer on their way through a stream."""
 
-    def __init__(self, experiment: Experiment, stream: Stream, device: torch.device, look: Callable | None):
+    def __init__(self, experiment: Experiment, stream: Tasks, device: torch.device, look: Callable | None):
         self.start = time.perf_counter()
         self.experiment, self.stream, self.device, self.look = experiment, stream, device, look
         self.unit_task = _task_of_each_unit(stream, device)
         self.order = torch.Generator().manual_seed(experiment.seed)
-        self.buffer = store = None
+        self.buffer = replayed = None
         if experiment.replay_capacity:
             buffer = ReplayBuffer(
                 experiment.replay_capacity, experiment.replay_policy, experiment.replay_distinct, seed=experiment.seed
             )
             if rehearses(experiment.optimizer):
-                store = ReplaySource(buffer, experiment.replay_batch, self._allowed)
+                replayed = ReplaySource(buffer, experiment.replay_batch, self._allowed)
             else:
                 self.buffer = buffer
         self.learner = make_learner(
@@ -391,7 +357,7 @@ class _Run:
             (stream.inputs, experiment.hidden, stream.outputs),
             device,
             dict(experiment.options),
-            store,
+            replayed,
         )
         self.criterion = loss_of(experiment, stream)
         if self.criterion is not cross_entropy:
@@ -402,18 +368,17 @@ class _Run:
         self.loss_before = 0.0
         self.accuracy = np.full((len(stream.tasks), len(stream.tasks)), np.nan)
 
-    def train(self, progress: bool, until: int | None) -> Result:
+    def train(self, until: int | None) -> Result:
         tests = [self._on_device(task.outputs, *task.test()) for task in self.stream.tasks]
         initial = np.array([self._accuracy(j, test) for j, test in enumerate(tests)])
         boundaries = self.learner.needs.boundaries and self.stream.scored_from is None
-        with files.bar(total=len(tests) * self.experiment.epochs, unit="epoch", progress=progress) as bar:
-            for i, task in enumerate(self.stream.tasks[:until]):
-                x, y = self._on_device(task.outputs, *task.train())
-                self._train_task(i, x, y, tests, bar)
-                if boundaries and self._finite():
-                    self.learner.end_task(x, y, self._allowed(y))
-                # Of the tasks still to come only the next one is tested, which forward transfer needs.
-                self.accuracy[i, : i + 2] = [self._accuracy(j, test) for j, test in enumerate(tests[: i + 2])]
+        for i, task in enumerate(self.stream.tasks[:until]):
+            x, y = self._on_device(task.outputs, *task.train())
+            self._train_task(i, x, y, tests)
+            if boundaries and self._finite():
+                self.learner.end_task(x, y, self._allowed(y))
+            # Of the tasks still to come only the next one is tested, which forward transfer needs.
+            self.accuracy[i, : i + 2] = [self._accuracy(j, test) for j, test in enumerate(tests[: i + 2])]
         if self.stream.scored_from is not None:
             self.accuracy[0, 0] = self._score(*self._answered(self.stream.scored_from))
         return Result(
@@ -433,7 +398,7 @@ class _Run:
             measures={"prequential_loss": self.loss_before / len(x)} if self.stream.scored_from is not None else {},
         )
 
-    def _train_task(self, number: int, x: Tensor, y: Tensor, tests: list, bar: Any) -> None:
+    def _train_task(self, number: int, x: Tensor, y: Tensor, tests: list) -> None:
         size = self.experiment.batch_size
         batches = -(-len(x) // size)
         total = self.experiment.epochs * batches
@@ -458,7 +423,6 @@ class _Run:
                     for j, accuracy in enumerate(accuracies):
                         measured = {"training": number, "task": j, "accuracy": accuracy}
                         self.curve.append({"step": self.steps, **measured})
-            bar.update()
 
     def _train_batch(self, x: Tensor, y: Tensor) -> None:
         seen_x, seen_y = x, y
@@ -537,7 +501,7 @@ def explained_variance(answers: Tensor, y: Tensor) -> float:
     return max(share, 0.0) if math.isfinite(share) else 0.0
 
 
-def _task_of_each_unit(stream: Stream, device: torch.device) -> Tensor | None:
+def _task_of_each_unit(stream: Tasks, device: torch.device) -> Tensor | None:
     """Which task each output unit belongs to, where tasks have units of their own; (outputs,)."""
     if stream.tasks[0].outputs is None:
         return None

@@ -51,10 +51,7 @@ class Ledger:
             self._layers.append(_Layer(Path(committed)))
 
     def get(self, experiment: Experiment) -> Result | None:
-        """The result of an experiment, or None where there is none that can be trusted.
-
-        Of one with something of somebody's own that has no digest there is none.
-        """
+        """The result of an experiment, or None where there is none that can be trusted."""
         key = experiment.key()
         result = self._find(key, Result.from_row)
         if result is None:
@@ -66,11 +63,7 @@ class Ledger:
         return result
 
     def put(self, result: Result) -> None:
-        """Keep a result, unless something in its experiment has no digest.
-
-        Raises:
-            OSError: the folder cannot be written; the message names it. What was kept before is untouched.
-        """
+        """Keep a result, unless something in its experiment has no digest; an OSError where it cannot be written."""
         if any(own.obstacle for own in result.experiment.own.values()):
             return
         key = result.experiment.key()
@@ -119,11 +112,7 @@ class Ledger:
         return {key: result for key, result in rows.items() if result is not None}
 
     def check_writable(self) -> None:
-        """Write something and delete it again, so that a long run does not end where its result cannot be kept.
-
-        Raises:
-            OSError: as `put`.
-        """
+        """Write something and delete it again, so that a long run does not end where its result cannot be kept."""
         probe = self.folder / f".probe{os.getpid()}"
         files.write_atomically(probe, bytes(2**16))
         probe.unlink(missing_ok=True)

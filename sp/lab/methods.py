@@ -39,9 +39,6 @@ def titled(methods: Mapping[str, Method] | Iterable[str]) -> dict[str, str | Own
 
     Args:
         methods: title -> a name or a callable; or these alone, which have their usual titles.
-
-    Raises:
-        ValueError, TypeError: an unknown name, or something else than a name or a callable.
     """
     if isinstance(methods, str) or not methods:
         raise ValueError(f"methods must be a dict of titles and methods, or a list of names, got {methods!r}")

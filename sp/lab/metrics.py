@@ -12,6 +12,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from sp.checks import check_choice
+
 CONFIDENCE = 0.95  # share of intervals that are meant to cover the truth, and one less the level of the tests
 RESAMPLES = 10_000
 
@@ -28,8 +30,7 @@ def average_accuracy(R: ArrayLike) -> np.ndarray | float:
 def learning_accuracy(R: ArrayLike) -> np.ndarray | float:
     """Mean accuracy on each task right after learning it, a measure of plasticity: mean over j of R[j, j].
 
-    R: shape (..., T, T), in [0, 1]; R[i, j] is the accuracy on task j after training on task i; above the diagonal NaN
-    where not evaluated. Returns shape (...), in [0, 1]. Raises ValueError for another shape, range, or a NaN elsewhere.
+    R and errors as in `average_accuracy`. Returns shape (...), in [0, 1].
     """
     return _diagonal(_checked(R)).mean(-1)
 
@@ -37,8 +38,7 @@ def learning_accuracy(R: ArrayLike) -> np.ndarray | float:
 def anytime_accuracy(R: ArrayLike) -> np.ndarray | float:
     """Average anytime accuracy: mean over i of the mean accuracy on the tasks learnt so far, R[i, j] for j <= i.
 
-    R: shape (..., T, T), in [0, 1]; R[i, j] is the accuracy on task j after training on task i; above the diagonal NaN
-    where not evaluated. Returns shape (...), in [0, 1]. Raises ValueError for another shape, range, or a NaN elsewhere.
+    R and errors as in `average_accuracy`. Returns shape (...), in [0, 1].
     """
     R = _checked(R)
     return np.mean([R[..., i, : i + 1].mean(-1) for i in range(R.shape[-1])], axis=0)
@@ -47,9 +47,8 @@ def anytime_accuracy(R: ArrayLike) -> np.ndarray | float:
 def backward_transfer(R: ArrayLike) -> np.ndarray | float:
     """What later tasks did to earlier ones (Lopez-Paz & Ranzato 2017): mean over j < T of R[T, j] - R[j, j].
 
-    R: shape (..., T, T), in [0, 1]; R[i, j] is the accuracy on task j after training on task i; above the diagonal NaN
-    where not evaluated. Returns shape (...), in [-1, 1], negative where tasks were forgotten; NaN for a single task,
-    which nothing follows. Raises ValueError for another shape, range, or a NaN elsewhere.
+    R and errors as in `average_accuracy`. Returns shape (...), in [-1, 1], negative where tasks were forgotten; NaN for
+    a single task, which nothing follows.
     """
     R = _checked(R)
     return _mean_or_nan((R[..., -1, :] - _diagonal(R))[..., :-1])
@@ -58,11 +57,9 @@ def backward_transfer(R: ArrayLike) -> np.ndarray | float:
 def forward_transfer(R: ArrayLike, initial: ArrayLike) -> np.ndarray | float:
     """What earlier tasks did for later ones (Lopez-Paz & Ranzato 2017): mean over j > 1 of R[j - 1, j] - initial[j].
 
-    R: shape (..., T, T), in [0, 1]; R[i, j] is the accuracy on task j after training on task i. Here R[j - 1, j], just
-    above the diagonal, is needed too; NaN is allowed above that.
+    R and errors as in `average_accuracy`, but R[j - 1, j], just above the diagonal, is needed too.
     initial: accuracies before any training, shape (T,) or (..., T), or one number, in [0, 1].
-    Returns shape (...), in [-1, 1]; NaN for a single task. Raises ValueError for another shape, range, or a NaN
-    elsewhere.
+    Returns shape (...), in [-1, 1]; NaN for a single task.
     """
     R = _checked(R)
     before = np.diagonal(R, offset=1, axis1=-2, axis2=-1)
@@ -76,10 +73,8 @@ def forward_transfer(R: ArrayLike, initial: ArrayLike) -> np.ndarray | float:
 def forgetting(R: ArrayLike) -> np.ndarray | float:
     """How far tasks fell from their best (Chaudhry et al. 2018): mean over j < T of max_{l < T} R[l, j] - R[T, j].
 
-    R: shape (..., T, T), in [0, 1]; R[i, j] is the accuracy on task j after training on task i; above the diagonal NaN
-    where not evaluated, which is left out of the maximum. Returns shape (...), in [-1, 1], positive where tasks were
-    forgotten, never below minus the backward transfer; NaN for a single task. Raises ValueError for another shape,
-    range, or a NaN elsewhere.
+    R and errors as in `average_accuracy`; NaN is left out of the maximum. Returns shape (...), in [-1, 1], positive
+    where tasks were forgotten, never below minus the backward transfer; NaN for a single task.
     """
     R = _checked(R)
     if R.shape[-1] == 1:
@@ -129,9 +124,6 @@ def bootstrap_interval(values: ArrayLike) -> Interval:
 
     Returns:
         Interval(estimate, low, high, n). Equal values give a width of zero, and a single value bounds of NaN.
-
-    Raises:
-        ValueError: values of another shape, empty or not finite.
     """
     values = _checked_values("values", values)
     if len(values) == 1:
@@ -160,9 +152,6 @@ def paired_difference(a: ArrayLike, b: ArrayLike) -> PairedDifference:
         flips, or all 2^n where those are fewer. The verdict is "higher" or "lower" (a against b) where the interval
         leaves zero out and p_value is below 0.05, else "no difference found". With so few pairs that no p_value can be
         that low (below six), and whose interval is too narrow besides, it is "too few seeds to tell".
-
-    Raises:
-        ValueError: a and b differ in length; otherwise as `bootstrap_interval`.
     """
     a, b = _checked_values("a", a), _checked_values("b", b)
     if len(a) != len(b):
@@ -191,15 +180,9 @@ def difference(rows: pd.DataFrame, first: str, second: str, value: str = "averag
 
     Args:
         rows: one row a run: ``method``, ``seed`` and the column ``value``. first, second: methods with the same seeds.
-
-    Raises:
-        ValueError: a method that the table does not have, or a seed that one of the two lacks.
     """
-    for name, method in (("first", first), ("second", second)):
-        if method not in set(rows.method):
-            raise ValueError(
-                f"{name} must be one of {', '.join(map(repr, dict.fromkeys(rows.method)))}, got {method!r}"
-            )
+    check_choice("first", first, rows.method.unique())
+    check_choice("second", second, rows.method.unique())
     both = rows[rows.method.isin([first, second])].pivot(index="seed", columns="method", values=value)
     if len(alone := both.index[both.isna().any(axis=1)]):
         raise ValueError(f"{first!r} and {second!r} must have the same seeds; only one of them has {list(alone)}")
@@ -217,26 +200,12 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFram
     Returns:
         One row a group, in the order in which groups first appear; columns `by`, then mean, low, high (in the unit of
         `value`), n.
-
-    Raises:
-        ValueError: `by` is a string or empty, a column is missing or named like a result, or as `bootstrap_interval`.
     """
-    results = ["mean", "low", "high", "n"]
-    if isinstance(by, str) or not len(by):
-        raise ValueError(f"by must be a list of column names, such as ['optimizer']; got {by!r}")
-    by = list(by)
     for column in [*by, value]:
-        if column not in frame:
-            raise ValueError(f"frame has no column {column!r}; it has {', '.join(map(repr, frame.columns))}")
-    if taken := sorted(set(by) & set(results)):
-        raise ValueError(
-            f"by must not name a column of the result ({', '.join(results)}); got {taken}: rename it in frame"
-        )
-    rows = [
-        (*key, *bootstrap_interval(group))
-        for key, group in frame.groupby(by, sort=False, observed=True, dropna=False)[value]
-    ]
-    return pd.DataFrame(rows, columns=[*by, *results])
+        check_choice("column", column, frame.columns)
+    groups = frame.groupby(list(by), sort=False, observed=True, dropna=False)[value]
+    rows = [(*key, *bootstrap_interval(group)) for key, group in groups]
+    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "n"])
 
 
 def interval_table(frame: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.DataFrame:

@@ -30,15 +30,11 @@ def mlp_size(inputs: int, hidden: tuple[int, ...], outputs: int) -> int:
 
 
 def convolutional(inputs: int, hidden: tuple[int, int, int], outputs: int) -> nn.Sequential:
-    """Two 3x3 convolutions of stride 2 with ``hidden[0]`` and ``hidden[1]`` channels, then a layer of ``hidden[2]``.
-
-    Raises:
-        ValueError: ``hidden`` has not three widths, or ``inputs`` are no square image.
-    """
+    """Two 3x3 convolutions of stride 2 with ``hidden[0]`` and ``hidden[1]`` channels, then a layer of ``hidden[2]``."""
     if len(hidden) != 3:
         raise ValueError(
             f"hidden must be three widths for a convolutional network, two of channels and one of units, such as "
-            f"16-32-100; got {'-'.join(map(str, hidden))}"
+            f"(16, 32, 100); got {hidden}"
         )
     return _convolutions(inputs, hidden, outputs, normalised=False)
 
@@ -48,14 +44,11 @@ def normalised(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequent
 
     The normalisation is that of groups of channels (Wu & He 2018), without weights of its own: a convolution and the
     layer after it have enough, and methods that protect matrices only can train all that there is.
-
-    Raises:
-        ValueError: ``hidden`` has fewer than two widths, or ``inputs`` are no square image.
     """
     if len(hidden) < 2:
         raise ValueError(
             f"hidden must be two widths or more for a normalised network, of channels and last of units, such as "
-            f"32-64-128; got {'-'.join(map(str, hidden))}"
+            f"(32, 64, 128); got {hidden}"
         )
     return _convolutions(inputs, hidden, outputs, normalised=True)
 
@@ -119,11 +112,7 @@ class AttentionBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """An image's rows as tokens of width ``hidden[0]``, through ``len(hidden)`` attention blocks, then averaged.
-
-    Raises:
-        ValueError: ``inputs`` pixels are no square.
-    """
+    """Rows of a square image as tokens of width ``hidden[0]``, ``len(hidden)`` attention blocks, and their mean."""
 
     def __init__(self, inputs: int, hidden: tuple[int, ...], outputs: int):
         super().__init__()

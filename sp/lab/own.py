@@ -40,11 +40,7 @@ class Own:
         return cls(title, made, content)
 
     def given(self) -> Any:
-        """The content.
-
-        Raises:
-            ValueError: there is none.
-        """
+        """The content; a ValueError where there is none."""
         if self.content is None:
             raise ValueError(
                 f"{self.title!r} was read from a ledger, which has its digest only: give it again to run it"

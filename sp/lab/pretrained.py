@@ -72,11 +72,7 @@ def network() -> tuple[nn.Sequential, nn.Sequential]:
 
 
 def weights_file() -> Path:
-    """Where the weights lie.
-
-    Raises:
-        MissingWeights: the extra is not installed.
-    """
+    """Where the weights lie; `MissingWeights` where the extra is not installed."""
     package, file = WEIGHTS
     found = find_spec(package)
     if found is None:
@@ -115,9 +111,6 @@ def last_block(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequent
 
     Args:
         inputs: that of `SHAPE`, flat. hidden: not used. outputs: units.
-
-    Raises:
-        ValueError: other inputs. MissingWeights: the extra is not installed.
     """
     if inputs != np.prod(SHAPE):
         raise ValueError(f"inputs must be {np.prod(SHAPE)}, what enters the last block, flat, got {inputs}")
@@ -130,24 +123,21 @@ def last_block(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequent
     return model.to(memory_format=torch.channels_last)  # a third faster
 
 
-def frozen(name: str, content: str, images: tuple[Tensor, ...], folder: Path) -> tuple[Tensor, ...]:
+def frozen(name: str, images: tuple[Tensor, ...], folder: Path) -> tuple[Tensor, ...]:
     """What the frozen layers make of images, kept in a folder: computed once, in 8 ms of one core an image.
 
     Args:
-        name: of the files. content: what tells these images from others, such as a sum of their files.
-        images: uint8 tensors (n, 3, h, w).
-        folder: where arrays are kept in half precision, whole or not at all; its files can be deleted at any time.
+        name: of the files. images: uint8 tensors (n, 3, h, w).
+        folder: where arrays are kept in half precision; its files can be deleted at any time.
 
     Returns:
         For each of the tensors of images what enters the last block, ``(n, *SHAPE)``, then for each what leaves the
         network, (n, FEATURES); float32.
-
-    Raises:
-        MissingWeights: the extra is not installed.
-        OSError: the folder cannot be written.
     """
     made_of = hashlib.sha256(weights_file().read_bytes())
-    made_of.update(f"{content} {SIDE} {STAGES} {LAST}".encode())
+    made_of.update(f"{SIDE} {STAGES} {LAST}".encode())
+    for part in images:
+        made_of.update(part.numpy().tobytes())
     path = folder / f"{name}_{made_of.hexdigest()[:16]}.npz"
     if not path.is_file():
         parts = [_through(part) for part in images]

@@ -67,12 +67,6 @@ class Runs:
         text["verdict"] = pd.Series(verdicts, dtype=object).reindex(text.index).fillna("baseline")
         return text
 
-    def latex(self, caption: str | None = None, name: str = "comparison") -> str:
-        """`table` as a ``table*`` environment with a caption and the label ``tab:NAME``."""
-        from sp.figures.tables import INTERVALS, latex_table
-
-        return latex_table(self.table().map(str), f"{caption or self._caption('accuracy')} {INTERVALS}", name)
-
     def matrix(self, title: str) -> np.ndarray:
         """Mean over seeds of the accuracy on task j after training on task i, (T, T), for a method."""
         check_choice("method", title, dict.fromkeys(self.data.method))

@@ -63,9 +63,6 @@ class Stream:
 
     @classmethod
     def _named(cls, kind: str, dataset: str, tasks: int, scenario: str, samples_per_task: int | None) -> "Stream":
-        check_choice("dataset", dataset, data.DATASETS)
-        check_choice("scenario", scenario, get_args(Scenario))
-        check_integer("tasks", tasks, 1)
         choices = {"dataset": dataset, "stream": kind, "tasks": tasks, "scenario": scenario}
         usual = {name: settings(dataset)[name] for name in OWN_SETTINGS}
         title = f"{dataset}, {kind}, {tasks} tasks, {scenario}-incremental"
@@ -93,15 +90,12 @@ class Stream:
                 an accuracy stands, it is R2, the share of the variance that is explained, cut off at 0.
             outputs: how many units the network has; None: as many as there are classes or columns.
             title: for captions.
-
-        Raises:
-            ValueError, TypeError: what the arrays hold is none of this; the message names the task and the array.
         """
         check_choice("scenario", scenario, get_args(Scenario))
         parts = []
         for number, task in enumerate(tasks, 1):
-            if not isinstance(task, list | tuple) or len(task) != len(NAMES):
-                raise ValueError(f"task {number} must be (x, y, x_test, y_test), got {_kind(task)}")
+            if len(task) != len(NAMES):
+                raise ValueError(f"task {number} must be (x, y, x_test, y_test), got {len(task)} values")
             where = [f"{name} of task {number}" for name in NAMES]
             x, y = _pair(where[:2], task[:2], target)
             parts.append((x, y, *_pair(where[2:], task[2:], target)))
@@ -165,12 +159,7 @@ class Arrays:
     numbers: bool = False
     is_online: bool = False
 
-    @property
-    def sequences(self) -> bool:
-        """Whether each example has several labels."""
-        return not self.numbers and self.parts[0][1].ndim > 1
-
-    def tasks_for(self, evaluation: Evaluation) -> data.Stream:
+    def tasks_for(self, evaluation: Evaluation) -> data.Tasks:
         """The tasks as a run takes them."""
         tasks = []
         for number, (x, y, *test) in enumerate(self.parts, 1):
@@ -187,7 +176,7 @@ class Arrays:
         scored_from = None
         if self.is_online:
             scored_from = 0 if evaluation == "validation" else len(self.parts[0][0]) // HELD_OUT
-        return data.Stream(tuple(tasks), int(np.prod(shape)), self.outputs, shape, self.numbers, scored_from)
+        return data.Tasks(tuple(tasks), int(np.prod(shape)), self.outputs, shape, self.numbers, scored_from)
 
 
 def _held_out(count: int, is_online: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -201,10 +190,6 @@ def _held_out(count: int, is_online: bool) -> tuple[np.ndarray, np.ndarray]:
 
 def _tensors(x: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
     return torch.tensor(x), torch.tensor(y)
-
-
-def _kind(value: Any) -> str:
-    return f"{len(value)} values" if isinstance(value, list | tuple) else type(value).__name__
 
 
 def _pair(names: Sequence[str], values: Sequence[Any], target: str) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,9 +18,10 @@ import joblib
 import pandas as pd
 from tqdm import tqdm
 
+from sp.checks import check_choice
 from sp.files import bar
 from sp.lab import tables
-from sp.lab.experiment import RULES_VERSION, Experiment, Moment, Result, run, stream_of
+from sp.lab.experiment import RULES_VERSION, Enough, Experiment, Moment, Result, run, stream_of
 from sp.lab.ledger import Ledger, opened
 from sp.lab.parallel import Failed, call_all
 
@@ -41,18 +42,17 @@ class SweepError(RuntimeError):
         alike: dict[str, list[Experiment]] = {}
         for experiment, reason in failures:
             alike.setdefault(reason, []).append(experiment)
-        parts = [f"FAILED {_described(group[0])}{_more(group)}\n{reason}" for reason, group in alike.items()]
-        super().__init__("\n".join([*parts, f"{len(failures)} of {len(failures) + len(results)} runs failed."]))
+        lines = []
+        for reason, group in alike.items():
+            more = f", and {len(group) - 1} more in the same way" if len(group) > 1 else ""
+            lines += [f"FAILED {_described(group[0])}{more}", reason]
+        super().__init__("\n".join([*lines, f"{len(failures)} of {len(failures) + len(results)} runs failed."]))
 
 
 def _described(experiment: Experiment) -> str:
     defaults = Experiment().as_dict()
     chosen = [f"{k}={v!r}" for k, v in experiment.as_dict().items() if v != defaults[k] or k == "seed"]
     return f"Experiment({', '.join(chosen)})"
-
-
-def _more(group: list[Experiment]) -> str:
-    return f", and {len(group) - 1} more in the same way" if len(group) > 1 else ""
 
 
 def run_all(
@@ -68,12 +68,10 @@ def run_all(
 
     Args:
         experiments: what to run; one that occurs twice runs once.
-        ledger: where results are kept; default `sp.lab.ledger.opened()`.
+        ledger: default `sp.lab.ledger.opened()`.
         workers: processes, one thread each; default: as many as there are cores.
-        progress: show a bar.
         cluster: address of a dask.distributed scheduler (``tcp://host:port``) on whose workers to run instead. They
             need this version of the package and one thread each, and no access to the ledger.
-        device: where to train, on each worker.
         carried: take runs that were carried over from a table of their measures, and have nothing else, as well.
 
     Raises:
@@ -171,19 +169,12 @@ def _same_rules(train: Callable[[Experiment], Result], experiment: Experiment, r
 
 
 def vary(experiment: Experiment, choices: Mapping[str, Any]) -> Experiment:
-    """The experiment with other choices: ``option_NAME`` is an argument of the optimizer, any other name a field.
-
-    Raises:
-        ValueError: an unknown name; the message lists the known ones.
-    """
+    """The experiment with other choices: ``option_NAME`` is an argument of the optimizer, any other name a field."""
     options = {name.removeprefix("option_"): value for name, value in choices.items() if name.startswith("option_")}
     chosen = {name: value for name, value in choices.items() if not name.startswith("option_")}
-    known = [field.name for field in fields(Experiment) if field.name != "options"]
-    if unknown := sorted(set(chosen) - set(known)):
-        raise ValueError(
-            f"unknown choice(s) {', '.join(unknown)}; known are {', '.join(known)}, and option_NAME for an argument "
-            "NAME of the optimizer"
-        )
+    known = [name for name in Experiment.__dataclass_fields__ if name != "options"]
+    for name in chosen:
+        check_choice("choice", name, (*known, "option_NAME"))
     return replace(experiment, **chosen, options={**dict(experiment.options), **options})
 
 
@@ -230,12 +221,10 @@ def paired_runs(
     return runs(with_seeds(methods, seeds), *options, **named_options)
 
 
-def paired_curves(
-    methods: Mapping[str, Experiment], seeds: Sequence[int], ledger: Ledger | None = None
-) -> pd.DataFrame:
+def paired_curves(methods: Mapping[str, Experiment], seeds: Sequence[int]) -> pd.DataFrame:
     """`sp.lab.tables.curves` of every method with every seed, with a first column ``method``."""
     named = with_seeds(methods, seeds)
-    results = run_all([experiment for _, experiment in named], ledger)
+    results = run_all([experiment for _, experiment in named])
     found = [tables.curves([result]).assign(method=method) for (method, _), result in zip(named, results, strict=True)]
     points = pd.concat(found, ignore_index=True)
     return points[["method", *points.columns.drop("method")]]
@@ -276,10 +265,6 @@ def plan(experiments: Iterable[Experiment], ledger: Ledger | None = None, device
     return Plan(len(results), missing, sum(old) + (len(new) * sum(timed) / len(timed) if timed else 0.0))
 
 
-class _Enough(Exception):
-    """Raised to leave a run that was only begun to time it."""
-
-
 def _timed(experiment: Experiment, device: str) -> float:
     """How long a run should take, from some of its steps, in seconds."""
     stream = stream_of(experiment)  # also loads the data, which a worker does once
@@ -289,11 +274,11 @@ def _timed(experiment: Experiment, device: str) -> float:
     def look(moment: Moment) -> None:
         times.append(time.perf_counter())
         if moment.step == TIMED_STEPS or (moment.last and moment.task == tasks):
-            raise _Enough
+            raise Enough
 
     try:
         run(experiment, device, look=look)
-    except _Enough:
+    except Enough:
         pass
     except Exception:
         return 0.0  # a run that fails takes no time

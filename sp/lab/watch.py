@@ -34,9 +34,6 @@ def follow(experiment: Experiment, look: Look, until: int | None = None) -> pd.D
     Returns:
         All rows of all looks, with ``step`` and ``task``. ``sp.lab.ledger.opened().table(follow, experiment, look)``
         keeps them.
-
-    Raises:
-        ValueError: the experiment has no network.
     """
     if experiment.optimizer in WITHOUT_NETWORK:
         raise ValueError(f"experiment must train a network, got optimizer={experiment.optimizer!r}")
@@ -174,11 +171,9 @@ def _observed(experiment: Experiment, tell: Callable[[Plasticity, Moment], None]
     return pd.concat([rows.assign(part=name) for name, rows in parts.items()], ignore_index=True)
 
 
-def runs_with(look: Callable[[Moment], None], named: Named, ledger: Ledger | None = None) -> pd.DataFrame:
+def runs_with(look: Callable[[Moment], None], named: Named) -> pd.DataFrame:
     """`sp.lab.sweep.runs` of trainings that a look changes; their rows are kept apart from those of the plain runs."""
-    rows = [
-        (ledger or opened()).table(_changed, experiment, look).assign(method=method) for method, experiment in named
-    ]
+    rows = [opened().table(_changed, experiment, look).assign(method=method) for method, experiment in named]
     return pd.concat(rows, ignore_index=True)
 
 

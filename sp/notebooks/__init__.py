@@ -4,11 +4,7 @@ from pathlib import Path
 
 
 def all_notebooks() -> list[Path]:
-    """The notebooks of the collection in their order.
-
-    Raises:
-        FileNotFoundError: there are none in the working directory.
-    """
+    """The notebooks of the collection in their order; a FileNotFoundError where the working directory has none."""
     found = sorted(Path("notebooks").glob("*.ipynb"))
     if not found:
         raise FileNotFoundError(f"{Path('notebooks').absolute()} has no notebooks: go to the project's folder first")

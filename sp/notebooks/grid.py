@@ -12,35 +12,26 @@ from sp.notebooks import parameters
 from sp.notebooks.running import Copy, execute_all
 
 
-def make_grid(
-    notebook: Path,
-    points: Iterable[dict[str, Any]],
-    to: Path | None = None,
-    workers: int | None = None,
-) -> int:
+def make_grid(notebook: Path, points: Iterable[dict[str, Any]], workers: int | None = None) -> int:
     """Execute a notebook once for each point, side by side, and put the tables that the copies leave together.
 
-    A copy is named after those of its parameters that are not the notebook's own, and its figures go to the folder of
-    that name beside it. It is made anew each time; what takes long are its runs, and the ledger keeps these.
+    Copies lie in the folder of the notebook's name in `sp.files.other_figures`. A copy is named after those of its
+    parameters that are not the notebook's own, and its figures go to the folder of that name beside it. It is made anew
+    each time; what takes long are its runs, and the ledger keeps these.
 
     Args:
         notebook: has a cell tagged ``parameters``.
         points: parameters of each copy; the others keep the notebook's values.
-        to: the copies are in its folder NOTEBOOK; default: `sp.files.other_figures`.
         workers: how many at a time; default: as many as there are cores, which they share.
 
     Returns:
         Exit status: 0, or 1 when a copy failed.
-
-    Raises:
-        ValueError: a parameter that the notebook does not have, or of another type; the message lists the known ones.
-        OSError: the notebook cannot be read, or the folder cannot be written.
     """
     own = parameters.of(notebook)
     points = [parameters.checked(point, own) for point in points]
     named = {parameters.run_name(parameters.changed(point, own)): point for point in points}
     varied = dict.fromkeys(name for point in points for name in point)
-    folder = Path(to or other_figures()).absolute() / notebook.stem
+    folder = other_figures().absolute() / notebook.stem
     copies = {name: Copy(notebook.absolute(), folder / f"{name}.ipynb", named[name], folder / name) for name in named}
     for old in (table for name in named for table in (folder / name).rglob("*.csv")):
         old.unlink()  # which a copy may not leave any more

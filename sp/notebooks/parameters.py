@@ -22,15 +22,7 @@ def file() -> Path:
 
 
 def own(notebook: str) -> dict[str, Any]:
-    """The own parameters of a notebook, in the order of its ``parameters`` cell.
-
-    Args:
-        notebook: its name without a suffix, such as ``01_forgetting``.
-
-    Raises:
-        FileNotFoundError: the working directory is in no project that has ``notebooks/parameters.json``.
-        ValueError: there is no such notebook; the message lists those that there are.
-    """
+    """The own parameters of a notebook, such as ``01_forgetting``, in the order of its ``parameters`` cell."""
     if not file().is_file():
         raise FileNotFoundError(
             f"{file()} is not there: run the notebook in the project's folder (papermill --cwd notebooks), or write "
@@ -46,11 +38,7 @@ def own(notebook: str) -> dict[str, Any]:
 
 
 def of(notebook: Path) -> dict[str, Any]:
-    """What a notebook's cell tagged ``parameters`` says, in its order; nothing where there is no such cell.
-
-    Raises:
-        ValueError: a value there is not a literal.
-    """
+    """What a notebook's cell tagged ``parameters`` says, in its order; nothing where there is no such cell."""
     import papermill  # takes a second, for which every figure would wait
 
     found = {}
@@ -72,11 +60,7 @@ def of_all(notebooks: Iterable[Path]) -> str:
 
 
 def checked(point: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """The point, `plain`, if each of its names is among the notebook's own, and each value of the type of that one.
-
-    Raises:
-        ValueError: one is not; the message lists the known names, or says what is expected.
-    """
+    """The point, `plain`; a ValueError unless its names are among the notebook's own, and its values of their types."""
     if unknown := sorted(set(point) - set(own)):
         known = ", ".join(f"{name} = {value!r}" for name, value in own.items())
         raise ValueError(f"unknown parameter(s) {', '.join(unknown)}; the notebook has {known or 'none'}")
@@ -94,9 +78,6 @@ def plain(value: Any, own: Any = None) -> Any:
 
     Args:
         value: None, a truth value, number or text, or any nesting of these. own: the notebook's own value.
-
-    Raises:
-        ValueError: something else.
     """
     if isinstance(value, Mapping):
         return {name: plain(one) for name, one in value.items()}

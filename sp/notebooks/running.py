@@ -21,7 +21,6 @@ from sp.notebooks import all_notebooks, parameters
 
 SILENT = ["--IPKernelApp.log_level=50"]  # a kernel would write into the bar
 QUIET = {"TQDM_DISABLE": "1"}  # bars would be stored as outputs, and no two runs draw them alike
-FINISHED = "finished"  # what a notebook comes to that does not fail
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +80,6 @@ def execute_all(copies: Sequence[Copy], workers: int | None = None) -> dict[Copy
 
     Returns:
         What went wrong with each copy that failed.
-
-    Raises:
-        OSError: a folder of a copy cannot be made.
     """
     for copy in copies:
         copy.target.parent.mkdir(parents=True, exist_ok=True)
@@ -92,16 +88,16 @@ def execute_all(copies: Sequence[Copy], workers: int | None = None) -> dict[Copy
     return failures
 
 
-def _execute(environment: Mapping[str, str], copy: Copy) -> str:
+def _execute(environment: Mapping[str, str], copy: Copy) -> str | None:
     own = {"SP_FIGURES": str(copy.figures)} if copy.figures else {}
     notebook = papermill.execute_notebook(str(copy.notebook), None, copy.chosen, prepare_only=True)
-    outcome = _outcome(notebook, copy.notebook.parent, {**environment, **own})
+    failure = _failure(notebook, copy.notebook.parent, {**environment, **own})
     write_atomically(copy.target, nbformat.writes(notebook) + "\n")
-    return outcome if outcome == FINISHED else f"{copy.target}, {outcome}"
+    return failure and f"{copy.target}, {failure}"
 
 
-def _outcome(notebook: nbformat.NotebookNode, folder: Path, environment: Mapping[str, str]) -> str:
-    """`FINISHED`, or what went wrong; outputs are in the notebook, also of the cell that failed."""
+def _failure(notebook: nbformat.NotebookNode, folder: Path, environment: Mapping[str, str]) -> str | None:
+    """Execute it, and say what went wrong; outputs are in the notebook, also of the cell that failed."""
     client = NotebookClient(
         notebook,
         kernel_name="python3",
@@ -110,10 +106,10 @@ def _outcome(notebook: nbformat.NotebookNode, folder: Path, environment: Mapping
         coalesce_streams=True,  # a busy machine sends a text in parts
     )
     try:
-        client.execute(env={**os.environ, **environment})
+        client.execute(env=environment)
     except CellExecutionError as error:
         return f"cell [{client.code_cells_executed}]: {error.ename}: {error.evalue}"
-    return FINISHED
+    return None
 
 
 def refresh(notebooks: Sequence[Path] = ()) -> int:
@@ -138,20 +134,19 @@ def refresh(notebooks: Sequence[Path] = ()) -> int:
     return 1 if failures else 0
 
 
-def _refresh(environment: Mapping[str, str], path: Path) -> str:
+def _refresh(environment: Mapping[str, str], path: Path) -> str | None:
     notebook = nbformat.read(path, as_version=4)
-    outcome = _outcome(notebook, path.parent, environment)
-    if outcome != FINISHED:
-        return f"{path}, {outcome}"
+    if failure := _failure(notebook, path.parent, environment):
+        return f"{path}, {failure}"
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
     notebook.metadata.pop("widgets", None)
     write_atomically(path, nbformat.writes(notebook) + "\n")
-    return FINISHED
+    return None
 
 
 def _side_by_side(
-    make: Callable[[Mapping[str, str], Any], str],
+    make: Callable[[Mapping[str, str], Any], str | None],
     items: Sequence[Any],
     environment: Mapping[str, str],
     workers: int | None = None,
@@ -159,21 +154,20 @@ def _side_by_side(
     """Make notebooks in worker processes, with one bar, and print what failed.
 
     Args:
-        make: takes the environment of its kernel and an item; returns `FINISHED`, or what went wrong.
-        items: what to make. environment: of all kernels. workers: as for `execute_all`.
+        make: takes the environment of its kernel and an item; returns what went wrong, or None.
+        items: what to make. environment: what all kernels have besides.
 
     Returns:
-        What went wrong with each item that failed; the keys of the runs that were read and not computed, and of those
-        that were computed.
+        What went wrong with each item that failed, and what `logged` reads.
     """
     workers = max(1, min(workers or joblib.cpu_count(), len(items)))
     failures = {}
     with tempfile.TemporaryDirectory() as scratch, bar(total=len(items), unit="notebook") as shown:
         log = Path(scratch) / "runs"
-        environment = {**kernel_environment(workers), **environment, "SP_LEDGER_LOG": str(log)}
-        for item, outcome in call_all(partial(make, environment), items, workers):
-            if outcome != FINISHED:
-                failures[item] = f"{item}: {outcome.reason}" if isinstance(outcome, Failed) else outcome
+        environment = {**os.environ, **kernel_environment(workers), **environment, "SP_LEDGER_LOG": str(log)}
+        for item, failure in call_all(partial(make, environment), items, workers):
+            if failure is not None:
+                failures[item] = f"{item}: {failure.reason}" if isinstance(failure, Failed) else failure
             shown.set_postfix(failed=len(failures))
             shown.update()
         read, computed = logged(log)

@@ -212,13 +212,9 @@ def test_summarise():
 
 
 def test_summarise_says_what_is_wrong():
-    frame = pd.DataFrame({"optimizer": ["sp"], "n": [1], "accuracy": [0.8]})
-    with pytest.raises(ValueError, match=r"list of column names.*got 'optimizer'"):
-        metrics.summarise(frame, "optimizer", "accuracy")
-    with pytest.raises(ValueError, match="no column 'method'; it has 'optimizer', 'n', 'accuracy'"):
+    frame = pd.DataFrame({"optimizer": ["adam"], "accuracy": [0.5]})
+    with pytest.raises(ValueError, match="column must be one of 'optimizer', 'accuracy', got 'method'"):
         metrics.summarise(frame, ["method"], "accuracy")
-    with pytest.raises(ValueError, match=r"got \['n'\]: rename"):
-        metrics.summarise(frame, ["n"], "accuracy")
 
 
 def test_a_group_with_a_missing_value_is_shown_and_n_is_said():

@@ -36,9 +36,9 @@ def test_the_size_of_a_perceptron_is_counted_without_making_it():
 @pytest.mark.parametrize(
     ("name", "inputs", "hidden", "message"),
     [
-        ("convolutional", 64, (8, 8), "hidden must be three widths for a convolutional network.*got 8-8"),
+        ("convolutional", 64, (8, 8), r"hidden must be three widths for a convolutional network.*got \(8, 8\)"),
         ("convolutional", 60, (4, 4, 8), "inputs must be the pixels of a square image, such as 784, got 60"),
-        ("normalised", 192, (8,), "hidden must be two widths or more for a normalised network.*got 8"),
+        ("normalised", 192, (8,), r"hidden must be two widths or more for a normalised network.*got \(8,\)"),
         ("attention", 60, (8,), "inputs must be the pixels of a square image, such as 784, got 60"),
     ],
 )

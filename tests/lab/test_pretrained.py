@@ -54,7 +54,7 @@ def test_a_folded_convolution_is_the_convolution_and_its_normalisation(random_we
 
 def test_what_the_frozen_layers_make_of_images_is_kept_and_made_once(random_weights, tmp_path, monkeypatch):
     shown = (images(30), images(5))
-    made = pretrained.frozen("some", "a", shown, tmp_path)
+    made = pretrained.frozen("some", shown, tmp_path)
     assert [tuple(part.shape) for part in made] == [(30, 192, 4, 4), (5, 192, 4, 4), (30, 1280), (5, 1280)]
     torch.testing.assert_close(made[0][:5], made[1], rtol=1e-2, atol=1e-2)  # they are the same images
     parts = pretrained.network()
@@ -63,10 +63,10 @@ def test_what_the_frozen_layers_make_of_images_is_kept_and_made_once(random_weig
 
     before = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.iterdir()}
     monkeypatch.setattr(pretrained, "_through", lambda images: pytest.fail("made again"))
-    again = pretrained.frozen("some", "a", shown, tmp_path)
+    again = pretrained.frozen("some", shown, tmp_path)
     assert all(torch.equal(one, other) for one, other in zip(made, again, strict=True)) and len(before) == 1
     with pytest.raises(pytest.fail.Exception, match="made again"):
-        pretrained.frozen("some", "other images", shown, tmp_path)
+        pretrained.frozen("some", (shown[0], 1 + shown[1]), tmp_path)
     assert before == {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.iterdir()}
 
 

@@ -26,7 +26,7 @@ def image_numbers(x: torch.Tensor) -> list[int]:
     return (x[:, 0] // 16).long().tolist()
 
 
-def all_tensors(stream: data.Stream) -> list[torch.Tensor]:
+def all_tensors(stream: data.Tasks) -> list[torch.Tensor]:
     return [tensor for task in stream.tasks for part in (task.train, task.test) for tensor in part()]
 
 

@@ -33,10 +33,11 @@ def test_parallel_runs_equal_single_ones_in_order_and_are_kept(tmp_path):
     assert len(Ledger(tmp_path).results()) == 3
 
 
-def test_compare_gives_every_method_and_seed(tmp_path):
+def test_compare_gives_every_method_and_seed(tmp_path, monkeypatch):
+    monkeypatch.setenv("SP_STORE", str(tmp_path))
     methods = {"slow": SMALL, "fast": replace(SMALL, options={"lr": 1e-2})}
     rows = paired_runs(methods, [0, 1], Ledger(tmp_path), workers=1, progress=False)
-    points = paired_curves(methods, [0, 1], Ledger(tmp_path))
+    points = paired_curves(methods, [0, 1])
     assert list(rows.method) == ["slow", "slow", "fast", "fast"] and list(rows.seed) == [0, 1, 0, 1]
     assert set(points.method) == {"slow", "fast"} and len(points) == 2 * 2 * 2 * 2
 
@@ -148,8 +149,8 @@ def test_a_failing_run_is_reported_and_the_others_finish(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("optimizr", "adam", "unknown choice(s) optimizr; known are dataset, stream"),
-        ("lr", "1", "option_NAME for an argument NAME of the optimizer"),
+        ("optimizr", "adam", "got 'optimizr': did you mean 'optimizer'?"),
+        ("lr", "1", "'option_NAME', got 'lr'"),
         ("tasks", "2:5", "tasks has a range"),
         ("tasks", "0,2", "tasks must be a whole number >= 1, got 0"),
         ("seed", "0,1", "--seeds"),

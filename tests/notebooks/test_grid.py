@@ -16,10 +16,16 @@ BODY = """
 import os
 from pathlib import Path
 assert lr < 1, 'too fast'
-Path(os.environ["SP_FIGURES"]).mkdir(exist_ok=True)
+Path(os.environ["SP_FIGURES"]).mkdir(parents=True, exist_ok=True)
 Path(os.environ["SP_FIGURES"], "toy_digits.csv").write_text(f"seeds,error\\n0,{lr:.3f}\\n1,0.250\\n")
 print((seeds, lr, os.environ['SP_FIGURES']))
 """
+
+
+@pytest.fixture(autouse=True)
+def copies(tmp_path, monkeypatch):
+    monkeypatch.setenv("SP_FIGURES", str(tmp_path / "copies"))
+    return tmp_path / "copies"
 
 
 @pytest.fixture
@@ -29,9 +35,9 @@ def notebook(tmp_path):
     return tmp_path / "toy.ipynb"
 
 
-def test_each_point_has_a_copy_and_one_table_has_those_that_finished(notebook, capsys):
-    grid = notebook.parent / "copies" / "toy"
-    command = f"figures {notebook} --to {grid.parent} --workers 2 -p lr 0.5,2 -p seeds 4".split()
+def test_each_point_has_a_copy_and_one_table_has_those_that_finished(notebook, copies, capsys):
+    grid = copies / "toy"
+    command = f"figures {notebook} --workers 2 -p lr 0.5,2 -p seeds 4".split()
     assert main(command) == 1
     out, err = capsys.readouterr()
     failed = grid / "seeds=4,lr=2.0.ipynb"
@@ -53,17 +59,17 @@ def test_each_point_has_a_copy_and_one_table_has_those_that_finished(notebook, c
 
 
 def test_a_table_that_is_no_longer_made_is_left_out(notebook, capsys):
-    assert make_grid(notebook, [{"lr": 0.5}], notebook.parent) == 0
+    assert make_grid(notebook, [{"lr": 0.5}]) == 0
     assert "toy_digits.csv" in capsys.readouterr().out
     changed = nbformat.read(notebook, 4)
     changed.cells[1].source = changed.cells[1].source.replace("toy_digits", "other")
     nbformat.write(changed, notebook)
-    assert make_grid(notebook, [{"lr": 0.5}], notebook.parent) == 0
+    assert make_grid(notebook, [{"lr": 0.5}]) == 0
     out = capsys.readouterr().out
     assert "other.csv" in out and "toy_digits.csv" not in out
 
 
-def test_own_parameters_are_named_so_and_data_sets_come_into_one_table(tmp_path):
+def test_own_parameters_are_named_so_and_data_sets_come_into_one_table(tmp_path, copies):
     parameters = v4.new_code_cell('dataset = "digits"\nk = 1.0', metadata={"tags": ["parameters"]})
     body = v4.new_code_cell(
         "import os\nfrom pathlib import Path\nPath(os.environ['SP_FIGURES']).mkdir()\n"
@@ -72,8 +78,8 @@ def test_own_parameters_are_named_so_and_data_sets_come_into_one_table(tmp_path)
     )
     nbformat.write(v4.new_notebook(cells=[parameters, body], metadata=KERNEL), tmp_path / "toy.ipynb")
     points = [{"dataset": "digits"}, {"dataset": "mnist"}, {"k": 3}, {"k": 1}]
-    assert make_grid(tmp_path / "toy.ipynb", points, tmp_path) == 0
-    grid = tmp_path / "toy"
+    assert make_grid(tmp_path / "toy.ipynb", points) == 0
+    grid = copies / "toy"
     assert sorted(path.stem for path in grid.glob("*.ipynb")) == ["dataset=mnist", "k=3.0", "own"]
     assert sorted(path.stem for path in grid.glob("*.csv")) == ["datasets", "k", "toy_k"]
     for table in grid.glob("*.csv"):
@@ -90,5 +96,3 @@ def test_a_grid_is_of_one_notebook_that_has_the_parameters(tmp_path, capsys):
     ):
         assert main(["figures", *words, "-p", "lr", "1"]) == 2
         assert message in capsys.readouterr().err
-    assert main(["figures", none, "--to", str(tmp_path)]) == 2
-    assert "--to goes with -p" in capsys.readouterr().err

@@ -40,6 +40,9 @@ def test_a_notebook_is_executed_and_its_runs_are_committed(project, capsys):
     kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python"}}
     notebook = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(RUNS)], metadata=kernel)
     nbformat.write(notebook, project / "notebooks" / "01_forgetting.ipynb")
+    assert main(["record", "01_forgetting", "--dry-run"]) == 0
+    assert "01_forgetting.ipynb would be executed on digits" in capsys.readouterr().out
+    assert not list(files.folder("ledger").glob("*"))
     assert main(["record", "01_forgetting", "--dataset", "digits"]) == 0
     assert "1 runs and tables are in" in capsys.readouterr().out
     assert Ledger(files.folder("ledger")).get(Experiment(hidden=(8,))) is not None
