@@ -125,8 +125,9 @@ def label_below(fig: FigureBase, axes: np.ndarray, label: str, names: Sequence[s
         ax.set_xlabel(wrapped(label, fig, axes.shape[1], names))
 
 
-def legend_below(fig: FigureBase, handles: Sequence) -> None:
-    """A legend below all panels, in as many columns as there is room for; a figure grows by its rows over 3."""
+def legend_below(fig: FigureBase, axes: np.ndarray) -> None:
+    """What the first panel shows, named below all, in as many columns as fit; a figure grows by its rows over 3."""
+    handles = axes[0, 0].get_legend_handles_labels()[0]
     letters = [len(handle.get_label()) for handle in handles]
     columns = range(1, min(len(handles), 4) + 1)
     widths = {n: sum(LETTER * max(part) + 26 for part in np.array_split(letters, n)) for n in columns}

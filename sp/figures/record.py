@@ -41,8 +41,7 @@ def picture(
     Args:
         kind: a name in `sp.figures.PLOTS`. table: what it is drawn from. options: of that plot.
         width, journal: as for `sp.figures.figure`.
-        style: which methods of the column ``method`` are shown and how: ``only``, a list of them, in order; ``names``,
-            method -> what it is called; ``colours``, method -> a colour of matplotlib's. Any of the three, or None.
+        style: as for `sp.figures.restyle.restyled`.
 
     Raises:
         ValueError: an unknown kind, width, journal, method or colour.
