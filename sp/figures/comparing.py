@@ -29,6 +29,7 @@ from sp.figures.kit import (
     wrapped,
 )
 from sp.figures.style import SMALLEST, STYLE, look
+from sp.lab import metrics
 
 PALE = "0.72"  # of what is there for comparison only
 NARROWEST = 0.1  # an axis of accuracies never shows less, so that nothing small looks large
@@ -388,8 +389,6 @@ def plane(
         x, y: columns of the axes. labels: of the axes.
         named: methods whose settings stand beside their points.
     """
-    from sp.lab import metrics  # imports scipy.stats, which takes half a second
-
     beside = {"xytext": (0, -9), "textcoords": "offset points", "ha": "center", "fontsize": SMALLEST}
     styles = line_styles(list(dict.fromkeys(table.method)), 3.4)
     fig, axes = canvas(3.0, squeeze=False)

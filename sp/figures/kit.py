@@ -13,6 +13,7 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from sp.figures.style import LETTERS, SMALLEST, STYLE, look
+from sp.lab import metrics
 
 # Called with a height in inches and arguments of `Figure.subplots`: a figure, or a part of a larger one, and its axes.
 Canvas = Callable[..., tuple[FigureBase, Any]]
@@ -66,8 +67,6 @@ def summary(rows: pd.DataFrame, x: str, column: str) -> pd.DataFrame:
         return rows.assign(mean=rows[column], low=rows[low], high=rows[high])
     if not rows[x].duplicated().any():
         return rows.assign(mean=rows[column], low=np.nan, high=np.nan)
-    from sp.lab import metrics  # imports scipy.stats, which takes half a second
-
     return metrics.summarise(rows, [x], column)
 
 
