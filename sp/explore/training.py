@@ -139,7 +139,7 @@ def _one_epoch(experiment: Experiment, file: Path) -> watch.Observed:
     options = dict(experiment.options)
     if "warmup_steps" in options:
         options["warmup_steps"] = max(1, options["warmup_steps"] // experiment.epochs)
-    plasticity, last = watch.Plasticity(), None
+    plasticity, last = watch.Plasticity(every=10), None  # half as often as in the whole, for speed; so are the tests
 
     def look(moment: Moment) -> None:
         nonlocal last
@@ -147,7 +147,8 @@ def _one_epoch(experiment: Experiment, file: Path) -> watch.Observed:
         plasticity(moment)
         last = moment
 
-    run(replace(experiment, epochs=1, options=options), look=look)
+    points = experiment.curve_points // 2
+    run(replace(experiment, epochs=1, options=options, curve_points=points), look=look)
     seen = watch.so_far(plasticity, last)
     return replace(seen, curve=seen.curve.assign(step=seen.curve.step * experiment.epochs))
 
