@@ -115,14 +115,6 @@ def _gradients() -> torch.Tensor:
     return torch.stack(history)[: tasks.count(1) + STEPS_OF_B]
 
 
-def _eligibility_and_gradient(trace_decay: float, steps_into_b: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bias-corrected eligibility of each synapse, and the size of its gradient, at a moment; (n,) each."""
-    history = _gradients()
-    seen = history[: len(history) - STEPS_OF_B + steps_into_b]
-    weight = (1 - trace_decay) * trace_decay ** torch.arange(len(seen) - 1, -1, -1.0)
-    return rules.bias_corrected(weight @ seen, trace_decay, len(seen)), seen[-1]
-
-
 def _measure(
     plasticity_k: float,
     trace_decay: float,
@@ -132,7 +124,10 @@ def _measure(
     steps_into_b: int,
 ) -> pd.DataFrame:
     """The table that `sp.figures.inside.gate` draws."""
-    eligibility, gradient = _eligibility_and_gradient(trace_decay, steps_into_b)
+    history = _gradients()
+    seen = history[: len(history) - STEPS_OF_B + steps_into_b]
+    weight = (1 - trace_decay) * trace_decay ** torch.arange(len(seen) - 1, -1, -1.0)
+    eligibility, gradient = rules.bias_corrected(weight @ seen, trace_decay, len(seen)), seen[-1]
     if normalisation == "max":
         thresholds = eligibility.max(), gradient.max()
     else:
@@ -147,7 +142,8 @@ def _measure(
         columns = {"eligibility": e, "gradient": g, "gate": gates}
         return pd.DataFrame({"part": name, "level": level, **{n: values.flatten() for n, values in columns.items()}})
 
-    grid = _grid()
+    top = history.quantile(0.9999).log10().ceil().item()
+    grid = torch.logspace(top - 4, top, 60)
     levels = eligibility.quantile(torch.tensor(LEVELS) / 100)
     return pd.concat(
         [
@@ -158,9 +154,3 @@ def _measure(
         ],
         ignore_index=True,
     )
-
-
-def _grid() -> torch.Tensor:
-    """Eligibilities and gradients at which the surface is measured."""
-    top = _gradients().quantile(0.9999).log10().ceil().item()
-    return torch.logspace(top - 4, top, 60)

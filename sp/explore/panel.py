@@ -113,7 +113,7 @@ class Panel(widgets.VBox):
         self._title, self._make, self._code, self._adjust = title, make, code, adjust
         self._defaults = self.choices()
         self._shown_choices: dict = {}
-        self._live: tuple[str, _Live] | None = None
+        self._live: _Live | None = None
         self._quiet = False
         self._thread = ThreadPoolExecutor(1)
         self._asked = 0  # number of the newest request; older ones are dropped
@@ -246,9 +246,9 @@ class Panel(widgets.VBox):
             canvas = FigureCanvasAgg(figures.picture(answer.kind, answer.data, answer.options, "page"))
             canvas.draw()
             return _encoded(canvas)
-        if self._live is None or self._live[0] != answer.kind:
-            self._live = answer.kind, _Live(answer)
-        return self._live[1].png(answer.data)
+        if self._live is None:
+            self._live = _Live(answer)
+        return self._live.png(answer.data)
 
     def _show_error(self, error: Exception) -> None:
         self._error.value = f'<div class="sp-error">{html.escape(f"{type(error).__name__}: {error}")}</div>'
