@@ -5,21 +5,20 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 import torch
+from ipywidgets import Dropdown
 
 from sp import rules
 from sp.explore.code import optimizer_code
-from sp.explore.learning import ADAM_RATES
+from sp.explore.learning import ADAM_RATES, PUBLISHED
 from sp.explore.panel import Answer, Panel
-from sp.explore.sliders import published_sliders
+from sp.explore.sliders import STEPS_OF_B, sliders
 from sp.lab import watch
 from sp.lab.settings import on_stream
 
 SYNAPSES = 1500  # of the network's weights, drawn at random
-STEPS_OF_B = 100  # recorded after the switch to task B
 DEFAULTS = {
     "plasticity_k": 5.0,
     "trace_decay": 0.99,
@@ -36,29 +35,16 @@ def gate_panel() -> Panel:
 
     The network learnt task A of two-task digits with Adam; the last slider goes on into task B with it.
     """
+    normalisation = Dropdown(
+        value=DEFAULTS["normalisation"],
+        options=["percentile", "max"],
+        description="normalisation",
+        tooltip='"percentile": in units of θ. "max": each magnitude in units of its largest.',
+    )
     controls = {
-        **published_sliders(DEFAULTS),
-        "gate_min": widgets.FloatSlider(
-            DEFAULTS["gate_min"],
-            min=0,
-            max=1,
-            step=0.05,
-            description="gate_min",
-            tooltip="Floor of the gate, as a share of a step: above 0 no synapse is ever frozen.",
-        ),
-        "normalisation": widgets.Dropdown(
-            value=DEFAULTS["normalisation"],
-            options=["percentile", "max"],
-            description="normalisation",
-            tooltip='"percentile": in units of θ. "max": each magnitude in units of its largest.',
-        ),
-        "steps_into_b": widgets.IntSlider(
-            DEFAULTS["steps_into_b"],
-            min=0,
-            max=STEPS_OF_B,
-            description="steps into task B",
-            tooltip="When the network is looked at: 0 is the last step of task A.",
-        ),
+        **sliders((*PUBLISHED, "gate_min"), DEFAULTS),
+        "normalisation": normalisation,
+        **sliders(["steps_into_b"], DEFAULTS),
     }
     _gradients()  # trains, which is for the main thread
 
@@ -116,29 +102,17 @@ def _code(choices: dict) -> str:
 def _gradients() -> torch.Tensor:
     """Size of the gradient of a sample of weights, step by step through task A and the beginning of B; (steps, n)."""
     experiment = replace(on_stream("split2_class", "digits"), optimizer="adam", options={"lr": ADAM_RATES[False]})
-    history, drawn = [], []
+    history, tasks = [], []
 
     def look(moment: watch.Moment) -> list[dict]:
-        if moment.task > 1 and len(history) >= drawn[0] + STEPS_OF_B:
-            return []
         weights = torch.cat([p.grad.flatten() for p in moment.learner.model.parameters() if p.dim() > 1])
-        if not history:
-            drawn.extend([0, torch.randperm(len(weights), generator=torch.Generator().manual_seed(0))[:SYNAPSES]])
-        history.append(weights[drawn[1]].abs())
-        if moment.last and moment.task == 1:
-            drawn[0] = len(history)
+        sample = torch.randperm(len(weights), generator=torch.Generator().manual_seed(0))[:SYNAPSES]
+        history.append(weights[sample].abs())
+        tasks.append(moment.task)
         return []
 
-    watch.follow(experiment, look, until=2)
-    return torch.stack(history)[: drawn[0] + STEPS_OF_B]
-
-
-def _eligibility_and_gradient(trace_decay: float, steps_into_b: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bias-corrected eligibility of each synapse, and the size of its gradient, at a moment; (n,) each."""
-    history = _gradients()
-    seen = history[: len(history) - STEPS_OF_B + steps_into_b]
-    weight = (1 - trace_decay) * trace_decay ** torch.arange(len(seen) - 1, -1, -1.0)
-    return rules.bias_corrected(weight @ seen, trace_decay, len(seen)), seen[-1]
+    watch.follow(experiment, look)
+    return torch.stack(history)[: tasks.count(1) + STEPS_OF_B]
 
 
 def _measure(
@@ -150,7 +124,10 @@ def _measure(
     steps_into_b: int,
 ) -> pd.DataFrame:
     """The table that `sp.figures.inside.gate` draws."""
-    eligibility, gradient = _eligibility_and_gradient(trace_decay, steps_into_b)
+    history = _gradients()
+    seen = history[: len(history) - STEPS_OF_B + steps_into_b]
+    weight = (1 - trace_decay) * trace_decay ** torch.arange(len(seen) - 1, -1, -1.0)
+    eligibility, gradient = rules.bias_corrected(weight @ seen, trace_decay, len(seen)), seen[-1]
     if normalisation == "max":
         thresholds = eligibility.max(), gradient.max()
     else:
@@ -165,7 +142,8 @@ def _measure(
         columns = {"eligibility": e, "gradient": g, "gate": gates}
         return pd.DataFrame({"part": name, "level": level, **{n: values.flatten() for n, values in columns.items()}})
 
-    grid = _grid()
+    top = history.quantile(0.9999).log10().ceil().item()
+    grid = torch.logspace(top - 4, top, 60)
     levels = eligibility.quantile(torch.tensor(LEVELS) / 100)
     return pd.concat(
         [
@@ -176,9 +154,3 @@ def _measure(
         ],
         ignore_index=True,
     )
-
-
-def _grid() -> torch.Tensor:
-    """Eligibilities and gradients at which the surface is measured."""
-    top = _gradients().quantile(0.9999).log10().ceil().item()
-    return torch.logspace(top - 4, top, 60)

@@ -6,7 +6,7 @@ import io
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -75,48 +75,6 @@ class Answer:
         return figures.draw(self.kind, name, self.data, width="page", **options)
 
 
-class Latest:
-    """Runs a function in a thread, one request at a time, and always the newest: older ones that wait are dropped.
-
-    Args:
-        function: called with a request; what it raises is its own to handle.
-    """
-
-    def __init__(self, function: Callable[[Any], None]):
-        self._function = function
-        self._lock = threading.Lock()
-        self._waiting: list = []
-        self._thread: threading.Thread | None = None
-
-    def submit(self, request: Any) -> None:
-        """Run the function on this request as soon as the one that is running has ended, unless a newer one comes."""
-        with self._lock:
-            self._waiting = [request]
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, daemon=True)
-                self._thread.start()
-
-    def superseded(self) -> bool:
-        """Whether a newer request waits."""
-        return bool(self._waiting)
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until nothing is left to run; False where the time was not enough."""
-        thread = self._thread
-        if thread is not None:
-            thread.join(timeout)
-        return self._thread is None
-
-    def _run(self) -> None:
-        while True:
-            with self._lock:
-                if not self._waiting:
-                    self._thread = None
-                    return
-                request = self._waiting.pop()
-            self._function(request)
-
-
 class Panel(widgets.VBox):
     """Controls, a figure that follows them, and what can be done with it.
 
@@ -131,7 +89,7 @@ class Panel(widgets.VBox):
             thread. The first is shown in any case; the rest is not asked for when a newer choice waits.
         code: choices -> Python code that does the same outside the panel.
         adjust: called with the name of a control that moved, before the choices are read: for controls that depend on
-            others; None for none.
+            others.
         play: name of a slider that a play button moves; None for none.
         wide: whether the controls hold long names rather than numbers.
 
@@ -147,7 +105,7 @@ class Panel(widgets.VBox):
         controls: dict[str, widgets.Widget],
         make: Callable[[dict], Iterator[Answer]],
         code: Callable[[dict], str],
-        adjust: Callable[[str], None] | None = None,
+        adjust: Callable[[str], None] = lambda moved: None,
         play: str | None = None,
         wide: bool = False,
     ):
@@ -155,9 +113,10 @@ class Panel(widgets.VBox):
         self._title, self._make, self._code, self._adjust = title, make, code, adjust
         self._defaults = self.choices()
         self._shown_choices: dict = {}
-        self._live: tuple[str, _Live] | None = None
+        self._live: _Live | None = None
         self._quiet = False
-        self._latest = Latest(self._answer)
+        self._thread = ThreadPoolExecutor(1)
+        self._asked = 0  # number of the newest request; older ones are dropped
         self._telling = threading.Lock()  # so that the sign says what is, whichever thread sets it
         self._status = widgets.HTML()
         self._image = widgets.Image(format="png")
@@ -176,7 +135,7 @@ class Panel(widgets.VBox):
         save.on_click(lambda _: self.save())
         for control_name, control in controls.items():
             control.style.description_width = "60px" if wide else "130px"
-            control.observe(lambda change, moved=control_name: self._moved(moved), "value")
+            control.observe(lambda _, moved=control_name: self._change(lambda: self._adjust(moved)), "value")
         heading = f"<h3>{html.escape(title)}</h3><p>{html.escape(look_for)}</p>"
         buttons = [_player(controls[play])] if play else []
         buttons = widgets.HBox([*buttons, reset, save]).add_class("sp-buttons")
@@ -202,25 +161,22 @@ class Panel(widgets.VBox):
         with self._telling:
             self._status.value = "<b>&#9203; working &hellip;</b>"
             self._image.add_class("sp-stale")
-            self._latest.submit(self.choices())
+            self._asked += 1
+            self._newest = self._thread.submit(self._answer, self.choices(), self._asked)
 
     def reset(self) -> None:
         """Set every control back to where it was when the panel was made."""
-        self._quiet = True
-        try:
+
+        def set_back() -> None:
             for name, value in self._defaults.items():
                 self.controls[name].value = value
-                if self._adjust is not None:
-                    self._adjust(name)
-        except Exception as error:
-            self._show_error(error)
-        finally:
-            self._quiet = False
-        self.refresh()
+                self._adjust(name)
+
+        self._change(set_back)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the figure shows what is chosen; False where the time was not enough."""
-        return self._latest.wait(timeout)
+        return not wait([self._newest], timeout).not_done
 
     def save(self) -> None:
         """Write the figure of what is chosen as PDF, PNG and CSV, each with what was chosen and the versions."""
@@ -239,13 +195,13 @@ class Panel(widgets.VBox):
             return
         self._status.value = f"Saved {html.escape(str(figures.path_of(name)))}.pdf, .png and .csv"
 
-    def _moved(self, name: str) -> None:
+    def _change(self, change: Callable[[], None]) -> None:
+        """Change controls, which asks for nothing meanwhile, and then answer once."""
         if self._quiet:
             return
         self._quiet = True
         try:
-            if self._adjust is not None:
-                self._adjust(name)
+            change()
         except Exception as error:
             self._show_error(error)
             return
@@ -253,20 +209,20 @@ class Panel(widgets.VBox):
             self._quiet = False
         self.refresh()
 
-    def _answer(self, choices: dict) -> None:
+    def _answer(self, choices: dict, number: int) -> None:
+        if number != self._asked:
+            return
         try:
-            code = self._code(choices)
-            with closing(self._make(choices)) as answers:
-                for answer in answers:
-                    self._show(answer, choices, code)
-                    if self._latest.superseded():
-                        return
+            for answer in self._make(choices):
+                self._show(answer, choices, number)
+                if number != self._asked:
+                    return
         except Exception as error:
             with self._telling:
-                if not self._latest.superseded():
+                if number == self._asked:
                     self._show_error(error)
 
-    def _show(self, answer: Answer, choices: dict, code: str) -> None:
+    def _show(self, answer: Answer, choices: dict, number: int) -> None:
         with DRAWING:
             picture = self._drawn(answer)
         self.answer, self._shown_choices = answer, choices
@@ -274,10 +230,11 @@ class Panel(widgets.VBox):
         self._image.value = picture
         self._readout.value = html.escape(answer.text).replace("\n", "<br>")
         self._table.value = answer.table.to_html(border=0)
-        self._texts = {"Code": code, "LaTeX": answer.table.to_latex(escape=True), "CSV": answer.table.to_csv()}
+        latex, csv = answer.table.to_latex(escape=True), answer.table.to_csv()
+        self._texts = {"Code": self._code(choices), "LaTeX": latex, "CSV": csv}
         self._show_text()
         with self._telling:
-            if not self._latest.superseded():
+            if number == self._asked:
                 self._image.remove_class("sp-stale")
                 self._status.value = f"<b>&#9203; {answer.pending}</b>" if answer.pending else "&#10003; up to date"
 
@@ -289,9 +246,9 @@ class Panel(widgets.VBox):
             canvas = FigureCanvasAgg(figures.picture(answer.kind, answer.data, answer.options, "page"))
             canvas.draw()
             return _encoded(canvas)
-        if self._live is None or self._live[0] != answer.kind:
-            self._live = answer.kind, _Live(answer)
-        return self._live[1].png(answer.data)
+        if self._live is None:
+            self._live = _Live(answer)
+        return self._live.png(answer.data)
 
     def _show_error(self, error: Exception) -> None:
         self._error.value = f'<div class="sp-error">{html.escape(f"{type(error).__name__}: {error}")}</div>'

@@ -63,10 +63,7 @@ def results_panel(ledger: Ledger | None = None) -> Panel:
     def adjust(moved: str) -> None:
         of_stream = rows[rows.stream_name == controls["stream"].value]
         if moved in ("", "stream"):
-            controls["axis"].options = [
-                (BESIDE, BESIDE),
-                *((_readable(name), name) for name in _varied(of_stream)),
-            ]
+            controls["axis"].options = [(_readable(name), name) for name in (BESIDE, *_varied(of_stream))]
         if moved in ("", "stream", "axis"):
             controls["methods"].options = labels(of_stream, controls["axis"].value)
             controls["methods"].value = controls["methods"].options[:8]
@@ -89,19 +86,16 @@ def results_panel(ledger: Ledger | None = None) -> Panel:
 
 
 def finished_runs(ledger: Ledger) -> pd.DataFrame:
-    """`sp.lab.tables.table` of all that a ledger holds, with ``stream_name`` and ``experiment``.
+    """`sp.lab.tables.table` of all that a ledger holds, with ``stream_name``.
 
     Raises:
         LookupError: it holds nothing.
     """
     results = ledger.results()
     if not results:
-        raise LookupError(
-            f"{ledger.folder} holds no finished runs: run a notebook or make figures first, or name another folder "
-            "with SP_STORE"
-        )
+        how = "run a notebook or make figures first, or name another folder with SP_STORE"
+        raise LookupError(f"{ledger.folder} holds no finished runs: {how}")
     rows = tables.table(results)
-    rows["experiment"] = [result.experiment for result in results]
     rows["stream_name"] = [_stream_name(row) for row in rows[list(STREAM)].to_dict("records")]
     return rows.sort_values(["stream_name", "optimizer", "replay_capacity", "seed"], kind="stable")
 
@@ -124,9 +118,8 @@ def results_answer(rows: pd.DataFrame, stream: str, metric: str, axis: str, meth
     shown = _labelled(rows[rows.stream_name == stream], axis)
     shown = shown[shown.method.isin(methods)].dropna(subset=[metric])
     if shown.empty:
-        raise ValueError(
-            f"no finished run of {stream!r} has {metric} for the methods {list(methods)}: choose at least one method"
-        )
+        what = f"no finished run of {stream!r} has {metric} for the methods {list(methods)}"
+        raise ValueError(f"{what}: choose at least one method")
     by = ["method"] if axis == BESIDE else ["method", axis]
     shown = shown.drop_duplicates([*by, "seed"])
     shown["method"] = pd.Categorical(shown.method, methods)
@@ -171,14 +164,9 @@ def _choices(rows: pd.DataFrame) -> list[str]:
 
 def _varied(rows: pd.DataFrame) -> list[str]:
     """Choices that are numbers and differ between runs of one method."""
-    groups = [group for _, group in rows.groupby("optimizer")]
-    return [
-        name
-        for name in _choices(rows)
-        if pd.api.types.is_numeric_dtype(rows[name])
-        and not pd.api.types.is_bool_dtype(rows[name])
-        and any(group[name].nunique() > 1 for group in groups)
-    ]
+    numbers = rows[_choices(rows)].select_dtypes("number")
+    differ = numbers.groupby(rows.optimizer).nunique().max() > 1
+    return list(numbers.columns[differ])
 
 
 def _labelled(rows: pd.DataFrame, axis: str) -> pd.DataFrame:
@@ -192,15 +180,14 @@ def _labelled(rows: pd.DataFrame, axis: str) -> pd.DataFrame:
         if "replay_capacity" in differ and group.replay_capacity.nunique() == 2 and (group.replay_capacity == 0).any():
             differ.remove("replay_capacity")
         for index, row in group.iterrows():
-            known = [f"{_readable(name)} {row[name]:g}" for name in differ if _is_number(row[name])]
-            known += [str(row[name]) for name in differ if isinstance(row[name], str)]
+            told = row[differ].dropna()
+            known = [f"{_readable(name)} {value:g}" for name, value in told.items() if not isinstance(value, str)]
+            known += [value for value in told if isinstance(value, str)]
             brackets = f" ({', '.join(known)})" if known else ""
-            labels[index] = TITLES[optimizer] + ("" if axis == "replay_capacity" else replay[index]) + brackets
+            labels[index] = (
+                TITLES.get(optimizer, optimizer) + ("" if axis == "replay_capacity" else replay[index]) + brackets
+            )
     return rows.assign(method=labels)
-
-
-def _is_number(value: Any) -> bool:
-    return not isinstance(value, str) and not pd.isna(value)
 
 
 def _readable(name: str) -> str:

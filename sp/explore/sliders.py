@@ -1,47 +1,58 @@
-"""Sliders for options of the published rule, which more than one panel has."""
+"""The sliders of the panels, each by the name of what it chooses."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import ipywidgets as widgets
+from ipywidgets import FloatLogSlider, FloatSlider, IntSlider, SelectionSlider, Widget
 
-_SLIDERS: dict[str, tuple[type[widgets.Widget], dict[str, Any]]] = {
-    "plasticity_k": (
-        widgets.FloatSlider,
-        {
-            "min": 0,
-            "max": 10,
-            "step": 0.25,
-            "description": "k (sharpness)",
-            "tooltip": "Protection strength, without unit. Published: 1-3 lenient, 3-7 balanced, 7-10 strict; "
-            "0: no gate.",
-        },
-    ),
-    "trace_decay": (
-        widgets.FloatSlider,
-        {
-            "min": 0.95,
-            "max": 0.999,
-            "step": 0.001,
-            "readout_format": ".3f",
-            "description": "β (per step)",
-            "tooltip": "Decay of the eligibility trace: it remembers about 1 / (1 - β) steps. Published: 0.95 to "
-            "0.999.",
-        },
-    ),
-    "threshold_percentile": (
-        widgets.IntSlider,
-        {
-            "min": 5,
-            "max": 100,
-            "step": 5,
-            "description": "percentile (%)",
-            "tooltip": "Percentile of the eligibility that counts as fully used: the threshold θ. Published: 75.",
-        },
-    ),
+STEPS = 220  # of both tasks of the learning panel
+STEPS_OF_B = 100  # that the gate panel goes into task B
+
+# Name -> kind, smallest, largest, step, label. Ends of a logarithmic one are powers of ten.
+SLIDERS: dict[str, tuple[type[Widget], float, float, float, str]] = {
+    "lr": (FloatLogSlider, -5, 0, 0.25, "learning rate"),
+    "plasticity_k": (FloatSlider, 0, 10, 0.25, "k (sharpness)"),
+    "trace_decay": (FloatSlider, 0.95, 0.999, 0.001, "β (per step)"),
+    "threshold_percentile": (IntSlider, 5, 100, 5, "percentile (%)"),
+    "gate_min": (FloatSlider, 0, 1, 0.05, "gate_min"),
+    "steps_into_b": (IntSlider, 0, STEPS_OF_B, 1, "steps into task B"),
+    "warmup_steps": (IntSlider, 10, 500, 10, "warm-up (steps)"),
+    "threshold_quantile": (FloatSlider, 0.05, 0.95, 0.05, "θ quantile"),
+    "replay_capacity": (IntSlider, 0, 500, 50, "replay (images)"),
+    "seed": (IntSlider, 0, 9, 1, "seed"),
+    "step": (IntSlider, 0, STEPS, 1, "shown up to step"),
+}
+FORMATS = {"lr": ".1e", "trace_decay": ".3f"}  # of a number, where not the usual one
+TOOLTIPS = {
+    "lr": "Step size. Published advice: Adam's, or 1.5 to 3 times it.",
+    "plasticity_k": "Protection strength, without unit. Published: 1-3 lenient, 3-7 balanced, 7-10 strict; 0: no gate.",
+    "trace_decay": "Decay of the eligibility trace: it remembers about 1 / (1 - β) steps. Published: 0.95 to 0.999.",
+    "threshold_percentile": "Percentile of the eligibility that counts as fully used: the threshold θ. Published: 75.",
+    "gate_min": "Floor of the gate, as a share of a step: above 0 no synapse is ever frozen.",
+    "steps_into_b": "When the network is looked at: 0 is the last step of task A.",
+    "warmup_steps": "Selective plasticity: steps before the gate begins to work. Consolidation: steps in which θ is "
+    "measured. A task has 110 steps.",
+    "threshold_quantile": "Consolidation strength: share of synapses that the warm-up leaves plastic; smaller protects "
+    "more.",
+    "retention": "Coincidence: an input that was met n times counts as new by about 1 / (1 + r n).",
+    "replay_capacity": "Size of the replay buffer of both methods, a reservoir; 0: no replay.",
+    "seed": "Of the weights and of the order of the images, for both.",
+    "step": "Of the training; press play to watch it.",
 }
 
 
-def published_sliders(values: Mapping[str, Any]) -> dict[str, widgets.Widget]:
-    """A slider for k, β and the percentile of the published rule, each at its value in ``values``."""
-    return {name: kind(values[name], **look) for name, (kind, look) in _SLIDERS.items()}
+def sliders(names: Iterable[str], values: Mapping[str, Any]) -> dict[str, Widget]:
+    """A slider for each name, at its value in ``values``."""
+    return {name: _slider(name, values[name]) for name in names}
+
+
+def retention_slider(value: float) -> Widget:
+    """A slider for the retention, over 1, 2, 5, 10, ... 5,000."""
+    options = [(f"{digit * 10**power}", float(digit * 10**power)) for power in range(4) for digit in (1, 2, 5)]
+    return SelectionSlider(options=options, value=value, description="retention r", tooltip=TOOLTIPS["retention"])
+
+
+def _slider(name: str, value: float) -> Widget:
+    kind, low, high, step, label = SLIDERS[name]
+    form = {"readout_format": FORMATS[name]} if name in FORMATS else {}
+    return kind(value, min=low, max=high, step=step, description=label, tooltip=TOOLTIPS[name], **form)

@@ -9,13 +9,12 @@ from sp.figures.inside import PICTURES
 from sp.figures.kit import PLOTS
 from sp.figures.place import begin, path_of
 from sp.figures.record import draw, picture, redraw, save_table, stored
-from sp.figures.style import FORMATS, JOURNALS, LETTERS, METHODS, WIDTHS, figure, look
+from sp.figures.style import FORMATS, JOURNALS, METHODS, WIDTHS, figure, look
 from sp.figures.tables import latex_table
 
 __all__ = [
     "FORMATS",
     "JOURNALS",
-    "LETTERS",
     "METHODS",
     "PICTURES",
     "PLOTS",

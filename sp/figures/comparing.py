@@ -29,6 +29,7 @@ from sp.figures.kit import (
     wrapped,
 )
 from sp.figures.style import SMALLEST, STYLE, look
+from sp.lab import metrics
 
 PALE = "0.72"  # of what is there for comparison only
 NARROWEST = 0.1  # an axis of accuracies never shows less, so that nothing small looks large
@@ -48,8 +49,7 @@ def interval_plot(
     Args:
         table: ``method``, ``metric``, ``mean``, ``low``, ``high`` and the column ``panel``; at most one row for a
             method in a panel.
-        panels: value of the column ``panel`` -> title of its panel, in order.
-        label: of the axis of each panel.
+        panels: value of the column ``panel`` -> title of its panel, in order. label: of the axis of each.
         panel: which column tells the panels apart. metric: which metric is drawn; None: all.
     """
     if metric is not None:
@@ -75,22 +75,18 @@ def ranking(
     panels: dict[str, str],
     label: str,
     coloured: Sequence[str],
-    panel: str = "stream",
 ) -> Figure:
     """Methods from the best to the worst in each panel, named at their dots; a few in colour, the rest in grey.
 
     Args:
-        table: ``method``, ``mean``, ``low``, ``high`` and the column ``panel``; one row for a method in a panel.
-        panels: value of the column ``panel`` -> title of its panel, in order.
-        label: of the axis of each panel.
+        table: ``stream``, ``method``, ``mean``, ``low``, ``high``; one row for a method in a stream.
+        panels: stream -> title of its panel, in order. label: of the axis of each panel.
         coloured: the methods in colour, with their variants.
-        panel: which column tells the panels apart.
     """
-    table = table[table[panel].isin(list(panels))]
-    most = table[panel].value_counts().max()
+    most = table[table.stream.isin(list(panels))].stream.value_counts().max()
     fig, axes = canvas(0.6 + 0.115 * most, ncols=len(panels), squeeze=False)
     for ax, (value, title) in zip(axes[0], panels.items(), strict=True):
-        rows = table[table[panel] == value].sort_values("mean", ascending=False)
+        rows = table[table.stream == value].sort_values("mean", ascending=False)
         low, high = _accuracy_axis(ax, rows)
         for place, row in enumerate(rows.to_dict("records")):
             style = _pale_or_coloured(row["method"], coloured, 3.2)
@@ -152,8 +148,7 @@ def heat_maps(
         table: ``after`` (row, from 1), ``on`` (column, from 1), the columns ``value`` and ``panel``; the mean over
             what repeats is drawn, and nothing where nothing was measured.
         panels: value of the column ``panel`` -> title of its panel, in order.
-        value: which column is drawn.
-        labels: of the colours, of the rows and of the columns.
+        value: which column is drawn. labels: of the colours, of the rows and of the columns.
         panel: which column tells the panels apart.
     """
     matrices = {name: table[table[panel] == name].pivot_table(value, "after", "on").to_numpy() for name in panels}
@@ -250,7 +245,7 @@ def line_panels(
     if len(names) > 1 and palette is None and LETTER * max(map(len, names)) < 0.27 * points(fig):
         name_beside(axes[0, -1], ends)
     elif len(names) > 1:
-        legend_below(fig, axes[0, 0].get_legend_handles_labels()[0])
+        legend_below(fig, axes)
     return fig
 
 
@@ -262,20 +257,18 @@ def trade_off(
     panels: dict[str, str],
     label: str,
     coloured: Sequence[str],
-    panel: str = "stream",
 ) -> Figure:
     """Accuracy against what a method costs, a panel for each scenario: a few methods in colour and named, others grey.
 
     Args:
-        table: ``method, mean, low, high`` and the columns ``cost`` and ``panel``; rows without a cost are left out.
-        cost: which column is the cost.
-        panels: value of the column ``panel`` -> title of its panel, in order.
-        label: of the cost. coloured: the methods that are named. panel: which column tells the panels apart.
+        table: ``stream, method, mean, low, high`` and the column ``cost``; rows without a cost are left out.
+        cost: which column is the cost. label: what it is called.
+        panels: stream -> title of its panel, in order. coloured: the methods that are named.
     """
     table = table.dropna(subset=[cost])
     fig, axes = canvas(2.4, ncols=len(panels), sharey=True, squeeze=False)
     for ax, (value, title) in zip(axes[0], panels.items(), strict=True):
-        rows = table[table[panel] == value].to_dict("records")
+        rows = table[table.stream == value].to_dict("records")
         for row in rows:
             style = _pale_or_coloured(row["method"], coloured, 3.6)
             front = 2 + (row["method"] in coloured)
@@ -290,25 +283,22 @@ def trade_off(
 
 
 @plot("Mean difference and 95 % bootstrap interval over seeds, paired")
-def effect_plot(
-    canvas: Canvas, table: pd.DataFrame, label: str, margin: float, method: str, panel: str = "stream"
-) -> Figure:
+def effect_plot(canvas: Canvas, table: pd.DataFrame, label: str, margin: float, method: str) -> Figure:
     """Differences from a base with their intervals, a row for each method and a panel for each stream.
 
     Args:
-        table: ``method, mean, low, high, verdict`` and the column ``panel``. What is not decided is drawn pale.
+        table: ``stream, method, mean, low, high, verdict``. What is not decided is drawn pale.
         label: of the axis that the panels share. margin: half the width of the band in which nothing matters.
         method: whose choices the rows are.
-        panel: which column tells the panels apart.
     """
     names = list(dict.fromkeys(table.method))
-    titles = list(dict.fromkeys(table[panel]))
+    titles = list(dict.fromkeys(table.stream))
     ink, marker = look(method)
     fig, axes = canvas(0.6 + 0.15 * len(names), ncols=len(titles), sharey=True, squeeze=False)
     for ax, title in zip(axes[0], titles, strict=True):
         ax.axvspan(-margin, margin, color="0.92", linewidth=0)
         ax.axvline(0, color="0.6", linewidth=0.6)
-        for row in table[table[panel] == title].itertuples():
+        for row in table[table.stream == title].itertuples():
             place, strength = names.index(row.method), 0.35 if row.verdict == "open" else 1
             ax.plot([row.low, row.high], [place, place], color=ink, alpha=strength, linewidth=1.3)
             ax.plot(row.mean, place, marker, color=ink, alpha=strength, markersize=3)
@@ -326,16 +316,16 @@ def effect_plot(
 
 
 @plot()
-def fronts(canvas: Canvas, table: pd.DataFrame, labels: Sequence[str], corner: float = 0.85) -> Figure:
+def fronts(canvas: Canvas, table: pd.DataFrame, labels: Sequence[str]) -> Figure:
     """Every point of a search, and the Pareto front of each method as a staircase; open dots and dashes with replay.
 
     Args:
         table: ``method``, ``old``, ``new``, ``front`` (whether the point is on its method's front).
-        labels: of the axes, for ``old`` and ``new``. corner: where the second panel, the upper right corner, begins.
+        labels: of the axes, for ``old`` and ``new``.
     """
     styles = line_styles(list(dict.fromkeys(table.method)), 2.4)
     fig, axes = canvas(2.5, ncols=2, squeeze=False)
-    for ax, low in zip(axes[0], (0, corner), strict=True):
+    for ax, low in zip(axes[0], (0, 0.85), strict=True):
         for method, rows in table.groupby("method", sort=False):
             ax.plot(rows.old, rows.new, alpha=0.6, **{**styles[method], "linestyle": ""})
             front = rows[rows.front].sort_values("old")
@@ -346,7 +336,7 @@ def fronts(canvas: Canvas, table: pd.DataFrame, labels: Sequence[str], corner: f
     axes[0, 0].set(title="All", ylabel=labels[1])
     axes[0, 1].set(title="Upper right corner")
     label_below(fig, axes, labels[0])
-    legend_below(fig, axes[0, 0].get_legend_handles_labels()[0])
+    legend_below(fig, axes)
     return fig
 
 
@@ -379,7 +369,7 @@ def scatter_panels(
         else:
             ax.locator_params(axis="x", nbins=3)
     fig.supylabel(label, size=STYLE["axes.labelsize"])
-    legend_below(fig, axes[0, 0].get_legend_handles_labels()[0])
+    legend_below(fig, axes)
     return fig
 
 
@@ -391,17 +381,14 @@ def plane(
     y: str,
     labels: Sequence[str],
     named: Sequence[str] = (),
-    limits: Sequence[float] | None = None,
 ) -> Figure:
     """Methods on two axes at once; the settings of one method are joined in their order.
 
     Args:
         table: a row for each run, with columns ``method``, ``setting``, ``x`` and ``y``.
         x, y: columns of the axes. labels: of the axes.
-        named: methods whose settings stand beside their points. limits: of both axes; None: as they fall.
+        named: methods whose settings stand beside their points.
     """
-    from sp.lab import metrics  # imports scipy.stats, which takes half a second
-
     beside = {"xytext": (0, -9), "textcoords": "offset points", "ha": "center", "fontsize": SMALLEST}
     styles = line_styles(list(dict.fromkeys(table.method)), 3.4)
     fig, axes = canvas(3.0, squeeze=False)
@@ -415,9 +402,7 @@ def plane(
         if method in named:
             for place in zip(across.setting, across["mean"], up["mean"], strict=True):
                 ax.annotate(str(place[0]), place[1:], **beside)
-    ax.set(ylabel=labels[1])
-    if limits is not None:
-        ax.set(xlim=limits, ylim=limits)
+    ax.set_ylabel(labels[1])
     label_below(fig, axes, labels[0])
-    legend_below(fig, axes[0, 0].get_legend_handles_labels()[0])
+    legend_below(fig, axes)
     return fig

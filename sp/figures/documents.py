@@ -9,6 +9,7 @@ import pandas as pd
 from sp.figures.tables import across_streams, markdown, of_methods
 
 MARKS = re.compile(r"(<!-- table: (\S+)((?: \S+)*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+WORDS = ("metric", "streams", "capacity", "methods", "decimals")  # that a mark may have after its file
 FILLED = ("README.md", "docs/comparison.md", "docs/results.md")  # whose tables come from files
 
 
@@ -27,12 +28,11 @@ def fill_tables(text: str, root: Path = Path()) -> str:
     Raises:
         ValueError: another word, words without ``metric=``, or a stream or method that the file does not have.
     """
-    words_known = ("metric", "streams", "capacity", "methods", "decimals")
 
     def filled(match: re.Match) -> str:
         table, words = pd.read_csv(root / match[2]), dict(word.partition("=")[::2] for word in match[3].split())
-        if unknown := set(words) - set(words_known):
-            raise ValueError(f"a table mark knows {'=, '.join(words_known)}=, got {sorted(unknown)}")
+        if unknown := set(words) - set(WORDS):
+            raise ValueError(f"a table mark knows {'=, '.join(WORDS)}=, got {sorted(unknown)}")
         if words and "metric" not in words:
             raise ValueError(f"a table mark with {sorted(words)} needs metric= as well")
         if words:
@@ -79,11 +79,6 @@ PICTURES = {  # of notebooks whose first figure says less
 }
 
 
-def title_of(notebook: Path) -> str:
-    """The heading of a notebook, which is the question it asks."""
-    return "".join(json.loads(notebook.read_text())["cells"][0]["source"]).splitlines()[0].removeprefix("# ")
-
-
 def index(root: Path = Path()) -> str:
     """The page of all notebooks in ``notebooks/``: each with a picture, and the question that is its title."""
     lines = [
@@ -96,7 +91,8 @@ def index(root: Path = Path()) -> str:
         "|---|---|",
     ]
     for path in sorted((root / "notebooks").glob("*.ipynb")):
-        title = title_of(path)
+        heading = json.loads(path.read_text())["cells"][0]["source"][0]
+        title = heading.strip().removeprefix("# ")
         first = min(picture.stem for picture in (root / "figures" / path.stem).glob("*.png"))
         name = f"{path.stem}/{PICTURES.get(path.stem, first)}"
         picture = f'<img src="../figures/{name}.png" width="240" alt="{name}">'

@@ -17,14 +17,13 @@ from sp.figures.style import LETTERS, STYLE, look
 
 
 @plot()
-def gate_bands(canvas: Canvas, table: pd.DataFrame, method: str = "Consolidation") -> Figure:
-    """The gate over training, a panel for each layer: median and the band between its outer quantiles.
+def gate_bands(canvas: Canvas, table: pd.DataFrame) -> Figure:
+    """The gate of consolidation over training, a panel for each layer: median, and the band of its outer quantiles.
 
     Args:
-        table: ``step``, ``task``, ``layer``, ``quantile``, ``gate``, as `sp.lab.watch.gate_quantiles` gives it.
-        method: whose gate it is.
+        table: ``step``, ``task``, ``layer``, ``quantile``, ``gate``.
     """
-    layers, ink = list(dict.fromkeys(table.layer)), look(method)[0]
+    layers, ink = list(dict.fromkeys(table.layer)), look("Consolidation")[0]
     fig, axes = canvas(1.75, ncols=len(layers), sharey=True, squeeze=False)
     for ax, layer in zip(axes[0], layers, strict=True):
         wide = table[table.layer == layer].pivot_table("gate", "step", "quantile")
@@ -37,22 +36,21 @@ def gate_bands(canvas: Canvas, table: pd.DataFrame, method: str = "Consolidation
         ax.locator_params(axis="x", nbins=3)
     axes[0, 0].set_ylabel("Gate (share of a step)")
     label_below(fig, axes, "Training step")
-    legend_below(fig, axes[0, 0].get_legend_handles_labels()[0])
+    legend_below(fig, axes)
     return fig
 
 
 @plot()
-def spectra(canvas: Canvas, table: pd.DataFrame, panel: str = "stream") -> Figure:
+def spectra(canvas: Canvas, table: pd.DataFrame) -> Figure:
     """Eigenvalues of a memory after each task, times the retention, a panel for each stream.
 
     Args:
-        table: ``task``, ``direction``, ``weight``, as `sp.lab.watch.spectrum` gives it, and the column ``panel``.
-        panel: which column tells the panels apart.
+        table: ``stream``, ``task``, ``direction``, ``weight``.
     """
-    titles = list(dict.fromkeys(table[panel]))
+    titles = list(dict.fromkeys(table.stream))
     fig, axes = canvas(2.2, ncols=len(titles), sharey=True, squeeze=False)
     for ax, title in zip(axes[0], titles, strict=True):
-        rows = table[table[panel] == title]
+        rows = table[table.stream == title]
         tasks = sorted(rows.task.unique())
         ax.axhline(1, color="0.4", linewidth=0.6, linestyle="--")
         for task in tasks:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from sp.figures.style import LETTERS, SMALLEST, STYLE, look
+from sp.lab import metrics
 
 # Called with a height in inches and arguments of `Figure.subplots`: a figure, or a part of a larger one, and its axes.
 Canvas = Callable[..., tuple[FigureBase, Any]]
@@ -66,8 +67,6 @@ def summary(rows: pd.DataFrame, x: str, column: str) -> pd.DataFrame:
         return rows.assign(mean=rows[column], low=rows[low], high=rows[high])
     if not rows[x].duplicated().any():
         return rows.assign(mean=rows[column], low=np.nan, high=np.nan)
-    from sp.lab import metrics  # imports scipy.stats, which takes half a second
-
     return metrics.summarise(rows, [x], column)
 
 
@@ -125,8 +124,9 @@ def label_below(fig: FigureBase, axes: np.ndarray, label: str, names: Sequence[s
         ax.set_xlabel(wrapped(label, fig, axes.shape[1], names))
 
 
-def legend_below(fig: FigureBase, handles: Sequence) -> None:
-    """A legend below all panels, in as many columns as there is room for; a figure grows by its rows over 3."""
+def legend_below(fig: FigureBase, axes: np.ndarray) -> None:
+    """What the first panel shows, named below all, in as many columns as fit; a figure grows by its rows over 3."""
+    handles = axes[0, 0].get_legend_handles_labels()[0]
     letters = [len(handle.get_label()) for handle in handles]
     columns = range(1, min(len(handles), 4) + 1)
     widths = {n: sum(LETTER * max(part) + 26 for part in np.array_split(letters, n)) for n in columns}

@@ -6,7 +6,7 @@ import string
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -21,54 +21,42 @@ from sp.figures.tables import INTERVALS, across_streams, cost_columns, latex_fig
 PREFERRED = ("mnist", "digits")  # data sets; the first that is stored is taken
 
 
-class Panel(NamedTuple):
-    """A stored figure as a panel: its name with ``{}`` for the data set, and its share of the row."""
-
-    name: str
-    share: float = 1
-
-
-class Sheet(NamedTuple):
-    """A figure of several panels: what its caption begins with, and its rows: height in inches, and panels."""
-
-    caption: str
-    rows: list[tuple[float, list[Panel]]]
-
-
-FIGURES = {
-    "figure1_mechanism": Sheet(
+# Each with the beginning of its caption and its rows: height in inches, and stored figures (with {} for the data set)
+# with their shares of the width.
+FIGURES: dict[str, tuple[str, list[tuple[float, dict[str, float]]]]] = {
+    "figure1_mechanism": (
         "Why a trace that accumulates remembers, and what a memory of inputs adds.",
         [
-            (2.1, [Panel("02_consolidation/{}_traces", 1), Panel("02_consolidation/{}_gate", 1.2)]),
-            (2.2, [Panel("03_coincidence/{}_spectrum", 1.2), Panel("03_coincidence/{}_novelty", 1)]),
-            (1.9, [Panel("03_coincidence/{}_gradient"), Panel("03_coincidence/{}", 1.3)]),
+            (2.1, {"02_consolidation/{}_traces": 1, "02_consolidation/{}_gate": 1.2}),
+            (2.2, {"03_coincidence/{}_spectrum": 1.2, "03_coincidence/{}_novelty": 1}),
+            (1.9, {"03_coincidence/{}_gradient": 1, "03_coincidence/{}": 1.3}),
         ],
     ),
-    "figure2_claims": Sheet(
+    "figure2_claims": (
         "The published claims on trial.",
         [
-            (2.5, [Panel("01_forgetting/{}_curves"), Panel("01_forgetting/{}")]),
-            (2.6, [Panel("10_claims/{}_replay", 1.1), Panel("08_permuted/{}_tasks")]),
+            (2.5, {"01_forgetting/{}_curves": 1, "01_forgetting/{}": 1}),
+            (2.6, {"10_claims/{}_replay": 1.1, "08_permuted/{}_tasks": 1}),
         ],
     ),
-    "figure3_retention": Sheet(
+    "figure3_retention": (
         "Retention across streams, without replay unless it is said.",
         [
-            (1.9, [Panel("02_consolidation/{}_split5_class_matrices")]),
-            (3.5, [Panel("09_comparison/{}_accuracy")]),
-            (2.0, [Panel("03_coincidence/{}_capacity"), Panel("03_coincidence/{}_beyond")]),
+            (1.9, {"02_consolidation/{}_split5_class_matrices": 1}),
+            (3.5, {"09_comparison/{}_accuracy": 1}),
+            (2.0, {"03_coincidence/{}_capacity": 1, "03_coincidence/{}_beyond": 1}),
         ],
     ),
-    "figure4_ablation": Sheet(
+    "figure4_ablation": (
         "Which choices of the rules matter.",
         [
-            (3.1, [Panel("06_ablation/{}_published")]),
-            (2.1, [Panel("06_ablation/{}_coincidence", 1.5), Panel("06_ablation/{}_consolidation", 1)]),
+            (3.1, {"06_ablation/{}_published": 1}),
+            (2.1, {"06_ablation/{}_coincidence": 1.5, "06_ablation/{}_consolidation": 1}),
         ],
     ),
-    "figure5_cost": Sheet(
+    "figure5_cost": (
         "What retention costs.",
-        [(2.8, [Panel("09_comparison/{}_memory")]), (2.8, [Panel("12_overhead/size")])],
+        [(2.8, {"09_comparison/{}_memory": 1}), (2.8, {"12_overhead/size": 1})],
     ),
 }
 
@@ -128,15 +116,15 @@ def sheet(name: str, journal: str = "icml") -> tuple[Figure, str, dict]:
     Raises:
         FileNotFoundError: a panel is not stored; the message gives the command that makes it.
     """
-    rows = FIGURES[name].rows
-    read = {panel: _first(panel.name, stored) for _, panels in rows for panel in panels}
+    begins, rows = FIGURES[name]
+    read = {panel: _first(panel, stored) for _, panels in rows for panel in panels}
     fig, ax = figure("page", sum(height for height, _ in rows), journal)
     ax.remove()
     letters = iter(string.ascii_lowercase)
     captions, made_from = [], {}
     lines = fig.subfigures(len(rows), 1, height_ratios=[height for height, _ in rows], squeeze=False)[:, 0]
     for line, (_, panels) in zip(lines, rows, strict=True):
-        parts = line.subfigures(1, len(panels), width_ratios=[panel.share for panel in panels], squeeze=False)[0]
+        parts = line.subfigures(1, len(panels), width_ratios=list(panels.values()), squeeze=False)[0]
         for part, panel in zip(parts, panels, strict=True):
             stem, _, (record, table) = read[panel]
             PLOTS[record["kind"]](partial(_part, part), table, **record["options"])
@@ -144,7 +132,7 @@ def sheet(name: str, journal: str = "icml") -> tuple[Figure, str, dict]:
             part.suptitle(letter, x=0.01, ha="left", fontsize=8, fontweight="bold")
             captions.append(f"({letter}) {record['caption']}")
             made_from[stem] = {key: record["provenance"][key] for key in ("command", "experiments")}
-    return fig, " ".join([FIGURES[name].caption, *captions]), {"made_from": made_from, "versions": versions()}
+    return fig, " ".join([begins, *captions]), {"made_from": made_from, "versions": versions()}
 
 
 def make(target: Path = Path("build/paper"), journal: str = "icml") -> list[Path]:

@@ -41,8 +41,7 @@ def picture(
     Args:
         kind: a name in `sp.figures.PLOTS`. table: what it is drawn from. options: of that plot.
         width, journal: as for `sp.figures.figure`.
-        style: which methods of the column ``method`` are shown and how: ``only``, a list of them, in order; ``names``,
-            method -> what it is called; ``colours``, method -> a colour of matplotlib's. Any of the three, or None.
+        style: as for `sp.figures.restyle.restyled`.
 
     Raises:
         ValueError: an unknown kind, width, journal, method or colour.
@@ -62,7 +61,6 @@ def draw(
     caption: str,
     width: str | float = "column",
     journal: str = "icml",
-    style: dict[str, Any] | None = None,
     formats: Sequence[str] = ("pdf", "png"),
     keys: Iterable[str] | None = None,
     command: str | None = None,
@@ -75,21 +73,15 @@ def draw(
     experiments, versions) is in ``NAME.json``, and inside the PDF (subject), the PNG and the SVG (description).
 
     Args:
-        kind: a name in `sp.figures.PLOTS`.
-        name: of the files, without a suffix, as for `sp.figures.path_of`.
-        data: tidy; what the figure is drawn from, and its CSV.
-        question: what the figure answers, for the gallery.
+        kind: a name in `sp.figures.PLOTS`. name: of the files, without a suffix, as for `sp.figures.path_of`.
+        data: tidy; what the figure is drawn from, and its CSV. question: what it answers, for the gallery.
         caption: for a paper. The data set, what is drawn (such as a mean and its interval) and the number of seeds are
             put after it.
-        width, journal: as for `sp.figures.figure`. style: as for `picture`; the CSV has all methods.
-        formats: some of `FORMATS`; PNG at 300 dpi.
+        width, journal: as for `sp.figures.figure`. formats: some of `FORMATS`; PNG at 300 dpi.
         keys: of the experiments behind the data; default: those in the column ``key``, where there is one.
         command: what makes the data; default: the one that runs its notebook with the parameters of this run.
         about: more JSON values on how it was made.
         options: JSON values, for the plot.
-
-    Returns:
-        The figure, as it was saved.
 
     Raises:
         ValueError: an unknown kind, width, journal or format. TypeError: options that are not JSON, or not the plot's.
@@ -97,19 +89,17 @@ def draw(
     """
     check_choice("kind", kind, PLOTS)
     shown, counted, dataset = PLOTS[kind].shows, seeds(data), files.dataset_of(name)
-    endings = [
-        caption,
-        f"Data: {files.DATASETS[dataset]}." if dataset else "",
-        f"{shown}, {counted}." if shown and counted else "",
-    ]
+    if dataset:
+        caption += f" Data: {files.DATASETS[dataset]}."
+    if shown and counted:
+        caption += f" {shown}, {counted}."
     record = {
         "kind": kind,
         "options": options,
         "question": question,
-        "caption": " ".join(filter(None, endings)),
+        "caption": caption,
         "width": width,
         "journal": journal,
-        **({"style": style} if style else {}),
         "provenance": {
             **made_by(name),
             **({"command": command} if command else {}),
@@ -143,7 +133,8 @@ def redraw(
 
     Args:
         name: as for `sp.figures.path_of`.
-        width, journal, style: as for `picture`; None: as it was. ``{}`` is the style of the house.
+        width, journal, style: as for `picture`; None: as it was. ``{}`` is the style of the house. The CSV has all
+            methods whatever the style.
         formats: some of `FORMATS`. to: folder; None: in place.
 
     Raises:

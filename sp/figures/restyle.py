@@ -9,40 +9,32 @@ from matplotlib.colors import is_color_like
 from sp.checks import check_choice
 from sp.figures.style import Looks, look
 
-STYLE = ("only", "names", "colours")
-
-
-def check_style(style: Mapping[str, Any], table: pd.DataFrame) -> None:
-    """Raises: ValueError: a word that is not in `STYLE`, a method that the table does not have, or no colour."""
-    known = dict.fromkeys(table.get("method", ()))
-    for word, chosen in style.items():
-        check_choice("style", word, STYLE)
-        for method in chosen:
-            check_choice(f"style[{word!r}]", method, known)
-    for method, colour in style.get("colours", {}).items():
-        if not is_color_like(colour):
-            raise ValueError(f"the colour of {method!r} must be one of matplotlib's, such as '#CF5100', got {colour!r}")
-
 
 def restyled(
     table: pd.DataFrame, options: dict[str, Any], style: Mapping[str, Any]
 ) -> tuple[pd.DataFrame, dict[str, Any], Looks]:
-    """The table and the options of a plot with the methods of a style, and how the renamed and recoloured ones look.
+    """The table and the options of a plot with the methods of a style, and how these look.
 
     Args:
         table: with a column ``method``, if the style is not empty. options: of the plot.
         style: ``only``, methods, in order; ``names``, method -> what it is called; ``colours``, method -> colour.
+
+    Raises:
+        ValueError: another word in the style, a method that the table does not have, or no colour.
     """
     if not style:
         return table, options, {}
-    check_style(style, table)
-    names, colours = style.get("names", {}), style.get("colours", {})
-    known = list(dict.fromkeys(table.method))
-    shown = style.get("only", known)
-    looks = {names.get(method, method): (colours.get(method, look(method)[0]), look(method)[1]) for method in shown}
-    table = pd.concat([table[table.method == method] for method in shown], ignore_index=True)
+    known = list(dict.fromkeys(table.get("method", ())))
+    for word, chosen in style.items():
+        check_choice("style", word, ("only", "names", "colours"))
+        for method in chosen:
+            check_choice(f"style[{word!r}]", method, known)
+    names, colours, shown = style.get("names", {}), style.get("colours", {}), style.get("only", known)
+    for method, colour in colours.items():
+        if not is_color_like(colour):
+            raise ValueError(f"the colour of {method!r} must be one of matplotlib's, such as '#CF5100', got {colour!r}")
 
-    def chosen(value: Any) -> Any:
+    def chosen_of(value: Any) -> Any:
         """An option that lists methods, or titles by method, has those that are shown."""
         if not isinstance(value, list | dict) or not value or not set(value) <= set(known):
             return value
@@ -51,8 +43,7 @@ def restyled(
             return [names.get(method, method) for method in methods]
         return {names.get(method, method): names.get(value[method], value[method]) for method in methods}
 
-    return (
-        table.assign(method=table.method.replace(names)),
-        {name: chosen(value) for name, value in options.items()},
-        looks,
-    )
+    rows = pd.concat([table[table.method == method] for method in shown], ignore_index=True)
+    looks = {names.get(method, method): (colours.get(method, look(method)[0]), look(method)[1]) for method in shown}
+    options = {name: chosen_of(value) for name, value in options.items()}
+    return rows.assign(method=rows.method.replace(names)), options, looks

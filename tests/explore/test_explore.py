@@ -2,42 +2,26 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import psutil
 import pytest
 import torch
 
 from sp import explore, figures
-from sp.explore import code, gate, learning, results
-from sp.explore.panel import Answer, Latest, Panel
+from sp.explore import code, gate, learning, results, training
+from sp.explore.panel import Answer, Panel
 from sp.lab import methods
 from sp.lab.experiment import Experiment, run
 from sp.lab.ledger import Ledger
 
 FAST = {"epochs": 1, "samples_per_task": 100, "hidden": (8,), "curve_points": 2}
-
-
-def test_only_the_newest_request_that_waits_is_run():
-    seen, go = [], threading.Event()
-
-    def slowly(request):
-        go.wait(10)
-        seen.append(request)
-
-    latest = Latest(slowly)
-    latest.submit(0)
-    while latest.superseded():  # until the first one has begun
-        time.sleep(0.001)
-    for number in range(1, 10):
-        latest.submit(number)
-    assert latest.superseded()
-    go.set()
-    assert latest.wait(10) and seen == [0, 9] and not latest.superseded()
-    latest.submit(10)
-    assert latest.wait(10) and seen == [0, 9, 10]
 
 
 def make_panel(make, controls=None):
@@ -53,6 +37,24 @@ def draw(choices):
     data = pd.DataFrame({"method": "Adam", "x": [0, 1], "height": [0, choices["height"]]})
     options = {"x": "x", "panels": {"height": ""}, "labels": ["x", "y"], "limits": [0, 5]}
     yield Answer("line_panels", data, f"height {choices['height']}", data.set_index("method"), options)
+
+
+def test_only_the_newest_choice_that_waits_is_answered():
+    begun, go = [], threading.Event()
+
+    def slowly(choices):
+        begun.append(choices["height"])
+        go.wait(10)
+        yield from draw(choices)
+
+    panel = make_panel(slowly)
+    while not begun:
+        time.sleep(0.001)
+    for height in (2, 3, 5):
+        panel.controls["height"].value = height
+    assert not panel.wait(0.01)
+    go.set()
+    assert panel.wait(30) and begun == [1, 5] and panel._readout.value == "height 5"
 
 
 def test_a_panel_shows_recovers_resets_and_saves(tmp_path, monkeypatch):
@@ -148,7 +150,7 @@ def test_the_gate_panel_redraws_fast_and_as_if_drawn_anew():
     panel.wait(60)
     assert panel._image.value != begin and "plasticity_k=9.0" in panel._text.value
     used = time.thread_time()
-    panel._answer(panel.choices())
+    panel._answer(panel.choices(), panel._asked)
     assert time.thread_time() - used < 0.2
     panel.reset()
     panel.wait(60)
@@ -183,14 +185,43 @@ def test_learning_shows_a_glimpse_then_the_training_as_it_goes(tmp_path):
     panel = explore.learning_panel(Ledger(tmp_path))
     shown = shown_by(panel)
     assert panel.wait(120) and panel._error.value == ""
-    assert shown[0].pending.startswith("one epoch") and {answer.pending for answer in shown[1:-1]} == {
-        "training &hellip;"
-    }
+    stages = list(dict.fromkeys(answer.pending for answer in shown))
+    assert stages == [training.GLIMPSE, training.UNDER_WAY, ""]
     whole = learning.learning_answer(Ledger(tmp_path))  # as computed at once
     pd.testing.assert_frame_equal(panel.answer.data, whole.data, check_dtype=False)
-    lengths = [(answer.data.quantity == "accuracy").sum() for answer in shown[1:]]
+    lengths = [(answer.data.quantity == "accuracy").sum() for answer in shown if answer.pending != training.GLIMPSE]
     assert lengths[-1] == 96 and lengths[0] < 96  # two methods, two tasks, 24 points
     assert all(answer.data.step.max() == pytest.approx(learning.STEPS, abs=1) for answer in (shown[0], shown[-1]))
+
+
+def test_what_is_shown_up_to_a_step_begins_no_training_anew(tmp_path, monkeypatch):
+    trained = []
+    submit = training._submit
+    monkeypatch.setattr(training, "_submit", lambda *call: trained.append(call) or submit(*call))
+    panel = explore.learning_panel(Ledger(tmp_path))
+    for step in (0, 50, 100, 150, 200):  # as play moves it
+        panel.controls["step"].value = step
+        time.sleep(0.2)
+    assert panel.wait(120) and panel._error.value == ""
+    assert [call[0] for call in trained] == [os.getpid, training._train, training._train]
+
+
+def test_processes_end_soon_after_the_one_that_began_them_was_killed():
+    code = """
+import time
+from sp.explore import training
+pids = {training._submit(training.os.getpid).result() for _ in range(4)}
+print(*pids, flush=True)
+time.sleep(1000)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    parent.kill()
+    parent.wait(30)
+    deadline = time.monotonic() + 60
+    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_learning_shows_the_controls_that_have_an_effect(tmp_path):

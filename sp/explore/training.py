@@ -1,0 +1,178 @@
+"""Trainings in processes of their own, which say again and again what is seen of them.
+
+A run sets the random state of its process, so that none is done in the notebook's own.
+"""
+
+import os
+import pickle
+import tempfile
+import threading
+import time
+from collections.abc import Collection
+from concurrent.futures import BrokenExecutor, Future, wait
+from dataclasses import replace
+from functools import cache
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from joblib.externals.loky import ProcessPoolExecutor
+
+from sp import files
+from sp.lab import watch
+from sp.lab.experiment import Experiment, Moment, run
+from sp.lab.ledger import Ledger
+
+IDLE = 1800  # seconds after which processes that had nothing to train end
+EVERY = 0.1  # seconds between two looks at a training
+GLIMPSE = "one epoch of five; all of them follow"
+UNDER_WAY = "training &hellip;"
+
+Seen = tuple[watch.Observed, str]  # and what it still lacks, empty where it is the whole
+
+
+class Trainings:
+    """Runs that are read from a ledger or trained, and of which only those that are wanted go on.
+
+    Args:
+        ledger: where finished runs are kept.
+    """
+
+    def __init__(self, ledger: Ledger):
+        self._ledger = ledger
+        self._folder = tempfile.TemporaryDirectory()
+        self._numbers = count()
+        self._whole: dict[Experiment, watch.Observed] = {}
+        self._running: dict[Experiment, tuple[Future, Path]] = {}
+        _submit(os.getpid)  # so that processes start, and import what they need
+
+    def want(self, experiments: Collection[Experiment]) -> None:
+        """Begin these where they are not known or under way, and end all others."""
+        for experiment in set(self._running) - set(experiments):
+            future, file = self._running.pop(experiment)
+            if not future.cancel():
+                _stop(file).touch()
+        self._whole = {experiment: seen for experiment, seen in self._whole.items() if experiment in experiments}
+        for experiment in experiments:
+            if experiment in self._whole or experiment in self._running:
+                continue
+            kept = watch.observe(experiment, self._ledger, missing_too=False)
+            if kept is not None:
+                self._whole[experiment] = kept
+                continue
+            file = Path(self._folder.name, str(next(self._numbers)))
+            self._running[experiment] = _submit(_train, experiment, self._ledger.folder, file), file
+
+    def seen(self, experiment: Experiment) -> Seen | None:
+        """What is seen of one that is wanted, as far as it has come; None before anything is.
+
+        Raises:
+            Exception: what ended the training.
+        """
+        if experiment in self._whole:
+            return self._whole[experiment], ""
+        future, file = self._running[experiment]
+        if future.done():
+            del self._running[experiment]
+            file.unlink(missing_ok=True)
+            self._whole[experiment] = future.result()
+            return self._whole[experiment], ""
+        return pickle.loads(file.read_bytes()) if file.exists() else None
+
+    def wait(self, seconds: float) -> None:
+        """Until all have ended, at most so long."""
+        wait([future for future, _ in self._running.values()], seconds)
+
+
+def _submit(*call: Any) -> Future:
+    try:
+        return _processes().submit(*call)
+    except BrokenExecutor:  # one was killed
+        _processes.cache_clear()
+        return _processes().submit(*call)
+
+
+@cache
+def _processes() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(max_workers=2, timeout=IDLE, initializer=_end_with, initargs=(os.getpid(),))
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent, which may be killed and then tells nobody."""
+
+    def watch_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch_parent, daemon=True).start()
+
+
+class _Stopped(Exception):
+    """Nobody wants the training any more."""
+
+
+def _stop(file: Path) -> Path:
+    """The file that ends the training that tells of itself in this one."""
+    return file.with_suffix(".stop")
+
+
+def _train(experiment: Experiment, folder: Path, file: Path) -> watch.Observed:
+    """Train for one epoch, to show what to expect, then as long as it takes; what is seen goes into a file."""
+    glimpse = _one_epoch(experiment, file)
+    _tell(file, glimpse, GLIMPSE)
+    due = time.monotonic()
+
+    def tell(look: watch.Plasticity, moment: Moment) -> None:
+        nonlocal due
+        _check_wanted(file)
+        if moment.curve and time.monotonic() >= due:
+            _tell(file, _with_the_rest_of(glimpse, watch.so_far(look, moment)), UNDER_WAY)
+            due = time.monotonic() + EVERY
+
+    return watch.observe(experiment, _ledger(folder), tell=tell)
+
+
+def _one_epoch(experiment: Experiment, file: Path) -> watch.Observed:
+    """What one epoch shows, on the axis of the whole training; options that count steps are in proportion."""
+    options = dict(experiment.options)
+    if "warmup_steps" in options:
+        options["warmup_steps"] = max(1, options["warmup_steps"] // experiment.epochs)
+    plasticity, last = watch.Plasticity(every=10), None  # half as often as in the whole, for speed; so are the tests
+
+    def look(moment: Moment) -> None:
+        nonlocal last
+        _check_wanted(file)
+        plasticity(moment)
+        last = moment
+
+    points = experiment.curve_points // 2
+    run(replace(experiment, epochs=1, options=options, curve_points=points), look=look)
+    seen = watch.so_far(plasticity, last)
+    return replace(seen, curve=seen.curve.assign(step=seen.curve.step * experiment.epochs))
+
+
+def _with_the_rest_of(glimpse: watch.Observed, now: watch.Observed) -> watch.Observed:
+    """A training as far as it has come, with events and gates of the glimpse for tasks that have not ended."""
+
+    def both(name: str) -> pd.DataFrame:
+        new, old = getattr(now, name), getattr(glimpse, name)
+        return pd.concat([new, old[~old.task.isin(new.task)]], ignore_index=True) if len(new) else old
+
+    return replace(now, events=both("events"), gates=both("gates"))
+
+
+def _check_wanted(file: Path) -> None:
+    if _stop(file).exists():
+        file.unlink(missing_ok=True)
+        raise _Stopped
+
+
+def _tell(file: Path, seen: watch.Observed, lacks: str) -> None:
+    files.write_atomically(file, pickle.dumps((seen, lacks)))
+
+
+@cache
+def _ledger(folder: Path) -> Ledger:
+    return Ledger(folder)
