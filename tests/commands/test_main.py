@@ -46,25 +46,12 @@ def test_each_command_says_what_it_takes(name, capsys):
 @pytest.mark.parametrize(
     ("command", "hint"),
     [
-        (["figure"], "invalid choice: 'figure' (choose from"),
-        (["sweep", "--stream", "splt5_class"], "argument --stream: invalid choice: 'splt5_class' (choose from"),
-        (["figures", "--dataset", "mnits"], "argument --dataset: invalid choice: 'mnits' (choose from"),
-        (["audit", "--sampel", "3"], "unrecognized arguments: --sampel 3"),
-        (["audit", "--sample", "0"], "must be a whole number >= 1, got '0'"),
-    ],
-)
-def test_a_misspelt_word_is_named(command, hint, capsys):
-    assert hint in refused(command, capsys)
-
-
-@pytest.mark.parametrize(
-    ("command", "hint"),
-    [
         (["figure"], "did you mean 'figures'?"),
         (["nothing-like-it"], "(choose from 'compare', 'sweep', 'figures', 'paper', 'audit', 'refresh', 'readme')"),
         (["sweep", "--stream", "splt5_class"], "did you mean 'split5_class'?"),
         (["figures", "--dataset", "mnits"], "did you mean 'mnist'?"),
         (["audit", "--sampel", "3"], "unrecognized arguments: --sampel 3: did you mean '--sample'?"),
+        (["audit", "--sample", "0"], "must be a whole number >= 1, got '0'"),
     ],
 )
 def test_a_misspelt_word_gets_a_suggestion(command, hint, capsys):
