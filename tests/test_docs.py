@@ -4,7 +4,10 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
+
+from sp.figures import record
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -24,6 +27,16 @@ def test_the_example_of_the_readme_prints_what_it_says(capsys):
 def test_the_readme_is_one_page_with_few_numbers():
     assert len(README.splitlines()) <= 120
     assert len(re.findall(r"\d*\.\d+", README)) <= 40
+
+
+def test_the_plot_of_the_architecture_can_be_drawn(monkeypatch):
+    monkeypatch.setattr(record, "PLOTS", dict(record.PLOTS))
+    monkeypatch.setattr("sp.figures.kit.PLOTS", record.PLOTS)
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    exec(re.search(r"## Add a plot.*?```python\n(.*?)```", text, re.DOTALL)[1], {})
+    table = pd.DataFrame({"method": ["Adam", "Coincidence"], "mean": [0.2, 0.9]})
+    drawn = record.picture("bars", table, {"label": "Final accuracy"})
+    assert [bar.get_height() for bar in drawn.axes[0].patches] == [0.2, 0.9]
 
 
 def entries():
