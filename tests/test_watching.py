@@ -415,3 +415,26 @@ def test_a_readout_steps_by_the_number_of_its_outputs_and_another_layer_does_not
         moved[outputs] = rows[0].item() * outputs**0.5, (model[0].weight - before[1]).norm().item()
     assert moved[20][0] / moved[5][0] == pytest.approx(4, rel=1e-3)
     assert moved[20][1] / moved[5][1] == pytest.approx(1, rel=1e-3)
+
+
+def test_a_layer_that_came_after_its_watcher_is_pointed_out():
+    model = nn.Sequential(nn.Linear(INPUTS, 16), nn.ReLU(), nn.Linear(16, CLASSES))
+    optimizer = watched(model)
+    model[2] = nn.Linear(16, INPUTS)
+    for late in (model[2], nn.Linear(16, INPUTS)):
+        with pytest.warns(
+            UserWarning, match=r"make a new NMDACoincidence\(model\) and a new optimizer, or .*sp.grow_out"
+        ):
+            copy.deepcopy(optimizer).add_param_group({"params": late.parameters()})
+    with pytest.warns(UserWarning, match="came after the watcher"):
+        optimizer.add_param_group({"params": model[2].parameters()})
+
+
+def test_what_is_watched_or_never_could_be_is_added_without_a_word(recwarn):
+    model = nn.Sequential(nn.Linear(INPUTS, 16), nn.LayerNorm((4, 16)), nn.BatchNorm1d(4), nn.Linear(16, CLASSES))
+    model.register_parameter("places", nn.Parameter(torch.zeros(4, 16)))
+    optimizer = ConsolidatingPlasticityOptimizer(model[0].parameters(), coincidence=NMDACoincidence(model))
+    for late in (model[1].parameters(), model[2].parameters(), model[3].parameters(), [model.places]):
+        optimizer.add_param_group({"params": late})
+    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(3))]})
+    assert not recwarn.list

@@ -7,7 +7,7 @@ postsynaptic side (Mayer, Westbrook & Guthrie 1984; Nowak et al. 1984). A gradie
 
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -280,6 +280,18 @@ class NMDACoincidence(Hooked):
             for p in synapses.parameters
             if p.requires_grad
         }
+
+    def misses(self, parameters: Iterable[nn.Parameter]) -> bool:
+        """Whether one of the parameters is the matrix of a layer that came after the watcher.
+
+        Of the model's own parameters that is any layer that could be watched; of others any with two dimensions.
+        """
+        watched = {id(synapses.weight) for synapses in self.synapses}
+        new = {id(p) for p in parameters if p.dim() > 1} - watched
+        if (model := self._model()) is not None:
+            could_be = {id(layer.weight) for layer in watchable(model)}
+            new -= {id(p) for p in model.parameters()} - could_be
+        return bool(new)
 
     def reached(self, synapses: Synapses, backward: int, rows: int) -> tuple[int, bool]:
         """The rows of the layer that the error of this backward pass reached first, and whether it is this one."""

@@ -12,6 +12,9 @@ from sp.checks import did_you_mean
 class Parser(argparse.ArgumentParser):
     """Arguments of a command, with a suggestion where a word is misspelt, as Python gives from 3.14 on."""
 
+    def __init__(self, *words, **named):
+        super().__init__(*words, allow_abbrev=False, **named)  # --seed must not pass for --seeds
+
     def error(self, message):
         choice = re.search(r"invalid choice: '(.+?)' \(choose from (.*)\)", message)
         option = re.search(r"unrecognized arguments: (\S+)", message)

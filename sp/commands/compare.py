@@ -6,7 +6,6 @@ has are read. FILE.py:NAME is a callable, or a stream, in a file of yours.
 
 import argparse
 import importlib.util
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -17,16 +16,18 @@ from sp.checks import did_you_mean
 from sp.commands import add_dataset, positive
 from sp.files import write_atomically
 from sp.lab import Stream, choices, compare
+from sp.lab.runs import PLOTS, tuned
+from sp.lab.settings import STREAMS
 from sp.rivals import METHODS, TITLES
 
-_STREAM = re.compile(r"(split|permuted|rotated)(\d+)(?:_(class|domain|task))?")
+WITH_DEFAULTS = "coincidence"  # what is meant to run with its defaults
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to compare, and what to leave of it."""
     parser.epilog = (
-        "example: python -m sp compare --method adam --method mine.py:lion --stream split5 --tune lr=1e-4,3e-4,1e-3 "
-        f"--figure lion. Methods: {', '.join(METHODS)}."
+        "example: python -m sp compare --method adam --method mine.py:lion --stream split5 --tune adam:lr=1e-4,3e-4 "
+        f"--tune lion:lr=3e-5,1e-4 --figure lion. Methods: {', '.join(METHODS)}."
     )
     add = parser.add_argument
     add("--method", action="append", required=True, metavar="NAME|FILE.py:NAME", help="once for each; first: baseline")
@@ -34,11 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stream",
         default="split5",
         metavar="NAME|FILE.py:NAME",
-        help="split5, split5_domain, permuted10, rotated5, ...",
+        help=f"{', '.join(STREAMS)}, or such as split5, rotated5_task (default: split5)",
     )
     add("--samples-per-task", type=positive, help="training images of each task; default: all")
     add("--network", metavar="NAME|FILE.py:NAME", help="default: a perceptron")
-    add("--tune", action="append", default=[], metavar="[METHOD:]OPTION=v1,v2,...", help="of one method, or of each")
+    add("--tune", action="append", default=[], metavar="METHOD:OPTION=v1,v2,...", help="as often as needed")
     add("--seeds", type=positive, default=6, help="how many seeds (default: 6; below six no verdict is given)")
     add("--epochs", type=positive, help="passes over each task")
     add("--batch-size", type=positive)
@@ -48,13 +49,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=positive, help="processes (default: one a core)")
     add("--cluster", metavar="tcp://HOST:PORT", help="a dask scheduler on whose workers to run")
     add("--figure", metavar="NAME", help="draw the figure figures/NAME")
-    add("--kind", default="accuracy", choices=("accuracy", "matrix", "curve"), help="of figure (default: accuracy)")
+    add("--kind", choices=PLOTS, help="of the figure (default: accuracy)")
     add("--csv", type=Path, help="write the table of all runs to this file")
     add_dataset(parser)
 
 
 def run(chosen: argparse.Namespace) -> None:
     """Compare, print the table, and leave what was asked for."""
+    if chosen.kind and not chosen.figure:
+        raise ValueError(f"--kind {chosen.kind} is of a figure: give --figure NAME as well")
     methods = dict(_titled(word) for word in chosen.method)
     if len(methods) < len(chosen.method):
         raise ValueError(f"--method must name each method once, got {', '.join(chosen.method)}")
@@ -64,7 +67,7 @@ def run(chosen: argparse.Namespace) -> None:
             _stream(chosen.stream, chosen.dataset, chosen.samples_per_task),
             chosen.network and named(chosen.network),
             chosen.seeds,
-            _tune(chosen.tune, methods),
+            _tune(chosen.tune, chosen.method),
             epochs=chosen.epochs,
             batch_size=chosen.batch_size,
             replay_capacity=chosen.replay_capacity,
@@ -76,10 +79,15 @@ def run(chosen: argparse.Namespace) -> None:
     except TypeError as error:  # something was named that is no method, network or stream
         raise ValueError(str(error)) from error
     print(runs.table().to_string())
+    if len(methods) > 1:
+        print("higher or lower: the interval leaves out 0 and a sign-flip test agrees")
+    for title, options in tuned(runs.tuning).items():
+        print(f"{title}: {options}")
     if chosen.csv:
         write_atomically(chosen.csv, runs.data.to_csv(index=False))
     if chosen.figure:
-        runs.save(chosen.figure, chosen.kind, command=shlex.join(["python", "-m", "sp", "compare", *chosen.arguments]))
+        command = shlex.join(["python", "-m", "sp", "compare", *chosen.arguments])
+        runs.save(chosen.figure, chosen.kind or "accuracy", command=command)
         print(f"The figure is {figures.path_of(chosen.figure)}.pdf.")
 
 
@@ -87,6 +95,8 @@ def named(text: str) -> Any:
     """A name as it is, or what ``FILE.py:NAME`` names."""
     file, colon, name = text.rpartition(":")
     if not colon:
+        if text.endswith(".py"):
+            raise ValueError(f"{text} is a file: name what is meant in it, as {text}:NAME")
         return text
     path = Path(file).absolute()
     if not path.is_file():
@@ -105,36 +115,37 @@ def named(text: str) -> Any:
 
 
 def _titled(word: str) -> tuple[str, Any]:
-    return (TITLES.get(word, word), word) if ":" not in word else (word.rpartition(":")[2], named(word))
+    name = word.rpartition(":")[2]
+    return TITLES.get(word, name), named(word)
 
 
 def _stream(text: str, dataset: str, samples_per_task: int | None) -> Stream:
-    if ":" in text:
-        if not isinstance(found := named(text), Stream):
-            raise ValueError(f"--stream {text} must be an sp.lab.Stream, got {type(found).__name__}")
-        return found
-    match = _STREAM.fullmatch(text)
-    if match is None:
-        raise ValueError(f"--stream must be such as split5, split5_domain, permuted10 or FILE.py:NAME, got {text!r}")
-    kind, tasks, scenario = match.groups()
-    scenario = {"scenario": scenario} if scenario else {}
-    return getattr(Stream, kind)(dataset, int(tasks), samples_per_task=samples_per_task, **scenario)
-
-
-def _tune(texts: list[str], methods: dict[str, Any]) -> dict[str, dict[str, list]]:
-    """``lr=1e-4,1e-3`` of every method, or ``METHOD:lr=1e-4,1e-3`` of one."""
-    found: dict[str, dict[str, list]] = {}
-    for text in texts:
-        name, equals, values = text.partition("=")
-        if not equals:
-            raise ValueError(f"--tune must be OPTION=v1,v2,... or METHOD:OPTION=v1,v2,..., got {text!r}")
-        method, colon, option = name.rpartition(":")
-        parsed = choices.parse(values)
-        choices.grid({option: parsed})  # refuses a range
-        for title in [_title_of(method, methods)] if colon else methods:
-            found.setdefault(title, {})[option] = parsed
+    found = named(text)
+    if isinstance(found, str):
+        return Stream.named(text, dataset, samples_per_task)
+    if not isinstance(found, Stream):
+        raise ValueError(f"--stream {text} must be an sp.lab.Stream, got {type(found).__name__}")
     return found
 
 
-def _title_of(word: str, methods: dict[str, Any]) -> str:
-    return word if word in methods else _titled(word)[0]
+def _tune(texts: list[str], words: list[str]) -> dict[str, dict[str, list]]:
+    """Title -> option -> values, of ``METHOD:lr=1e-4,1e-3``, or of ``lr=1e-4,1e-3`` where there is one method."""
+    found: dict[str, dict[str, list]] = {}
+    titles = [_titled(word)[0] for word in words]
+    for text in texts:
+        name, equals, values = text.partition("=")
+        if not equals:
+            raise ValueError(f"--tune must be METHOD:OPTION=v1,v2,..., got {text!r}")
+        method, colon, option = name.rpartition(":")
+        if not colon and len(words) > 1:
+            each = [f"--tune {word.rpartition(':')[2]}:{text}" for word in words if word != WITH_DEFAULTS]
+            raise ValueError(
+                f"--tune {text} does not say of which method, and what suits one seldom suits another: write such as  "
+                f"{' '.join(each)}"
+            )
+        parsed = choices.parse(values)
+        choices.grid({option: parsed})  # refuses a range
+        method = method or words[0]
+        title = method if method in titles else _titled(method)[0]
+        found.setdefault(title, {})[option] = parsed
+    return found

@@ -48,7 +48,11 @@ def run(chosen: argparse.Namespace) -> None:
 
 
 def _width(text: str) -> str | float:
-    return text if text in figures.WIDTHS else float(text)
+    try:
+        return text if text in figures.WIDTHS else float(text)
+    except ValueError:
+        known = ", ".join(figures.WIDTHS)
+        raise argparse.ArgumentTypeError(f"must be {known} or a number of inches, got {text!r}") from None
 
 
 def _pair(text: str) -> tuple[str, str]:

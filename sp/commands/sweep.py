@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dataset(parser)
     add_values(parser, f"a choice of Experiment, or option_NAME for an argument of the optimizer; {VALUES}")
     add = parser.add_argument
-    streams = f"{', '.join(STREAMS)} (default: %(default)s)"
-    add("--stream", default="split2_class", choices=STREAMS, metavar="NAME", help=streams)
+    streams = f"{', '.join(STREAMS)}, or such as split5, rotated5_task (default: %(default)s)"
+    add("--stream", default="split2_class", metavar="NAME", help=streams)
     add("--sample", type=positive, metavar="COUNT", help="draw so many points (Latin hypercube) from all combinations")
     add("--seeds", type=positive, default=3, help="how many seeds (default: 3)")
     add("--ledger", type=Path, help="folder of the results (default: $SP_STORE, else .store)")

@@ -93,8 +93,10 @@ def index(root: Path = Path()) -> str:
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         heading = json.loads(path.read_text())["cells"][0]["source"][0]
         title = heading.strip().removeprefix("# ")
-        first = min(picture.stem for picture in (root / "figures" / path.stem).glob("*.png"))
-        name = f"{path.stem}/{PICTURES.get(path.stem, first)}"
+        pictures = sorted(picture.stem for picture in (root / "figures" / path.stem).glob("*.png"))
+        if not pictures:
+            raise FileNotFoundError(f"{path.stem} has no figures yet: python -m sp refresh notebooks/{path.name}")
+        name = f"{path.stem}/{PICTURES.get(path.stem, pictures[0])}"
         picture = f'<img src="../figures/{name}.png" width="240" alt="{name}">'
         lines.append(f"| [{picture}]({path.name}) | **[`{path.stem}`]({path.name})**<br>{title} |")
     return "\n".join(lines) + "\n"

@@ -28,7 +28,7 @@ def restyled(
     for word, chosen in style.items():
         check_choice("style", word, ("only", "names", "colours"))
         for method in chosen:
-            check_choice(f"style[{word!r}]", method, known)
+            check_choice("method", method, known)
     names, colours, shown = style.get("names", {}), style.get("colours", {}), style.get("only", known)
     for method, colour in colours.items():
         if not is_color_like(colour):

@@ -1,5 +1,6 @@
 """What is wrong with a method, network or loss is said before anything long runs."""
 
+import inspect
 import pickle
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -67,6 +68,8 @@ def _check_network(experiment: Experiment, stream: Tasks, x: Tensor, y: Tensor) 
     model = network_of(experiment, stream)
     if not isinstance(model, nn.Module):
         raise TypeError(f"network must make a torch.nn.Module, got {type(model).__name__}")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("network has nothing to train: none of its parameters has requires_grad=True")
     if own and {id(p) for p in model.parameters()} & {id(p) for p in network_of(experiment, stream).parameters()}:
         raise ValueError("network must make a new module each time, got the same parameters twice: build it inside")
     try:
@@ -78,12 +81,22 @@ def _check_network(experiment: Experiment, stream: Tasks, x: Tensor, y: Tensor) 
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(
             f"network must give outputs of shape {wanted} for {len(x)} examples, got {got}: make its last layer "
-            f"{stream.outputs} wide" + ("" if own is None or stream.numbers else ", or give the stream outputs=...")
+            f"{stream.outputs} wide{_labels(stream)}"
+            + ("" if own is None or stream.numbers else ", or give the stream outputs=...")
         )
     if "loss" in experiment.own:
         value = loss_of(experiment, stream)(outputs, y)
         if not isinstance(value, Tensor) or value.dim() or not value.requires_grad:
             raise ValueError("loss must return one number, a tensor with a gradient, such as the mean over the batch")
+
+
+def _labels(stream: Tasks) -> str:
+    """Why so many outputs, where it is for the labels."""
+    if stream.numbers:
+        return ""
+    labels = torch.cat([task.train()[1].flatten() for task in stream.tasks])
+    low, high = int(labels.min()), int(labels.max())
+    return f", for labels go from {low} to {high}" if high + 1 == stream.outputs else ""
 
 
 def _check_method(title: str, experiment: Experiment, stream: Tasks, usual: bool) -> None:
@@ -99,10 +112,13 @@ def _check_method(title: str, experiment: Experiment, stream: Tasks, usual: bool
         learner = _made_once(method, network, sizes, options)
     except Exception as error:
         chosen = f" with options {options}" if options else ""
-        raise ValueError(f"method {title!r}{chosen} cannot be made: {error}") from error
+        raise ValueError(f"method {title!r}{chosen} cannot be made: {_why(error, options)}") from error
     if stream.scored_from is not None and learner.needs.boundaries:
         raise ValueError(f"method {title!r} is told when a task ends, and an online stream has no tasks: leave it out")
     optimizer = getattr(learner, "optimizer", None)
+    step = inspect.unwrap(getattr(optimizer, "step", None))  # torch wraps it
+    if step is inspect.unwrap(torch.optim.Optimizer.step):
+        raise ValueError(f"method {title!r}: its optimizer, {type(optimizer).__name__}, has no method step: write one")
     if isinstance(method, Own) and isinstance(optimizer, torch.optim.Optimizer) and getattr(learner, "model", None):
         known = {id(p) for p in learner.model.parameters()}
         if not known & {id(p) for group in optimizer.param_groups for p in group["params"]}:
@@ -118,7 +134,14 @@ def check_options(experiments: Iterable[Experiment]) -> None:
         try:
             _made_once(method, partial(mlp, *sizes), sizes, dict(options))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"optimizer {method!r} with options {dict(options)}: {error}") from error
+            why = _why(error, dict(options))
+            raise ValueError(f"optimizer {method!r} with options {dict(options)}: {why}") from error
+
+
+def _why(error: Exception, options: dict[str, Any]) -> str:
+    """What an error says, and which options are texts, where it may be for one of them that a number was expected."""
+    texts = [f"{name} is {value!r}, a text" for name, value in options.items() if isinstance(value, str)]
+    return f"{', '.join(texts)}, and no number ({error})" if texts and isinstance(error, TypeError) else str(error)
 
 
 def _made_once(method: str | Own, network: Callable[[], nn.Module], sizes: tuple, options: dict[str, Any]) -> Any:

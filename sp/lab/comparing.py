@@ -20,10 +20,10 @@ from sp.lab.ledger import Ledger, opened
 from sp.lab.methods import Method, titled
 from sp.lab.networks import MODELS
 from sp.lab.own import Own
-from sp.lab.runs import Runs
+from sp.lab.runs import LONGER, Runs, tuned
 from sp.lab.settings import TUNING_SEEDS
 from sp.lab.streams import Stream
-from sp.lab.sweep import plan, run_all, with_seeds
+from sp.lab.sweep import missing, plan, run_all, with_seeds
 
 POINTS_ONLINE = 20  # of the curve
 Tune = Mapping[str, Mapping[str, Sequence[Any]]]
@@ -63,8 +63,9 @@ def compare(
         seeds: how many, from 0, or which ones; below six no verdict is given.
         tune: title -> option -> list of values. Every combination is tried on the seeds of
             `sp.lab.settings.TUNING_SEEDS` and on training data that were held out; the one with the highest mean
-            accuracy runs. All methods that are tuned must have as many points. A callable gets its options as keyword
-            arguments: ``method(model, lr=...)``.
+            accuracy runs; a warning says where it lies at an end of a list of three numbers or more. All methods that
+            are tuned must have as many points. A callable gets its options as keyword arguments:
+            ``method(model, lr=...)``.
         loss: of outputs and targets, in place of the stream's usual one; gives the mean over a batch.
         hidden: widths of a network by name. epochs: passes over each task; 1 online. batch_size: of new examples.
         replay_capacity: examples in a buffer that every method gets, 0 for none.
@@ -103,17 +104,26 @@ def compare(
     ]
     for one in tuning[:1]:
         stream_of(one)  # held-out data may be too few
-    expected = [*tuning, *(replace(tried[title][0], seed=seed) for title in titles for seed in seeds)]
     ledger = ledger or opened()
-    _warn_of_what_is_not_kept(expected)
-    if not files.quiet(progress):
-        planned = plan(expected, ledger, device)
-        if planned.missing:
-            print(planned.describe(workers), file=sys.stderr, flush=True)
+    _warn_of_what_is_not_kept(base.values())
+
+    def say_how_long(points: dict[str, Experiment]) -> None:
+        if not files.quiet(progress):
+            planned = plan([*tuning, *(one for _, one in with_seeds(points, seeds))], ledger, device)
+            if planned.missing:
+                print(planned.describe(workers), file=sys.stderr, flush=True)
+
     options = {"ledger": ledger, "workers": workers, "progress": progress, "cluster": cluster, "device": device}
+    to_tune = missing(tuning, ledger)
+    if to_tune:  # nobody knows yet what is chosen, and one point takes as long as another
+        say_how_long({title: points[0] for title, points in tried.items()})
     judged = _judged({title: tried[title] for title in tune}, run_all(tuning, **options))
     best = {row.method: row.point for row in judged.itertuples() if row.chosen}
     chosen = {title: tried[title][best.get(title, 0)] for title in titles}
+    if to_tune:
+        _warn_of_ends(judged)
+    else:
+        say_how_long(chosen)
     named = with_seeds(chosen, seeds)
     experiments = [experiment for _, experiment in named]
     # What is read has the titles under which it was kept.
@@ -135,7 +145,7 @@ def _seeds(seeds: int | Sequence[int], tuned: bool) -> list[int]:
 def _tried(base: dict[str, Experiment], tune: Tune) -> dict[str, list[Experiment]]:
     """Of each method the experiments that tuning chooses from; one alone where it is not tuned."""
     for title, options in tune.items():
-        check_choice("tune", title, base)
+        check_choice("a key of tune, which is the title of a method,", title, base)
         if not isinstance(options, Mapping) or not all(isinstance(values, list | tuple) for values in options.values()):
             raise TypeError(f"tune must be such as {{{title!r}: {{'lr': [1e-4, 1e-3]}}}}, got {options!r} of {title!r}")
     points = {title: grid(options) for title, options in tune.items()}
@@ -171,7 +181,14 @@ def _judged(tried: dict[str, list[Experiment]], results: list[Result]) -> pd.Dat
     return pd.DataFrame(rows, columns=["method", "point", "options", "accuracy", "chosen"])
 
 
-def _warn_of_what_is_not_kept(experiments: list[Experiment]) -> None:
+def _warn_of_ends(judged: pd.DataFrame) -> None:
+    """Said once, when tuning runs: a comparison that is read from the ledger says nothing new."""
+    ends = [f"{title}: {options}" for title, options in tuned(judged).items() if LONGER in options]
+    if ends:
+        warnings.warn(f"tuning chose an end of a list: {'; '.join(ends)}", stacklevel=3)
+
+
+def _warn_of_what_is_not_kept(experiments: Iterable[Experiment]) -> None:
     reasons = {own.title: own.obstacle for one in experiments for own in one.own.values() if own.obstacle}
     if reasons:
         said = "; ".join(f"{title}: {reason}" for title, reason in reasons.items())

@@ -43,8 +43,12 @@ def titled(methods: Mapping[str, Method] | Iterable[str]) -> dict[str, str | Own
     if isinstance(methods, str) or not methods:
         raise ValueError(f"methods must be a dict of titles and methods, or a list of names, got {methods!r}")
     if not isinstance(methods, Mapping):
-        methods = {TITLES.get(name, getattr(name, "__name__", str(name))): name for name in methods}
+        methods = {_title(name): name for name in methods}
     return {title: _resolved(title, method) for title, method in methods.items()}
+
+
+def _title(method: Any) -> str:
+    return TITLES.get(method, method) if isinstance(method, str) else getattr(method, "__name__", str(method))
 
 
 def _resolved(title: str, method: Any) -> str | Own:
@@ -53,7 +57,8 @@ def _resolved(title: str, method: Any) -> str | Own:
     if not isinstance(method, str):
         raise TypeError(
             f"method {title!r} must be a name or something to call with a network, such as  lambda model: "
-            f"MyOptimizer(model.parameters()) , got {type(method).__name__}"
+            f"MyOptimizer(model.parameters()) , got {type(method).__name__}: give options in that call, or as tune="
+            f"{{{title!r}: {{'lr': [0.01]}}}}"
         )
     if method in _registered:
         return Own.of(title, _registered[method])

@@ -1,6 +1,8 @@
 """What a comparison gives back: its rows, and tables and figures of them."""
 
+import math
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -136,3 +138,28 @@ class Runs:
         shown = f"{label} before learning" if self.stream.is_online else f"{label} on these tasks"
         options = {"x": "step", "panels": {"accuracy": ""}, "labels": [x, shown], "limits": [-0.02, 1.02]}
         return "line_panels", table[["method", "seed", "step", "accuracy"]], options
+
+
+LONGER = "a longer list may do better"
+
+
+def tuned(tuning: pd.DataFrame) -> dict[str, str]:
+    """Title of a method -> the options that tuning chose, and whether one lies at an end of its list.
+
+    Args:
+        tuning: as in `Runs`. Only lists of three or more different numbers have ends.
+    """
+    found = {}
+    for title, points in tuning.groupby("method", sort=False):
+        (chosen,) = points.options[points.chosen]
+        tried = {name: {options[name] for options in points.options} for name in chosen}
+        found[title] = "; ".join(f"{name}={value!r}{_end(value, tried[name])}" for name, value in chosen.items())
+    return found
+
+
+def _end(value: Any, tried: set[Any]) -> str:
+    if len(tried) < 3 or not all(isinstance(one, Real) and math.isfinite(one) for one in tried):
+        return ""
+    if min(tried) < value < max(tried):
+        return ""
+    return f", the {'lowest' if value == min(tried) else 'highest'} of the list: {LONGER}"

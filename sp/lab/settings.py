@@ -1,6 +1,10 @@
 """What a comparison takes where it is not told otherwise: networks, batches, lengths of training, seeds."""
 
-from sp.checks import check_choice
+import re
+from typing import get_args
+
+from sp.checks import check_choice, did_you_mean
+from sp.lab.data import Kind, Scenario
 from sp.lab.experiment import Experiment
 
 TUNING_SEEDS = (100, 101, 102)  # reported seeds count from 0
@@ -23,6 +27,8 @@ STREAMS = {
     "permuted30": {"stream": "permuted", "tasks": 30, "scenario": "domain", "samples_per_task": 20_000},
 }
 
+_PATTERN = re.compile(rf"({'|'.join(get_args(Kind))})(\d+)(?:_({'|'.join(get_args(Scenario))}))?")
+
 INPUTS = {"digits": 64, "mnist": 784, "fashion_mnist": 784, "cifar10": 3072}  # pixels
 
 
@@ -40,6 +46,20 @@ def base(dataset: str, **choices) -> Experiment:
 
 
 def on_stream(stream: str, dataset: str) -> Experiment:
-    """An experiment on a stream of `STREAMS`; the rest is to be chosen."""
-    check_choice("stream", stream, STREAMS)
-    return base(dataset, **STREAMS[stream])
+    """An experiment on a stream by its name; the rest is to be chosen.
+
+    Args:
+        stream: one of `STREAMS`, or kind, number of tasks and scenario, such as ``rotated5_task``. Without a scenario,
+            ``split5`` is class-incremental, and the other kinds are domain-incremental.
+    """
+    if stream in STREAMS:
+        return base(dataset, **STREAMS[stream])
+    match = _PATTERN.fullmatch(stream)
+    if match is None:
+        near = did_you_mean(stream, [*STREAMS, "split5", "permuted10", "rotated5"])
+        raise ValueError(
+            f"stream must be one of {', '.join(STREAMS)}, or such as split5, rotated5_task, got {stream!r}{near}"
+        )
+    kind, tasks, scenario = match.groups()
+    usual = "class" if kind == "split" else "domain"
+    return base(dataset, stream=kind, tasks=int(tasks), scenario=scenario or usual)

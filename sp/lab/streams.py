@@ -14,7 +14,7 @@ from sp.checks import check_choice, check_integer
 from sp.lab import data
 from sp.lab.data import Evaluation, Scenario
 from sp.lab.own import Own
-from sp.lab.settings import settings
+from sp.lab.settings import on_stream, settings
 
 TARGETS = ("classes", "numbers")
 HELD_OUT = 5  # one training row in so many is what a method is tuned on
@@ -24,7 +24,7 @@ NAMES = ("x", "y", "x_test", "y_test")
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """Tasks in the order in which they are learnt; made by `split`, `permuted`, `rotated`, `from_arrays` or `online`.
+    """Tasks in the order in which they are learnt; made by `named`, `split`, `from_arrays` and so on.
 
     Attributes:
         title: for captions.
@@ -62,6 +62,14 @@ class Stream:
         return cls._named("rotated", dataset, tasks, scenario, samples_per_task)
 
     @classmethod
+    def named(cls, name: str, dataset: str = "digits", samples_per_task: int | None = None) -> "Stream":
+        """A stream by a name that `sp.lab.settings.on_stream` knows, such as ``"split5"``."""
+        one = on_stream(name, dataset)
+        stream = cls._named(one.stream, dataset, one.tasks, one.scenario, samples_per_task or one.samples_per_task)
+        stream.choices["first_identity"] = one.first_identity
+        return stream
+
+    @classmethod
     def _named(cls, kind: str, dataset: str, tasks: int, scenario: str, samples_per_task: int | None) -> "Stream":
         choices = {"dataset": dataset, "stream": kind, "tasks": tasks, "scenario": scenario}
         usual = {name: settings(dataset)[name] for name in OWN_SETTINGS}
@@ -95,7 +103,10 @@ class Stream:
         parts = []
         for number, task in enumerate(tasks, 1):
             if len(task) != len(NAMES):
-                raise ValueError(f"task {number} must be (x, y, x_test, y_test), got {len(task)} values")
+                raise ValueError(
+                    f"task {number} must be (x, y, x_test, y_test), got {len(task)} values: tasks is a list of such "
+                    "tuples, so put the tuple in a list, also where there is one task"
+                )
             where = [f"{name} of task {number}" for name in NAMES]
             x, y = _pair(where[:2], task[:2], target)
             parts.append((x, y, *_pair(where[2:], task[2:], target)))

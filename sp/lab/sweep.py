@@ -241,9 +241,11 @@ class Plan:
     def describe(self, workers: int | None = None) -> str:
         """In words, for so many processes; default: as many as there are cores."""
         workers = workers or joblib.cpu_count()
-        long = tqdm.format_interval(self.seconds / min(workers, max(len(self.missing), 1)))
+        seconds = self.seconds / min(workers, max(len(self.missing), 1))
+        # To start the workers takes seconds as well, so that nothing shorter can be told.
+        long = "less than a minute" if seconds < 30 else f"about {tqdm.format_interval(seconds)}"
         text = f"{self.total} runs, {self.total - len(self.missing)} of them kept, {len(self.missing)} to do"
-        return f"{text}: about {long} with {workers} process{'es' if workers > 1 else ''}."
+        return f"{text}: {long} with {workers} process{'es' if workers > 1 else ''}."
 
 
 def plan(experiments: Iterable[Experiment], ledger: Ledger | None = None, device: str = "cpu") -> Plan:

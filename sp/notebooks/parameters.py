@@ -39,10 +39,13 @@ def own(notebook: str) -> dict[str, Any]:
 
 def of(notebook: Path) -> dict[str, Any]:
     """What a notebook's cell tagged ``parameters`` says, in its order; nothing where there is no such cell."""
+    import nbformat
     import papermill  # takes a second, for which every figure would wait
 
+    content = nbformat.read(notebook, as_version=4)
+    content.metadata |= {"kernelspec": {"name": "python3", "language": "python"}}  # not every editor writes it
     found = {}
-    for name, about in papermill.inspect_notebook(str(notebook)).items():
+    for name, about in papermill.inspect_notebook(content).items():
         try:
             found[name] = plain(ast.literal_eval(about["default"]))
         except (ValueError, SyntaxError) as error:

@@ -19,6 +19,7 @@ from sp.files import bar, folder, switched_on, write_atomically
 from sp.lab.parallel import Failed, call_all
 from sp.notebooks import all_notebooks, parameters
 
+PYTHON = {"kernel_name": "python3", "language": "python"}  # also where a notebook does not say it
 SILENT = ["--IPKernelApp.log_level=50"]  # a kernel would write into the bar
 QUIET = {"TQDM_DISABLE": "1"}  # bars would be stored as outputs, and no two runs draw them alike
 
@@ -90,7 +91,7 @@ def execute_all(copies: Sequence[Copy], workers: int | None = None) -> dict[Copy
 
 def _execute(environment: Mapping[str, str], copy: Copy) -> str | None:
     own = {"SP_FIGURES": str(copy.figures)} if copy.figures else {}
-    notebook = papermill.execute_notebook(str(copy.notebook), None, copy.chosen, prepare_only=True)
+    notebook = papermill.execute_notebook(str(copy.notebook), None, copy.chosen, prepare_only=True, **PYTHON)
     failure = _failure(notebook, copy.notebook.parent, {**environment, **own})
     write_atomically(copy.target, nbformat.writes(notebook) + "\n")
     return failure and f"{copy.target}, {failure}"

@@ -1,6 +1,7 @@
 """What the optimizers share: gradients that are looked at before anything changes, skipped steps, state dicts."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -49,19 +50,22 @@ class PlasticityOptimizer(Optimizer):
     """
 
     scratch = 1  # tensors of each parameter's shape that its fast form needs for intermediate results
+    coincidence: NMDACoincidence | None = None  # also while it is made, when the first groups are added
     group_state: tuple[str, ...] = ("step_count",)  # what the first parameter group of a saved state has to hold
 
     def __init__(self, params: Iterable, defaults: dict[str, Any], coincidence: NMDACoincidence | None):
         if coincidence is not None and not isinstance(coincidence, NMDACoincidence):
             raise TypeError(f"coincidence must be None or NMDACoincidence(model), got a {type(coincidence).__name__}")
-        self.coincidence = coincidence
         if isinstance(params, nn.Module):
             raise TypeError(f"params must be parameters, got a {type(params).__name__}: pass model.parameters()")
         params = list(params) if not isinstance(params, Tensor) else params
         if isinstance(params, list) and not params:
             raise ValueError("params must hold at least one parameter, got an empty list: pass model.parameters()")
         super().__init__(params, {**defaults, "step_count": 0, "skipped_steps": 0})
+        self.coincidence = coincidence
         if coincidence is not None and not self.watched():
+            if not any(p.requires_grad for group in self.param_groups for p in group["params"]):
+                raise ValueError("params must hold a parameter to train, and all of them are frozen: thaw some first")
             raise ValueError(
                 "coincidence watches none of the parameters in params: pass NMDACoincidence(model) of the model that "
                 "they belong to"
@@ -76,9 +80,19 @@ class PlasticityOptimizer(Optimizer):
         check_choice("on_nonfinite", options["on_nonfinite"], ("skip", "raise", "ignore"))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters with options of their own; wrong options raise before anything is added."""
+        """Add parameters with options of their own; wrong options raise before anything is added.
+
+        A warning says where they are a layer that came after the watcher, and so is not watched.
+        """
         self.check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
+        if self.coincidence is not None and self.coincidence.misses(self.param_groups[-1]["params"]):
+            warnings.warn(
+                "coincidence does not watch a layer that is added, which came after the watcher and follows the "
+                "diagonal rule: make a new NMDACoincidence(model) and a new optimizer, or give a layer more classes "
+                "with sp.grow_outputs(layer, out_features, optimizer)",
+                stacklevel=3,
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "coincidence": self.coincidence}

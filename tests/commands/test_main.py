@@ -48,14 +48,21 @@ def test_each_command_says_what_it_takes(name, capsys):
     [
         (["figure"], "did you mean 'figures'?"),
         (["nothing-like-it"], "(choose from 'compare', 'sweep', 'figures', 'paper', 'audit', 'refresh', 'readme')"),
-        (["sweep", "--stream", "splt5_class"], "did you mean 'split5_class'?"),
         (["figures", "--dataset", "mnits"], "did you mean 'mnist'?"),
         (["audit", "--sampel", "3"], "unrecognized arguments: --sampel 3: did you mean '--sample'?"),
+        (["compare", "--method", "adam", "--seed", "2"], "--seed 2: did you mean '--seeds'?"),
+        (["paper", "--width", "wide"], "must be column, page or a number of inches, got 'wide'"),
         (["audit", "--sample", "0"], "must be a whole number >= 1, got '0'"),
     ],
 )
 def test_a_misspelt_word_gets_a_suggestion(command, hint, capsys):
     assert hint in refused(command, capsys)
+
+
+@pytest.mark.parametrize("command", [["sweep"], ["compare", "--method", "adam"]])
+def test_a_misspelt_stream_gets_a_suggestion(command, capsys):
+    assert main([*command, "--stream", "splt5_class"]) == 2
+    assert "got 'splt5_class': did you mean 'split5_class'?" in capsys.readouterr().err
 
 
 def test_a_misspelt_notebook_gets_a_suggestion(tmp_path, monkeypatch, capsys):

@@ -96,3 +96,10 @@ def test_the_index_shows_every_notebook_and_each_leads_to_the_next():
     for path, following in pairwise(paths):
         last = "".join(json.loads(path.read_text())["cells"][-1]["source"])
         assert "## What to try" in last and f"Next: [`{following.stem}`]({following.name})" in last, path.name
+
+
+def test_a_notebook_without_figures_is_named_with_what_makes_them(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "18_sign.ipynb").write_text('{"cells": [{"source": ["# Sign?"]}]}')
+    with pytest.raises(FileNotFoundError, match=r"18_sign has no figures yet: python -m sp refresh notebooks/18_sign"):
+        index(tmp_path)

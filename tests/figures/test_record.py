@@ -160,7 +160,7 @@ def test_a_style_of_one_s_own_is_recorded_and_drawn_again(folder):
     house = figures.redraw("plot", style={}, formats=["png"])
     assert [text.get_text() for text in house.axes[0].get_yticklabels()] == ["Adam", "Adam + replay"]
     for wrong, message in (
-        ({"only": ["SGD"]}, r"style\['only'\] must be one of 'Adam', 'Adam \+ replay', got 'SGD'"),
+        ({"only": ["SGD"]}, r"method must be one of 'Adam', 'Adam \+ replay', got 'SGD'"),
         ({"colors": {}}, "style must be one of 'only', 'names', 'colours', got 'colors'"),
         ({"colours": {"Adam": "reddish"}}, "colour of 'Adam' must be one of matplotlib's.* got 'reddish'"),
     ):

@@ -1,6 +1,7 @@
 """Anybody's rule, network and data stand in one fair comparison, and what cannot says so before anything runs."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import r2_score
@@ -20,8 +22,10 @@ from torch import nn
 from sp import lab
 from sp.__main__ import main
 from sp.lab import GradientLearner, Needs, Stream, compare
-from sp.lab.experiment import Result, explained_variance, run
+from sp.lab.experiment import Experiment, Result, explained_variance, run
 from sp.lab.ledger import Ledger
+from sp.lab.runs import tuned
+from sp.lab.settings import STREAMS, on_stream
 from tests.lab import test_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -114,7 +118,7 @@ def test_lion_beside_adam_and_coincidence_from_tuning_to_the_figure(kept, tmp_pa
     rates = {"lr": [1e-5, 3e-3]}
     call = partial(compare, methods, digits(), tune={"Adam": rates, "Lion": rates}, ledger=kept, seeds=2)
     runs = call(**{**SMALL, "progress": True})
-    assert "18 runs, 0 of them kept, 18 to do: about" in capsys.readouterr().err
+    assert "18 runs, 0 of them kept, 18 to do: less than a minute" in capsys.readouterr().err
     assert runs.tuning.chosen.tolist() == [False, True, False, True]
     assert runs.data.method.tolist() == ["Adam", "Adam", "Coincidence", "Coincidence", "Lion", "Lion"]
     assert runs.data.option_lr.dropna().tolist() == [3e-3] * 4 and runs.data.seed.tolist() == [0, 1] * 3
@@ -425,6 +429,7 @@ BROKEN[7, 1] = np.nan
         ((X, Y, X_TEST, Y_TEST), {"scenario": "clas"}, "scenario must be one of .*, got 'clas': did you mean 'class'"),
         ((X, Y, X_TEST, Y_TEST), {"target": "numbers"}, "scenario must be 'domain' where target is 'numbers'"),
         ((X, Y), {}, r"task 1 must be \(x, y, x_test, y_test\), got 2 values"),
+        (X, {}, "got 60 values: .* put the tuple in a list"),
     ],
 )
 def test_arrays_that_cannot_be_learnt_say_so(task, options, message):
@@ -444,6 +449,15 @@ def other_parameters(model):
     return torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
 
 
+class WithoutStep(torch.optim.Optimizer):
+    def __init__(self, params):
+        super().__init__(params, {})
+
+
+def frozen():
+    return nn.Linear(64, 10).requires_grad_(False)
+
+
 def fails(model):
     optimizer = lion(model)
     optimizer.step = lambda: 1 / 0
@@ -460,6 +474,10 @@ def fails(model):
         (other_parameters, {}, "method 'M' trains none of the network's parameters"),
         (fails, {}, "method 'M' fails at its first step: ZeroDivisionError"),
         (lion, {"device": "cuda:99"}, "device 'cuda:99' cannot be used.*give 'cpu'"),
+        (WithoutStep, {}, "method 'M': its optimizer, WithoutStep, has no method step"),
+        ("adam", {"tune": {"M": {"lr": ["abc"]}}}, "'M' with options .* cannot be made: lr is 'abc', a text, and no n"),
+        (("adam", {"lr": 1.0}), {}, r"got tuple: give options in that call, or as tune=\{'M': \{'lr': \[0.01\]\}\}"),
+        ("coincidence", {"network": frozen}, "network has nothing to train"),
         ("adm", {}, "method must be one of .*, got 'adm': did you mean 'adam'"),
         (3, {}, "method 'M' must be a name or something to call with a network"),
         ("agem", {}, "give replay_capacity >= 1"),
@@ -467,13 +485,13 @@ def fails(model):
         (
             lion,
             {"network": linear(64, 7)},
-            r"network must give outputs of shape \(2, 10\) .*got \(2, 7\): make its last",
+            r"network must give outputs of shape \(2, 10\) .*got \(2, 7\): make its last .* labels go from 0 to 9",
         ),
         (lion, {"network": linear(60, 10)}, r"network cannot take x of shape \(2, 64\)"),
         (lion, {"network": lambda: 3}, "network must make a torch.nn.Module, got int"),
         (lion, {"network": "mpl"}, "network must be one of .*, got 'mpl': did you mean 'mlp'"),
         (lion, {"baseline": "L"}, "baseline must be one of 'M', got 'L'"),
-        (lion, {"tune": {"N": {"lr": [1.0]}}}, "tune must be one of 'M', got 'N'"),
+        (lion, {"tune": {"N": {"lr": [1.0]}}}, "key of tune, which is the title of a method, must be one of 'M'"),
         (lion, {"tune": {"M": {"lr": 1.0}}}, "tune must be such as {'M': {'lr': .*got {'lr': 1.0} of 'M'"),
         (lion, {"stream": "split5"}, r"stream must be made by Stream.split\(...\).*got 'split5'"),
         (lion, {"tune": {"M": {"lr": [1.0]}}, "stream": Stream.split("digits", 2, samples_per_task=600)}, "at most 5"),
@@ -503,6 +521,51 @@ def test_methods_that_are_tuned_get_as_many_points(kept):
         compare({"a": lion, "b": "adam", "c": "sgd"}, digits(), tune=tune, ledger=kept)
 
 
+def test_a_value_at_an_end_of_its_list_is_warned_of_once_and_told_in_every_row(kept):
+    tune = {"SGD": {"lr": [1e-6, 1e-3, 1e-1]}, "M": {"lr": [1e-6, 1e-2, 1e2]}}
+    call = partial(compare, {"SGD": "sgd", "M": "sgd"}, digits(), tune=tune, seeds=1, ledger=kept, **SMALL)
+    said = "SGD: lr=0.1, the highest of the list: a longer list may do better"
+    with pytest.warns(UserWarning, match=f"tuning chose an end of a list: {said}$"):
+        runs = call()
+    assert tuned(runs.tuning) == {"SGD": said.removeprefix("SGD: "), "M": "lr=0.01"}
+    assert tuned(call().tuning) == tuned(runs.tuning)
+
+
+@pytest.mark.parametrize("values", [(1, 2), ("a", "b", "c"), (1, 2, math.inf)])
+def test_lists_without_an_end(values):
+    rows = [{"method": "M", "options": {"k": value}, "chosen": value == values[-1]} for value in values]
+    assert tuned(pd.DataFrame(rows)) == {"M": f"k={values[-1]!r}"}
+
+
+def test_what_is_kept_is_not_said_to_be_done_again(kept, capsys):
+    tune = {"SGD": {"lr": [1e-6, 1e-1]}}
+    call = partial(compare, ["sgd"], digits(), tune=tune, ledger=kept, **{**SMALL, "progress": True})
+    call(seeds=1)
+    assert "7 runs, 0 of them kept" in capsys.readouterr().err
+    call(seeds=1)
+    assert "to do" not in capsys.readouterr().err
+    call(seeds=2)
+    assert "8 runs, 7 of them kept, 1 to do" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [
+        ("split5", Stream.split("mnist", 5)),
+        ("split2_task", Stream.split("mnist", 2, "task")),
+        ("permuted30", Stream.permuted("mnist", 30, samples_per_task=20_000)),
+        ("rotated5", Stream.rotated("mnist")),
+        ("half_turn", Stream.rotated("mnist", 2, "task")),
+    ],
+)
+def test_every_command_knows_a_stream_by_the_same_name(monkeypatch, name, same):
+    monkeypatch.setitem(STREAMS, "half_turn", {"stream": "rotated", "tasks": 2, "scenario": "task"})
+    stream = Stream.named(name, "mnist")
+    assert stream.title == same.title and stream.usual == same.usual
+    assert replace(Experiment(), **stream.choices) == replace(Experiment(), **same.choices)
+    assert on_stream(name, "mnist") == replace(Experiment(), **stream.choices, **stream.usual)
+
+
 def test_a_name_that_nearly_is_one_is_suggested():
     with pytest.raises(ValueError, match=r"dataset must be one of .*, got 'digit': did you mean 'digits'"):
         Stream.split("digit")
@@ -523,10 +586,12 @@ def test_the_same_from_the_shell(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SP_STORE", str(tmp_path / "store"))
     command = "compare --method mine.py:lion --method adam --network mine.py:network --seeds 1 --workers 1 --epochs 1"
-    words = [*command.split(), "--stream", "mine.py:stream", "--tune", "lr=1e-4,3e-3", "--csv", "runs.csv"]
+    words = [*command.split(), "--stream", "mine.py:stream", "--csv", "runs.csv"]
+    words += ["--tune", "mine.py:lion:lr=1e-4,3e-3", "--tune", "adam:lr=1e-4,1e-3"]
     assert main([*words, "--baseline", "adam", "--figure", "lion"]) == 0
     out, err = capsys.readouterr()
     assert "lion" in out and "minus Adam" in out and "14 runs, 0 of them kept" in err
+    assert "\nhigher or lower: the interval leaves out 0 and a sign-flip test agrees\nlion: lr=" in out
     record = json.loads((tmp_path / "figures" / "lion.json").read_text())
     assert record["provenance"]["command"].startswith("python -m sp compare --method mine.py:lion")
     assert len((tmp_path / "runs.csv").read_text().splitlines()) == 3
@@ -534,8 +599,14 @@ def test_the_same_from_the_shell(tmp_path, monkeypatch, capsys):
         "mine.py:lino": "has no 'lino': did you mean 'lion'?",
         "nowhere.py:lion": "nowhere.py is not there",
         "adm": "got 'adm': did you mean 'adam'?",
+        "mine.py": "mine.py is a file: name what is meant in it, as mine.py:NAME",
     }.items():
         assert main(["compare", "--method", wrong]) == 2
         assert message in capsys.readouterr().err
-    assert main(["compare", "--method", "adam", "--stream", "splits"]) == 2
-    assert "--stream must be such as split5" in capsys.readouterr().err
+    for wrong, message in {
+        "--tune lr=1e-3,1e-2": "write such as  --tune adam:lr=1e-3,1e-2 --tune sgd:lr=1e-3,1e-2\n",
+        "--kind matrix": "give --figure NAME as well",
+    }.items():
+        command = "compare --method adam --method sgd --method coincidence"
+        assert main([*command.split(), *wrong.split()]) == 2
+        assert message in capsys.readouterr().err

@@ -133,6 +133,15 @@ def test_refreshing_stores_outputs_and_own_parameters_and_leaves_what_fails(proj
     assert contents(project / "figures" / "01_toy") == figures
 
 
+def test_a_notebook_that_names_no_kernel_is_python(project):
+    path = project / "notebooks" / "01_toy.ipynb"
+    notebook = nbformat.read(path, 4)
+    notebook.metadata = {}
+    nbformat.write(notebook, path)
+    assert parameters.of(path) == {"dataset": "digits", "k": 1.0}
+    assert running.execute_all([running.Copy(path, project / "copy.ipynb", {"dataset": "digits"})], workers=1) == {}
+
+
 def test_a_folder_without_notebooks_is_an_error(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for command in ("figures", "refresh"):
