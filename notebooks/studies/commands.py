@@ -149,7 +149,7 @@ def add_natural_images(commands) -> None:
     parser.add_argument("--methods", nargs="+", default=[], metavar="METHOD", help="as in the table; default: all")
     parser.add_argument("--seeds", type=positive, default=5)
     parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
-    parser.add_argument("--estimate", action="store_true", help="only say how long it will take")
+    parser.add_argument("--dry-run", action="store_true", help="only say how long it will take")
     parser.set_defaults(run=_natural_images)
 
 
@@ -158,7 +158,7 @@ def _natural_images(chosen: argparse.Namespace) -> None:
 
     chosen_methods = (chosen.settings, chosen.methods, chosen.seeds, chosen.workers)
     natural_images.run(*chosen_methods, only_plan=True)
-    if not chosen.estimate:
+    if not chosen.dry_run:
         natural_images.run(*chosen_methods)
 
 
@@ -276,7 +276,7 @@ def add_long_streams(commands) -> None:
         )
         parser.add_argument("--parts", nargs="+", help="which ones (a wrong name lists them); default: all")
         parser.add_argument("--without", nargs="+", default=[], metavar="METHOD", help="left for another time")
-        parser.add_argument("--estimate", action="store_true", help="only say how long what is left should take")
+        parser.add_argument("--dry-run", action="store_true", help="only say how long what is left should take")
         parser.set_defaults(run=_long_streams, study=name)
 
 
@@ -287,6 +287,6 @@ def _long_streams(chosen: argparse.Namespace) -> None:
     for name in chosen.parts or study.PARTS:
         check_choice("parts", name, study.PARTS)
         print(f"{name}:", flush=True)
-        keys = study.part(name).carry_out(chosen.without, chosen.estimate)
-        if not chosen.estimate:
+        keys = study.part(name).carry_out(chosen.without, chosen.dry_run)
+        if not chosen.dry_run:
             opened().commit(keys)

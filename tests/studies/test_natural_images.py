@@ -49,7 +49,7 @@ def test_from_pixels_ridge_has_as_many_numbers_as_the_network():
 
 def test_one_command_tunes_runs_and_goes_on_where_it_stopped(tiny, tmp_path, monkeypatch, capsys):
     arguments = ["natural_images", "--settings", "pixels", "--workers", "1", "--methods", "Adam", "RanPAC", "--seeds"]
-    assert main([*arguments, "1", "--estimate"]) == 0 and not (tmp_path / "store").exists()
+    assert main([*arguments, "1", "--dry-run"]) == 0 and not (tmp_path / "store").exists()
     assert main([*arguments, "1"]) == 0
     tuned = pd.read_csv(studies.TUNED)
     assert tuned.method.to_list() == ["Adam"] and tuned.study.to_list() == ["natural_images_pixels"]

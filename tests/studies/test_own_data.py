@@ -179,7 +179,7 @@ def test_the_command_says_how_long_a_part_takes_and_then_runs_and_commits_it(tmp
     tuning = own_data.Tuning({"Adam": plain}, {"Adam": [{"lr": 0.01}]}, (100,))
     monkeypatch.setattr(drift, "PARTS", ("toys",))
     monkeypatch.setattr(drift, "part", lambda name: own_data.Part(partial(with_seeds, seeds=(0,)), tuning))
-    assert commands.main(["drift", "--estimate"]) == 0
+    assert commands.main(["drift", "--dry-run"]) == 0
     assert "2 runs, 0 of them kept, 2 to do" in capsys.readouterr().out and not (tmp_path / "ledger").exists()
     assert commands.main(["drift"]) == 0
     assert len((tmp_path / "ledger" / "own.jsonl").read_text().splitlines()) == 2
