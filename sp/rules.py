@@ -159,7 +159,7 @@ def equaliser(errors: Tensor, strength: float) -> Tensor:
 
 
 def absorbed(norm: Any, mean_norm: Any, absorber: float) -> Any:
-    """Shock absorber: the norm that a gradient may keep, at most ``absorber`` times its own running mean.
+    """Adaptive gradient clipping: the norm that a gradient may keep, at most ``absorber`` times its own running mean.
 
     ``min(|g|, absorber * mean)``, and all of it while there is no mean yet (0): a switch of task makes the gradient
     jump, and must not jolt the network. Numbers, or tensors without dimensions.

@@ -239,7 +239,8 @@ def needs_table() -> pd.DataFrame:
 
 
 def scenario_table(table: pd.DataFrame, costs: pd.DataFrame, scenario: str, capacity: int = 0) -> pd.DataFrame:
-    """One scenario for reading, best first: the metrics with intervals, what a step costs, what the method is given.
+    """One scenario for reading, best first: the metrics with intervals, what a step costs, what of `needs_table` is not
+    given to all.
 
     Args:
         table: as `results` returns it. costs: as `costs` returns it. capacity: of the buffer; 0: without replay.
@@ -248,7 +249,9 @@ def scenario_table(table: pd.DataFrame, costs: pd.DataFrame, scenario: str, capa
     rows = rows.assign(metric=rows.metric.str.replace("average_", "").str.replace("_", " "))
     order = rows[rows.metric == "accuracy"].sort_values("mean", ascending=False).method
     text = metrics.readable(rows.drop(columns=["stream", "capacity"])).loc[order]
-    return text.join(cost_columns(costs, order, capacity)).join(needs_table().set_index("method")).fillna("-")
+    asked = needs_table().set_index("method").drop(columns="tuned").replace({"buffer": "yes"})
+    given = [", ".join(asked.columns[row != "-"].str.replace("stored", "examples")) for _, row in asked.iterrows()]
+    return text.join(cost_columns(costs, order, capacity)).join(pd.Series(given, asked.index, name="given")).fillna("-")
 
 
 def side_by_side(table: pd.DataFrame, costs: pd.DataFrame, scenarios: Sequence[str]) -> pd.DataFrame:

@@ -91,7 +91,8 @@ def by_month(evaluation: Evaluation) -> Tasks:
 
 # -- tasks without an end --
 
-IMAGES, TESTS = 2000, 300  # of each task; digits have 1,400 and 397
+IMAGES = 2000  # of each task; digits have 1,400
+TESTS, LONG_TESTS = 300, 100  # of each task, and of each of 200
 
 
 @dataclass(frozen=True)
@@ -102,12 +103,14 @@ class Permutations:
         dataset: ``"digits"`` or ``"mnist"``. what: ``"pixels"`` or ``"labels"``, of which each task has its own order;
             with ``"labels"`` what is right in one task is wrong in the next, and retention has no meaning.
         tasks: how many. seed: of the permutations and of the images that are drawn.
+        tests: test images of each task.
     """
 
     dataset: str
     what: str
     tasks: int
     seed: int = 0
+    tests: int = TESTS
 
     def own(self) -> Own:
         """As an `Experiment` takes it."""
@@ -129,7 +132,7 @@ class Permutations:
                 for what, n in orders.items()
             }
             shown = []
-            for (x, y), count in ((train, IMAGES), (test, TESTS)):
+            for (x, y), count in ((train, IMAGES), (test, self.tests)):
                 rows = torch.randperm(len(y), generator=generator)[:count]
                 shown.append(partial(_shown, x, y, rows, **orders))
             made.append(Task(f"permutation {number}", None, *shown))
@@ -156,6 +159,7 @@ GRIDS = {
 FLIGHT_GRIDS = {**GRIDS, **{method: [{"lr": lr} for lr in (0.01, 0.03, 0.1)] for method in ("SGD", "Consolidation")}}
 METHODS = {"SGD": "sgd", "Adam": "adam", "L2-init": "l2_init", "Consolidation": "consolidating"}
 HORIZONS = (math.inf, 32_000, 10_000, 3_000)  # examples
+LAST = 10  # tasks, over which plasticity is measured
 
 
 def _methods(plain: Experiment, horizons: Sequence[float]) -> dict[str, Experiment]:
@@ -192,7 +196,9 @@ def with_permutations(experiment: Experiment, seed: int) -> Experiment:
 
 
 PIXELS = Permutations("mnist", "pixels", 40)
-LABELS = Permutations("digits", "labels", 60)
+LONG_PIXELS = Permutations("mnist", "pixels", 200, tests=LONG_TESTS)
+SHORT_LABELS = Permutations("mnist", "labels", 40)  # on which rates are chosen
+LABELS = Permutations("mnist", "labels", 200, tests=LONG_TESTS)
 
 
 def _pixel_runs(seeds: int, methods: dict[str, Experiment]) -> Named:
@@ -205,23 +211,34 @@ def _pixel_runs(seeds: int, methods: dict[str, Experiment]) -> Named:
     return with_seeds(every, range(seeds), with_permutations)
 
 
+def _long_runs(stream: Permutations, seeds: int, methods: dict[str, Experiment]) -> Named:
+    """Methods that were tuned on a shorter stream, on this one."""
+    longer = {name: replace(method, stream=stream.own(), tasks=stream.tasks) for name, method in methods.items()}
+    return with_seeds(longer, range(seeds), with_permutations)
+
+
+def kept_and_learnt(R: np.ndarray) -> float:
+    """What rates are chosen by where both count: the mean of the two axes, of an accuracy matrix."""
+    return float(R[-1].mean() + R.diagonal()[-LAST:].mean()) / 2
+
+
 def part(name: str, seeds: int = 3) -> Part:
     """What notebook 17 shows, by a name in `PARTS`, with so many seeds."""
     if name == "pixels":
         return Part(partial(_pixel_runs, seeds), Tuning(endless_methods(PIXELS), {}))
+    if name == "long pixels":
+        tuning = Tuning(endless_methods(PIXELS, HORIZONS[:3]), GRIDS, (100,), with_permutations, kept_and_learnt)
+        return Part(partial(_long_runs, LONG_PIXELS, seeds), tuning)
     if name == "labels":
-        methods = endless_methods(LABELS, HORIZONS[::2])
+        methods = endless_methods(SHORT_LABELS, HORIZONS[::2])
         tuning = Tuning(methods, GRIDS, (100,), with_permutations, learning_accuracy)
-        return Part(partial(with_seeds, seeds=range(seeds), seeded=with_permutations), tuning)
+        return Part(partial(_long_runs, LABELS, seeds), tuning)
     return Part(
         partial(with_seeds, seeds=range(seeds)), Tuning(flight_methods(name == "months"), FLIGHT_GRIDS, (100, 101, 102))
     )
 
 
-PARTS = ("flights", "months", "pixels", "labels")
-
-
-LAST = 10  # tasks, over which plasticity is measured
+PARTS = ("flights", "months", "pixels", "long pixels", "labels")
 
 
 def on_both_axes(rows: pd.DataFrame) -> pd.DataFrame:
@@ -230,9 +247,10 @@ def on_both_axes(rows: pd.DataFrame) -> pd.DataFrame:
     ``learnt`` is the accuracy on each of the last ten tasks right after it was learnt, ``kept`` that on all tasks at
     the end.
     """
-    names = rows.method.str.partition(", ")
-    learnt = rows[[f"learned_{task}" for task in range(PIXELS.tasks - LAST + 1, PIXELS.tasks + 1)]].mean(axis=1)
-    setting = names[2].str.removeprefix("horizon ").where(names[2] != "", "no horizon")
+    names, tasks = rows.method.str.partition(", "), int(rows.tasks.iloc[0])
+    learnt = rows[[f"learned_{task}" for task in range(tasks - LAST + 1, tasks + 1)]].mean(axis=1)
+    alone = np.where(names[0] == "Coincidence", "no horizon", "tuned")
+    setting = names[2].str.removeprefix("horizon ").where(names[2] != "", alone)
     return pd.DataFrame(
         {"method": names[0], "setting": setting, "seed": rows.seed, "learnt": learnt, "kept": rows.average_accuracy}
     ).assign(key=rows.key)

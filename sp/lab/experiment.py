@@ -245,8 +245,9 @@ class Result:
         chosen = {name: value for name, value in choices.items() if value != _DEFAULTS.get(name)}
         row = {"experiment": chosen, "seconds": round(self.seconds, 3), "versions": self.versions}
         if self.accuracy is not None:
-            seen = np.where(np.isnan(self.accuracy), None, self.accuracy)  # JSON has no NaN
-            row |= {"accuracy": seen.tolist(), "initial": self.initial.tolist()}
+            seen = np.where(np.isnan(self.accuracy), None, self.accuracy).tolist()  # JSON has no NaN
+            tested = [accuracies[: task + 2] for task, accuracies in enumerate(seen)]
+            row |= {"accuracy": tested, "initial": self.initial.tolist()}
         curve = [[point[name] for name in CURVE] for point in self.curve]
         optional = {"curve": curve, "buffer": self.buffer, "parameters": self.parameters, "measures": self.measures}
         return row | {name: value for name, value in optional.items() if value}
@@ -257,8 +258,9 @@ class Result:
         experiment = Experiment.from_dict(row["experiment"])
         accuracy = initial = None
         if "accuracy" in row:
-            accuracy, initial = (np.array(row[name], dtype=float) for name in ("accuracy", "initial"))
             tasks = experiment.tasks
+            whole = [accuracies + [None] * (tasks - len(accuracies)) for accuracies in row["accuracy"]]
+            accuracy, initial = (np.array(values, dtype=float) for values in (whole, row["initial"]))
             if accuracy.shape != (tasks, tasks) or initial.shape != (tasks,):
                 raise ValueError(f"accuracy must have {tasks} rows and columns, got shape {accuracy.shape}")
             if not ((np.isnan(accuracy) | ((accuracy >= 0) & (accuracy <= 1))).all()):

@@ -24,7 +24,7 @@ SMALLEST, LARGEST = 1e-30, 1e37  # of a threshold; the first in place of zero in
 
 
 class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
-    r"""Learns a stream of tasks without forgetting, told of no boundary and keeping no example.
+    r"""Learns a stream of tasks without forgetting, without task boundaries and without stored examples.
 
     By itself, for any parameter :math:`w` with gradient :math:`g` (*diagonal form*)::
 

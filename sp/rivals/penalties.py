@@ -59,7 +59,7 @@ class L2(Penalty):
 class L2Init(Penalty):
     """L2-init (Kumar, Marklund & Van Roy 2023): a spring of the same strength to where each weight began.
 
-    It keeps a network plastic on a stream without an end, and is told of no boundary. The penalty of the paper is
+    It keeps a network plastic on a stream without an end, without task boundaries. The penalty of the paper is
     ``lambda sum (w - w_0)^2``: ``strength`` is ``2 lambda``.
     """
 

@@ -151,7 +151,7 @@ def extended(M: Tensor, X: Tensor, threshold: float) -> Tensor:
 
 
 class NCL(Projection):
-    """Natural continual learning (Kao et al. 2021, eq. 9): natural gradients in the metric of the old tasks.
+    """Natural continual learning (Kao et al. 2021, eq. 8): natural gradients in the metric of the old tasks.
 
     ``[w, b] <- [w, b] - lr prior (S^-1 G A^-1 + [w, b] - anchor)``. A ⊗ S is the precision of the posterior that old
     tasks left, in units of one task's data, in Kronecker factors (Martens & Grosse 2015): at first
@@ -202,7 +202,7 @@ class NCL(Projection):
 
 
 def kronecker_sum(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """``(A1 + A2 / pi) ⊗ (S1 + pi S2)`` in place of ``A1 ⊗ S1 + A2 ⊗ S2`` (Kao et al. 2021, app. E).
+    """``(A1 + A2 / pi) ⊗ (S1 + pi S2)`` in place of ``A1 ⊗ S1 + A2 ⊗ S2`` (Kao et al. 2021, appendix).
 
     ``pi = sqrt(tr A2 tr S1 / (tr A1 tr S2))`` balances the two; all factors are symmetric and positive, and the result
     is no smaller than the sum. Without a second precision (its trace is zero) the first is returned.
