@@ -21,7 +21,6 @@ from sp.lab.settings import on_stream
 from sp.lab.sweep import run_all, with_seeds
 
 NAME = "fading"
-TASKS = 5
 POINTS = 12  # frames a task
 METHODS = {"Adam": {"optimizer": "adam", "options": {"lr": 0.001}}, "Coincidence": {"optimizer": "coincidence"}}
 FAINTEST = 0.06  # of a digit that is not known at all
