@@ -6,7 +6,6 @@ A run sets the random state of its process, so that none is done in the notebook
 import os
 import pickle
 import tempfile
-import threading
 import time
 from collections.abc import Collection
 from concurrent.futures import BrokenExecutor, Future, wait
@@ -23,6 +22,7 @@ from sp import files
 from sp.lab import watch
 from sp.lab.experiment import Experiment, Moment, run
 from sp.lab.ledger import Ledger
+from sp.lab.parallel import end_with
 
 IDLE = 1800  # seconds after which processes that had nothing to train end
 EVERY = 0.1  # seconds between two looks at a training
@@ -95,18 +95,7 @@ def _submit(*call: Any) -> Future:
 
 @cache
 def _processes() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(max_workers=2, timeout=IDLE, initializer=_end_with, initargs=(os.getpid(),))
-
-
-def _end_with(parent: int) -> None:
-    """End this process soon after its parent, which may be killed and then tells nobody."""
-
-    def watch_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch_parent, daemon=True).start()
+    return ProcessPoolExecutor(max_workers=2, timeout=IDLE, initializer=end_with, initargs=(os.getpid(),))
 
 
 class _Stopped(Exception):

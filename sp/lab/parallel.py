@@ -79,7 +79,7 @@ class _Turn:
 
 def _call(function: Callable, item: Any, number: int, parent: int) -> tuple[int, Any]:
     if os.getpid() != parent:
-        _end_with(parent)
+        end_with(parent)
     try:
         return number, function(item)
     except Exception:
@@ -87,7 +87,7 @@ def _call(function: Callable, item: Any, number: int, parent: int) -> tuple[int,
 
 
 @cache
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """End this process soon after its parent, which may be killed and then tells nobody."""
 
     def watch() -> None:
