@@ -249,9 +249,9 @@ def scenario_table(table: pd.DataFrame, costs: pd.DataFrame, scenario: str, capa
     rows = rows.assign(metric=rows.metric.str.replace("average_", "").str.replace("_", " "))
     order = rows[rows.metric == "accuracy"].sort_values("mean", ascending=False).method
     text = metrics.readable(rows.drop(columns=["stream", "capacity"])).loc[order]
-    asked = needs_table().set_index("method").drop(columns="tuned").replace({"buffer": "yes"})
-    given = [", ".join(asked.columns[row != "-"].str.replace("stored", "examples")) for _, row in asked.iterrows()]
-    return text.join(cost_columns(costs, order, capacity)).join(pd.Series(given, asked.index, name="given")).fillna("-")
+    asked = needs_table().set_index("method").drop(columns="tuned").rename(columns={"stored": "examples"})
+    given = asked.apply(lambda row: ", ".join(asked.columns[row != "-"]), axis=1).rename("given")
+    return text.join(cost_columns(costs, order, capacity)).join(given).fillna("-")
 
 
 def side_by_side(table: pd.DataFrame, costs: pd.DataFrame, scenarios: Sequence[str]) -> pd.DataFrame:
