@@ -36,15 +36,8 @@ class Layer:
         out, width = weight.shape
         self.A, self.P = np.zeros((width, width)), np.eye(width)
         self.S, self.Q = np.zeros((out, out)), np.eye(out)
-        self.t, self.power, self.variance, self.mean, self.scale, self.spread, self.bounded = (
-            0,
-            0.0,
-            0.0,
-            0.0,
-            0.0,
-            0.0,
-            0,
-        )
+        self.t, self.bounded, self.input_mean = 0, 0, np.zeros(width)
+        self.power = self.squared_length = self.mean = self.scale = self.spread = 0.0
 
     readout = False
 
@@ -55,10 +48,14 @@ class Layer:
         out, width = self.W.shape
         rate = -o["lr"] if o["maximize"] else o["lr"]
         self.W = self.W * (1 - o["lr"] * o["weight_decay"])
+        length = (X**2).sum(1).mean()
+        share = min(1.0, c.OUTLYING * self.squared_length / length) if self.t > 1 else 1.0
+        self.squared_length += (share * length - self.squared_length) / self.t
+        self.input_mean += (math.sqrt(share) * X.mean(0) - self.input_mean) / self.t
+        seen = self.t * len(X)
+        variance = (self.squared_length - (self.input_mean**2).sum()) * seen / (seen - 1)
         if self.t <= c.SCALE_STEPS:
-            self.power += ((X**2).sum(1).mean() - self.power) / self.t
-            variance = X.var(0, ddof=1).sum() if len(X) > 1 else (X**2).sum() / c.USUAL
-            self.variance += (variance - self.variance) / self.t
+            self.power = self.squared_length
         batch = math.sqrt(examples / c.REFERENCE_BATCH)
         keep = c.AVERAGE ** (examples / c.REFERENCE_BATCH)
         gradient = D.T @ X
@@ -70,7 +67,7 @@ class Layer:
             self.mean = keep * self.mean + (1 - keep) * kept
         if self.t <= c.SCALE_STEPS:
             self.scale = self.mean
-        counted = batch * math.sqrt(len(X) / examples) / (examples * self.variance)
+        counted = batch * math.sqrt(len(X) / examples) / (examples * variance)
         self.A = math.exp(-examples / o["horizon"]) * self.A + counted * X.T @ X
         self.S = keep * self.S + examples * (kept / norm) ** 2 * D.T @ D
         seen = X[sampled(torch.arange(len(X))[:, None], self.t, c.RESPONSE_ROWS)[0].flatten().numpy(force=True)]
@@ -84,7 +81,7 @@ class Layer:
         answers = max(self.spread, math.sqrt(self.power / (3 * width)))
         gain = min(max(len(self.W), c.SMALLEST_GAIN), c.LARGEST_GAIN if self.readout else c.GAIN)
         size = rate * gain * self.share * o["retention"] * answers
-        size *= batch * kept / norm * (self.power / self.variance) ** c.BOOST / (self.scale * self.variance)
+        size *= batch * kept / norm * (self.power / variance) ** c.BOOST / (self.scale * variance)
         change = size * self.Q @ gradient @ self.P
         if o["response_bound"] is not None:
             excess = math.sqrt(((seen @ change.T) ** 2).mean()) / (o["response_bound"] * answers)
@@ -423,6 +420,35 @@ def test_a_layer_that_joins_late_is_measured_in_its_own_first_steps():
             assert float(late["power"]) == pytest.approx(float(1e6 * x.square().sum(1).mean() + 1), rel=1e-4)
             assert float(late["step"]) == 1
     assert not torch.equal(model["late"].weight, first) and all(p.abs().max() < 10 for p in model.parameters())
+
+
+def layer_and_its_optimizer(**options):
+    torch.manual_seed(0)
+    layer = nn.Linear(7, 4, bias=False).double()
+    return layer, watched(layer, **options)
+
+
+def test_a_first_task_of_few_inputs_does_not_set_the_scale_of_later_ones():
+    """Inputs of a wide task after those of a narrow one: in the end, the variance is that of all of them."""
+    layer, optimizer = layer_and_its_optimizer()
+    inputs = [
+        (0.5 if number < 20 else 1.0) * x + 0.5 * (number >= 20) for number, (x, _) in enumerate(batches(12, [8] * 60))
+    ]
+    for x in inputs:
+        step(layer, optimizer, x, torch.zeros(8, dtype=torch.long))
+    state, x = optimizer.state[layer.weight], torch.cat(inputs)
+    variance = float(state["squared_length"]) - float(state["input_mean"].square().sum())
+    assert variance == pytest.approx(float(x.var(0, correction=0).sum()), rel=1e-4)
+
+
+def test_a_batch_of_huge_inputs_does_not_end_the_learning():
+    layer, optimizer = layer_and_its_optimizer()
+    state = optimizer.state[layer.weight]
+    for number, (x, y) in enumerate(batches(13, [8] * 40)):
+        before = float(state["squared_length"]) if state else 0.0
+        step(layer, optimizer, 1e6 * x if number == 30 else x, y)
+        state = optimizer.state[layer.weight]
+        assert number == 0 or float(state["squared_length"]) < 2 * before
 
 
 # State

@@ -309,7 +309,7 @@ def test_a_bad_start_is_overcome(start, options):
         loss.backward()
         optimizer.step()
         assert step == 0 or loss < 4
-    assert accuracy(model) > 0.85
+    assert accuracy(model) > 0.75
 
 
 @pytest.mark.parametrize("rank", [None, 4])

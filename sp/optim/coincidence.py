@@ -16,15 +16,16 @@ from sp.optim.memory import Counts, ExactMemory, Memory, SketchedMemory, product
 
 AVERAGE = 0.99  # share of the old value that a running mean keeps in a step of `REFERENCE_BATCH` examples
 REFERENCE_BATCH = 128  # batch size for which the constants are meant; others are scaled to it
-SCALE_STEPS = 10  # steps in which the scales of a layer's gradient and inputs are measured
+SCALE_STEPS = 10  # steps in which the scale of a layer's gradient is measured
+OUTLYING = 10.0  # times the mean squared length so far: what a batch's inputs count for at most
 ODD, ODD_STEPS = 10.0, 4  # of gradients so many times one that follows in a layer's first steps nothing is kept
 FLOOR = 0.5  # of the norm at the beginning: a task learnt to the end must not leave the absorber shut for the next
 # The gain of the readout is its number of outputs k, since the curvature of a softmax is about 1 / k. With less than
 # the smallest a linear classifier learns too slowly; the largest is as far as it was tried. In other layers GAIN is
 # the most.
 SMALLEST_GAIN, GAIN, LARGEST_GAIN = 3, 10, 100
+LEAST_VARIANCE = 1e-4  # of the squared length: what is less may be rounding
 BOOST = 0.25  # power of (squared length / variance) of the inputs with which a step grows
-USUAL = 3.0  # squared length over variance where it cannot be told, with one row in a batch (1: accuracy .933; 3: .952)
 EARLY = 20  # a layer's first steps, in which everything is new and the memory is looked at often
 LOOK_WIDTH = 80  # inputs (or outputs) for which a step passes between two looks, so that wide layers can afford them
 EXACT_WIDTH = 1024  # inputs, or outputs, up to which a layer remembers exactly unless a rank is given
@@ -34,7 +35,7 @@ ROWS = 64  # of a batch that a memory takes in; more hardly help
 PATCHES = 256  # where an example has several
 RESPONSE_ROWS = 16  # rows on which a layer's response is measured
 # Of a layer's state, without dimensions and never on a device.
-NUMBERS = ("step", "power", "variance", "mean", "scale", "spread")
+NUMBERS = ("step", "measured", "power", "squared_length", "mean", "scale", "spread")
 
 
 def decay(examples: float) -> float:
@@ -71,7 +72,10 @@ def memories(synapses: Synapses, group: dict[str, Any]) -> tuple[Memory, Memory 
 
 def new_state(synapses: Synapses, group: dict[str, Any]) -> dict[str, Tensor]:
     """What a layer's weight has before its first step."""
-    state = {name: torch.zeros((), dtype=scalar_dtype(synapses.weight), device="cpu") for name in NUMBERS}
+    dtype, (groups, _, width) = scalar_dtype(synapses.weight), synapses.shape
+    state = {name: torch.zeros((), dtype=dtype, device="cpu") for name in NUMBERS}
+    if not synapses.kind.indices:
+        state["input_mean"] = torch.zeros(groups, width, dtype=dtype, device=synapses.weight.device)
     _begin(state, synapses, *memories(synapses, group))
     return state
 
@@ -110,13 +114,32 @@ class WatchedLayer:
         self.factor = batch_factor(activity.examples)
         self.step = int(state["step"]) + 1
         state["step"].fill_(self.step)
+        self.sample, self.each = (self.x, 1.0) if self.indices else sampled(self.x, self.step, self.rows)
+        self.variance = 1.0 if self.indices else self._variance()
         if self.step <= SCALE_STEPS:
-            power, variance = (1.0, 1.0) if self.indices else _power_and_variance(self.x)
-            self._average("power", power, 1 - 1 / self.step)
-            self._average("variance", variance, 1 - 1 / self.step)
+            self.state["power"].fill_(1.0 if self.indices else self.state["squared_length"])
 
     def _average(self, name: str, value: float, kept: float) -> None:
         self.state[name].mul_(kept).add_((1 - kept) * value)
+
+    def _variance(self) -> float:
+        """Of the inputs over the steps so far: their mean squared length less that of their mean.
+
+        Of rows that are all alike no variance can be told: such a step is not counted, and the squared length stands
+        for the variance.
+        """
+        groups, rows, _ = self.sample.shape
+        state, measured = self.state, int(self.state["measured"]) + 1
+        length, before = float(self.sample.square().sum()) / (groups * rows), float(state["squared_length"])
+        counted = min(1.0, OUTLYING * before / length) if measured > 1 and before > 0 and length > 0 else 1.0
+        state["input_mean"].lerp_(counted**0.5 * self.sample.mean(-2), 1 / measured)
+        self._average("squared_length", counted * length, 1 - 1 / measured)
+        length = float(state["squared_length"])
+        variance = length - float(state["input_mean"].square().sum()) / groups
+        told = variance > LEAST_VARIANCE * length
+        if told or rows == 1:
+            state["measured"].fill_(measured)
+        return variance * measured * rows / (measured * rows - 1) if told else length
 
     def update(self, squared_norm: float, share: float, bias: bool) -> None:
         """Remember the activity, and move the weights along what is new.
@@ -126,12 +149,12 @@ class WatchedLayer:
             share: of the learning rate that this layer has.
             bias: whether a bias is the optimizer's to change.
         """
-        power, variance = float(self.state["power"]), float(self.state["variance"])
-        if variance <= 0:  # what was never active stays
+        power = float(self.state["power"])
+        if power <= 0:  # what was never active stays
             return
         norm = (squared_norm / power) ** 0.5
         absorbed = self._absorbed(norm)
-        self._remember(absorbed, variance)
+        self._remember(absorbed)
         every = self.group["refresh_every"]
         if self._due(every or max(1, self.width // LOOK_WIDTH)):
             self.inputs.look(self.state)
@@ -145,7 +168,7 @@ class WatchedLayer:
         # Of G (A + I / r)^-1, which is r G P.
         gain = min(max(self.outputs, SMALLEST_GAIN), LARGEST_GAIN if self.activity.readout else GAIN)
         gain *= share * self.group["retention"] * float(signed_rate(self.group))
-        size = gain * self.factor * absorbed * usual * (power / variance) ** BOOST / (scale * variance)
+        size = gain * self.factor * absorbed * usual * (power / self.variance) ** BOOST / (scale * self.variance)
         change = self._change(squared_norm)
         self.synapses.subtract_(change, self._bounded(size, change, usual), bias)
 
@@ -162,16 +185,16 @@ class WatchedLayer:
             self.state["scale"].copy_(self.state["mean"])
         return kept / norm if norm else 0.0
 
-    def _remember(self, absorbed: float, variance: float) -> None:
+    def _remember(self, absorbed: float) -> None:
         examples, horizon = self.activity.examples, self.group["horizon"]
-        rows, each = (self.x, 1.0) if self.indices else sampled(self.x, self.step, self.rows)
+        rows = self.sample
         errors, of_errors = (None, 1.0) if self.d is None else sampled(self.d, self.step, self.rows)
         if self.several and errors is not None:
             rows = rows * (errors != 0).any(-1, keepdim=True)  # padding had no error, and made no gradient
         # Rows of one example are alike: each counts for less than an example, and all of them for more than one.
         for_each = self.x.shape[0 if self.indices else -2] / self.activity.terms
-        weight = self.factor * for_each**0.5 / (self.activity.terms * variance)
-        self.inputs.remember(self.state, rows, weight * each, math.exp(-examples / horizon))
+        weight = self.factor * for_each**0.5 / (self.activity.terms * self.variance)
+        self.inputs.remember(self.state, rows, weight * self.each, math.exp(-examples / horizon))
         if self.errors is not None:
             # A decayed sum, not a mean: of it only what one direction has beside the others is used.
             self.errors.remember(self.state, errors, examples * absorbed**2 * of_errors, decay(examples))
@@ -231,17 +254,3 @@ class WatchedLayer:
     def _fresh(self, power: float) -> float:
         """What a layer as PyTorch initialises it answers, root mean square; embeddings are drawn with deviation one."""
         return 1.0 if self.indices else (power / (3 * self.width)) ** 0.5
-
-
-def _power_and_variance(x: Tensor) -> tuple[float, float]:
-    """Mean squared length of the rows of x, (g, N, d), and of what is left without their mean.
-
-    Of a single row no variance can be told: a third of the mean squared length, as is usual, stands for it; of rows
-    that are all alike, the mean squared length.
-    """
-    groups, rows = x.shape[:2]
-    power = float(x.square().sum()) / (groups * rows)
-    if rows == 1:
-        return power, power / USUAL
-    variance = float((x - x.mean(-2, keepdim=True)).square().sum()) / (groups * (rows - 1))
-    return power, variance if variance > 1e-4 * power else power
