@@ -14,7 +14,6 @@ from pathlib import Path
 import pandas as pd
 
 from sp import files
-from sp.checks import check_choice
 from sp.lab import metrics, tables
 from sp.lab.experiment import Experiment
 from sp.lab.ledger import Ledger
@@ -196,22 +195,6 @@ def tuning_seeds(study: str) -> tuple[int, ...]:
     return TUNING_SEEDS[:1] if "permuted" in study else TUNING_SEEDS
 
 
-def tune(
-    study: str,
-    dataset: str,
-    methods: Sequence[str] = (),
-    ledger: Ledger | None = None,
-    workers: int | None = None,
-) -> pd.DataFrame:
-    """`tune_methods` for a study of `STUDIES`; ``methods`` are those to tune, default all."""
-    check_choice("study", study, STUDIES)
-    known = STUDIES[study](dataset, tuned=False)
-    for method in methods:
-        check_choice("methods", method, known)
-    chosen = {method: known[method] for method in methods or known}
-    return tune_methods(study, dataset, trials(chosen, GRIDS, tuning_seeds(study)), ledger, workers)
-
-
 Trial = tuple[str, dict, Experiment]  # method, point of its grid, what to run
 
 
@@ -225,12 +208,9 @@ def trials(methods: dict[str, Experiment], grids: dict[str, list[dict]], seeds: 
     ]
 
 
-def untuned(dataset: str, trials: dict[str, list[Trial]]) -> dict[str, list[Trial]]:
-    """Those of the trials, by study, whose methods the table of tuned values does not have."""
-    table = pd.read_csv(TUNED)
-    known = set(table[table.dataset == dataset][["study", "method"]].itertuples(index=False, name=None))
-    left = {study: [trial for trial in found if (study, trial[0]) not in known] for study, found in trials.items()}
-    return {study: found for study, found in left.items() if found}
+def trials_of_studies(dataset: str) -> dict[str, list[Trial]]:
+    """The trials of each of `STUDIES`."""
+    return {name: trials(study(dataset, tuned=False), GRIDS, tuning_seeds(name)) for name, study in STUDIES.items()}
 
 
 def tune_methods(

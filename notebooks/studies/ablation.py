@@ -3,11 +3,9 @@
 A method differs from its rule's base in one choice (in a pair: two) and is compared with it, seed by seed. For the
 published rule the learning rate of every method, the base included, is tuned on its own, since most choices change the
 size of a step as well. The consolidating rule is varied around its defaults, which are meant to serve without tuning;
-its learning rate is one of the choices. ``python notebooks/studies record 06_ablation`` tunes what is not tuned, and
-runs all.
+its learning rate is one of the choices.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -15,7 +13,6 @@ import pandas as pd
 import studies
 from sp.lab import metrics
 from sp.lab.experiment import Experiment
-from sp.lab.sweep import Named, with_seeds
 
 Methods = dict[str, Experiment]
 
@@ -122,16 +119,6 @@ def trials(dataset: str) -> dict[str, list[studies.Trial]]:
             grids = {experiment.optimizer: studies.GRIDS[base]}
             found.setdefault(study(name), []).extend(studies.trials({method: experiment}, grids, seeds))
     return found
-
-
-def all_runs(dataset: str, seeds: Sequence[int], tuned: bool = True) -> Named:
-    """Every run of the notebook."""
-    return [
-        pair
-        for rule, streams in STREAMS.items()
-        for name in streams
-        for pair in with_seeds(methods(rule, name, dataset, tuned), seeds)
-    ]
 
 
 def effects(rows: pd.DataFrame, margin: float) -> pd.DataFrame:

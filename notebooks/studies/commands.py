@@ -1,26 +1,16 @@
 """Commands of the studies: ``python notebooks/studies --help``."""
 
 import argparse
-import os
 import sys
-import tempfile
-from pathlib import Path
-
-import papermill
 
 import studies
 from sp import figures
 from sp.checks import check_choice
 from sp.commands import Parser, add_dataset, carry_out, positive
-from sp.files import folder, project, write_atomically
-from sp.lab.experiment import Experiment
+from sp.files import write_atomically
 from sp.lab.ledger import opened
-from sp.lab.settings import SETTINGS, TUNING_SEEDS
-from sp.lab.sweep import plan, run_all, with_seeds
-from sp.notebooks.running import logged
-
-LISTED = ("06_ablation", "07_hyperparameters", "08_permuted", "13_dendrites")  # whose runs are known beforehand
-EXECUTED = ("01_forgetting", "02_consolidation", "03_coincidence", "10_claims", "11_replay")
+from sp.lab.settings import SETTINGS
+from sp.lab.sweep import plan, run_all
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python notebooks/studies", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     studied = (add_comparison, add_costs, add_recipes, add_natural_images, add_long_streams, add_fading)
-    for add in (add_bench, add_tune, *studied, add_record):
+    for add in (add_bench, add_tune, *studied):
         add(commands)
     return carry_out(parser, sys.argv[1:] if arguments is None else arguments)
 
@@ -55,7 +45,7 @@ def _bench(chosen: argparse.Namespace) -> None:
 def add_tune(commands) -> None:
     """``tune``: the options of a study."""
     parser = commands.add_parser("tune", help="choose the options of a study's methods on the tuning seeds")
-    parser.add_argument("study", choices=sorted(studies.STUDIES))
+    parser.add_argument("study", help="forgetting, dendrites_split2, ... (a wrong name lists them)")
     parser.add_argument("dataset", choices=sorted(SETTINGS))
     parser.add_argument("--methods", nargs="+", default=[], help="which ones; default: all")
     parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
@@ -63,7 +53,16 @@ def add_tune(commands) -> None:
 
 
 def _tune(chosen: argparse.Namespace) -> None:
-    table = studies.tune(chosen.study, chosen.dataset, chosen.methods, workers=chosen.workers)
+    from studies import ablation, dendrite_study
+
+    known = {**studies.trials_of_studies(chosen.dataset), **ablation.trials(chosen.dataset)}
+    known |= dendrite_study.trials(chosen.dataset)
+    check_choice("study", chosen.study, known)
+    trials, methods = known[chosen.study], {method for method, *_ in known[chosen.study]}
+    for method in chosen.methods:
+        check_choice("methods", method, methods)
+    trials = [trial for trial in trials if trial[0] in (chosen.methods or methods)]
+    table = studies.tune_methods(chosen.study, chosen.dataset, trials, workers=chosen.workers)
     print(table.to_string(index=False))
 
 
@@ -160,97 +159,6 @@ def _natural_images(chosen: argparse.Namespace) -> None:
     natural_images.run(*chosen_methods, only_plan=True)
     if not chosen.dry_run:
         natural_images.run(*chosen_methods)
-
-
-def add_record(commands) -> None:
-    """``record``: the runs of a notebook, committed to the ledger so that it need not run them."""
-    parser = commands.add_parser(
-        "record",
-        help="run what a notebook shows on a data set, and commit its runs to the ledger",
-        description="What the ledger has is not run again. Notebooks 01 to 03, 10 and 11 are executed, which makes "
-        "their figures as well; the options below are for the others, whose methods are tuned first where they are "
-        "not. The runs are written into the committed layer of the ledger, figures/ledger/DATASET.jsonl.",
-        epilog="example: python notebooks/studies record 06_ablation --dataset mnist",
-    )
-    parser.add_argument("notebook", choices=sorted((*LISTED, *EXECUTED)))
-    add_dataset(parser)
-    parser.add_argument("--seeds", type=positive, default=6, help="how many seeds (default: 6)")
-    parser.add_argument("--points", type=positive, default=24, help="07: points for each method (default: 24)")
-    parser.add_argument("--tasks", type=positive, nargs="+", default=[10, 30], help="08: numbers of tasks")
-    parser.add_argument(
-        "--long-seeds", type=positive, default=3, help="08: seeds with more than ten tasks; 13: permuted"
-    )
-    parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
-    parser.add_argument("--dry-run", action="store_true", help="only say how long it should take, or what is executed")
-    parser.set_defaults(run=_record)
-
-
-def _record(chosen: argparse.Namespace) -> int:
-    from studies import ablation, dendrite_study
-
-    if chosen.notebook in EXECUTED:
-        notebook = project() / "notebooks" / f"{chosen.notebook}.ipynb"
-        if chosen.dry_run:
-            print(
-                f"{notebook} would be executed on {chosen.dataset}. Runs that the ledger does not have are run; how "
-                "long these take is known only to the notebook."
-            )
-            return 0
-        keys = _executed(notebook, chosen.dataset)
-        opened().commit(keys)
-        print(f"{len(keys)} runs and tables are in {folder('ledger')}.")
-        return 0
-    study = {"06_ablation": ablation, "13_dendrites": dendrite_study}.get(chosen.notebook)
-    missing = studies.untuned(chosen.dataset, study.trials(chosen.dataset)) if study else {}
-    if missing and chosen.dry_run:
-        planned = plan([experiment for trials in missing.values() for *_, experiment in trials])
-        print(f"Tuning: {planned.describe(chosen.workers)}")
-    elif missing:
-        for name, trials in missing.items():
-            studies.tune_methods(name, chosen.dataset, trials, workers=chosen.workers)
-    named = _runs_of(chosen)
-    if chosen.dry_run:
-        print(plan([experiment for _, experiment in named]).describe(chosen.workers))
-        return 0
-    run_all([experiment for _, experiment in named], workers=chosen.workers, carried=True)
-    opened().commit(experiment.key() for _, experiment in named)
-    print(f"{len(named)} runs are in {folder('ledger') / chosen.dataset}.jsonl.")
-    return 0
-
-
-def _executed(notebook: Path, dataset: str) -> set[str]:
-    """Keys of the runs and tables that a notebook uses on a data set."""
-    with tempfile.TemporaryDirectory() as scratch:
-        log = Path(scratch) / "runs"
-        os.environ["SP_LEDGER_LOG"] = str(log)  # its kernel has this environment
-        try:
-            papermill.execute_notebook(
-                str(notebook),
-                f"{scratch}/{notebook.name}",
-                {"dataset": dataset},
-                cwd=str(notebook.parent),
-                kernel_name="python3",
-            )
-        finally:
-            del os.environ["SP_LEDGER_LOG"]
-        return set().union(*logged(log))
-
-
-def _runs_of(chosen: argparse.Namespace) -> list[tuple[str, Experiment]]:
-    from studies import ablation, dendrite_study, permuted, search
-
-    seeds, long_seeds = range(chosen.seeds), range(chosen.long_seeds)
-    if chosen.notebook == "06_ablation":
-        return ablation.all_runs(chosen.dataset, seeds, tuned=not chosen.dry_run)
-    if chosen.notebook == "07_hyperparameters":
-        searched = search.search_runs(chosen.dataset, chosen.points, len(TUNING_SEEDS))
-        return [*searched, *search.advice_runs(chosen.dataset, seeds)]
-    if chosen.notebook == "13_dendrites":
-        return dendrite_study.all_runs(chosen.dataset, seeds, long_seeds, tuned=not chosen.dry_run)
-    named = []
-    for tasks in chosen.tasks:
-        named += with_seeds(permuted.methods(chosen.dataset, tasks), long_seeds if tasks > 10 else seeds)
-    return named
 
 
 def add_fading(commands) -> None:

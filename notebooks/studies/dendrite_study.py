@@ -1,7 +1,7 @@
 """Dendrites beside plasticity rules (P23, notebook 13): the published table, and whether the two add to each other.
 
 Every method but those of coincidence, which run with their defaults, has a learning rate of its own, chosen from seven
-on the tuning seeds. ``python notebooks/studies record 13_dendrites`` tunes what is not tuned, and runs all.
+on the tuning seeds.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from sp.lab import metrics, sweep
 from sp.lab.data import Tasks, load, make_stream
 from sp.lab.experiment import Experiment, stream_of
 from sp.lab.networks import mlp, mlp_size
-from sp.lab.sweep import Named, with_seeds
+from sp.lab.sweep import with_seeds
 from sp.rivals import make_learner
 from sp.rivals.active_dendrites import ActiveDendrites, k_winners
 
@@ -100,11 +100,7 @@ def stream_methods(stream: str, dataset: str, tuned: bool = True) -> Methods:
 
 
 def _tuned(experiment: Experiment, study: str, method: str) -> Experiment:
-    try:
-        chosen = studies.tuned_options(study, experiment.dataset, method)
-    except LookupError as error:
-        command = f"python notebooks/studies record 13_dendrites --dataset {experiment.dataset}"
-        raise LookupError(f"{method!r} of {study!r} is not tuned on {experiment.dataset}: run  {command}") from error
+    chosen = studies.tuned_options(study, experiment.dataset, method)
     return replace(experiment, options={**dict(experiment.options), **chosen})
 
 
@@ -156,14 +152,6 @@ def _trials(methods: Methods, seeds: Sequence[int], new_only: bool = False) -> l
             continue
         found += studies.trials({method: experiment}, {experiment.optimizer: studies.GRIDS[base]}, seeds)
     return found
-
-
-def all_runs(dataset: str, seeds: Sequence[int], long_seeds: Sequence[int], tuned: bool = True) -> Named:
-    """Every run of the notebook; ``long_seeds`` are the permuted stream's."""
-    named = with_seeds(published_methods(dataset, tuned), seeds)
-    for stream in STREAMS:
-        named += with_seeds(stream_methods(stream, dataset, tuned), long_seeds if stream == "permuted" else seeds)
-    return named
 
 
 def beside_published(rows: pd.DataFrame) -> pd.DataFrame:

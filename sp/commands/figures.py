@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(dataset=None)
     add_values(parser, "a name in the cell of parameters; v1,v2,...")
     parser.add_argument("--workers", type=positive, help="notebooks at a time (default: one a core)")
+    parser.add_argument("--commit", action="store_true", help="put the runs that they use into figures/ledger")
 
 
 def add_notebooks(parser: argparse.ArgumentParser) -> None:
@@ -45,11 +46,11 @@ def run(chosen: argparse.Namespace) -> int:
     from sp.lab import choices
     from sp.notebooks import grid, running
 
-    notebooks, workers = which(chosen), chosen.workers
+    notebooks, how = which(chosen), (chosen.workers, chosen.commit)
     if not chosen.p:
-        return running.make_figures(chosen.dataset or "digits", notebooks, workers)
+        return running.make_figures(chosen.dataset or "digits", notebooks, *how)
     if len(notebooks) != 1:
         raise ValueError(f"-p is of one notebook: name it, got {len(notebooks)} notebooks")
     always = {"dataset": chosen.dataset} if chosen.dataset else {}
     points = [{**always, **point} for point in choices.grid(values_of(chosen.p))]
-    return grid.make_grid(notebooks[0], points, workers)
+    return grid.make_grid(notebooks[0], points, *how)

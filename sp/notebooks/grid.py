@@ -12,7 +12,9 @@ from sp.notebooks import parameters
 from sp.notebooks.running import Copy, execute_all
 
 
-def make_grid(notebook: Path, points: Iterable[dict[str, Any]], workers: int | None = None) -> int:
+def make_grid(
+    notebook: Path, points: Iterable[dict[str, Any]], workers: int | None = None, commit: bool = False
+) -> int:
     """Execute a notebook once for each point, side by side, and put the tables that the copies leave together.
 
     Copies lie in the folder of the notebook's name in `sp.files.other_figures`. A copy is named after those of its
@@ -23,6 +25,7 @@ def make_grid(notebook: Path, points: Iterable[dict[str, Any]], workers: int | N
         notebook: has a cell tagged ``parameters``.
         points: parameters of each copy; the others keep the notebook's values.
         workers: how many at a time; default: as many as there are cores, which they share.
+        commit: as in `sp.notebooks.running.execute_all`.
 
     Returns:
         Exit status: 0, or 1 when a copy failed.
@@ -35,7 +38,7 @@ def make_grid(notebook: Path, points: Iterable[dict[str, Any]], workers: int | N
     copies = {name: Copy(notebook.absolute(), folder / f"{name}.ipynb", named[name], folder / name) for name in named}
     for old in (table for name in named for table in (folder / name).rglob("*.csv")):
         old.unlink()  # which a copy may not leave any more
-    failures = execute_all(list(copies.values()), workers)
+    failures = execute_all(list(copies.values()), workers, commit)
     finished = {name: point for name, point in named.items() if copies[name] not in failures}
     made = f"{len(finished)} of {len(named)} notebooks"
     print(f"{made} are in {folder}.")

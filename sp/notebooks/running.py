@@ -40,10 +40,11 @@ class Copy:
     figures: Path | None = None
 
 
-def make_figures(dataset: str, notebooks: Sequence[Path] = (), workers: int | None = None) -> int:
+def make_figures(dataset: str, notebooks: Sequence[Path] = (), workers: int | None = None, commit: bool = False) -> int:
     """Execute notebooks on a data set, side by side; executed copies go to ``build/notebooks``.
 
     With ``SP_FRESH=1`` in the environment, where no committed run is read, it says first how long that takes.
+    ``commit`` as in `execute_all`.
 
     Returns:
         Exit status: 0, or 1 when a notebook failed; the others are executed all the same.
@@ -60,7 +61,7 @@ def make_figures(dataset: str, notebooks: Sequence[Path] = (), workers: int | No
     for path in notebooks or all_notebooks():
         chosen = {"dataset": dataset} if "dataset" in parameters.of(path) else {}
         copies.append(Copy(path.absolute(), target / path.name, chosen))
-    failures = execute_all(copies, workers)
+    failures = execute_all(copies, workers, commit)
     print(f"Figures are in {folder('figures')}, executed notebooks in {target}.")
     return 1 if failures else 0
 
@@ -73,11 +74,12 @@ def _expected_seconds(dataset: str) -> float:
     return sum(result.seconds for result in kept if result.experiment.dataset == dataset)
 
 
-def execute_all(copies: Sequence[Copy], workers: int | None = None) -> dict[Copy, str]:
+def execute_all(copies: Sequence[Copy], workers: int | None = None, commit: bool = False) -> dict[Copy, str]:
     """Execute copies side by side, and print what failed, and how many runs were read and computed.
 
     Args:
         copies: what to execute. workers: how many at a time; default: as many as there are cores, which they share.
+        commit: write the runs that the copies use into the committed layer of the ledger.
 
     Returns:
         What went wrong with each copy that failed.
@@ -86,6 +88,10 @@ def execute_all(copies: Sequence[Copy], workers: int | None = None) -> dict[Copy
         copy.target.parent.mkdir(parents=True, exist_ok=True)
     failures, read, computed = _side_by_side(_execute, copies, {}, workers)
     print(f"{len(read):,} runs were read, {len(computed):,} computed.")
+    if commit:
+        from sp.lab.ledger import opened  # brings PyTorch
+
+        print(f"The committed ledger has {opened().commit(read | computed):,} runs and tables.")
     return failures
 
 

@@ -33,8 +33,9 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         w <- w - lr (g / sqrt(theta)) theta / (theta + C)
 
     With ``coincidence=NMDACoincidence(model)``, for the matrix W of every layer that is watched, its bias the last
-    column (*coincidence form*), with inputs X, of mean squared length m and variance v (that of all inputs together, as
-    the batches of the beginning have it), errors D, and the gradient G = D'X in units of its norm at the beginning::
+    column (*coincidence form*), with inputs X, of variance v (that of all of them together, over all steps so far) and
+    mean squared length m in the first ten steps, errors D, and the gradient G = D'X in units of its norm at the
+    beginning::
 
         A <- A + X'X sqrt(T) / v B  P = (I + r A)^-1                        presynaptic memory: what of an input is new
         S <- mean of D'D            Q ~ (I + c S / mean(diag S))^-1         postsynaptic scaling: a running mean

@@ -45,8 +45,9 @@ def test_compare_gives_every_method_and_seed(tmp_path, monkeypatch):
 def test_tuning_takes_held_out_images_and_seeds_that_are_not_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "TUNED", tmp_path / "tuned.csv")
     monkeypatch.setattr(studies, "GRIDS", {"adam": [{"lr": 1e-5}, {"lr": 3e-3}]})
-    monkeypatch.setitem(studies.STUDIES, "toy", lambda dataset, tuned: {"Adam": SMALL})
-    points = studies.tune("toy", "digits", ledger=Ledger(tmp_path / "store"), workers=1)
+    monkeypatch.setattr(studies, "STUDIES", {"toy": lambda dataset, tuned: {"Adam": SMALL}})
+    trials = studies.trials_of_studies("digits")["toy"]
+    points = studies.tune_methods("toy", "digits", trials, Ledger(tmp_path / "store"), workers=1)
     assert points.chosen.tolist() == [False, True]
     assert studies.tuned_options("toy", "digits", "Adam") == {"lr": 3e-3}
     kept = [result.experiment for result in Ledger(tmp_path / "store").results()]

@@ -142,6 +142,26 @@ def test_a_notebook_that_names_no_kernel_is_python(project):
     assert running.execute_all([running.Copy(path, project / "copy.ipynb", {"dataset": "digits"})], workers=1) == {}
 
 
+RUNS = """
+from sp.lab.experiment import Experiment
+from sp.lab.sweep import run_all
+_ = run_all([Experiment(dataset=dataset, hidden=(8,), epochs=int(k))], workers=1, progress=False)
+"""
+
+
+def test_the_runs_that_notebooks_use_are_committed_where_that_is_asked(project, capsys):
+    path = project / "notebooks" / "01_toy.ipynb"
+    notebook = nbformat.read(path, 4)
+    notebook.cells = [notebook.cells[0], nbformat.v4.new_code_cell(RUNS)]
+    nbformat.write(notebook, path)
+    assert main(["figures", str(path)]) == 0 and not list((project / "figures").glob("*"))
+    assert main(["figures", str(path), "--commit"]) == 0
+    assert main(["figures", str(path), "-p", "k", "2,3", "--commit"]) == 0
+    assert "The committed ledger has 3 runs and tables." in capsys.readouterr().out
+    committed = Ledger(project / "figures" / "ledger")
+    assert all(committed.get(Experiment(hidden=(8,), epochs=epochs)) for epochs in (1, 2, 3))
+
+
 def test_a_folder_without_notebooks_is_an_error(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for command in ("figures", "refresh"):
