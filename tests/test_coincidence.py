@@ -49,7 +49,7 @@ class Layer:
         rate = -o["lr"] if o["maximize"] else o["lr"]
         self.W = self.W * (1 - o["lr"] * o["weight_decay"])
         length = (X**2).sum(1).mean()
-        share = min(1.0, c.OUTLYING * self.squared_length / length) if self.t > 1 else 1.0
+        share = min(1.0, c.OUTLYING * self.squared_length / length) if self.t > c.SCALE_STEPS else 1.0
         self.squared_length += (share * length - self.squared_length) / self.t
         self.input_mean += (math.sqrt(share) * X.mean(0) - self.input_mean) / self.t
         seen = self.t * len(X)

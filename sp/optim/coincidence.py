@@ -128,11 +128,15 @@ class WatchedLayer:
         Of rows that are all alike no variance can be told: such a step is not counted, and the squared length stands
         for the variance.
         """
-        groups, rows, _ = self.sample.shape
+        # Of patches a sample may be one column of all images, which may be always dark.
+        x = self.x if self.several else self.sample
+        groups, rows, _ = x.shape
         state, measured = self.state, int(self.state["measured"]) + 1
-        length, before = float(self.sample.square().sum()) / (groups * rows), float(state["squared_length"])
-        counted = min(1.0, OUTLYING * before / length) if measured > 1 and before > 0 and length > 0 else 1.0
-        state["input_mean"].lerp_(counted**0.5 * self.sample.mean(-2), 1 / measured)
+        length, before = float(x.square().sum()) / (groups * rows), float(state["squared_length"])
+        # Not in a layer's first steps, in which the layers below it may have begun to answer far more.
+        outlying = self.step > SCALE_STEPS and length > OUTLYING * before > 0
+        counted = OUTLYING * before / length if outlying else 1.0
+        state["input_mean"].lerp_(counted**0.5 * x.mean(-2), 1 / measured)
         self._average("squared_length", counted * length, 1 - 1 / measured)
         length = float(state["squared_length"])
         variance = length - float(state["input_mean"].square().sum()) / groups
