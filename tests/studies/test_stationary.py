@@ -1,0 +1,11 @@
+"""Problems that never change are learnt."""
+
+from dataclasses import replace
+
+from studies import stationary
+
+
+def test_depthwise_convolutions_whose_first_steps_amplify_each_other_are_learnt():
+    problem = replace(stationary.PROBLEMS["depthwise"], epochs=(2,))
+    ((_, loss),), _ = stationary.run(problem, stationary.METHODS["coincidence"], seed=0)
+    assert loss < 1
