@@ -111,7 +111,7 @@ def _train(experiment: Experiment, folder: Path, file: Path) -> watch.Observed:
     """Train for one epoch, to show what to expect, then as long as it takes; what is seen goes into a file."""
     glimpse = _one_epoch(experiment, file)
     _tell(file, glimpse, GLIMPSE)
-    due = time.monotonic()
+    due = time.monotonic() + EVERY  # or nobody would see the glimpse
 
     def tell(look: watch.Plasticity, moment: Moment) -> None:
         nonlocal due
