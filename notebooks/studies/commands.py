@@ -58,10 +58,11 @@ def _tune(chosen: argparse.Namespace) -> None:
     known = {**studies.trials_of_studies(chosen.dataset), **ablation.trials(chosen.dataset)}
     known |= dendrite_study.trials(chosen.dataset)
     check_choice("study", chosen.study, known)
-    trials, methods = known[chosen.study], {method for method, *_ in known[chosen.study]}
+    methods = {method for method, *_ in known[chosen.study]}
     for method in chosen.methods:
         check_choice("methods", method, methods)
-    trials = [trial for trial in trials if trial[0] in (chosen.methods or methods)]
+    wanted = chosen.methods or methods
+    trials = [trial for trial in known[chosen.study] if trial[0] in wanted]
     table = studies.tune_methods(chosen.study, chosen.dataset, trials, workers=chosen.workers)
     print(table.to_string(index=False))
 

@@ -89,9 +89,9 @@ def execute_all(copies: Sequence[Copy], workers: int | None = None, commit: bool
     failures, read, computed = _side_by_side(_execute, copies, {}, workers)
     print(f"{len(read):,} runs were read, {len(computed):,} computed.")
     if commit:
-        from sp.lab.ledger import opened  # brings PyTorch
+        from sp.lab.ledger import Ledger  # brings PyTorch
 
-        print(f"The committed ledger has {opened().commit(read | computed):,} runs and tables.")
+        print(f"The committed ledger has {Ledger().commit(read | computed):,} runs and tables.")
     return failures
 
 

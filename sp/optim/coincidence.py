@@ -16,7 +16,7 @@ from sp.optim.memory import Counts, ExactMemory, Memory, SketchedMemory, product
 
 AVERAGE = 0.99  # share of the old value that a running mean keeps in a step of `REFERENCE_BATCH` examples
 REFERENCE_BATCH = 128  # batch size for which the constants are meant; others are scaled to it
-SCALE_STEPS = 10  # steps in which the scale of a layer's gradient is measured
+SCALE_STEPS = 10  # steps in which the scale of a layer's gradient and the length of its inputs are measured
 OUTLYING = 10.0  # times the mean squared length so far: what a batch's inputs count for at most
 ODD, ODD_STEPS = 10.0, 4  # of gradients so many times one that follows in a layer's first steps nothing is kept
 FLOOR = 0.5  # of the norm at the beginning: a task learnt to the end must not leave the absorber shut for the next
@@ -114,10 +114,14 @@ class WatchedLayer:
         self.factor = batch_factor(activity.examples)
         self.step = int(state["step"]) + 1
         state["step"].fill_(self.step)
-        self.sample, self.each = (self.x, 1.0) if self.indices else sampled(self.x, self.step, self.rows)
-        self.variance = 1.0 if self.indices else self._variance()
+        if self.indices:  # one input of many is one
+            self.sample, self.each, self.variance = self.x, 1.0, 1.0
+            state["squared_length"].fill_(1.0)
+        else:
+            self.sample, self.each = sampled(self.x, self.step, self.rows)
+            self.variance = self._variance()
         if self.step <= SCALE_STEPS:
-            self.state["power"].fill_(1.0 if self.indices else self.state["squared_length"])
+            state["power"].copy_(state["squared_length"])
 
     def _average(self, name: str, value: float, kept: float) -> None:
         self.state[name].mul_(kept).add_((1 - kept) * value)

@@ -56,7 +56,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
     Args:
         params: parameters, or dicts of parameters with options of their own; a watched layer's bias follows the options
             of its weight.
-        lr: learning rate, >= 0; 0.1 served nearly every stream that was tried. Half of it where old tasks are lost.
+        lr: learning rate, >= 0; 0.1 served nearly every stream that was tried.
         threshold_quantile: diagonal form: share of synapses that the warm-up leaves less than half consolidated, in
             (0, 1).
         warmup_steps: diagonal form: steps in which the threshold is measured, >= 1.

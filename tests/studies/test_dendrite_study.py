@@ -6,7 +6,9 @@ import pytest
 import studies
 from studies import dendrite_study as study
 
+from sp.lab import sweep
 from sp.lab.networks import mlp
+from sp.lab.sweep import with_seeds
 
 METHODS = [study.published_methods("digits"), *(study.stream_methods(stream, "digits") for stream in study.STREAMS)]
 
@@ -72,6 +74,9 @@ def test_additions_compare_each_method_with_its_own_rule():
 
 
 def test_the_notebook_s_runs_are_recorded():
+    for methods, stream in zip(METHODS, ("two_tasks", *study.STREAMS), strict=True):
+        named = with_seeds(methods, range(5 if stream == "permuted" else 10))
+        assert not sweep.missing((experiment for _, experiment in named), carried=True)
     rows = study.runs("digits", "two_tasks", seeds=10)
     beside = study.beside_published(rows)
     assert beside.loc["Adam", "parameters"] == "17,610" and beside.loc["Adam", "published B"] == "98.13%"
