@@ -75,8 +75,9 @@ def learning_panel(ledger: Ledger | None = None, methods: Mapping[str, Method] |
     def make(choices: dict) -> Iterator[Answer]:
         methods = experiments(rules, **choices)
         trainings.want(methods.values())
+        look = trainings.glimpse
         while True:
-            found = {method: trainings.seen(experiment) for method, experiment in methods.items()}
+            found = {method: look(experiment) for method, experiment in methods.items()}
             if not all(found.values()):
                 trainings.wait(0.02)
                 continue
@@ -84,6 +85,7 @@ def learning_panel(ledger: Ledger | None = None, methods: Mapping[str, Method] |
             yield _answer({method: seen for method, (seen, _) in found.items()}, choices["step"], *lacks[:1])
             if not lacks:
                 return
+            look = trainings.seen
             trainings.wait(EVERY)
 
     return Panel(

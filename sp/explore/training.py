@@ -7,7 +7,7 @@ import os
 import pickle
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import BrokenExecutor, Future, wait
 from dataclasses import replace
 from functools import cache
@@ -64,21 +64,32 @@ class Trainings:
             file = Path(self._folder.name, str(next(self._numbers)))
             self._running[experiment] = _submit(_train, experiment, self._ledger.folder, file), file
 
-    def seen(self, experiment: Experiment) -> Seen | None:
-        """What is seen of one that is wanted, as far as it has come; None before anything is.
+    def glimpse(self, experiment: Experiment) -> Seen | None:
+        """What one epoch shows of one that is wanted, or the whole where that is known; None before.
 
         Raises:
             Exception: what ended the training.
         """
+        return self._look(experiment, _glimpse)
+
+    def seen(self, experiment: Experiment) -> Seen | None:
+        """What is seen of one that is wanted, as far as it has come after its glimpse; None before.
+
+        Raises:
+            Exception: what ended the training.
+        """
+        return self._look(experiment, lambda file: file)
+
+    def _look(self, experiment: Experiment, place: Callable[[Path], Path]) -> Seen | None:
         if experiment in self._whole:
             return self._whole[experiment], ""
         future, file = self._running[experiment]
         if future.done():
             del self._running[experiment]
-            file.unlink(missing_ok=True)
+            _forget(file)
             self._whole[experiment] = future.result()
             return self._whole[experiment], ""
-        return pickle.loads(file.read_bytes()) if file.exists() else None
+        return pickle.loads(place(file).read_bytes()) if place(file).exists() else None
 
     def wait(self, seconds: float) -> None:
         """Until all have ended, at most so long."""
@@ -107,11 +118,21 @@ def _stop(file: Path) -> Path:
     return file.with_suffix(".stop")
 
 
+def _glimpse(file: Path) -> Path:
+    """The file of what the training that tells of itself in this one told first: nobody misses it in one of its own."""
+    return file.with_suffix(".glimpse")
+
+
+def _forget(file: Path) -> None:
+    for told in (file, _glimpse(file)):
+        told.unlink(missing_ok=True)
+
+
 def _train(experiment: Experiment, folder: Path, file: Path) -> watch.Observed:
     """Train for one epoch, to show what to expect, then as long as it takes; what is seen goes into a file."""
     glimpse = _one_epoch(experiment, file)
-    _tell(file, glimpse, GLIMPSE)
-    due = time.monotonic() + EVERY  # or nobody would see the glimpse
+    _tell(_glimpse(file), glimpse, GLIMPSE)
+    due = time.monotonic()
 
     def tell(look: watch.Plasticity, moment: Moment) -> None:
         nonlocal due
@@ -154,7 +175,7 @@ def _with_the_rest_of(glimpse: watch.Observed, now: watch.Observed) -> watch.Obs
 
 def _check_wanted(file: Path) -> None:
     if _stop(file).exists():
-        file.unlink(missing_ok=True)
+        _forget(file)
         raise _Stopped
 
 
