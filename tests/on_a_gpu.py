@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT / "notebooks"))
 from studies.bench import PARTS, bench  # noqa: E402
 
 TESTS = ["test_conformance.py", "test_any_network.py", "test_torch_optim.py", "test_coincidence.py", "test_grow.py"]
+TESTS.append("test_golden_runs.py::test_accuracies_are_those_that_were_recorded_under_this_version")
 SHOWN = ["width", "batch", "optimizer", "step_us", "step_ratio", "training_us", "training_ratio"]
 
 
@@ -33,7 +34,7 @@ def main() -> int:
     chosen = parser.parse_args()
     chosen.csv.parent.mkdir(parents=True, exist_ok=True)
     files = [f"tests/{name}" for name in (TESTS[:1] if chosen.quick else TESTS)]
-    command = [sys.executable, "-m", "pytest", "--device", chosen.device, *files]
+    command = [sys.executable, "-m", "pytest", "-n", "auto", "--maxprocesses", "8", "--device", chosen.device, *files]
     few = ["-k", "closure or maximize_climbs"] if chosen.quick else []
     # Bit by bit the same, which cuBLAS is with a workspace of its own.
     environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}

@@ -170,7 +170,7 @@ SIZES = {"equal batches": [20] * 25, "batches that vary": [20, 3, 40, 1, 90, 12,
 def test_every_layer_follows_the_equations(kind, bias, options, sizes):
     torch.manual_seed(0)
     network = kind(bias)
-    optimizer = watched(network.model, **{"refresh_every": 6, **options})
+    optimizer = watched(network.model, **{"refresh_every": 6, "response_bound": 0.15, **options})
     group = {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
 
     def matrix(module):

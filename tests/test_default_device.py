@@ -3,12 +3,15 @@
 What is made without a device lies on ``meta`` here, where it has no values: the first use of it raises.
 """
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from sp import NMDACoincidence, PlasticityCounter, ReplayBuffer, grow_outputs
+from sp.lab.data import load
+from sp.lab.experiment import Experiment, run
 from sp.replay import POLICIES
 from tests.test_conformance import every, same, selective
 
@@ -55,6 +58,20 @@ def test_of_an_optimizer(make):
 
 def test_of_the_published_rule_with_a_watcher():
     both(lambda model: selective(model, coincidence=NMDACoincidence(model)))
+
+
+@pytest.mark.parametrize("method", ["coincidence", "ranpac", "derpp"])
+@pytest.mark.parametrize("stream", ["split", "permuted", "rotated"])
+def test_of_an_experiment(method, stream):
+    replayed = 100 if method == "derpp" else 0
+    experiment = Experiment(optimizer=method, stream=stream, hidden=(16,), replay_capacity=replayed)
+    accuracies = []
+    for device in ("cpu", "meta"):
+        load.cache_clear()
+        with torch.device(device):
+            load("digits")
+            accuracies.append(run(experiment).accuracy)
+    np.testing.assert_array_equal(*accuracies)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -168,7 +168,8 @@ def _frozen(name: str) -> Dataset:
 
 def _standardised(name: str, train_images: Tensor, train_y: Tensor, test_images: Tensor, test_y: Tensor) -> Dataset:
     # Whole numbers in double precision add up exactly, so that the result is the same on any number of threads.
-    counts, levels = torch.bincount(train_images.flatten(), minlength=256).double(), torch.arange(256).double()
+    counts = torch.bincount(train_images.flatten(), minlength=256).double()
+    levels = torch.arange(256, dtype=torch.double, device=counts.device)
     mean = float(counts @ levels / counts.sum())
     deviation = math.sqrt(counts @ levels.square() / counts.sum() - mean**2)
     train_x, test_x = (x.flatten(1).float().sub_(mean).div_(deviation) for x in (train_images, test_images))
@@ -367,7 +368,7 @@ def make_stream(
                 f"({views[number][0]}), got {samples}; ask for fewer, or make fewer tasks"
             )
         if samples is not None:
-            rows = rows[torch.randperm(len(rows), generator=generator)[:samples]]
+            rows = rows[torch.randperm(len(rows), generator=generator, device="cpu")[:samples]]
         labels = y[rows] - start + (group * number if scenario == "class" else 0)
         return partial(_show, x, rows, labels, views[number][1])
 
@@ -399,7 +400,7 @@ def _views(
         turn = partial(_rotate, image_shape=dataset.image_shape, background=background)
         angles = [180 * t / tasks for t in range(tasks)]
         return [(f"{angle:g} degrees", partial(turn, degrees=angle) if angle else _same) for angle in angles]
-    orders = [torch.randperm(dataset.train_x.shape[1], generator=generator) for _ in range(tasks)]
+    orders = [torch.randperm(dataset.train_x.shape[1], generator=generator, device="cpu") for _ in range(tasks)]
     permuted = [(f"permutation {t}", partial(torch.index_select, dim=1, index=orders[t])) for t in range(tasks)]
     return [("identity", _same), *permuted[1:]] if first_identity else permuted
 
@@ -418,7 +419,7 @@ def _rotate(x: Tensor, image_shape: tuple[int, ...], background: float, degrees:
     # Where each pixel comes from, in a frame whose y points down and that is two wide and two high for any image.
     height, width = image_shape[-2:]
     aspect = height / width
-    matrix = torch.tensor([[[cosine, -sine * aspect, 0], [sine / aspect, cosine, 0]]], dtype=x.dtype)
+    matrix = torch.tensor([[[cosine, -sine * aspect, 0], [sine / aspect, cosine, 0]]], dtype=x.dtype, device=x.device)
     grid = affine_grid(matrix, [1, 1, height, width], align_corners=False)
     # All images as channels of one, so that they share the grid; less the background, because the outside is zero.
     turned = grid_sample((x - background).reshape(1, -1, height, width), grid, align_corners=False)

@@ -6,6 +6,7 @@ contexts leave different units to speak and so to learn, which is how these dend
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class DendriticLinear(nn.Module):
         check_integer("context", context, 1)
         check_integer("segments", segments, 1)
         self.linear = linear
-        self.segments = nn.Parameter(torch.randn(linear.out_features, segments, context))
+        self.segments = nn.Parameter(torch.randn(linear.out_features, segments, context).to(linear.weight.device))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Inputs (B, in) and contexts (B, context) to outputs (B, out)."""
@@ -81,9 +82,10 @@ class ActiveDendrites(nn.Module):
         check_number("winners", winners, 0, 1, low_open=True)
         self.hidden = nn.ModuleList(DendriticLinear(layer, contexts, segments) for layer in model[:-1:2])
         self.readout, self.winners = model[-1], winners
-        self.register_buffer("prototypes", torch.zeros(contexts, model[0].in_features))
-        self.register_buffer("seen", torch.zeros(contexts))  # examples behind each prototype
-        self.register_buffer("task", torch.zeros((), dtype=torch.int64))  # that is being learnt
+        zeros = partial(torch.zeros, device=model[0].weight.device)
+        self.register_buffer("prototypes", zeros(contexts, model[0].in_features))
+        self.register_buffer("seen", zeros(contexts))  # examples behind each prototype
+        self.register_buffer("task", zeros((), dtype=torch.int64))  # that is being learnt
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
