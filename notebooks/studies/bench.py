@@ -24,6 +24,7 @@ from sp.lab.networks import mlp
 from sp.optim import ConsolidatingPlasticityOptimizer, SelectivePlasticityOptimizer
 
 MEASURED = Path(__file__).with_name("bench.csv")
+ON_A_GPU = MEASURED.with_name("on_a_gpu.csv")  # what `make gpu` measured on one
 STEPS = 20  # of one optimizer after another in a round: what is done every twentieth step is in the mean of a round
 WARM_UP = 60  # steps before anything is timed: compiling, the first look at thresholds, and the gate's own warm-up
 
