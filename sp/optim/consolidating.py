@@ -34,8 +34,8 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
 
     With ``coincidence=NMDACoincidence(model)``, for the matrix W of every layer that is watched, its bias the last
     column (*coincidence form*), with inputs X, of variance v (that of all of them together, over all steps so far) and
-    mean squared length m in the first ten steps, errors D, and the gradient G = D'X in units of its norm at the
-    beginning::
+    mean squared length m in the first ten steps, errors D, and the gradient G = D'X in units of sqrt(m) times
+    its norm at the beginning::
 
         A <- A + X'X sqrt(T) / v B  P = (I + r A)^-1                        presynaptic memory: what of an input is new
         S <- mean of D'D            Q ~ (I + c S / mean(diag S))^-1         postsynaptic scaling: a running mean
