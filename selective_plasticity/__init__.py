@@ -1,19 +1,4 @@
 """All of `sp` under its published name: ``from selective_plasticity import SelectivePlasticityOptimizer``."""
 
-from sp import (
-    ConsolidatingPlasticityOptimizer,
-    NMDACoincidence,
-    PlasticityCounter,
-    ReplayBuffer,
-    SelectivePlasticityOptimizer,
-    grow_outputs,
-)
-
-__all__ = [
-    "ConsolidatingPlasticityOptimizer",
-    "NMDACoincidence",
-    "PlasticityCounter",
-    "ReplayBuffer",
-    "SelectivePlasticityOptimizer",
-    "grow_outputs",
-]
+from sp import *  # noqa: F403
+from sp import __all__ as __all__

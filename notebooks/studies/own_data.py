@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from sp.lab import metrics, tables
+from sp.lab.comparing import judged
 from sp.lab.data import Evaluation, Tasks
 from sp.lab.experiment import Experiment, Result, stream_of
 from sp.lab.ledger import opened
@@ -64,14 +65,8 @@ class Tuning:
 
     def table(self) -> pd.DataFrame:
         """A row a point: ``method``, ``options``, its mean score ``accuracy``, and whether it is ``chosen``."""
-        scores = iter(self.score(result.accuracy) for result in results(self.experiments))
-        rows = []
-        for method, points in self.grids.items():
-            accuracies = [float(np.mean([next(scores) for _ in self.seeds])) for _ in points]
-            for i, point in enumerate(points):
-                best = i == int(np.argmax(accuracies))
-                rows.append({"method": method, "options": dict(point), "accuracy": accuracies[i], "chosen": best})
-        return pd.DataFrame(rows)
+        scores = [self.score(result.accuracy) for result in results(self.experiments)]
+        return judged(self.grids, scores, self.seeds).drop(columns="point")
 
     def chosen(self) -> dict[str, Experiment]:
         """All methods, those that were tuned with the point that held-out data chose."""

@@ -319,13 +319,6 @@ PROBLEMS: dict[str, Problem] = {
 # The table
 
 
-def good_enough(measure: str, value: float, adam: float) -> bool:
-    """Accuracy and R2 at most .01 below Adam's, nats at most .05 above, another loss at most a tenth above."""
-    if measure in ("accuracy", "R2"):
-        return value >= adam - 0.01
-    return value <= (adam + 0.05 if measure == "nats" else 1.1 * adam)
-
-
 def run(problem: Problem, method: Method, seed: int) -> tuple[list[tuple[str, float]], float]:
     """The scores, and the seconds of processor time that they took."""
     torch.set_num_threads(1)
@@ -358,19 +351,11 @@ def table(
     return rows
 
 
-def comparison(rows: list[dict]) -> str:
-    """Means over seeds, a column a method, beside each its difference to Adam's, with ! where it is not good enough."""
-    frame = pd.DataFrame(rows)
+def means(rows: list[dict]) -> pd.DataFrame:
+    """Over seeds, a row a problem, budget and measure, a column a method; NaN where training diverged with a seed."""
     key = ["problem", "budget", "measure", "method"]
-    means = frame.groupby(key, sort=False)["value"].agg(lambda values: values.mean(skipna=False))
-    lines: dict[str, dict[str, str]] = {}
-    for (problem, budget, measure, method), mean in means.items():
-        adam = means.get((problem, budget, measure, "adam"))
-        shown = f"{mean:.3f}"
-        if adam is not None and method != "adam":
-            shown += f" ({mean - adam:+.3f}){' ' if good_enough(measure, mean, adam) else '!'}"
-        lines.setdefault(f"{problem}, {budget}, {measure}", {})[method] = shown
-    return pd.DataFrame.from_dict(lines, orient="index").fillna("").to_string()
+    values = pd.DataFrame(rows).groupby(key, sort=False)["value"]
+    return values.agg(lambda of_seeds: of_seeds.mean(skipna=False)).unstack(sort=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -383,7 +368,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     methods = {name: METHODS[name] for name in chosen.methods}
     problems = {name: PROBLEMS[name] for name in chosen.problems}
-    print(comparison(table(methods, problems, chosen.seeds, chosen.workers, chosen.out)))
+    print(means(table(methods, problems, chosen.seeds, chosen.workers, chosen.out)).to_string(float_format="%.3f"))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from sp.checks import check_choice
 from sp.lab import tables
 from sp.lab.checking import check
 from sp.lab.choices import grid
-from sp.lab.experiment import Experiment, Result, stream_of
+from sp.lab.experiment import Experiment, stream_of
 from sp.lab.ledger import Ledger, opened
 from sp.lab.methods import Method, titled
 from sp.lab.networks import MODELS
@@ -27,6 +27,7 @@ from sp.lab.sweep import missing, plan, run_all, with_seeds
 
 POINTS_ONLINE = 20  # of the curve
 Tune = Mapping[str, Mapping[str, Sequence[Any]]]
+Options = Mapping[str, Any] | Iterable[tuple[str, Any]]
 
 
 def compare(
@@ -117,11 +118,12 @@ def compare(
     to_tune = missing(tuning, ledger)
     if to_tune:  # nobody knows yet what is chosen, and one point takes as long as another
         say_how_long({title: points[0] for title, points in tried.items()})
-    judged = _judged({title: tried[title] for title in tune}, run_all(tuning, **options))
-    best = {row.method: row.point for row in judged.itertuples() if row.chosen}
+    accuracies = [result.accuracy[-1].mean() for result in run_all(tuning, **options)]
+    tuned_on = judged({title: [one.options for one in tried[title]] for title in tune}, accuracies, TUNING_SEEDS)
+    best = {row.method: row.point for row in tuned_on.itertuples() if row.chosen}
     chosen = {title: tried[title][best.get(title, 0)] for title in titles}
     if to_tune:
-        _warn_of_ends(judged)
+        _warn_of_ends(tuned_on)
     else:
         say_how_long(chosen)
     named = with_seeds(chosen, seeds)
@@ -132,7 +134,7 @@ def compare(
     ]
     rows = tables.table(results)
     rows.insert(0, "method", [title for title, _ in named])
-    return Runs(rows, baseline, stream, results, judged)
+    return Runs(rows, baseline, stream, results, tuned_on)
 
 
 def _seeds(seeds: int | Sequence[int], tuned: bool) -> list[int]:
@@ -167,17 +169,19 @@ def _network(network: Any, hidden: tuple[int, ...]) -> dict[str, Any]:
     return {"model": Own.of("own network", network), "hidden": Experiment().hidden}
 
 
-def _judged(tried: dict[str, list[Experiment]], results: list[Result]) -> pd.DataFrame:
-    """A row for each method and point: its ``options``, the ``accuracy`` on held-out data, and whether it is chosen."""
-    scores = iter(result.accuracy[-1].mean() for result in results)
-    rows = []
+def judged(tried: Mapping[str, Sequence[Options]], accuracies: Iterable[float], seeds: Sequence[int]) -> pd.DataFrame:
+    """What tuning chose: a row for each method and point, its ``options``, mean ``accuracy``, and whether it is chosen.
+
+    Args:
+        tried: the points of each method. accuracies: on held-out data, point by point, and of each seed by seed.
+        seeds: of the tuning.
+    """
+    remaining, rows = iter(accuracies), []
     for title, points in tried.items():
-        accuracies = [float(np.mean([next(scores) for _ in TUNING_SEEDS])) for _ in points]
-        rows += [
-            {"method": title, "point": i, "options": dict(point.options), "accuracy": accuracies[i]}
-            | {"chosen": i == int(np.argmax(accuracies))}
-            for i, point in enumerate(points)
-        ]
+        means = [float(np.mean([next(remaining) for _ in seeds])) for _ in points]
+        for i, point in enumerate(points):
+            row = {"method": title, "point": i, "options": dict(point), "accuracy": means[i]}
+            rows.append({**row, "chosen": i == int(np.argmax(means))})
     return pd.DataFrame(rows, columns=["method", "point", "options", "accuracy", "chosen"])
 
 

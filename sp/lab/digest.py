@@ -40,12 +40,12 @@ _LOADS_CELL = ("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF")
 _MISSING = "a name that is not there"
 
 
-class _NoDigest(Exception):
-    """Why something has no digest."""
+class NoDigest(Exception):
+    """Why something has no digest, by the name of what is in the way."""
 
 
-def digest(function: Callable) -> str | None:
-    """Of a callable and all that it closes over, 64 hexadecimal digits; None where there is no such digest.
+def digest(function: Callable) -> str:
+    """Of a callable and all that it closes over, 64 hexadecimal digits.
 
     It changes with code and constants, defaults, cells, the globals that the code names and what these name in turn,
     attributes and bases of classes, the content of values, arrays and tensors. What belongs to an installed
@@ -54,20 +54,11 @@ def digest(function: Callable) -> str | None:
     docstrings, annotations, line numbers and where a file lies are no part of it. It is the same in every process of
     Python 3.11, say, and another in 3.12, which has other bytecode. What the callable reads from files, from attributes
     whose names it computes, or from the global state of a library is not seen.
+
+    Raises:
+        NoDigest: there is none, since it holds what cannot be compared, such as a lock or a random generator.
     """
-    try:
-        return _digest(function)
-    except _NoDigest:
-        return None
-
-
-def obstacle(function: Callable) -> str | None:
-    """Why a callable has no digest, by the name of what is in the way; None where it has one."""
-    try:
-        _digest(function)
-    except _NoDigest as reason:
-        return str(reason)
-    return None
+    return _digest(function)
 
 
 def _digest(thing: Any, where: str | None = None) -> str:
@@ -76,7 +67,7 @@ def _digest(thing: Any, where: str | None = None) -> str:
         writer.value(thing, where or getattr(thing, "__qualname__", type(thing).__qualname__))
         return writer.finish()
     except RecursionError as error:
-        raise _NoDigest(f"{where or thing!r} is nested too deeply") from error
+        raise NoDigest(f"{where or thing!r} is nested too deeply") from error
 
 
 class _Writer:
@@ -93,8 +84,8 @@ class _Writer:
             thing, where = self.waiting.popleft()
             try:
                 parts = list(_parts(thing))
-            except _NoDigest as reason:
-                raise _NoDigest(f"{where} is {reason}") from reason
+            except NoDigest as reason:
+                raise NoDigest(f"{where} is {reason}") from reason
             for name, part in parts:
                 self.value(part, f"{where}, {name}" if name else where)
             self.token("end")
@@ -142,14 +133,14 @@ def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
     """What makes a thing what it is, each part with a name for messages."""
     kind = type(thing)
     if isinstance(thing, _RANDOM):
-        raise _NoDigest("a random generator, whose state moves on")
+        raise NoDigest("a random generator, whose state moves on")
     if any(thing is one for one in _REACHES_ANYTHING):
-        raise _NoDigest("a way to reach anything by its name")
+        raise NoDigest("a way to reach anything by its name")
     if kind is FunctionType and "counts_as" in vars(thing):
         yield "", ("counts as", thing.counts_as)
     elif kind is ModuleType:
         if (version := version_of(thing.__name__)) is None:
-            raise _NoDigest(
+            raise NoDigest(
                 "a module as a whole: name in the code what it uses, as MODULE.NAME or from MODULE import NAME"
             )
         yield "", (thing.__name__, version)
@@ -162,7 +153,7 @@ def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
         yield from _of_function(_unhooked(thing))
     elif isinstance(thing, type):
         if not thing.__flags__ & 1 << 9:  # Python's Py_TPFLAGS_HEAPTYPE
-            raise _NoDigest("a class of compiled code of somebody's own")
+            raise NoDigest("a class of compiled code of somebody's own")
         yield "", ("class", thing.__name__, type(thing), thing.__bases__)
         for name, part in vars(thing).items():
             below = (_unhooked(vars(base).get(name)) for base in thing.__mro__[1:])
@@ -262,10 +253,10 @@ def _of_object(thing: Any) -> Iterator[tuple[str, Any]]:
     try:
         made = copyreg.dispatch_table.get(type(thing), lambda one: one.__reduce_ex__(4))(thing)
     except Exception as error:
-        raise _NoDigest(f"of type {type(thing).__qualname__}, of which no digest can be made ({error})") from error
+        raise NoDigest(f"of type {type(thing).__qualname__}, of which no digest can be made ({error})") from error
     owner = getattr(thing, "__objclass__", None)
     if isinstance(made, str) or (owner is not None and _installed(owner) is None):
-        raise _NoDigest(f"of type {type(thing).__qualname__}, compiled code of which no digest can be made")
+        raise NoDigest(f"of type {type(thing).__qualname__}, compiled code of which no digest can be made")
     function, arguments, state, items, pairs, *_ = *made, None, None, None
     yield "", ("object", type(thing), function)
     yield "an argument", arguments

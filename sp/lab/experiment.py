@@ -459,8 +459,6 @@ class _Run:
         return sum(p.numel() for p in trained)
 
     def _class_counts(self) -> dict[int, int]:
-        if rehearses(self.experiment.optimizer):
-            return self.learner.class_counts()
         if self.buffer is None or self.buffer.sample(1)[1].dim() > 1:  # numbers, and sequences, are of no one class
             return {}
         return self.buffer.class_counts()

@@ -23,7 +23,7 @@ from typing import Any
 import pandas as pd
 
 from sp import files
-from sp.lab.digest import digest, obstacle
+from sp.lab.digest import NoDigest, digest
 from sp.lab.experiment import OWN_DATA, Experiment, Result
 
 SEAL = 16  # hexadecimal digits
@@ -84,10 +84,10 @@ class Ledger:
             missing_too: False: None in place of a table that is not kept.
             aside: what changes nothing in the table, such as who is told of progress, and is no part of the key.
         """
-        parts = [digest(make), *(_part(argument) for argument in arguments)]
-        if None in parts:
-            unknown = (make, *arguments)[parts.index(None)]
-            warnings.warn(f"the table of {make.__qualname__} is not kept: {obstacle(unknown)}", stacklevel=2)
+        try:
+            parts = [digest(make), *(_part(argument) for argument in arguments)]
+        except NoDigest as reason:
+            warnings.warn(f"the table of {make.__qualname__} is not kept: {reason}", stacklevel=2)
             return make(*arguments, **aside) if missing_too else None
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
         kept = self._find(key, lambda row: pd.DataFrame(row["table"]))
@@ -264,7 +264,7 @@ def _columns(table: pd.DataFrame) -> dict[str, list]:
 
 
 def _part(argument: Any) -> Any:
-    """What stands for an argument in a key; None where nothing can."""
+    """What stands for an argument in a key."""
     if isinstance(argument, Experiment):
         return argument.key()
     return digest(argument) if callable(argument) else {"value": argument}

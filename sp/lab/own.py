@@ -34,10 +34,10 @@ class Own:
     def of(cls, title: str, content: Any, counts_as: Any = None) -> "Own":
         """With the digest of the content, or of ``counts_as`` in its place."""
         stands_for = content if counts_as is None else counts_as
-        made = digest.digest(stands_for)
-        if made is None:
-            return cls(title, f"without digest {uuid4().hex}", content, digest.obstacle(stands_for))
-        return cls(title, made, content)
+        try:
+            return cls(title, digest.digest(stands_for), content)
+        except digest.NoDigest as reason:
+            return cls(title, f"without digest {uuid4().hex}", content, str(reason))
 
     def given(self) -> Any:
         """The content; a ValueError where there is none."""

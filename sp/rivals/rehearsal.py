@@ -45,10 +45,6 @@ class Rehearsal(GradientLearner):
         super().learn(x, y, allowed)
         self.store.buffer.add(x, y)
 
-    def class_counts(self) -> dict[int, int]:
-        """Label -> how many stored examples have it."""
-        return self.store.buffer.class_counts()
-
 
 class AGEM(Rehearsal):
     """A-GEM, averaged gradient episodic memory (Chaudhry et al. 2019, eq. 11): no step against the stored examples.
@@ -108,11 +104,6 @@ class DERpp(Rehearsal):
         old_x, kept = self.store.sample()
         old_y = kept[:, 0].long()
         return loss + self.beta * F.cross_entropy(masked(self.model(old_x), self.store.allowed(old_y)), old_y)
-
-    def class_counts(self) -> dict[int, int]:
-        _, kept = self.store.buffer.sample(len(self.store.buffer))
-        labels, counts = kept[:, 0].long().unique(return_counts=True)
-        return dict(zip(labels.tolist(), counts.tolist(), strict=True))
 
 
 class ERACE(Rehearsal):
