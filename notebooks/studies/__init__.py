@@ -98,10 +98,8 @@ def nmda_gate(dataset: str, *, tuned: bool = True) -> dict[str, Experiment]:
     if not tuned:
         return methods
     return {
-        method: replace(
-            methods[method], options={**dict(methods[method].options), **tuned_options("nmda_gate", dataset, method)}
-        )
-        for method in methods
+        method: experiment.with_options(**tuned_options("nmda_gate", dataset, method))
+        for method, experiment in methods.items()
     }
 
 
@@ -173,14 +171,12 @@ def retention(
     # Thirty tasks take long to tune; they take what ten were tuned to.
     study = f"retention_{stream}" if stream != "permuted30" else "retention_permuted10"
 
-    def with_options(method: str) -> Experiment:
+    def made(method: str) -> Experiment:
         if method == "Coincidence":
             return replace(plain, optimizer="coincidence")
-        return replace(
-            methods[method], options={**dict(methods[method].options), **tuned_options(study, dataset, method)}
-        )
+        return methods[method].with_options(**tuned_options(study, dataset, method))
 
-    return {method: with_options(method) for method in (names or [*methods, "Coincidence"])}
+    return {method: made(method) for method in (names or [*methods, "Coincidence"])}
 
 
 STUDIES: dict[str, Callable[..., dict[str, Experiment]]] = {
@@ -201,7 +197,7 @@ Trial = tuple[str, dict, Experiment]  # method, point of its grid, what to run
 def trials(methods: dict[str, Experiment], grids: dict[str, list[dict]], seeds: Sequence[int]) -> list[Trial]:
     """Every point of each method's grid with every seed, on held-out training images."""
     return [
-        (method, point, replace(experiment, options={**dict(experiment.options), **point}, seed=seed, **_TUNING))
+        (method, point, replace(experiment.with_options(**point), seed=seed, **_TUNING))
         for method, experiment in methods.items()
         for point in grids[experiment.optimizer]
         for seed in seeds
@@ -272,7 +268,7 @@ def _further(points: pd.DataFrame, trials: Sequence[Trial], allowed: pd.Series) 
         new = [point for point in neighbours(best) if json.dumps(point) not in set(tried.options)]
         own = [experiment for name, _, experiment in trials if name == method]
         found += [
-            (method, point, replace(own[0], options={**dict(own[0].options), **point}, seed=seed))
+            (method, point, replace(own[0].with_options(**point), seed=seed))
             for point in new[: allowed[method] - len(tried)]
             for seed in dict.fromkeys(experiment.seed for experiment in own)
         ]

@@ -143,9 +143,7 @@ def methods(
             f"python notebooks/studies comparison --dataset {TUNED_ON[dataset]} --scenarios {scenario}"
         )
     return {
-        method: experiment
-        if method in DEFAULTS
-        else replace(experiment, options={**dict(experiment.options), **json.loads(tuned.options[method])})
+        method: experiment if method in DEFAULTS else experiment.with_options(**json.loads(tuned.options[method]))
         for method, experiment in chosen.items()
     }
 
@@ -402,9 +400,8 @@ def costs(dataset: str, rounds: int = 3) -> pd.DataFrame:
         for number, (method, size, experiment) in enumerate(every):
             points = GRIDS.get(experiment.optimizer, [{}])
             tried = {} if method in DEFAULTS else points[len(points) // 2]
-            options = {**dict(experiment.options), **tried}
             clock = _Clock()
-            run(replace(experiment, options=options, epochs=2, samples_per_task=images), look=clock)
+            run(replace(experiment.with_options(**tried), epochs=2, samples_per_task=images), look=clock)
             times[number].append((clock.step_seconds(), clock.task_seconds()))
             images_stored = 0 if rehearses(experiment.optimizer) else size
             held = clock.kept

@@ -100,8 +100,7 @@ def stream_methods(stream: str, dataset: str, tuned: bool = True) -> Methods:
 
 
 def _tuned(experiment: Experiment, study: str, method: str) -> Experiment:
-    chosen = studies.tuned_options(study, experiment.dataset, method)
-    return replace(experiment, options={**dict(experiment.options), **chosen})
+    return experiment.with_options(**studies.tuned_options(study, experiment.dataset, method))
 
 
 def _without_rate(experiment: Experiment) -> dict:

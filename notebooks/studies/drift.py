@@ -206,7 +206,7 @@ def _pixel_runs(seeds: int, methods: dict[str, Experiment]) -> Named:
     for method, experiment in methods.items():
         for point in GRIDS.get(method, [{}]):
             name = ", ".join([method, *(f"{option} {value:g}" for option, value in point.items())])
-            every[name] = replace(experiment, options={**dict(experiment.options), **point})
+            every[name] = experiment.with_options(**point)
     return with_seeds(every, range(seeds), with_permutations)
 
 

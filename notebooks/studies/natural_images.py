@@ -87,7 +87,7 @@ def tuned(setting: str, titles: Sequence[str] = ()) -> dict[str, Experiment]:
     for title, experiment in chosen.items():
         if experiment.optimizer in grids(setting):
             options = studies.tuned_options(_study(setting), "cifar10", title)
-            chosen[title] = replace(experiment, options={**dict(experiment.options), **options})
+            chosen[title] = experiment.with_options(**options)
     return chosen
 
 

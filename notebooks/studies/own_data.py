@@ -57,7 +57,7 @@ class Tuning:
     ):
         self.methods, self.grids, self.seeds, self.score = methods, grids, seeds, score
         self.experiments = [
-            seeded(replace(_with(methods[method], point), evaluation="validation"), seed)
+            seeded(replace(methods[method].with_options(**point), evaluation="validation"), seed)
             for method, points in grids.items()
             for point in points
             for seed in seeds
@@ -71,11 +71,7 @@ class Tuning:
     def chosen(self) -> dict[str, Experiment]:
         """All methods, those that were tuned with the point that held-out data chose."""
         best = {row.method: row.options for row in self.table().itertuples() if row.chosen}
-        return {method: _with(experiment, best.get(method, {})) for method, experiment in self.methods.items()}
-
-
-def _with(experiment: Experiment, options: Mapping[str, Any]) -> Experiment:
-    return replace(experiment, options={**dict(experiment.options), **options})
+        return {method: experiment.with_options(**best.get(method, {})) for method, experiment in self.methods.items()}
 
 
 def results(experiments: Sequence[Experiment], measure: Callable[[Experiment], Result] | None = None) -> list[Result]:

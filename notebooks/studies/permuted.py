@@ -35,10 +35,7 @@ def methods(dataset: str, tasks: int = 10) -> dict[str, Experiment]:
         method + (", tuned" if method != "Coincidence" else ""): replace(experiment, tasks=tasks)
         for method, experiment in studies.retention(stream, dataset, names=names).items()
     }
-    usual = {
-        method: replace(tuned[f"{method}, tuned"], options={**dict(tuned[f"{method}, tuned"].options), "lr": 1e-3})
-        for method in ("Adam", "Selective plasticity")
-    }
+    usual = {method: tuned[f"{method}, tuned"].with_options(lr=1e-3) for method in ("Adam", "Selective plasticity")}
     return {**usual, **tuned}
 
 

@@ -154,7 +154,7 @@ def advice(dataset: str) -> list[Advice]:
         for method, experiment in studies.forgetting(dataset, warmup_steps=warmup).items()
     }
     alone, replay = methods["Selective plasticity"], methods["Selective plasticity + replay"]
-    usual = replace(alone, options={**dict(alone.options), "lr": 1e-3})
+    usual = alone.with_options(lr=1e-3)
     slow = vary(usual, {"option_lr": 1e-4, "option_plasticity_k": 10.0})
     fast = vary(usual, {"option_lr": 3e-2, "option_plasticity_k": 10.0, "option_warmup_steps": 0})
 

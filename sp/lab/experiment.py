@@ -166,6 +166,10 @@ class Experiment:
         """What is somebody's own in it, by the name of the choice."""
         return {name: value for name in _MAY_BE_OWN if isinstance(value := getattr(self, name), Own)}
 
+    def with_options(self, **options: Any) -> "Experiment":
+        """With other options of the optimizer; those that are not named stay."""
+        return replace(self, options={**dict(self.options), **options})
+
     def bare(self) -> "Experiment":
         """Equal to it, without the content of what is somebody's own."""
         return replace(self, **{name: own.bare() for name, own in self.own.items()})

@@ -175,7 +175,7 @@ def vary(experiment: Experiment, choices: Mapping[str, Any]) -> Experiment:
     known = [name for name in Experiment.__dataclass_fields__ if name != "options"]
     for name in chosen:
         check_choice("choice", name, (*known, "option_NAME"))
-    return replace(experiment, **chosen, options={**dict(experiment.options), **options})
+    return replace(experiment, **chosen).with_options(**options)
 
 
 def points_of(experiment: Experiment, points: Iterable[Mapping[str, Any]], seeds: Sequence[int]) -> list[Experiment]:
