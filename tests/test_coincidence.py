@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sp import ConsolidatingPlasticityOptimizer, NMDACoincidence
+from sp.lab.data import load
 from sp.lab.networks import MODELS
 from sp.optim import coincidence as constants
 from sp.optim.consolidating import UNWATCHED
@@ -449,6 +450,58 @@ def test_a_batch_of_huge_inputs_does_not_end_the_learning():
         step(layer, optimizer, 1e6 * x if number == 30 else x, y)
         state = optimizer.state[layer.weight]
         assert number == 0 or float(state["squared_length"]) < 2 * before
+
+
+def digits_learnt(change, layers=2, dtype=torch.float32, loss_scale=1.0):
+    """Test accuracy of 200 steps on batches of digits, each as ``change(step, x, y)`` leaves it."""
+    torch.manual_seed(0)
+    data = load("digits")
+    hidden = [nn.Linear(64, 100), nn.ReLU()] if layers == 2 else []
+    model = nn.Sequential(*hidden, nn.Linear(100 if hidden else 64, 10)).to(dtype)
+    optimizer = watched(model)
+    for number in range(200):
+        rows = torch.randint(len(data.train_x), (32,), device="cpu")
+        x, y = change(number, data.train_x[rows].clone(), data.train_y[rows].clone())
+        optimizer.zero_grad()
+        x, y = x.to(model[0].weight), y.to(model[0].weight.device)
+        (loss_scale * F.cross_entropy(model(x).float(), y)).backward()
+        optimizer.step()
+    x, y = data.test_x.to(model[0].weight), data.test_y.to(model[0].weight.device)
+    return float((model(change(0, x, y)[0]).argmax(1) == y).float().mean())
+
+
+@pytest.mark.parametrize("size", [1e4, 1e9, 1e30])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_row_far_out_does_not_end_the_learning(size, masked):
+    if size == 1e30 and not masked:
+        pytest.skip("the loss is not finite, and the step is left out")
+
+    def change(number, x, y):
+        if number == 100:
+            x[3] *= size
+            y[3] = -100 if masked else y[3]
+        return x, y
+
+    assert digits_learnt(change) > 0.9
+
+
+@pytest.mark.parametrize("start", [0, 5])
+def test_a_mark_of_what_is_missing_in_a_layer_s_first_steps_does_not_end_the_learning(start):
+    def change(number, x, y):
+        if number == start and len(x) == 32:
+            x[3], y[3] = 1e20, -100
+        return x, y
+
+    assert digits_learnt(change) > 0.9
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e-2])
+def test_inputs_that_are_small_beside_the_one_of_the_bias_are_learnt(factor):
+    assert digits_learnt(lambda number, x, y: (factor * x, y), layers=1) > 0.8
+
+
+def test_a_small_loss_teaches_a_model_in_half_precision():
+    assert digits_learnt(lambda number, x, y: (x, y), dtype=torch.float16, loss_scale=1e-4) > 0.85
 
 
 # State

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+PLAIN = (nn.Linear, *TRANSPOSED, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 
 
+Kept = tuple[Any, tuple[Tensor, ...]]  # as `Kind.keep` says
 Rows = tuple[Tensor, Tensor | None, int]  # presynaptic and postsynaptic rows and size of the batch, as in `Activity`
 
 
@@ -41,9 +43,9 @@ class Kind:
         """The inverse of `matrix`."""
         return matrix.reshape(shape)
 
-    def keep(self, module: nn.Module, inputs: tuple, named: dict[str, Any], output: Any) -> tuple[Any, Tensor]:
-        """What has to be kept of a forward pass, and the tensor whose gradient is waited for."""
-        return (inputs[0] if inputs else named["input"]).detach(), output[0] if isinstance(output, tuple) else output
+    def keep(self, module: nn.Module, inputs: tuple, named: dict[str, Any], output: Any) -> Kept:
+        """What has to be kept of a forward pass, and the tensors of which one's gradient is waited for."""
+        return (inputs[0] if inputs else named["input"]).detach(), (output,)
 
     def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
         """What a pass consisted of, from what was kept of it and the gradient that came back."""
@@ -56,7 +58,7 @@ class Kind:
 
     def examples(self, x: Tensor, axis: int = 0) -> int:
         """Size of the batch, which lies along an axis of the input where there is one."""
-        return 1 if x.dim() == self.alone else x.shape[axis]
+        return 1 if x.dim() <= self.alone else x.shape[axis]
 
 
 class Convolution(Kind):
@@ -101,6 +103,9 @@ class Lookup(Kind):
 
     indices = True
 
+    def __init__(self):
+        super().__init__(alone=0)
+
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.T[None]
 
@@ -126,18 +131,21 @@ class Recurrent(Kind):
         super().__init__(alone=2)
         self.hidden, self.backwards = hidden, backwards
 
-    def keep(self, module: nn.Module, inputs: tuple, named: dict[str, Any], output: Any) -> tuple[Any, Tensor]:
+    def keep(self, module: nn.Module, inputs: tuple, named: dict[str, Any], output: Any) -> Kept:
         x = inputs[0] if inputs else named["input"]
         first = inputs[1] if len(inputs) > 1 else named.get("hx")
         first = first[0] if isinstance(first, tuple) else first
         packed = isinstance(x, nn.utils.rnn.PackedSequence)
-        return (x, output[0], first), output[0].data if packed else output[0]
+        # Of a network that answers for a whole sequence only the last state may be used.
+        last = output[1] if isinstance(output[1], tuple) else (output[1],)
+        return (x, output[0], first), (output[0].data if packed else output[0], *last)
 
     def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
         x, y, first = kept
+        lengths = None
         if isinstance(x, nn.utils.rnn.PackedSequence):
-            x, y = (nn.utils.rnn.pad_packed_sequence(t, module.batch_first)[0] for t in (x, y))
-        batch = 0 if module.batch_first else 1
+            (x, lengths), (y, _) = (nn.utils.rnn.pad_packed_sequence(t, batch_first=True) for t in (x, y))
+        batch = 0 if module.batch_first or lengths is not None else 1
         x, y = (t.detach()[None] if t.dim() == 2 else t.detach().movedim(batch, 0) for t in (x, y))
         if self.hidden:
             width = module.hidden_size
@@ -146,7 +154,12 @@ class Recurrent(Kind):
             if first is not None:
                 start = first.detach()[int(self.backwards)].reshape(start.shape)
             x = torch.cat([y[:, 1:], start], 1) if self.backwards else torch.cat([start, y[:, :-1]], 1)
-        return x.reshape(1, -1, x.shape[-1]), None, len(x)
+            if self.backwards and lengths is not None:
+                x[torch.arange(len(x), device="cpu"), lengths - 1] = start[:, 0]
+        if lengths is None:
+            return x.reshape(1, -1, x.shape[-1]), None, len(x)
+        there = torch.arange(x.shape[1], device="cpu") < lengths[:, None]  # and not padding
+        return x[there.to(x.device)][None], None, len(x)
 
 
 class AttentionInput(Kind):
@@ -162,13 +175,13 @@ class AttentionInput(Kind):
         super().__init__(alone=2)
         self.part = part
 
-    def keep(self, module: nn.Module, inputs: tuple, named: dict[str, Any], output: Any) -> tuple[Any, Tensor]:
+    def keep(self, module: nn.Module, inputs: tuple, named: dict[str, Any], output: Any) -> Kept:
         given = [inputs[i] if i < len(inputs) else named[name] for i, name in enumerate(("query", "key", "value"))]
         if self.part is not None:
             given = [given[self.part]]
         elif given[1] is given[0] and given[2] is given[0]:
             given = given[:1]
-        return given, output[0]
+        return given, output[:1]
 
     def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
         x = torch.cat([t.detach().reshape(-1, t.shape[-1]) for t in kept])
@@ -181,11 +194,13 @@ class AttentionOutput(Kind):
     def __init__(self):
         super().__init__(alone=2)
 
-    def keep(self, module: nn.Module, inputs: tuple, named: dict[str, Any], output: Any) -> tuple[Any, Tensor]:
-        return (inputs, named), output[0]
+    def keep(self, module: nn.Module, inputs: tuple, named: dict[str, Any], output: Any) -> Kept:
+        kind = output[0].device.type
+        cast = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+        return (inputs, named, cast), output[:1]
 
     def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
-        inputs, named = kept
+        inputs, named, cast = kept
         again = copy.copy(module)  # shallow: the parameters are the module's own
         vars(again).pop("forward", None)  # which would be that of the module
         again.dropout = 0.0  # which would draw random numbers, and others than in the pass itself
@@ -194,7 +209,8 @@ class AttentionOutput(Kind):
         if module.out_proj.bias is not None:
             identity["out_proj.bias"] = errors.new_zeros(width)
         # With the identity as the projection the output is what enters the projection.
-        x = torch.func.functional_call(again, identity, inputs, named)[0]
+        with cast:
+            x = torch.func.functional_call(again, identity, inputs, named)[0]
         examples = self.examples(x, 0 if module.batch_first else 1)
         return x.reshape(1, -1, width), errors.reshape(1, -1, width), examples
 
@@ -239,15 +255,15 @@ def watchable(model: nn.Module) -> Iterator[Watchable]:
 
 
 def _plain(module: nn.Module) -> list[tuple[Kind, str, str | None]]:
-    if isinstance(module, nn.Linear):
+    # What a forward of somebody's own does with its inputs cannot be known: it may pad, join or average them.
+    kind = next((kind for kind in PLAIN if isinstance(module, kind) and type(module).forward is kind.forward), None)
+    if kind is nn.Linear:
         return [(Kind(), "weight", "bias")]
-    if isinstance(module, TRANSPOSED):
+    if kind in TRANSPOSED:
         return [(TransposedConvolution(module), "weight", None)]
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return [(Convolution(module), "weight", "bias")]
-    if isinstance(module, nn.Embedding):
+    if kind is nn.Embedding:
         return [(Lookup(), "weight", None)]
-    return []
+    return [(Convolution(module), "weight", "bias")] if kind else []
 
 
 def _recurrent(module: nn.RNNBase) -> list[tuple[Kind, str, str | None]]:

@@ -109,6 +109,8 @@ class Synapses:
     def subtract_(self, change: Tensor, size: float, bias: bool = True) -> None:
         """Subtract ``size`` times a change of the shape of `gradient` from the weight, and with ``bias`` from a bias
         that has a gradient."""
+        if self.weight.dtype == torch.float16:  # in which a size may be too large a number, and the product is not
+            change, size = size * change, 1.0
         change = change.to(self.weight.dtype)
         of_weight = change if self.bias is None else change[..., :-1]
         self.weight.sub_(self.kind.unmatrix(of_weight, self.weight.shape), alpha=size)
@@ -218,7 +220,8 @@ class NMDACoincidence(Hooked):
 
     Watched are Linear, Conv1d to Conv3d and their transposes (grouped ones too), Embedding, MultiheadAttention, and
     RNN, GRU and LSTM of one layer; tied weights; and layers whose weight is computed from a parameter of its shape, as
-    in weight normalisation. `covered` names what is watched; all other parameters follow the diagonal rule.
+    in weight normalisation. A subclass of these with a ``forward`` of its own is not. `covered` names what is watched;
+    all other parameters follow the diagonal rule.
 
     A pass counts when it made the gradient of a step: a forward pass in training mode whose backward pass reached the
     layer's weight. What runs under ``no_grad`` or in ``eval()`` leaves no trace, nor does a gradient that was cleared
@@ -278,7 +281,7 @@ class NMDACoincidence(Hooked):
             names.get(id(p), synapses.name).removeprefix("_orig_mod."): p
             for synapses in self.synapses
             for p in synapses.parameters
-            if p.requires_grad
+            if p.requires_grad and synapses.weight.requires_grad
         }
 
     def misses(self, parameters: Iterable[nn.Parameter]) -> bool:
@@ -351,20 +354,27 @@ class _Hook:
         if module is not self.module() or synapses is None or not module.training or not torch.is_grad_enabled():
             return
         kept, follow = self.kind.keep(module, inputs, named, output)
-        if not isinstance(follow, Tensor) or not follow.requires_grad:
-            return
-        if torch.func.debug_unwrap(follow) is not follow:  # a transform of torch.func, which makes no gradient
+        # A transform of torch.func makes no gradient.
+        follow = [t for t in follow if isinstance(t, Tensor) and t.requires_grad and torch.func.debug_unwrap(t) is t]
+        if not follow:
             return
 
         # A frozen readout is one all the same, but nothing of it is held that no step will use.
         trained = synapses.weight.requires_grad
         kept = kept if trained else None
 
+        last = None  # backward pass that reached one of them
+
         def record(errors: Tensor) -> None:
+            nonlocal last
             if (synapses := self.synapses()) is not None and (watcher := self.watcher()) is not None:
                 backward = backward_pass()
+                if backward == last:
+                    return
+                last = backward
                 terms, readout = watcher.reached(synapses, backward, self.kind.count(errors))
                 if trained:
                     synapses.record(Pass(self.module, kept, errors, backward, terms, readout))
 
-        follow.register_hook(record)
+        for output in follow:
+            output.register_hook(record)

@@ -24,7 +24,8 @@ FLOOR = 0.5  # of the norm at the beginning: a task learnt to the end must not l
 # the smallest a linear classifier learns too slowly; the largest is as far as it was tried. In other layers GAIN is
 # the most.
 SMALLEST_GAIN, GAIN, LARGEST_GAIN = 3, 10, 100
-LEAST_VARIANCE = 1e-4  # of the squared length: what is less may be rounding
+LARGEST = 10.0  # in units of the root mean squared length of a row so far: what a single input counts for at most
+LEAST_VARIANCE = 1e-6  # of the squared length: what is less may be rounding
 BOOST = 0.25  # power of (squared length / variance) of the inputs with which a step grows
 EARLY = 20  # a layer's first steps, in which everything is new and the memory is looked at often
 LOOK_WIDTH = 80  # inputs (or outputs) for which a step passes between two looks, so that wide layers can afford them
@@ -115,10 +116,11 @@ class WatchedLayer:
         self.step = int(state["step"]) + 1
         state["step"].fill_(self.step)
         if self.indices:  # one input of many is one
-            self.sample, self.each, self.variance = self.x, 1.0, 1.0
+            self.seen, self.sample, self.each, self.variance = self.x, self.x, 1.0, 1.0
             state["squared_length"].fill_(1.0)
         else:
-            self.sample, self.each = sampled(self.x, self.step, self.rows)
+            self.seen = self._held(self.x)
+            self.sample, self.each = sampled(self.seen, self.step, self.rows)
             self.variance = self._variance()
         if self.step <= SCALE_STEPS:
             state["power"].copy_(state["squared_length"])
@@ -126,18 +128,28 @@ class WatchedLayer:
     def _average(self, name: str, value: float, kept: float) -> None:
         self.state[name].mul_(kept).add_((1 - kept) * value)
 
-    def _variance(self) -> float:
-        """Of the inputs over the steps so far: their mean squared length less that of their mean.
+    def _held(self, x: Tensor) -> Tensor:
+        """Inputs without those that are far out, such as a mark of what is missing: one would fill a memory for good.
 
-        Of rows that are all alike no variance can be told: such a step is not counted, and the squared length stands
-        for the variance.
+        Not in a layer's first steps, in which the layers below it may have begun to answer far more.
+        """
+        length = float(self.state["squared_length"]) ** 0.5
+        return x.clamp(-LARGEST * length, LARGEST * length) if self.step > SCALE_STEPS and length > 0 else x
+
+    def _variance(self) -> float:
+        """Of the inputs over the steps so far: their mean squared length less that of their mean; infinite where one
+        has overflowed.
+
+        While the rows of all steps were alike no variance can be told: they are not counted, and the squared length
+        stands for the variance.
         """
         # Of patches a sample may be one column of all images, which may be always dark.
-        x = self.x if self.several else self.sample
+        x = self.seen if self.several else self.sample
         groups, rows, _ = x.shape
         state, measured = self.state, int(self.state["measured"]) + 1
         length, before = float(x.square().sum()) / (groups * rows), float(state["squared_length"])
-        # Not in a layer's first steps, in which the layers below it may have begun to answer far more.
+        if not math.isfinite(length):
+            return math.inf
         outlying = self.step > SCALE_STEPS and length > OUTLYING * before > 0
         counted = OUTLYING * before / length if outlying else 1.0
         state["input_mean"].lerp_(counted**0.5 * x.mean(-2), 1 / measured)
@@ -158,7 +170,7 @@ class WatchedLayer:
             bias: whether a bias is the optimizer's to change.
         """
         power = float(self.state["power"])
-        if power <= 0:  # what was never active stays
+        if power <= 0 or self.variance == math.inf:  # what was never active stays
             return
         norm = (squared_norm / power) ** 0.5
         absorbed = self._absorbed(norm)
@@ -245,18 +257,19 @@ class WatchedLayer:
         bound = self.group["response_bound"]
         if bound is None:
             return size
-        moved = self._response(change)
-        return size * rules.bounded(abs(size) * float(moved.norm()) / moved.numel() ** 0.5, bound * usual)
+        answers = self._response(self.x, change)
+        moved = float(answers.norm()) / answers.numel() ** 0.5
+        return 0.0 if math.isnan(moved) else size * rules.bounded(abs(size) * moved, bound * usual)
 
-    def _response(self, matrix: Tensor) -> Tensor:
-        """What a matrix (g, out, d) makes of some of the layer's inputs, (g, rows, out)."""
+    def _response(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """What a matrix (g, out, d) makes of some of the inputs x, (g, rows, out)."""
         if self.indices:
-            return matrix[0].T[self.x[:RESPONSE_ROWS]][None]
-        return product(sampled(self.x, self.step, RESPONSE_ROWS)[0], matrix.mT)
+            return matrix[0].T[x[:RESPONSE_ROWS]][None]
+        return product(sampled(x, self.step, RESPONSE_ROWS)[0], matrix.mT)
 
     def _measure_spread(self) -> None:
         weights = self.synapses.matrix(self.synapses.weight, self.synapses.bias).to(self._dtype)
-        value = float(self._response(weights).square().mean().sqrt())
+        value = float(self._response(self.seen, weights).square().mean().sqrt())
         self._average("spread", value, SPREAD_AVERAGE if self.state["spread"] > 0 else 0.0)
 
     def _fresh(self, power: float) -> float:

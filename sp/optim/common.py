@@ -66,6 +66,11 @@ class PlasticityOptimizer(Optimizer):
         if coincidence is not None and not self.watched():
             if not any(p.requires_grad for group in self.param_groups for p in group["params"]):
                 raise ValueError("params must hold a parameter to train, and all of them are frozen: thaw some first")
+            if self.layers():
+                raise ValueError(
+                    "the weights of all layers that coincidence watches are frozen, and biases alone follow the "
+                    "diagonal rule: thaw a weight first, or leave coincidence out"
+                )
             raise ValueError(
                 "coincidence watches none of the parameters in params: pass NMDACoincidence(model) of the model that "
                 "they belong to"
@@ -100,21 +105,28 @@ class PlasticityOptimizer(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, and what the watcher recorded beside them."""
         super().zero_grad(set_to_none)
-        if self.coincidence is not None:
-            self.coincidence.clear()
+        self._forget_passes()
 
-    def watched(self) -> dict[int, Synapses]:
-        """The watched layer of each parameter that the watcher covers, by the parameter's id."""
+    def _forget_passes(self) -> None:
+        for synapses in self.layers().values():
+            synapses.clear()
+
+    def layers(self) -> dict[int, Synapses]:
+        """The layer of each parameter whose weight the watcher knows, by the parameter's id; frozen ones too."""
         if self.coincidence is None:
             return {}
         own = {id(p) for group in self.param_groups for p in group["params"]}
         return {
             id(p): synapses
             for synapses in self.coincidence.synapses
-            if synapses.weight.requires_grad and id(synapses.weight) in own
+            if id(synapses.weight) in own
             for p in synapses.parameters
             if id(p) in own
         }
+
+    def watched(self) -> dict[int, Synapses]:
+        """Those of `layers` whose weight is trained."""
+        return {key: synapses for key, synapses in self.layers().items() if synapses.weight.requires_grad}
 
     def group_of(self, param: Tensor) -> dict[str, Any]:
         """The parameter group that holds a parameter; ValueError where none does."""
@@ -203,8 +215,7 @@ class PlasticityOptimizer(Optimizer):
             )
         for group in self.param_groups:
             group["skipped_steps"] += 1
-        if self.coincidence is not None:  # what made this gradient must not count in the next step
-            self.coincidence.clear()
+        self._forget_passes()  # what made this gradient must not count in the next step
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on exactly where ``state_dict()`` was taken; numbers keep their precision in half-precision models.

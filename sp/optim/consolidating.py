@@ -35,7 +35,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
     With ``coincidence=NMDACoincidence(model)``, for the matrix W of every layer that is watched, its bias the last
     column (*coincidence form*), with inputs X, of variance v (that of all of them together, over all steps so far) and
     mean squared length m in the first ten steps, errors D, and the gradient G = D'X in units of sqrt(m) times
-    its norm at the beginning::
+    its norm at the beginning, in batches of 128::
 
         A <- A + X'X sqrt(T) / v B  P = (I + r A)^-1                        presynaptic memory: what of an input is new
         S <- mean of D'D            Q ~ (I + c S / mean(diag S))^-1         postsynaptic scaling: a running mean
@@ -45,17 +45,18 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
     answers, n the number of matrices that are watched, and B the number of terms of the loss, for each of which the
     layer saw T inputs: 1, or as many as there are time steps or patches. The curvature of a softmax over k outputs is
     about 1 / k: in the readout, which the error reaches first, k is the number of outputs, from 3 to 100; in other
-    layers it is at most 10. All layers follow this one rule. A synapse moves only along what is new in its input. What
-    differs between inputs that share a large mean would soon count as known if it were measured by their length, and so
-    v stands in A. Parameters that are not watched follow the diagonal form, and count besides as having a constant
-    input: their step is multiplied by ``1 / (1 + 10 t)``, t the number of examples so far in units of 128.
+    layers it is at most 10. A batch of b examples counts for ``sqrt(b / 128)`` of one of 128, in A and in the step. All
+    layers follow this one rule. A synapse moves only along what is new in its input. What differs between inputs that
+    share a large mean would soon count as known if it were measured by their length, and so v stands in A. Parameters
+    that are not watched follow the diagonal form, and count besides as having a constant input: their step is
+    multiplied by ``1 / (1 + 10 t)``, t the number of examples so far in units of 128.
 
     The norm of the gradient (in the coincidence form, of each layer's) is held to ``absorber`` times its own running
     mean, or half the norm at the beginning, where that is more. Multiplying the loss by a constant changes nothing.
 
     Args:
         params: parameters, or dicts of parameters with options of their own; a watched layer's bias follows the options
-            of its weight.
+            of its weight, but for ``weight_decay``.
         lr: learning rate, >= 0; 0.1 served nearly every stream that was tried.
         threshold_quantile: diagonal form: share of synapses that the warm-up leaves less than half consolidated, in
             (0, 1).
@@ -78,8 +79,8 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         weight_decay, maximize, on_nonfinite: as in `SelectivePlasticityOptimizer`. A gradient whose
             squared norm overflows counts as one that is not finite.
 
-    A step in which every gradient is zero changes nothing and does not count for any of the means and thresholds
-    (under ``on_nonfinite="ignore"`` on an accelerator it does, since that is not asked there).
+    A step in which every gradient is zero changes nothing (but by ``weight_decay``) and does not count for any of the
+    means and thresholds (under ``on_nonfinite="ignore"`` on an accelerator it does, since that is not asked there).
 
     Raises:
         ValueError, TypeError: an argument is outside its range or of the wrong type; the message names it.
@@ -183,8 +184,9 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
             shared[name] = torch.as_tensor(shared[name], device=device)
 
     def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        synapses = self.watched().get(id(parameter))
-        if synapses is None:  # a sum of squares would be lost in float16, and stand still in bfloat16
+        synapses = self.layers().get(id(parameter))
+        alone = synapses is not None and parameter.requires_grad and not synapses.weight.requires_grad  # a bias
+        if synapses is None or alone:  # a sum of squares would be lost in float16, and stand still in bfloat16
             options = {"dtype": scalar_dtype(parameter), "memory_format": torch.preserve_format}
             return {"consolidated": torch.zeros_like(parameter, **options)}
         if parameter is not synapses.weight:  # memories lie with the weight; PyTorch's checkpoints want no empty state
@@ -209,6 +211,9 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
     def calls(self, groups: Groups, measured: Tensor) -> Calls:
         """Make the watched parameters' step; the functions that make that of the others, with their arguments."""
         covered = self.watched()
+        for p in (p for _, members in groups for p in members):
+            if ("consolidated" in self.state[p]) == (id(p) in covered):  # a bias, whose weight was frozen or thawed
+                self.state[p] = self.new_state(p)
         rest = [(group, [p for p in members if id(p) not in covered]) for group, members in groups]
         examples = self._coincident(groups, covered, measured) if covered else REFERENCE_BATCH
         if covered:
@@ -346,9 +351,10 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
 
     def _kept_for(self, param: Tensor) -> tuple[dict[str, Tensor], Synapses | None, Memory | None]:
         """The state that a parameter's step reads; for a watched one its layer and the memory of its inputs as well."""
-        synapses = self.watched().get(id(param))
-        if synapses is None:
-            return self.state.get(param, {}), None, None
+        state = self.state.get(param, {})
+        synapses = self.layers().get(id(param))
+        if synapses is None or "consolidated" in state:
+            return state, None, None
         inputs, _ = memories(synapses, self.group_of(synapses.weight))
         return self.state.get(synapses.weight, {}), synapses, inputs
 
