@@ -515,6 +515,19 @@ def test_attention_under_autocast_learns(dtype):
     assert (model[0].self_attn.out_proj.weight - before).norm() > 1e-3
 
 
+def test_attention_remembers_what_entered_its_last_projection_before_the_step():
+    torch.manual_seed(0)
+    layer = nn.MultiheadAttention(8, 2, batch_first=True)
+    optimizer, other = watched(layer, lr=1.0), NMDACoincidence(layer)
+    x = torch.randn(6, 4, 8)
+    layer(x, x, x)[0].square().sum().backward()
+    (rows,) = [synapses.take().presynaptic for synapses in other.synapses if synapses.name == "out_proj.weight"]
+    optimizer.step()
+    state = optimizer.state[layer.out_proj.weight]
+    kept, expected = state["inputs"] + state["inputs_before"], rows.mT @ rows
+    torch.testing.assert_close((kept / kept.norm()).float(), expected / expected.norm())
+
+
 class Joining(nn.Linear):
     def forward(self, one, other):
         return super().forward(torch.cat([one, other], -1))

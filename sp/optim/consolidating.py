@@ -257,21 +257,20 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
                 weight = id(covered[id(p)].weight)
                 squares[weight] = squares.get(weight, 0.0) + square
         matrices = sum(id(synapses.weight) == key for key, synapses in covered.items())
+        weights = [(group, p) for group, members in groups for p in members if id(p) in squares]
+        # All before any of them moves, since what enters the last projection of attention is computed again.
+        activities = [covered[id(p)].take() for _, p in weights]
         seen = 0
-        for group, members in groups:
-            for p in members:
-                synapses = covered.get(id(p))
-                if synapses is None or synapses.weight is not p:
-                    continue
-                activity = synapses.take()
-                if not squares[id(p)]:  # it changes nothing, and counts for nothing
-                    continue
-                if activity is None:
-                    synapses.warn_of_missing_activity()
-                    continue
-                seen = max(seen, activity.examples)
-                layer = WatchedLayer(synapses, self.state[p], group, activity)
-                layer.update(squares[id(p)], matrices**-0.5, bias=all(id(q) in covered for q in synapses.parameters))
+        for (group, p), activity in zip(weights, activities, strict=True):
+            synapses = covered[id(p)]
+            if not squares[id(p)]:  # it changes nothing, and counts for nothing
+                continue
+            if activity is None:
+                synapses.warn_of_missing_activity()
+                continue
+            seen = max(seen, activity.examples)
+            layer = WatchedLayer(synapses, self.state[p], group, activity)
+            layer.update(squares[id(p)], matrices**-0.5, bias=all(id(q) in covered for q in synapses.parameters))
         return seen or REFERENCE_BATCH
 
     def _diagonal(self, rest: Groups, shared: dict[str, Any], factor: Tensor) -> Calls:
