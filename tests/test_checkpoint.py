@@ -17,10 +17,10 @@ from tests.test_conformance import coincidence, consolidating, every, network, s
 STEPS = 30
 
 
-def trained(make):
+def trained(make, steps):
     model = network()
     optimizer = make(model)
-    return train(model, optimizer, range(12)), optimizer
+    return train(model, optimizer, range(steps)), optimizer
 
 
 def straight(make):
@@ -29,31 +29,33 @@ def straight(make):
 
 
 @every
-def test_a_saved_folder_goes_on_bit_by_bit(make, tmp_path):
-    model, optimizer = trained(make)
+@pytest.mark.parametrize("at", [3, 12])
+def test_a_saved_folder_goes_on_bit_by_bit(make, at, tmp_path):
+    model, optimizer = trained(make, at)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that there is only one process
         saved = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
         dcp.save(saved, checkpoint_id=tmp_path)
         model = network(seed=1)
-        optimizer = make(model)
+        optimizer = make(model, lr=0.5)
         state = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
         dcp.load(state, checkpoint_id=tmp_path)
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-    same(train(model, optimizer, range(12, STEPS)), straight(make))
+    same(train(model, optimizer, range(at, STEPS)), straight(make))
 
 
-@pytest.mark.parametrize("flat", [False, True], ids=["nested", "flat"])
 @every
-def test_a_state_dict_by_names_goes_on_bit_by_bit(make, flat):
+@pytest.mark.parametrize("flat", [False, True], ids=["nested", "flat"])
+@pytest.mark.parametrize("at", [3, 12])
+def test_a_state_dict_by_names_goes_on_bit_by_bit(make, flat, at):
     options = StateDictOptions(flatten_optimizer_state_dict=flat)
-    model, optimizer = trained(make)
+    model, optimizer = trained(make, at)
     state = get_optimizer_state_dict(model, optimizer, options=options)
     resumed = network(seed=1)
     resumed.load_state_dict(model.state_dict())
-    other = make(resumed)
+    other = make(resumed, lr=0.5)
     set_optimizer_state_dict(resumed, other, state, options=options)
-    same(train(resumed, other, range(12, STEPS)), straight(make))
+    same(train(resumed, other, range(at, STEPS)), straight(make))
 
 
 @pytest.mark.parametrize("make", [consolidating, coincidence, sketched])

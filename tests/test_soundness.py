@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from sp import ConsolidatingPlasticityOptimizer, NMDACoincidence, SelectivePlasticityOptimizer
 from tests.test_conformance import (
@@ -22,33 +21,6 @@ from tests.test_conformance import (
     train,
     values,
 )
-
-
-@diagonal
-@pytest.mark.parametrize("flatten", [False, True])
-@pytest.mark.parametrize("at", [3, 12])
-def test_a_distributed_checkpoint_resumes_bit_by_bit(make, flatten, at):
-    options = StateDictOptions(flatten_optimizer_state_dict=flatten)
-    straight = network()
-    train(straight, make(straight), range(20))
-    model = network()
-    optimizer = make(model, [{"params": list(model.parameters())}])
-    train(model, optimizer, range(at))
-    saved = copy.deepcopy(get_state_dict(model, optimizer, options=options))
-    resumed = network(seed=1)
-    other = make(resumed, lr=0.5)
-    set_state_dict(resumed, other, model_state_dict=saved[0], optim_state_dict=saved[1], options=options)
-    train(resumed, other, range(at, 20))
-    same(straight, resumed)
-
-
-def test_asking_a_fresh_optimizer_for_its_state_does_not_harm_what_it_learns():
-    model, alone = network(), network()
-    optimizer = consolidating(model)
-    get_state_dict(model, optimizer)  # which makes a step of zeros
-    train(model, optimizer, range(30))
-    train(alone, consolidating(alone), range(30))
-    same(model, alone)
 
 
 @pytest.mark.parametrize("on_nonfinite", ["skip", "ignore"])
