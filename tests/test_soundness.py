@@ -66,13 +66,16 @@ def test_a_gradient_whose_squared_norm_overflows_is_skipped():
 
 
 @every
-def test_a_skipped_step_is_as_if_it_had_never_been(make):
+@pytest.mark.parametrize("foreach", [True, False])
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_a_skipped_step_is_as_if_it_had_never_been(make, everywhere, foreach):
     model, alone = network(), network()
-    optimizer, other = make(model), make(alone)
+    optimizer, other = make(model, foreach=foreach), make(alone, foreach=foreach)
     for step in range(60):
         if step in (0, 7, 49):
             optimizer.zero_grad()
-            (loss_of(model, step) * math.nan).backward()
+            (loss_of(model, step) * (math.nan if everywhere else 1)).backward()
+            model[1].bias.grad[1] = math.inf
             optimizer.step()
         train(model, optimizer, [step])
         train(alone, other, [step])
