@@ -497,37 +497,6 @@ def test_state_is_at_most_adam_s_with_a_sketch(rank):
     assert (sizes[0] <= sizes[1]) == (rank is not None)
 
 
-HIDDEN = {"mlp": (12,), "convolutional": (3, 4, 12), "attention": (12,)}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("rank", [4, None])
-@pytest.mark.parametrize("name", HIDDEN)
-def test_a_state_dict_goes_on_bit_by_bit(tmp_path, name, rank, dtype):
-    def build(seed=0):
-        torch.manual_seed(seed)
-        model = MODELS[name](64, HIDDEN[name], 4).to(dtype)
-        return model, watched(model, rank=rank, refresh_every=5, warmup_steps=30)
-
-    data = list(batches(11, [16] * 50, inputs=64))
-
-    def train(model, optimizer, steps):
-        for x, y in data[steps]:
-            step(model, optimizer, x.to(dtype), y)
-
-    straight, optimizer = build()
-    train(straight, optimizer, slice(0, 50))
-    model, optimizer = build()
-    train(model, optimizer, slice(0, 23))
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "checkpoint.pt")
-    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    resumed, optimizer = build(seed=1)
-    resumed.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
-    train(resumed, optimizer, slice(23, 50))
-    assert all(torch.equal(p, q) for p, q in zip(straight.parameters(), resumed.parameters(), strict=True))
-
-
 def numbers(optimizer):
     """Of the layers; a bias has one that nothing reads."""
     states = [optimizer.state[synapses.weight] for synapses in optimizer.coincidence.synapses]
