@@ -211,6 +211,14 @@ def only_other_inputs(model, seed):
     model(x).sum().backward(inputs=[x])
 
 
+def evaluated(model, seed):
+    model.eval()
+    probed(model, seed)
+    with torch.no_grad():
+        only_forward(model, seed)
+    model.train()
+
+
 def transformed(model, seed):
     x, y = batch(seed + 1000, 5)
     parameters = {name: p.detach() for name, p in model.named_parameters()}
@@ -221,7 +229,7 @@ def transformed(model, seed):
 
 
 @pytest.mark.parametrize("when", ["before", "between", "after"])
-@pytest.mark.parametrize("probe", [probed, only_forward, only_other_inputs, transformed])
+@pytest.mark.parametrize("probe", [probed, only_forward, only_other_inputs, transformed, evaluated])
 def test_passes_that_made_no_gradient_change_nothing(probe, when):
     model, other = made(), made()
     for network, probing in ((model, True), (other, False)):
@@ -240,16 +248,16 @@ def test_passes_that_made_no_gradient_change_nothing(probe, when):
     assert_equal(model, other)
 
 
+@pytest.mark.parametrize("set_to_none", [True, False])
 @pytest.mark.parametrize("clear", ["model", "optimizer"])
-def test_a_gradient_that_was_discarded_takes_its_activity_along(clear):
+def test_a_gradient_that_was_discarded_takes_its_activity_along(clear, set_to_none):
     model, other = made(), made()
     for network, discards in ((model, True), (other, False)):
         optimizer = watched(network)
         for seed in range(25):
             if discards:
                 classified(network, *batch(seed + 1000, 40)).backward()
-            for set_to_none in (False, True):
-                (network if clear == "model" else optimizer).zero_grad(set_to_none=set_to_none)
+            (network if clear == "model" else optimizer).zero_grad(set_to_none)
             classified(network, *batch(seed)).backward()
             optimizer.step()
     assert_equal(model, other)
