@@ -14,7 +14,6 @@ from torch._dynamo.utils import counters
 from torch.optim import lr_scheduler
 
 from sp import ConsolidatingPlasticityOptimizer, NMDACoincidence, SelectivePlasticityOptimizer
-from sp.optim import fast
 from sp.optim.coincidence import NUMBERS
 
 WARMUP = 8
@@ -477,26 +476,6 @@ def test_a_gradient_that_is_not_finite_is_skipped_or_raised(make):
             same(model, alone)
         else:
             assert optimizer.get_diagnostics()["skipped_steps"] == 1
-
-
-@diagonal
-def test_blocks_do_not_change_a_bit(make, monkeypatch):
-    weights = [
-        torch.randn(s, generator=torch.Generator(torch.get_default_device()).manual_seed(0))
-        for s in ((70, 30), (9,), (), (4, 5, 6))
-    ]
-    ends = []
-    for size in (10**9, 64):
-        monkeypatch.setattr(fast, "BLOCK", size)
-        parameters = [nn.Parameter(w.clone()) for w in weights]
-        optimizer = make(None, parameters)
-        for step in range(60):
-            generator = torch.Generator(torch.get_default_device()).manual_seed(step)
-            for p in parameters:
-                p.grad = torch.randn(p.shape, generator=generator)
-            optimizer.step()
-        ends.append(parameters)
-    torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-7)
 
 
 OPTIONS = [
