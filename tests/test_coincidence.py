@@ -224,16 +224,16 @@ def clusters(seed):
     return draw
 
 
-def two_tasks(make, scale=1.0, seed=0):
+def two_tasks(make):
     """Accuracy on the first and on the second of two tasks learnt one after the other; the network."""
-    torch.manual_seed(seed)
-    draw = clusters(seed)
+    torch.manual_seed(0)
+    draw = clusters(0)
     model = MODELS["mlp"](64, (60,), 10)
     optimizer = make(model)
     tasks = torch.arange(10).split(5)
     for x, y in [draw(classes, 1000) for classes in tasks]:
         for batch in torch.randperm(1000).repeat(3).split(32):
-            step(model, optimizer, x[batch], y[batch], scale)
+            step(model, optimizer, x[batch], y[batch])
     with torch.no_grad():
         return [float((model(x).argmax(1) == y).float().mean()) for x, y in (draw(t, 1000) for t in tasks)], model
 
@@ -243,13 +243,6 @@ def test_the_first_of_two_tasks_is_kept_where_adam_loses_it(rank):
     kept, _ = two_tasks(lambda model: watched(model, rank=rank))
     lost, _ = two_tasks(lambda model: torch.optim.Adam(model.parameters()))
     assert lost[0] < 0.2 and kept[0] > 0.8 and kept[1] > 0.9
-
-
-@pytest.mark.parametrize("scale", [0.01, 100.0])
-def test_a_constant_factor_of_the_loss_changes_nothing(scale):
-    (_, model), (_, scaled) = two_tasks(watched), two_tasks(watched, scale)
-    for p, q in zip(model.parameters(), scaled.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-2, atol=1e-3)
 
 
 def regression(make):
