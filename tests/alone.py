@@ -7,21 +7,35 @@ import torch
 from torch import nn
 
 import selective_plasticity
-from sp import ConsolidatingPlasticityOptimizer, NMDACoincidence, SelectivePlasticityOptimizer
+from sp import (
+    ConsolidatingPlasticityOptimizer,
+    NMDACoincidence,
+    PlasticityCounter,
+    ReplayBuffer,
+    SelectivePlasticityOptimizer,
+)
 
 NEEDED = "install what is missing with  pip install 'selective-plasticity[lab]'"
 
 
-def moves(make) -> bool:
-    """Whether a few steps of an optimizer change each parameter of a small network, which stays finite."""
+def learns(kind, watched=False, **options) -> bool:
+    """Whether some steps with replay, counted one by one, change each parameter of a small network, which stays
+    finite."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
-    optimizer, before = make(model), [p.detach().clone() for p in model.parameters()]
-    for _ in range(5):
-        x, y = torch.randn(4, 8), torch.randint(3, (4,))
+    watcher = NMDACoincidence(model) if watched else None
+    optimizer = kind(model.parameters(), warmup_steps=5, coincidence=watcher, **options)
+    buffer, events = ReplayBuffer(12), PlasticityCounter(model, every=1)
+    before = [p.detach().clone() for p in model.parameters()]
+    for _ in range(10):
+        x, y = torch.randn(2, 8), torch.randint(3, (2,))
+        buffer.add(x, y)
+        old_x, old_y = buffer.sample(4)
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
+        nn.functional.cross_entropy(model(torch.cat([x, old_x])), torch.cat([y, old_y])).backward()
         optimizer.step()
+    assert len(buffer) == 12 and [row["looks"] for row in events.rows()] == [10] * 4
+    assert optimizer.get_diagnostics()["step_count"] == 10
     pairs = zip(model.parameters(), before, strict=True)
     return all(p.isfinite().all() and not p.equal(old) for p, old in pairs)
 
@@ -29,9 +43,9 @@ def moves(make) -> bool:
 def main() -> None:
     """Try it; an AssertionError where something is not as it should be."""
     assert selective_plasticity.SelectivePlasticityOptimizer is SelectivePlasticityOptimizer
-    assert moves(lambda model: SelectivePlasticityOptimizer(model.parameters(), lr=1e-3))
-    assert moves(lambda model: ConsolidatingPlasticityOptimizer(model.parameters()))
-    assert moves(lambda model: ConsolidatingPlasticityOptimizer(model.parameters(), coincidence=NMDACoincidence(model)))
+    for kind in (SelectivePlasticityOptimizer, ConsolidatingPlasticityOptimizer):
+        assert learns(kind) and learns(kind, watched=True), kind
+    assert learns(ConsolidatingPlasticityOptimizer, watched=True, rank=2)
     try:
         import sp.lab
     except ImportError as error:

@@ -162,17 +162,6 @@ def test_what_cannot_be_watched_is_not_covered():
 # Which passes count
 
 
-def test_accumulated_passes_are_one_larger_batch():
-    layer = nn.Linear(4, 3)
-    watcher = NMDACoincidence(layer)
-    x = torch.randn(6, 4)
-    for part in x.split(2):
-        (layer(part) ** 2).sum().backward()
-    activity = watcher.synapses[0].take()
-    assert activity.examples == 6
-    torch.testing.assert_close(activity.presynaptic[0, :, :4], x)
-
-
 def test_tied_layers_share_their_synapses():
     first, second = nn.Linear(4, 4), nn.Linear(4, 4)
     second.weight = first.weight
@@ -182,29 +171,6 @@ def test_tied_layers_share_their_synapses():
     (synapses,) = watcher.synapses
     activity = synapses.take()
     torch.testing.assert_close(made(activity, synapses.kind)[0], first.weight.grad)
-
-
-@pytest.mark.parametrize("clear", ["the optimizer's way", "the model's way", "to zeros"])
-def test_passes_that_take_no_part_in_a_step_leave_no_trace(clear):
-    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-    watcher = NMDACoincidence(model)
-    x = torch.randn(5, 4)
-    with torch.no_grad():
-        model(x)
-    model(x)  # never differentiated
-    torch.autograd.grad(model(x).sum(), model[0].weight)  # asked for, and kept nowhere
-    model.eval()
-    model(x).sum().backward()
-    model.train()
-    model(x).sum().backward()
-    if clear == "the optimizer's way":
-        watcher.clear()
-    model.zero_grad(set_to_none=clear != "to zeros")
-    model(x[:2]).sum().backward()
-    for synapses in watcher.synapses:
-        activity = synapses.take()
-        assert activity.examples == 2
-        torch.testing.assert_close(made(activity, synapses.kind), synapses.gradient())
 
 
 def test_frozen_layers_are_not_covered_and_thawed_ones_are():

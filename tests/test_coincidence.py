@@ -225,16 +225,16 @@ def clusters(seed):
     return draw
 
 
-def two_tasks(make, scale=1.0, seed=0):
+def two_tasks(make):
     """Accuracy on the first and on the second of two tasks learnt one after the other; the network."""
-    torch.manual_seed(seed)
-    draw = clusters(seed)
+    torch.manual_seed(0)
+    draw = clusters(0)
     model = MODELS["mlp"](64, (60,), 10)
     optimizer = make(model)
     tasks = torch.arange(10).split(5)
     for x, y in [draw(classes, 1000) for classes in tasks]:
         for batch in torch.randperm(1000).repeat(3).split(32):
-            step(model, optimizer, x[batch], y[batch], scale)
+            step(model, optimizer, x[batch], y[batch])
     with torch.no_grad():
         return [float((model(x).argmax(1) == y).float().mean()) for x, y in (draw(t, 1000) for t in tasks)], model
 
@@ -244,13 +244,6 @@ def test_the_first_of_two_tasks_is_kept_where_adam_loses_it(rank):
     kept, _ = two_tasks(lambda model: watched(model, rank=rank))
     lost, _ = two_tasks(lambda model: torch.optim.Adam(model.parameters()))
     assert lost[0] < 0.2 and kept[0] > 0.8 and kept[1] > 0.9
-
-
-@pytest.mark.parametrize("scale", [0.01, 100.0])
-def test_a_constant_factor_of_the_loss_changes_nothing(scale):
-    (_, model), (_, scaled) = two_tasks(watched), two_tasks(watched, scale)
-    for p, q in zip(model.parameters(), scaled.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-2, atol=1e-3)
 
 
 def regression(make):
@@ -548,37 +541,6 @@ def test_state_is_at_most_adam_s_with_a_sketch(rank):
     adam.step()
     sizes = [sum(v.nbytes for s in o.state.values() for v in s.values()) for o in (optimizer, adam)]
     assert (sizes[0] <= sizes[1]) == (rank is not None)
-
-
-HIDDEN = {"mlp": (12,), "convolutional": (3, 4, 12), "attention": (12,)}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("rank", [4, None])
-@pytest.mark.parametrize("name", HIDDEN)
-def test_a_state_dict_goes_on_bit_by_bit(tmp_path, name, rank, dtype):
-    def build(seed=0):
-        torch.manual_seed(seed)
-        model = MODELS[name](64, HIDDEN[name], 4).to(dtype)
-        return model, watched(model, rank=rank, refresh_every=5, warmup_steps=30)
-
-    data = list(batches(11, [16] * 50, inputs=64))
-
-    def train(model, optimizer, steps):
-        for x, y in data[steps]:
-            step(model, optimizer, x.to(dtype), y)
-
-    straight, optimizer = build()
-    train(straight, optimizer, slice(0, 50))
-    model, optimizer = build()
-    train(model, optimizer, slice(0, 23))
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "checkpoint.pt")
-    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    resumed, optimizer = build(seed=1)
-    resumed.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
-    train(resumed, optimizer, slice(23, 50))
-    assert all(torch.equal(p, q) for p, q in zip(straight.parameters(), resumed.parameters(), strict=True))
 
 
 def numbers(optimizer):

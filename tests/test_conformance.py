@@ -14,7 +14,6 @@ from torch._dynamo.utils import counters
 from torch.optim import lr_scheduler
 
 from sp import ConsolidatingPlasticityOptimizer, NMDACoincidence, SelectivePlasticityOptimizer
-from sp.optim import fast
 from sp.optim.coincidence import NUMBERS
 
 WARMUP = 8
@@ -41,10 +40,10 @@ every = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 diagonal = pytest.mark.parametrize("make", [selective, consolidating], ids=["selective", "consolidating"])
 
 
-def network(dtype=torch.float32, seed=0):
+def network(dtype=torch.float32, seed=0, width=12):
     """Watched layers, an unwatched one, and one parameter without a dimension."""
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(6, 12), nn.LayerNorm(12), nn.ReLU(), nn.Linear(12, 4))
+    model = nn.Sequential(nn.Linear(6, width), nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, 4))
     model.register_parameter("gain", nn.Parameter(torch.zeros(())))
     return model.to(dtype)
 
@@ -56,13 +55,11 @@ def loss_of(model, step, size=8):
     return F.cross_entropy(((1 + getattr(model, "gain", 0)) * model(x.to(weight))).float(), y)
 
 
-def train(model, optimizer, steps, scheduler=None):
+def train(model, optimizer, steps):
     for step in steps:
         optimizer.zero_grad()
         loss_of(model, step).backward()
         optimizer.step()
-        if scheduler is not None:
-            scheduler.step()
     return model
 
 
@@ -161,67 +158,49 @@ def test_weight_decay_is_decoupled(make):
     torch.testing.assert_close(values(decayed), before, rtol=0, atol=0)
 
 
+# One that sets the rate, one that multiplies it, one that moves the momentum as well, and one that is given the loss.
 SCHEDULERS = {
     "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda epoch: 0.9**epoch),
-    "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, lambda epoch: 0.9),
-    "StepLR": lambda o: lr_scheduler.StepLR(o, 2),
-    "MultiStepLR": lambda o: lr_scheduler.MultiStepLR(o, [2, 4]),
-    "ConstantLR": lr_scheduler.ConstantLR,
-    "LinearLR": lr_scheduler.LinearLR,
     "ExponentialLR": lambda o: lr_scheduler.ExponentialLR(o, 0.9),
-    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
-        o, [lr_scheduler.ConstantLR(o), lr_scheduler.ExponentialLR(o, 0.9)], [3]
-    ),
-    "PolynomialLR": lr_scheduler.PolynomialLR,
-    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, 5),
-    "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler(
-        [lr_scheduler.ConstantLR(o), lr_scheduler.ExponentialLR(o, 0.9)]
-    ),
-    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 0.001, 0.01, cycle_momentum=False),
-    "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
-    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, 0.01, total_steps=8, cycle_momentum=False),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, 0.01, total_steps=8, cycle_momentum="momentum" in o.defaults),
     "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=0),
 }
 
 
-def test_every_scheduler_of_this_torch_is_tried():
-    known = {name for name in lr_scheduler.__all__ if name != "LRScheduler"}
-    assert known == set(SCHEDULERS)
-
-
 @every
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_schedulers_set_the_rate_that_a_step_uses(make, name):
-    model, twin = network(), network()
+def test_schedulers_set_the_options_that_a_step_uses(make, name):
+    model, twin, unscheduled = network(), network(), network()
     optimizer, by_hand = make(model), make(twin)
-    scheduler = SCHEDULERS[name](optimizer)
-    rates = []
+    scheduler, seen = SCHEDULERS[name](optimizer), []
+    changed = ["lr", "momentum"] if name == "OneCycleLR" and "momentum" in optimizer.defaults else ["lr"]
     for step in range(8):
-        by_hand.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"]
-        rates.append(optimizer.param_groups[0]["lr"])
+        seen.append({option: optimizer.param_groups[0][option] for option in changed})
+        by_hand.param_groups[0].update(seen[-1])
         train(model, optimizer, [step])
         train(twin, by_hand, [step])
         scheduler.step(*([1.0] if name == "ReduceLROnPlateau" else []))
-    assert len(set(rates)) > 1
+    assert all(len({options[option] for options in seen}) > 1 for option in changed)
     same(model, twin)
+    train(unscheduled, make(unscheduled), range(8))
+    assert not torch.equal(model[0].weight, unscheduled[0].weight)
 
 
 @every
+@pytest.mark.parametrize("options", [{}, {"dtype": torch.float64}, {"width": 1500}], ids=str)  # wide: seen in samples
 @pytest.mark.parametrize("at", [3, 11])
-def test_a_checkpoint_on_disk_resumes_bit_by_bit(make, at):
-    straight = network()
-    train(straight, make(straight), range(20))
-    model = network()
+def test_a_checkpoint_on_disk_resumes_bit_by_bit(make, options, at):
+    straight, model, resumed = network(**options), network(**options), network(**options, seed=1)
+    train(straight, make(straight), range(55))
     optimizer = make(model)
     train(model, optimizer, range(at))
     saved = on_disk({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
-    resumed = network(seed=1)
     resumed.load_state_dict(saved["model"])
     optimizer = make(resumed, lr=0.5)
     optimizer.load_state_dict(saved["optimizer"])
-    train(resumed, optimizer, range(at, 20))
+    train(resumed, optimizer, range(at, 55))
     same(straight, resumed)
-    assert optimizer.get_diagnostics()["step_count"] == 20
+    assert optimizer.get_diagnostics()["step_count"] == 55
 
 
 @every
@@ -257,19 +236,6 @@ def test_a_checkpoint_goes_on_in_another_precision(make, dtype):
     train(moved, other, range(12, 15))
     for name, p in values(moved).items():
         torch.testing.assert_close(p.float(), values(model)[name], rtol=0.05, atol=0.05)
-
-
-@diagonal
-def test_a_checkpoint_of_another_model_is_refused_and_changes_nothing(make):
-    model, other = network(), nn.Sequential(nn.Linear(6, 7), nn.LayerNorm(7), nn.Linear(7, 4))
-    other.register_parameter("gain", nn.Parameter(torch.zeros(())))
-    optimizers = make(model), make(other)
-    train(model, optimizers[0], range(3))
-    train(other, optimizers[1], range(3))
-    before = copy.deepcopy(optimizers[1].state_dict()["state"])
-    with pytest.raises(ValueError, match=r"shape \(12, 6\) for a parameter of shape \(7, 6\)"):
-        optimizers[1].load_state_dict(optimizers[0].state_dict())
-    torch.testing.assert_close(optimizers[1].state_dict()["state"], before, rtol=0, atol=0)
 
 
 @every
@@ -486,7 +452,7 @@ def test_gradients_of_another_kind_are_refused_and_change_nothing(make, kind):
     with pytest.raises(TypeError, match=r"\(5, 3\)"):
         optimizer.step()
     torch.testing.assert_close(values(model), before, rtol=0, atol=0)
-    assert optimizer.get_diagnostics()["step_count"] == 0
+    assert optimizer.get_diagnostics()["step_count"] == 0 and not optimizer.state
 
 
 @every
@@ -500,7 +466,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_or_raised(make):
                 optimizer.zero_grad()
                 (loss_of(model, step) * math.nan).backward()
                 if raising:
-                    with pytest.raises(FloatingPointError, match="nothing was changed"):
+                    with pytest.raises(FloatingPointError, match=r"shape .*\(12, 6\).*nothing was changed"):
                         optimizer.step()
                 else:
                     optimizer.step()
@@ -510,26 +476,6 @@ def test_a_gradient_that_is_not_finite_is_skipped_or_raised(make):
             same(model, alone)
         else:
             assert optimizer.get_diagnostics()["skipped_steps"] == 1
-
-
-@diagonal
-def test_blocks_do_not_change_a_bit(make, monkeypatch):
-    weights = [
-        torch.randn(s, generator=torch.Generator(torch.get_default_device()).manual_seed(0))
-        for s in ((70, 30), (9,), (), (4, 5, 6))
-    ]
-    ends = []
-    for size in (10**9, 64):
-        monkeypatch.setattr(fast, "BLOCK", size)
-        parameters = [nn.Parameter(w.clone()) for w in weights]
-        optimizer = make(None, parameters)
-        for step in range(60):
-            generator = torch.Generator(torch.get_default_device()).manual_seed(step)
-            for p in parameters:
-                p.grad = torch.randn(p.shape, generator=generator)
-            optimizer.step()
-        ends.append(parameters)
-    torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-7)
 
 
 OPTIONS = [

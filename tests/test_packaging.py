@@ -1,6 +1,5 @@
 """What the project says of its dependencies, its commands and itself agrees."""
 
-import ast
 import importlib
 import re
 import subprocess
@@ -21,64 +20,6 @@ ROOT = Path(__file__).parent.parent
 CONDA_NAMES = {"pytorch": "torch", "playwright-python": "playwright"}
 IMPORT_NAMES = {"scikit-learn": "sklearn"}
 NAME = "selective-plasticity"
-# What a user puts into training code; torch is its only dependency.
-HEART = ["sp/__init__.py", "sp/checks.py", "sp/rules.py", "sp/replay.py", "sp/biology/*.py", "sp/optim/*.py"]
-TRAINING = """
-import sys
-from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-
-refused, modules = (argument.split() for argument in sys.argv[1:])
-
-class Refuse(MetaPathFinder, Loader):
-    def find_spec(self, name, path=None, target=None):
-        return ModuleSpec(name, self) if name.partition(".")[0] in refused else None
-
-    def exec_module(self, module):  # not in find_spec, with which torch asks what there is
-        raise ModuleNotFoundError(f"{module.__name__} is refused")
-
-sys.meta_path.insert(0, Refuse())
-
-import torch
-from torch import nn
-
-from selective_plasticity import *
-
-for module in modules:
-    import_module(module)
-
-forms = {
-    "published": lambda model: SelectivePlasticityOptimizer(model.parameters(), warmup_steps=5),
-    "published, coincidence": lambda model: SelectivePlasticityOptimizer(
-        model.parameters(), warmup_steps=5, coincidence=NMDACoincidence(model)
-    ),
-    "diagonal": lambda model: ConsolidatingPlasticityOptimizer(model.parameters(), warmup_steps=5),
-    "coincidence": lambda model: ConsolidatingPlasticityOptimizer(
-        model.parameters(), warmup_steps=5, coincidence=NMDACoincidence(model)
-    ),
-    "coincidence, rank": lambda model: ConsolidatingPlasticityOptimizer(
-        model.parameters(), warmup_steps=5, coincidence=NMDACoincidence(model), rank=2
-    ),
-}
-torch.manual_seed(0)
-x, y = torch.randn(20, 8), torch.randint(3, (20,))
-for form, make in forms.items():
-    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
-    optimizer, buffer, events = make(model), ReplayBuffer(12), PlasticityCounter(model, every=1)
-    start = [p.detach().clone() for p in model.parameters()]
-    for step in range(10):
-        rows = slice(2 * step, 2 * step + 2)
-        buffer.add(x[rows], y[rows])
-        old_x, old_y = buffer.sample(4)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(torch.cat([x[rows], old_x])), torch.cat([y[rows], old_y])).backward()
-        optimizer.step()
-    assert len(buffer) == 12 and [row["looks"] for row in events.rows()] == [10] * 4, form
-    assert not any(torch.equal(p, old) for p, old in zip(model.parameters(), start)), form
-    assert optimizer.get_diagnostics()["step_count"] == 10, form
-print(*sorted(name for name in sys.modules if name.partition(".")[0] == "sp"))
-"""
 
 
 @pytest.fixture
@@ -160,44 +101,6 @@ def test_every_import_of_the_package_is_a_declared_dependency(project):
         for module in re.findall(r"^(?:from|import) (\w+)", path.read_text(), re.MULTILINE):
             if module not in __import__("sys").stdlib_module_names:
                 assert modules.get(module, module).replace("_", "-") in known, f"{path.name} imports {module}"
-
-
-def heart():
-    """Its files by the names of their modules."""
-    files = [path for pattern in HEART for path in ROOT.glob(pattern)]
-    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
-
-
-def imported(path):
-    """The modules that a file imports anywhere in it, with ``from sp import rules`` as ``sp.rules``."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: import by the full name"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def test_the_heart_trains_where_nothing_but_torch_can_be_imported(project):
-    names = set(required(project)) - {"torch"}
-    refused = {IMPORT_NAMES.get(name, name) for name in names}
-    assert {"pandas", "matplotlib", "sklearn", "scipy", "joblib", "tqdm", "papermill", "ipywidgets"} < refused
-    modules = sorted(heart())
-    command = [sys.executable, "-c", TRAINING, " ".join(refused), " ".join(modules)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == modules  # and no other room of sp was opened on the way
-
-
-def test_the_heart_imports_the_standard_library_torch_and_itself():
-    modules = heart()
-    for path in modules.values():
-        for name in imported(path):
-            package = name.partition(".")[0]
-            if package == "sp":
-                assert {name, name.rpartition(".")[0]} & (set(modules) - {"sp"}), f"{path} imports {name}"
-            else:
-                assert package == "torch" or package in sys.stdlib_module_names, f"{path} imports {name}"
 
 
 def test_the_wheel_has_every_package_and_says_that_it_is_typed():

@@ -1,6 +1,5 @@
 """The published optimizer: its formulas, its two implementations, its arguments and its state."""
 
-import copy
 import inspect
 import math
 
@@ -195,51 +194,6 @@ def test_no_parameters_is_an_error():
         SelectivePlasticityOptimizer([])
 
 
-@pytest.mark.parametrize("kind", ["sparse", "complex"])
-def test_sparse_and_complex_gradients_change_nothing_and_name_the_shape(kind):
-    first = nn.Parameter(torch.ones(2))
-    first.grad = torch.ones(2)
-    second = nn.Parameter(torch.ones(4, 3, dtype=torch.complex64 if kind == "complex" else torch.float32))
-    second.grad = torch.ones_like(second).to_sparse() if kind == "sparse" else torch.ones_like(second)
-    optimizer = SelectivePlasticityOptimizer([first, second])
-    with pytest.raises(TypeError, match=r"\(4, 3\)"):
-        optimizer.step()
-    assert (first == 1).all() and (second == 1).all() and not optimizer.state
-
-
-@pytest.mark.parametrize("foreach", [True, False])
-@pytest.mark.parametrize("wrong", [math.nan, math.inf])
-@pytest.mark.parametrize("when", [0, 5, 49, 70])
-def test_a_step_with_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(foreach, wrong, when):
-    torch.manual_seed(0)
-    parameters = [nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(3))]
-    optimizer = SelectivePlasticityOptimizer(parameters, warmup_steps=20, foreach=foreach)
-    for step in range(80):
-        for p in parameters:
-            p.grad = torch.randn_like(p)
-        if step == when:
-            parameters[1].grad[1] = wrong
-            before = copy.deepcopy((parameters, optimizer.state_dict()["state"]))
-            optimizer.step()
-            if step:
-                torch.testing.assert_close(optimizer.state_dict()["state"], before[1], rtol=0, atol=0)
-            torch.testing.assert_close(parameters, before[0], rtol=0, atol=0)
-        else:
-            optimizer.step()
-    diagnostics = optimizer.get_diagnostics()
-    assert (diagnostics["step_count"], diagnostics["skipped_steps"]) == (79, 1)
-    assert all(p.isfinite().all() for p in parameters)
-
-
-def test_a_gradient_that_is_not_finite_can_raise():
-    parameter = nn.Parameter(torch.ones(2, 2))
-    optimizer = SelectivePlasticityOptimizer([parameter], on_nonfinite="raise")
-    parameter.grad = torch.full((2, 2), math.nan)
-    with pytest.raises(FloatingPointError, match=r"\(2, 2\)"):
-        optimizer.step()
-    assert (parameter == 1).all() and not optimizer.state
-
-
 def test_steps_do_not_touch_the_global_random_state():
     parameter = nn.Parameter(torch.zeros(200, 100))
     optimizer = SelectivePlasticityOptimizer([parameter], warmup_steps=1)
@@ -265,34 +219,6 @@ def test_a_reset_starts_the_trace_and_the_warm_up_again_without_a_jump(foreach):
     moved = (parameter.detach() - before).abs()
     torch.testing.assert_close(moved, torch.full_like(moved, 0.01))  # the first step of an Adam-like rule is lr
     assert optimizer.get_diagnostics()["step_count"] == 61
-
-
-def test_resume_from_a_state_dict_is_exact_in_the_middle_of_the_warm_up(tmp_path):
-    def build():
-        torch.manual_seed(1)
-        parameters = [nn.Parameter(torch.randn(90, 100)), nn.Parameter(torch.randn(3))]
-        return parameters, SelectivePlasticityOptimizer(parameters, warmup_steps=70)
-
-    def train(parameters, optimizer, steps):
-        for step in steps:
-            generator = torch.Generator().manual_seed(step)
-            for p in parameters:
-                p.grad = torch.randn(p.shape, generator=generator)
-            optimizer.step()
-
-    straight, optimizer = build()
-    train(straight, optimizer, range(160))
-    first, optimizer = build()
-    train(first, optimizer, range(60))
-    torch.save({"weights": first, "optimizer": optimizer.state_dict()}, tmp_path / "checkpoint.pt")
-    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    second, resumed = build()
-    for p, value in zip(second, saved["weights"], strict=True):
-        p.data.copy_(value)
-    resumed.load_state_dict(saved["optimizer"])
-    train(second, resumed, range(60, 160))
-    for p, q in zip(straight, second, strict=True):
-        assert torch.equal(p, q)
 
 
 def test_eligibility_of_unknown_or_unused_parameters_is_none():

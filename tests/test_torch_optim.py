@@ -15,7 +15,7 @@ through `nn.Linear`, so that a watcher can see the layer. Of PyTorch's tests the
 | differentiable (TestDifferentiableOptimizer) | there is no such option |
 | capturable inputs, cudagraphs | there is no such option: `test_conformance` checks which steps wait for no device |
 | second_order_optims_return_consistent_types; LBFGS, Muon and SparseAdam's own | of those optimizers alone |
-| TestLRScheduler, TestSWAUtils | are about schedulers and averages; every scheduler: `test_conformance` |
+| TestLRScheduler, TestSWAUtils | are about schedulers and averages; a scheduler's options: `test_conformance` |
 
 A step that a gradient scaler skips, a state dict in another dtype, a closure and `maximize` as the negative loss are in
 `test_conformance`, which asks more of them.

@@ -1,5 +1,6 @@
 """The ledger gives back what it was given, or nothing: whatever happens to its files, and whoever shares them."""
 
+import io
 import json
 import os
 import pickle
@@ -157,6 +158,21 @@ def test_a_folder_that_cannot_be_written_says_so(results, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="SP_STORE"):
         Ledger(tmp_path / "file").put(results[0])
+
+
+def test_a_disk_that_fills_up_is_a_clear_error_and_takes_no_other_row_along(results, tmp_path, monkeypatch):
+    class Full(io.FileIO):
+        def write(self, line):
+            return super().write(line[:100])
+
+    ledger = Ledger(tmp_path)
+    ledger.put(results[0])
+    with monkeypatch.context() as patched, pytest.raises(OSError, match=r"the disk is full.*SP_STORE"):
+        patched.setattr("pathlib.Path.open", lambda path, mode, **_: Full(path, mode))
+        ledger.put(results[1])
+    ledger.put(results[2])
+    found = [Ledger(tmp_path).get(result.experiment) for result in results[:3]]
+    assert same(found[0], results[0]) and found[1] is None and same(found[2], results[2])
 
 
 def test_two_ledgers_of_one_folder_see_each_other(results, tmp_path):

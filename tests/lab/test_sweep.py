@@ -167,32 +167,10 @@ def test_choices_and_options_are_varied():
     assert changed == replace(SMALL, tasks=5, options={"lr": 0.1, "weight_decay": 0.5})
 
 
-@pytest.fixture
-def full_disk(tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("only root may make a disk that fills up")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
-def test_a_full_disk_is_a_clear_error_and_what_was_kept_stays(full_disk, capsys):
-    store = full_disk / "store"
-    assert main([str(word) for word in sweep_command(store, 1, 2)[2:]]) == 0
-    kept = rows_in(store)
-    (full_disk / "filler").write_bytes(bytes(24 * 1024))
-    assert main([str(word) for word in sweep_command(store, 1, 200)[2:]]) == 2
-    assert "No space left" in (err := capsys.readouterr().err) and "SP_STORE" in err and "Traceback" not in err
-    after = [Ledger(store).get(replace(LONG, hidden=(16,), seed=seed)) for seed in range(2)]
-    assert all(after) and set(kept) <= set(rows_in(store))
-    assert not list(store.rglob("*.part"))
-
-
 def test_a_read_only_store_is_a_clear_error_before_anything_runs(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["sweep", "--ledger", str(tmp_path / "file" / "store"), "--seeds", "1"]) == 2
-    assert "cannot write" in (err := capsys.readouterr().err) and "SP_STORE" in err
+    assert "cannot write" in (err := capsys.readouterr().err) and "SP_STORE" in err and "Traceback" not in err
 
 
 def test_a_plan_runs_nothing_and_says_what_is_left(tmp_path, capsys):
