@@ -414,6 +414,14 @@ def test_a_readout_steps_by_the_number_of_its_outputs_and_another_layer_does_not
     assert moved[20][1] / moved[5][1] == pytest.approx(1, rel=1e-3)
 
 
+def test_a_layer_that_was_replaced_before_the_optimizer_was_made_is_pointed_out():
+    model = made()
+    watcher = NMDACoincidence(model)
+    model.head = nn.Linear(16, CLASSES)
+    with pytest.warns(UserWarning, match=r"came after the watcher"):
+        ConsolidatingPlasticityOptimizer(model.parameters(), coincidence=watcher)
+
+
 def test_a_layer_that_came_after_its_watcher_is_pointed_out():
     model = nn.Sequential(nn.Linear(INPUTS, 16), nn.ReLU(), nn.Linear(16, CLASSES))
     optimizer = watched(model)

@@ -38,6 +38,9 @@ def run(chosen: argparse.Namespace) -> None:
                 "PDF, of a page"
             )
         print(*paper.make(chosen.to, chosen.journal or "icml"), sep="\n")
+    files_of = [figures.path_of(name).name for name in chosen.names]
+    if again := next((file for file in files_of if files_of.count(file) > 1), None):
+        raise ValueError(f"the NAMEs must end in different names, got {again!r} twice: give each a folder, by --to")
     for name in chosen.names:
         look = {"width": chosen.width, "journal": chosen.journal, "style": style}
         plt.close(figures.redraw(name, to=chosen.to, formats=chosen.formats or ["pdf"], **look))

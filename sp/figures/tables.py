@@ -118,9 +118,9 @@ def latex(text: str) -> str:
 
 
 def latex_figure(name: str, caption: str, wide: bool = False) -> str:
-    """A ``figure`` environment with ``name.pdf`` at its own size; ``wide``: across both columns."""
+    """A ``figure`` environment with the file of that name at its own size; ``wide``: across both columns."""
     kind = "figure*" if wide else "figure"
-    lines = [rf"\begin{{{kind}}}", r"\centering", rf"\includegraphics{{{name}.pdf}}", rf"\caption{{{latex(caption)}}}"]
+    lines = [rf"\begin{{{kind}}}", r"\centering", rf"\includegraphics{{{name}}}", rf"\caption{{{latex(caption)}}}"]
     return "\n".join([*lines, rf"\label{{fig:{name}}}", rf"\end{{{kind}}}", ""])
 
 

@@ -4,6 +4,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -138,10 +139,14 @@ def compare(
 
 
 def _seeds(seeds: int | Sequence[int], tuned: bool) -> list[int]:
-    found = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not found or (tuned and set(found) & set(TUNING_SEEDS)):
-        raise ValueError(f"seeds must be one or more, and none of the tuning seeds {TUNING_SEEDS}, got {found}")
-    return found
+    found = list(seeds) if isinstance(seeds, Iterable) else list(range(seeds)) if isinstance(seeds, Integral) else []
+    whole = all(isinstance(seed, Integral) for seed in found)
+    if not found or not whole or len(set(found)) < len(found) or (tuned and set(found) & set(TUNING_SEEDS)):
+        raise ValueError(
+            f"seeds must be how many, or different whole numbers of which none is a tuning seed {TUNING_SEEDS}, "
+            f"got {seeds!r}"
+        )
+    return [int(seed) for seed in found]
 
 
 def _tried(base: dict[str, Experiment], tune: Tune) -> dict[str, list[Experiment]]:

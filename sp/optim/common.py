@@ -75,6 +75,7 @@ class PlasticityOptimizer(Optimizer):
                 "coincidence watches none of the parameters in params: pass NMDACoincidence(model) of the model that "
                 "they belong to"
             )
+        self._warn_of_missed_layers([p for group in self.param_groups for p in group["params"]])
 
     def check_options(self, options: dict[str, Any]) -> None:
         """Raise for the first wrong option; here for those that all optimizers have."""
@@ -91,12 +92,15 @@ class PlasticityOptimizer(Optimizer):
         """
         self.check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
-        if self.coincidence is not None and self.coincidence.misses(self.param_groups[-1]["params"]):
+        self._warn_of_missed_layers(self.param_groups[-1]["params"])
+
+    def _warn_of_missed_layers(self, parameters: list[Tensor]) -> None:
+        if self.coincidence is not None and self.coincidence.misses(parameters):
             warnings.warn(
                 "coincidence does not watch a layer that is added, which came after the watcher and follows the "
                 "diagonal rule: make a new NMDACoincidence(model) and a new optimizer, or give a layer more classes "
                 "with sp.grow_outputs(layer, out_features, optimizer)",
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class RidgeLearner:
         self.targets = torch.zeros(features + 1, outputs, dtype=torch.float64, device=device)
 
     def _features(self, x: Tensor) -> Tensor:
-        features = torch.relu(x @ self.projection + self.offset)
+        features = torch.relu(x.flatten(1) @ self.projection + self.offset)
         return torch.cat([features, features.new_ones(len(x), 1)], 1)
 
     def learn(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
@@ -80,7 +80,7 @@ class RanPACLearner:
         self.count, self.penalty, self.weight = 0, None, None
 
     def _features(self, x: Tensor) -> Tensor:
-        return torch.relu(x @ self.projection)
+        return torch.relu(x.flatten(1) @ self.projection)
 
     def learn(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
         features = self._features(x)
@@ -135,7 +135,7 @@ class SLDALearner:
         self.weight: Tensor | None = None
 
     def learn(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
-        x = x.double()
+        x = x.flatten(1).double()
         self.products.addmm_(x.T, x)
         self.sums.index_add_(0, y, x)
         self.counts += y.bincount(minlength=len(self.counts))
@@ -153,7 +153,7 @@ class SLDALearner:
             return x.new_zeros(len(x), len(self.counts))
         if self.weight is None:
             self._solve()
-        return (x.double() @ self.weight + self.offset).to(x.dtype)
+        return (x.flatten(1).double() @ self.weight + self.offset).to(x.dtype)
 
 
 def _regularised(matrix: Tensor, penalty: float, right: Tensor) -> Tensor | None:

@@ -198,6 +198,8 @@ def mean_over_examples(
 ) -> list[Tensor]:
     """Mean over examples of ``size(gradient of objective(logits, ...))``, for each trained parameter.
 
+    The network is in evaluation mode meanwhile: one example has no statistics of its own, and none is to be random.
+
     Args:
         model: the network. objective: of one example's logits, (1, outputs), and its row of each further column.
         size: element by element, such as `torch.square`. columns: x (N, ...), then what the objective takes; (N, ...).
@@ -211,9 +213,13 @@ def mean_over_examples(
     if any(isinstance(module, nn.RNNBase) for module in model.modules()):  # which vmap cannot take
         chunk, each = 1, _of_one(grad(one))
     totals = {name: torch.zeros_like(p) for name, p in trained.items()}
+    training = [module for module in model.modules() if module.training]
+    model.eval()
     for rows in zip(*(column.split(chunk) for column in columns), strict=True):
         for name, gradients in each(trained, *rows).items():
             totals[name] += size(gradients).sum(0)
+    for module in training:
+        module.training = True
     return [total / len(columns[0]) for total in totals.values()]
 
 

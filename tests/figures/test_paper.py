@@ -20,7 +20,7 @@ def test_five_figures_and_three_tables_are_collected_with_their_captions(tmp_pat
         pdf, sizes = in_pdf((tmp_path / f"{name}.pdf").read_bytes())
         assert b"/Type3" not in pdf and b"/FontFile2" in pdf and min(sizes) >= 6, name
         text = (tmp_path / f"{name}.tex").read_text()
-        assert rf"\includegraphics{{{name}.pdf}}" in text and "(a) " in text and "n = " in text and "Data: " in text
+        assert rf"\includegraphics{{{name}}}" in text and "(a) " in text and "n = " in text and "Data: " in text
     for name in paper.TABLES:
         text = (tmp_path / f"{name}.tex").read_text()
         assert r"\toprule" in text and r"\caption" in text and "nan" not in text, name
@@ -52,8 +52,10 @@ def test_a_figure_by_its_name_has_its_caption_beside_it(tmp_path, capsys):
     assert main(["paper", f"01_forgetting/{name}", "--width", "page", "--to", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path / name}.tex\n"
     text = (tmp_path / f"{name}.tex").read_text()
-    assert r"\begin{figure*}" in text and rf"\includegraphics{{{name}.pdf}}" in text
+    assert r"\begin{figure*}" in text and rf"\includegraphics{{{name}}}" in text
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".json", ".pdf", ".tex"]
+    assert main(["paper", "01_forgetting/digits", "02_consolidation/digits", "--to", str(tmp_path)]) == 2
+    assert "got 'digits' twice" in capsys.readouterr().err
     assert main(["paper", "--width", "page"]) == 2
     assert "--colour are of a NAME" in capsys.readouterr().err
 

@@ -495,7 +495,9 @@ def fails(model):
         (lion, {"tune": {"M": {"lr": 1.0}}}, "tune must be such as {'M': {'lr': .*got {'lr': 1.0} of 'M'"),
         (lion, {"stream": "split5"}, r"stream must be made by Stream.split\(...\).*got 'split5'"),
         (lion, {"tune": {"M": {"lr": [1.0]}}, "stream": Stream.split("digits", 2, samples_per_task=600)}, "at most 5"),
-        (lion, {"tune": {"M": {"lr": [1.0]}}, "seeds": [0, 100]}, "none of the tuning seeds"),
+        (lion, {"tune": {"M": {"lr": [1.0]}}, "seeds": [0, 100]}, "none is a tuning seed"),
+        (lion, {"seeds": [1, 1]}, r"different whole numbers .*got \[1, 1\]"),
+        (lion, {"seeds": 2.0}, "got 2.0"),
     ],
 )
 def test_what_cannot_run_is_said_before_anything_runs(kept, monkeypatch, method, options, message):

@@ -13,7 +13,7 @@ from torch import nn
 from sp.lab.experiment import Experiment, run
 from sp.lab.networks import mlp
 from sp.replay import ReplayBuffer
-from sp.rivals import METHODS, OPTIMIZERS, RIVALS, needs, projections, rehearses
+from sp.rivals import METHODS, OPTIMIZERS, RIVALS, make_learner, needs, projections, rehearses
 from sp.rivals.bounds import ChanceLearner, JointLearner
 from sp.rivals.closed_form import RanPACLearner, RidgeLearner, SLDALearner
 from sp.rivals.distillation import LwF
@@ -212,6 +212,30 @@ def test_stable_sgd_s_rate_falls_and_hidden_units_are_silenced_in_training_only(
     assert torch.equal(learner.logits(x), learner.logits(x))
     with pytest.raises(ValueError, match=r"nn\.ReLU"):
         StableSGD(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(4), nn.Dropout()], ids=["batch norm", "dropout"])
+@pytest.mark.parametrize("penalty", [EWC, OnlineEWC, MAS])
+def test_a_penalty_on_a_network_with_other_answers_in_training_is_measured_in_evaluation(penalty, layer):
+    model = nn.Sequential(nn.Linear(5, 4), layer, nn.Linear(4, 3))
+    learner, (x, y) = penalty(model), batch()
+    learner.learn(x, y, None)
+    learner.end_task(x, y, None)
+    assert all(module.training for module in model.modules())
+    assert all(importance.isfinite().all() and importance.any() for importance in learner.importance)
+
+
+@pytest.mark.parametrize("rival", ["ridge", "ranpac", "slda"])
+def test_a_head_in_closed_form_takes_images_as_rows(rival):
+    x, y = batch(60, inputs=12)
+    found = []
+    for shape in ((60, 12), (60, 3, 2, 2)):
+        torch.manual_seed(0)
+        sizes = (12, (20,), 3)
+        learner = make_learner(rival, lambda: None, sizes, torch.device("cpu"), {}, None)
+        learner.learn(x.reshape(shape), y, None)
+        found.append(learner.logits(x.reshape(shape)))
+    torch.testing.assert_close(*found)
 
 
 def test_mean_over_examples_is_the_mean_of_each_example_s_gradient():
