@@ -9,22 +9,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from sp import ConsolidatingPlasticityOptimizer, NMDACoincidence, SelectivePlasticityOptimizer
+from tests.test_conformance import MAKERS, selective
 
 STEPS, BATCH = 24, 8
-KINDS = {
-    "selective": lambda model: SelectivePlasticityOptimizer(model.parameters(), lr=0.01, warmup_steps=8),
-    "selective max": lambda model: SelectivePlasticityOptimizer(
-        model.parameters(), lr=0.01, warmup_steps=8, normalisation="max", weight_decay=0.1
-    ),
-    "consolidating": lambda model: ConsolidatingPlasticityOptimizer(model.parameters(), warmup_steps=8),
-    "coincidence": lambda model: ConsolidatingPlasticityOptimizer(
-        model.parameters(), coincidence=NMDACoincidence(model), refresh_every=3
-    ),
-    "sketched": lambda model: ConsolidatingPlasticityOptimizer(
-        model.parameters(), coincidence=NMDACoincidence(model), refresh_every=3, rank=3
-    ),
-}
+KINDS = {**MAKERS, "selective max": lambda model: selective(model, normalisation="max", weight_decay=0.1)}
 
 
 def network():

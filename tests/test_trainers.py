@@ -9,16 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from sp import ConsolidatingPlasticityOptimizer, NMDACoincidence, SelectivePlasticityOptimizer
-
-KINDS = {
-    "selective": lambda model: SelectivePlasticityOptimizer(model.parameters(), lr=0.01, warmup_steps=8),
-    "consolidating": lambda model: ConsolidatingPlasticityOptimizer(model.parameters(), warmup_steps=8),
-    "coincidence": lambda model: ConsolidatingPlasticityOptimizer(
-        model.parameters(), coincidence=NMDACoincidence(model), rank=3, refresh_every=3
-    ),
-}
-each = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+from sp import ConsolidatingPlasticityOptimizer, SelectivePlasticityOptimizer
+from tests.test_conformance import MAKERS, every
 
 
 def network():
@@ -45,7 +37,7 @@ def plain(make, gamma=0.95):
     return model
 
 
-@each
+@every
 def test_lightning(make, tmp_path):
     lightning = pytest.importorskip("pytorch_lightning")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
@@ -81,7 +73,7 @@ def test_lightning(make, tmp_path):
     torch.testing.assert_close(fit(2, tmp_path / "half.ckpt")[0].network.state_dict(), expected)
 
 
-@each
+@every
 def test_accelerate(make, tmp_path):
     accelerate = pytest.importorskip("accelerate")
     model = network()
@@ -116,10 +108,10 @@ CLASSES = {
     "selective": (SelectivePlasticityOptimizer, {"lr": 0.01, "warmup_steps": 8}),
     "consolidating": (ConsolidatingPlasticityOptimizer, {"warmup_steps": 8}),
 }
-RECIPES = [(kind, recipe) for kind in KINDS for recipe in ("optimizer", "method", "class")]
+RECIPES = [(kind, recipe) for kind in MAKERS for recipe in ("optimizer", "method", "class")]
 
 
-@pytest.mark.parametrize(("kind", "recipe"), [pair for pair in RECIPES if pair != ("coincidence", "class")])
+@pytest.mark.parametrize(("kind", "recipe"), [pair for pair in RECIPES if pair[1] != "class" or pair[0] in CLASSES])
 def test_hugging_face(kind, recipe, tmp_path):
     transformers = pytest.importorskip("transformers")
     examples = [{"x": x, "labels": y} for batch in batches() for x, y in zip(*batch, strict=True)]
@@ -131,13 +123,13 @@ def test_hugging_face(kind, recipe, tmp_path):
     class OwnOptimizer(Trainer):
         def create_optimizer(self, model=None):
             if self.optimizer is None:
-                self.optimizer = KINDS[kind](self.model if model is None else model)
+                self.optimizer = MAKERS[kind](self.model if model is None else model)
             return self.optimizer
 
     def fit(epochs, resume=None):
         model = WithLoss()
         given = {
-            "optimizer": lambda: Trainer(model, arguments(epochs), optimizers=(KINDS[kind](model), None)),
+            "optimizer": lambda: Trainer(model, arguments(epochs), optimizers=(MAKERS[kind](model), None)),
             "method": lambda: OwnOptimizer(model, arguments(epochs)),
             "class": lambda: Trainer(model, arguments(epochs), optimizer_cls_and_kwargs=CLASSES[kind]),
         }
@@ -156,6 +148,6 @@ def test_hugging_face(kind, recipe, tmp_path):
             logging_strategy="no",
         )
 
-    expected = plain(KINDS[kind], gamma=1.0).state_dict()
+    expected = plain(MAKERS[kind], gamma=1.0).state_dict()
     torch.testing.assert_close(fit(2), expected, rtol=0, atol=0)
     torch.testing.assert_close(fit(2, tmp_path / "checkpoint-10"), expected, rtol=0, atol=0)

@@ -65,16 +65,6 @@ def runs_in(code: str, folder: Path, hash_seed: str) -> None:
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("last", [b"\r", b"\n", b"."])
-@pytest.mark.parametrize("length", [b"%d", b"2 0 R"])
-def test_a_stream_of_a_pdf_is_read_whatever_byte_it_ends_with(last, length):
-    packed = [zlib.compress(b"/F1 7.5 Tf %c" % code) for code in range(256)]
-    (stream,) = [data for data in packed if data.endswith(last)]
-    head = b"1 0 obj\n<< /Length %s /Filter /FlateDecode >>\nstream\n" % length.replace(b"%d", b"%d" % len(stream))
-    pdf = b"%s%s\nendstream\nendobj\n2 0 obj\n%d\nendobj\n" % (head, stream, len(stream))
-    assert in_pdf(pdf)[1] == [7.5]
-
-
 def test_a_figure_leaves_with_its_table_and_record_and_is_drawn_again_as_the_same_bytes(folder, tmp_path):
     fig = figures.draw(
         "interval_plot", "plot", TABLE, keys=["b", "a"], formats=("pdf", "png", "svg"), **WORDS, **OPTIONS
