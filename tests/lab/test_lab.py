@@ -10,26 +10,24 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.metrics import r2_score
 from studies import TUNING_SEEDS
 from torch import nn
 
 from sp import lab
 from sp.__main__ import main
 from sp.lab import GradientLearner, Needs, Stream, compare
-from sp.lab.experiment import Experiment, Result, explained_variance, run
+from sp.lab.experiment import Experiment, Result, run
 from sp.lab.ledger import Ledger
 from sp.lab.runs import tuned
 from sp.lab.settings import STREAMS, on_stream
-from tests.lab import test_sweep
+from tests.lab import test_arrays, test_sweep
+from tests.lab.test_arrays import blobs, linear, shifted
 
 ROOT = Path(__file__).parents[2]
-cluster = test_sweep.cluster
+cluster, kept, no_figure_is_left = test_sweep.cluster, test_arrays.kept, test_arrays.no_figure_is_left
 LION = """
 import torch
 from torch import nn
@@ -77,40 +75,8 @@ class Anchored(GradientLearner):
         self.anchor = [p.detach().clone() for p in self.parameters]
 
 
-@pytest.fixture(autouse=True)
-def no_figure_is_left():
-    yield
-    plt.close("all")
-
-
-@pytest.fixture
-def kept(tmp_path):
-    return Ledger(tmp_path / "store")
-
-
 def digits(tasks=2, **choices):
     return Stream.split("digits", tasks, samples_per_task=80, **choices)
-
-
-def blobs(number=0, classes=2, rows=60, shape=(4,)):
-    """Arrays of one task with classes that a linear network tells apart."""
-    chance = np.random.default_rng(number)
-    centres = chance.normal(size=(classes, *shape)) * 3
-
-    def part():
-        y = np.arange(rows) % classes
-        return centres[y] + chance.normal(size=(rows, *shape)) * 0.1, y
-
-    return (*part(), *part())
-
-
-def shifted(task, by):
-    x, y, x_test, y_test = task
-    return x, y + by, x_test, y_test + by
-
-
-def linear(inputs, outputs):
-    return lambda: nn.Linear(inputs, outputs)
 
 
 def test_lion_beside_adam_and_coincidence_from_tuning_to_the_figure(kept, tmp_path, monkeypatch, capsys):
@@ -265,135 +231,6 @@ def test_what_has_no_digest_is_computed_and_not_kept_and_one_warning_says_why(ke
     assert len(caught) == 1 and len(runs.data) == 4 and len(kept.results()) == 2
 
 
-@pytest.mark.parametrize("make", [np.asarray, torch.as_tensor], ids=["arrays", "tensors"])
-def test_classes_of_own_images_in_every_scenario(kept, make):
-    def conv(outputs):
-        return lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, outputs))
-
-    first, second = blobs(0, shape=(1, 4, 4)), blobs(1, shape=(1, 4, 4))
-    first, second = tuple(map(make, first)), tuple(map(make, second))
-    streams = {
-        "class": Stream.from_arrays([first, shifted(second, 2)]),
-        "task": Stream.from_arrays([first, shifted(second, 2)], scenario="task"),
-        "domain": Stream.from_arrays([first, second], scenario="domain"),
-    }
-    found = {}
-    for name, stream in streams.items():
-        outputs, options = 2 if name == "domain" else 4, {"epochs": 20, "workers": 1, "progress": False}
-        found[name] = compare(["adam", "chance"], stream, conv(outputs), seeds=1, ledger=kept, **options)
-        assert found[name].matrix("Adam").diagonal().tolist() == [1, 1]
-    chance = {name: runs.data.average_accuracy.iloc[1] for name, runs in found.items()}
-    assert chance == pytest.approx({"class": 1 / 4, "task": 1 / 2, "domain": 1 / 2}, abs=0.1)
-    assert len({key for runs in found.values() for key in runs.data.key}) == 6
-    usual = compare(["adam"], streams["class"], seeds=1, workers=1, ledger=kept, progress=False)
-    assert usual.data.parameters.item() == 17 * 100 + 101 * 100 + 101 * 4
-
-
-def test_tuning_on_own_arrays_sees_training_rows_alone_and_none_twice():
-    task = blobs(0, rows=50)
-    stream = Stream.from_arrays([task], scenario="domain")
-    (held,) = stream.arrays.tasks_for("validation").tasks
-    (x, y), (x_held, _) = held.train(), held.test()
-    assert len(x) == 40 and len(x_held) == 10 and y.dtype == torch.int64 and x.dtype == torch.float32
-    rows = sorted(map(tuple, torch.cat([x, x_held]).tolist()))
-    assert rows == sorted(map(tuple, task[0].astype(np.float32).tolist()))
-
-
-def test_runs_on_own_arrays_are_committed_while_they_are_shown(kept, tmp_path, monkeypatch):
-    monkeypatch.setenv("SP_LEDGER", str(tmp_path / "ledger"))
-    stream = Stream.from_arrays([blobs(0)], scenario="domain")
-    runs = compare(["sgd"], stream, linear(4, 2), seeds=1, workers=1, ledger=kept, progress=False)
-    assert kept.commit(runs.data.key) == kept.commit([]) == 1
-    assert (tmp_path / "ledger" / "own.jsonl").read_text() and kept.commit([], instead_of="digits") == 0
-
-
-def test_other_content_is_another_key(kept):
-    def key(task):
-        stream = Stream.from_arrays([task], scenario="domain")
-        return compare(["sgd"], stream, linear(4, 2), seeds=1, workers=1, ledger=kept, progress=False).data.key.item()
-
-    x, *others = blobs(0)
-    other = x.copy()
-    other[3, 2] += 0.5
-    assert key((x, *others)) == key((x.copy(), *others)) != key((other, *others))
-
-
-def test_numbers_are_learnt_by_their_squared_error_and_scored_by_r2(kept):
-    chance = np.random.default_rng(0)
-    x, weights = chance.normal(size=(200, 3)), chance.normal(size=(3, 2))
-    y = x @ weights
-    stream = Stream.from_arrays([(x[:150], y[:150], x[150:], y[150:])], scenario="domain", target="numbers")
-    rate = {"Adam": {"lr": [0.03]}, "Coincidence": {"lr": [0.3]}}
-    methods = {"Adam": "adam", "Coincidence": "coincidence"}
-    runs = compare(methods, stream, linear(3, 2), 1, rate, epochs=20, workers=1, ledger=kept, progress=False)
-    assert (runs.data.average_accuracy > 0.9).all()
-    assert runs.table().columns[0] == "final R2 (0 where negative)"
-    answers, true = torch.tensor(y + chance.normal(size=y.shape)), torch.tensor(y)
-    assert explained_variance(answers, true) == pytest.approx(r2_score(true, answers))
-    assert explained_variance(-3 * true, true) == 0 == explained_variance(true * torch.nan, true)
-
-
-def test_sequences_of_tokens(kept):
-    tokens = np.random.default_rng(0).integers(0, 5, (120, 6))
-    parts = (tokens[:80], (tokens[:80] + 1) % 5, tokens[80:], (tokens[80:] + 1) % 5)
-    stream = Stream.from_arrays([parts], scenario="domain")
-    net = partial(nn.Sequential, nn.Embedding(5, 8), nn.Linear(8, 5))
-    with pytest.raises(ValueError, match="network must make a new module each time"):
-        compare(["adam"], stream, net, workers=1, ledger=kept)
-
-    def fresh():
-        return nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 5))
-
-    runs = compare(["adam"], stream, fresh, 1, {"Adam": {"lr": [0.1]}}, workers=1, ledger=kept, progress=False)
-    assert runs.data.average_accuracy.item() == 1
-    stored = compare(["adam"], stream, fresh, 1, workers=1, ledger=kept, progress=False, replay_capacity=10)
-    assert stored.results[0].buffer == {}  # sequences are of no one class
-    with pytest.raises(ValueError, match=r"network must be your own for sequences|x holds whole numbers"):
-        compare(["adam"], stream, workers=1, ledger=kept)
-    with pytest.raises(ValueError, match="method 'EWC' is written for classes and cross-entropy"):
-        compare(["ewc"], stream, fresh, workers=1, ledger=kept)
-
-
-def test_online_each_batch_is_tested_before_it_is_learnt_and_order_is_kept(kept):
-    x = np.eye(10, dtype=np.float32)[np.arange(100) // 10]  # ten rows alike, then ten others
-    y = np.arange(100) // 10
-    seen = []
-
-    class Last:
-        """Answers with the label that it saw last."""
-
-        needs = Needs()
-
-        def __init__(self, model):
-            self.label = 0
-
-        def learn(self, x, y, allowed):
-            seen.append(x.argmax(1).tolist())
-            self.label = y[-1].item()
-
-        def logits(self, x):
-            return nn.functional.one_hot(torch.full((len(x),), self.label), 10).float()
-
-    stream = Stream.online(x, y)
-    options = {"batch_size": 5, "workers": 1, "ledger": kept, "progress": False}
-    runs = compare({"Last": Last}, stream, linear(10, 10), 1, **options)
-    assert seen[-20:] == [[number // 2] * 5 for number in range(20)]
-    assert runs.data.average_accuracy.item() == pytest.approx(0.5)  # right on the second of two batches
-    assert runs.curve().accuracy.tolist() == [1, 1, *[0, 1] * 9]
-    assert runs.plot("curve").axes and stream.is_online
-    with pytest.raises(ValueError, match="an online stream has not: take 'accuracy' or 'curve'"):
-        runs.plot("matrix")
-    tuned = stream.arrays.tasks_for("validation")
-    assert len(tuned.tasks[0].train()[1]) == 20 and stream.arrays.tasks_for("test").scored_from == 20
-    with pytest.raises(ValueError, match="method 'EWC' is told when a task ends"):
-        compare(["ewc"], stream, **options)
-    with pytest.raises(ValueError, match="epochs must be 1 online"):
-        compare(["sgd"], stream, epochs=2, **options)
-    rate = {"SGD": {"lr": [0.01, 0.5]}}
-    numbers = compare(["sgd"], Stream.online(x, x @ np.arange(10), target="numbers"), None, 1, rate, **options)
-    assert numbers.data.prequential_loss.item() > 0
-
-
 def test_an_own_loss_is_learnt_and_part_of_the_key(kept):
     def none(outputs, y):
         return outputs.sum() * 0
@@ -407,42 +244,6 @@ def test_an_own_loss_is_learnt_and_part_of_the_key(kept):
     assert "loss" not in plain.data
     with pytest.raises(ValueError, match="loss must return one number"):
         compare(["sgd"], digits(), loss=lambda outputs, y: outputs, ledger=kept, **SMALL)
-
-
-X, Y, X_TEST, Y_TEST = blobs()
-BROKEN = X.copy()
-BROKEN[7, 1] = np.nan
-
-
-@pytest.mark.parametrize(
-    ("task", "options", "message"),
-    [
-        ((X, Y[:-1], X_TEST, Y_TEST), {}, r"x of task 1 and y of task 1 must have as many rows.*\(60, 4\) and \(59,\)"),
-        ((BROKEN, Y, X_TEST, Y_TEST), {}, r"x of task 1 must be finite, got nan at \[7, 1\]"),
-        ((X, Y + 0.5, X_TEST, Y_TEST), {}, "y of task 1 must hold classes.*got 0.5.*or give target='numbers'"),
-        ((X, Y - 1, X_TEST, Y_TEST), {}, "y of task 1 must hold classes, whole numbers from 0, got -1"),
-        ((X, Y, X_TEST, Y_TEST + 5), {}, "y_test of task 1 has class 5, which y of task 1 has not"),
-        ((X, Y, X_TEST, Y_TEST), {"outputs": 1}, "outputs must be 2 or more, for y has class 1, got 1"),
-        ((X, Y, X_TEST[:, :3], Y_TEST), {}, r"rows of x must have one shape.*\(4,\) of float32 and \(3,\)"),
-        ((X, Y.astype(str), X_TEST, Y_TEST), {}, "y of task 1 must hold numbers, got an array of type <U"),
-        ((X, Y * 0.0, X_TEST, Y_TEST), {"target": "numbers"}, "y of task 1 has one value only in column 0"),
-        ((X, Y, X_TEST, Y_TEST), {"scenario": "clas"}, "scenario must be one of .*, got 'clas': did you mean 'class'"),
-        ((X, Y, X_TEST, Y_TEST), {"target": "numbers"}, "scenario must be 'domain' where target is 'numbers'"),
-        ((X, Y), {}, r"task 1 must be \(x, y, x_test, y_test\), got 2 values"),
-        (X, {}, "got 60 values: .* put the tuple in a list"),
-    ],
-)
-def test_arrays_that_cannot_be_learnt_say_so(task, options, message):
-    with pytest.raises((ValueError, TypeError), match=message):
-        Stream.from_arrays([task], **options)
-
-
-def test_labels_that_do_not_fit_the_scenario_say_how_to_number_them():
-    task, other = blobs(0), blobs(1)
-    with pytest.raises(ValueError, match=r"class 0 is in task 1 and in another one.*or give scenario='domain'"):
-        Stream.from_arrays([task, other])
-    with pytest.raises(ValueError, match=r"no other task has those of task 1.*or give scenario='class'"):
-        Stream.from_arrays([task, shifted(other, 2)], scenario="domain")
 
 
 def other_parameters(model):
