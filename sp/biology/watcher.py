@@ -7,7 +7,7 @@ postsynaptic side (Mayer, Westbrook & Guthrie 1984; Nowak et al. 1984). A gradie
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from sp.biology.hooks import Hooked, weakly
@@ -246,6 +247,7 @@ class NMDACoincidence(Hooked):
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got a {type(model).__name__}")
         self._model, self._synchronise = weakref.ref(model), synchronise
+        self.users: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # each forgets what no other one will step
         self._backward, self._terms, self._first = -1, 0, None
         by_weight: dict[int, Synapses] = {}
         handles = []
@@ -302,10 +304,12 @@ class NMDACoincidence(Hooked):
             self._backward, self._terms, self._first = backward, rows, weakref.ref(synapses)
         return self._terms, self._first() is synapses
 
-    def clear(self) -> None:
-        """Forget what was recorded since the last step, as clearing the gradients forgets them."""
+    def clear(self, keep: Collection[Synapses] = ()) -> None:
+        """Forget what was recorded since the last step, as clearing the gradients forgets them, but for some layers."""
+        kept = {id(synapses) for synapses in keep}
         for synapses in self.synapses:
-            synapses.clear()
+            if id(synapses) not in kept:
+                synapses.clear()
 
     def remove(self) -> None:
         """Stop watching: take all hooks off the model. A second call does nothing."""

@@ -75,6 +75,8 @@ class PlasticityOptimizer(Optimizer):
                 "coincidence watches none of the parameters in params: pass NMDACoincidence(model) of the model that "
                 "they belong to"
             )
+        if coincidence is not None:
+            coincidence.users.add(self)
         self._warn_of_missed_layers([p for group in self.param_groups for p in group["params"]])
 
     def check_options(self, options: dict[str, Any]) -> None:
@@ -112,8 +114,9 @@ class PlasticityOptimizer(Optimizer):
         self._forget_passes()
 
     def _forget_passes(self) -> None:
-        for synapses in self.layers().values():
-            synapses.clear()
+        if self.coincidence is not None:
+            others = [user for user in self.coincidence.users if user is not self]
+            self.coincidence.clear(keep=[s for user in others for s in user.layers().values()])
 
     def layers(self) -> dict[int, Synapses]:
         """The layer of each parameter whose weight the watcher knows, by the parameter's id; frozen ones too."""

@@ -213,13 +213,11 @@ def mean_over_examples(
     if any(isinstance(module, nn.RNNBase) for module in model.modules()):  # which vmap cannot take
         chunk, each = 1, _of_one(grad(one))
     totals = {name: torch.zeros_like(p) for name, p in trained.items()}
-    training = [module for module in model.modules() if module.training]
     model.eval()
     for rows in zip(*(column.split(chunk) for column in columns), strict=True):
         for name, gradients in each(trained, *rows).items():
             totals[name] += size(gradients).sum(0)
-    for module in training:
-        module.training = True
+    model.train()
     return [total / len(columns[0]) for total in totals.values()]
 
 
