@@ -11,10 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sp import figures
+from sp import figures, files
 from sp.checks import did_you_mean
 from sp.commands import add_dataset, positive
-from sp.files import write_atomically
 from sp.lab import Stream, choices, compare
 from sp.lab.runs import PLOTS, tuned
 from sp.lab.settings import STREAMS
@@ -38,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(STREAMS)}, or such as split5, rotated5_task (default: split5)",
     )
     add("--samples-per-task", type=positive, help="training images of each task; default: all")
-    add("--network", metavar="NAME|FILE.py:NAME", help="default: a perceptron")
+    add("--network", metavar="NAME|FILE.py:NAME", help="such as convolutional (default: mlp, a perceptron)")
+    add("--hidden", type=_widths, metavar="W1,W2,...", help="of a network by name, such as 256,256")
     add("--tune", action="append", default=[], metavar="METHOD:OPTION=v1,v2,...", help="as often as needed")
     add("--seeds", type=positive, default=6, help="how many seeds (default: 6; below six no verdict is given)")
     add("--epochs", type=positive, help="passes over each task")
@@ -58,6 +58,8 @@ def run(chosen: argparse.Namespace) -> None:
     """Compare, print the table, and leave what was asked for."""
     if chosen.kind and not chosen.figure:
         raise ValueError(f"--kind {chosen.kind} is of a figure: give --figure NAME as well")
+    if chosen.figure and (made := files.made_by(chosen.figure)):
+        raise ValueError(f"--figure {chosen.figure} is what  {made}  draws: give another name, without its folder")
     methods = dict(_titled(word) for word in chosen.method)
     if len(methods) < len(chosen.method):
         raise ValueError(f"--method must name each method once, got {', '.join(chosen.method)}")
@@ -68,6 +70,7 @@ def run(chosen: argparse.Namespace) -> None:
             chosen.network and named(chosen.network),
             chosen.seeds,
             _tune(chosen.tune, chosen.method),
+            hidden=chosen.hidden,
             epochs=chosen.epochs,
             batch_size=chosen.batch_size,
             replay_capacity=chosen.replay_capacity,
@@ -84,11 +87,15 @@ def run(chosen: argparse.Namespace) -> None:
     for title, options in tuned(runs.tuning).items():
         print(f"{title}: {options}")
     if chosen.csv:
-        write_atomically(chosen.csv, runs.data.to_csv(index=False))
+        files.write_atomically(chosen.csv, runs.data.to_csv(index=False))
     if chosen.figure:
         command = shlex.join(["python", "-m", "sp", "compare", *chosen.arguments])
         runs.save(chosen.figure, chosen.kind or "accuracy", command=command)
         print(f"The figure is {figures.path_of(chosen.figure)}.pdf.")
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    return tuple(positive(word) for word in text.split(","))
 
 
 def named(text: str) -> Any:

@@ -1,5 +1,6 @@
 """Where the figures and tables of a notebook go, and the command that makes them."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +67,9 @@ def path_of(name: str) -> Path:
 
     Args:
         name: ``digits_curves`` of the notebook that began (see `begin`), else in ``figures`` itself; or with the folder
-            in ``figures`` before it, ``01_forgetting/digits_curves``.
+            in ``figures`` before it, ``01_forgetting/digits_curves``. A suffix such as ``.pdf`` is dropped.
     """
+    name = re.sub(r"\.(pdf|png|svg|csv|json)$", "", name)
     folder, _, file = name.rpartition("/")
     return _run.folder() / file if _run and folder in ("", _run.notebook) else files.folder("figures") / name
 

@@ -84,6 +84,14 @@ def _check_network(experiment: Experiment, stream: Tasks, x: Tensor, y: Tensor) 
             f"{stream.outputs} wide{_labels(stream)}"
             + ("" if own is None or stream.numbers else ", or give the stream outputs=...")
         )
+    if any(len(task.train()[1]) % experiment.batch_size == 1 for task in stream.tasks):
+        try:
+            model(x[:1])
+        except Exception as error:
+            raise ValueError(
+                f"network cannot take a batch of one example, and batch_size {experiment.batch_size} leaves one at the "
+                f"end of a task: give another ({error})"
+            ) from error
     if "loss" in experiment.own:
         value = loss_of(experiment, stream)(outputs, y)
         if not isinstance(value, Tensor) or value.dim() or not value.requires_grad:

@@ -87,6 +87,8 @@ def compare(
     seeds = _seeds(seeds, bool(tune))
     usual = {"hidden": hidden, "epochs": epochs, "batch_size": batch_size}
     usual = {name: stream.usual[name] if value is None else value for name, value in usual.items()}
+    if hidden is not None and callable(network):
+        raise ValueError(f"hidden is for a network by name, got {hidden!r} with {network!r}: leave it out")
     choices = {**stream.choices, **usual, **_network(network, usual["hidden"]), "replay_capacity": replay_capacity}
     if loss is not None:
         choices["loss"] = Own.of("own loss", loss)

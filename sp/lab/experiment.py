@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import platform
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -212,6 +213,7 @@ class Result:
         buffer: label -> how many of the replay buffer's examples have it, at the end; empty without replay.
         seconds: wall time of training and tests. versions: of the software, and the kind of processor.
         parameters: how many were trained at the end; None where there is no network.
+        diverged: whether outputs in a test were NaN or +infinity, so that the accuracies mean nothing.
         measures: by name, of a run that was carried over; of one without boundaries ``prequential_loss``, the mean loss
             on each batch before it was learnt; else empty.
     """
@@ -224,6 +226,7 @@ class Result:
     seconds: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
     parameters: int | None = None
+    diverged: bool = False
     measures: dict[str, float] = field(default_factory=dict)
 
     def as_row(self) -> dict[str, Any]:
@@ -236,7 +239,13 @@ class Result:
             tested = [accuracies[: task + 2] for task, accuracies in enumerate(seen)]
             row |= {"accuracy": tested, "initial": self.initial.tolist()}
         curve = [[point[name] for name in CURVE] for point in self.curve]
-        optional = {"curve": curve, "buffer": self.buffer, "parameters": self.parameters, "measures": self.measures}
+        optional = {
+            "curve": curve,
+            "buffer": self.buffer,
+            "parameters": self.parameters,
+            "diverged": self.diverged,
+            "measures": self.measures,
+        }
         return row | {name: value for name, value in optional.items() if value}
 
     @classmethod
@@ -302,7 +311,8 @@ def run(
 ) -> Result:
     """Train one network on the stream, task by task, and test it on every task after each.
 
-    The run uses one thread and leaves the global random state and the number of threads as they were.
+    The run uses one thread and leaves the global random states (PyTorch's, NumPy's, Python's) and the number of threads
+    as they were.
 
     Args:
         device: where to train; the CPU and a GPU differ in the last digits.
@@ -368,6 +378,7 @@ class _Run:
             self.learner.criterion = self.criterion
         self.curve: list[dict[str, float]] = []
         self.steps = 0
+        self.diverged = False
         self.answers: list[tuple[Tensor, Tensor]] = []  # without boundaries: of every batch before it was learnt
         self.loss_before = 0.0
         self.accuracy = np.full((len(stream.tasks), len(stream.tasks)), np.nan)
@@ -399,6 +410,7 @@ class _Run:
                 "processor": _processor(self.device),
             },
             parameters=self._trained(),
+            diverged=self.diverged,
             measures={"prequential_loss": self.loss_before / len(x)} if self.stream.scored_from is not None else {},
         )
 
@@ -442,6 +454,7 @@ class _Run:
     @torch.no_grad()
     def _test_before(self, x: Tensor, y: Tensor) -> None:
         outputs = self.learner.logits(x)
+        self._watch(outputs)
         self.answers.append((self._answer(outputs), y))
         self.loss_before += float(self.criterion(outputs, y)) * len(x)
 
@@ -475,7 +488,13 @@ class _Run:
     def _accuracy(self, task: int, test: tuple[Tensor, Tensor]) -> float:
         x, y = test
         logits = self.learner.logits(x, task) if self.learner.needs.task else self.learner.logits(x)
+        self._watch(logits)
         return self._score(self._answer(masked(logits, self._allowed(y))), y)
+
+    def _watch(self, outputs: Tensor) -> None:
+        # -infinity may be meant: a class that is ruled out.
+        if (outputs.isnan() | outputs.isposinf()).any():
+            self.diverged = True
 
     def _answer(self, outputs: Tensor) -> Tensor:
         return outputs if self.stream.numbers else outputs.argmax(-1)
@@ -520,14 +539,18 @@ _ONE_RUN = threading.RLock()
 @contextmanager
 def _isolated(seed: int, device: str | torch.device) -> Iterator[None]:
     """One thread, a random state of its own and the usual default device: a run depends on its experiment alone."""
-    threads = torch.get_num_threads()
+    threads, python, numpy = torch.get_num_threads(), random.getstate(), np.random.get_state()
     on_gpu = torch.device(device).type == "cuda"
     # What sets a default device slows every call of PyTorch a little.
     usual = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
     with _ONE_RUN, usual, torch.random.fork_rng(devices=[device] if on_gpu else []):
         torch.manual_seed(seed)
+        random.seed(seed)  # somebody's own method may draw from these
+        np.random.seed(seed % 2**32)
         torch.set_num_threads(1)
         try:
             yield
         finally:
             torch.set_num_threads(threads)
+            random.setstate(python)
+            np.random.set_state(numpy)

@@ -56,6 +56,7 @@ class Runs:
         """As text, a row for each method: mean and 95 % bootstrap interval over n seeds, and the paired verdict.
 
         The verdict is on the difference of the final accuracy from the baseline's (`sp.lab.metrics.paired_difference`).
+        Where runs diverged (`sp.lab.experiment.Result`), a last column says how many.
         """
         rows, form = self.data, f".{digits}f"
         text = metrics.readable(metrics.interval_table(rows, ["method"], list(self._measures)), digits)
@@ -67,6 +68,9 @@ class Runs:
         text[f"minus {self.baseline}"] = pd.Series(differences, dtype=object).reindex(text.index).fillna("")
         verdicts = {title: one.verdict for title, one in found.items()}
         text["verdict"] = pd.Series(verdicts, dtype=object).reindex(text.index).fillna("baseline")
+        diverged = pd.Series([result.diverged for result in self.results]).groupby(rows.method.to_numpy()).sum()
+        if diverged.any():
+            text["diverged"] = diverged.reindex(text.index)
         return text
 
     def matrix(self, title: str) -> np.ndarray:

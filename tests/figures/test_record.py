@@ -244,6 +244,12 @@ def test_other_parameters_never_touch_the_project_s_figures(project, monkeypatch
     assert figures.path_of("letters").parent == folder.parent / "dataset=letters"
 
 
+def test_a_suffix_in_the_name_of_a_figure_is_dropped(project):
+    for name in ("lion", "lion.pdf", "lion.png"):
+        assert figures.path_of(name) == project / "figures" / "lion"
+    assert figures.path_of("lr=0.1.csv").name == "lr=0.1"
+
+
 def test_another_folder_for_figures_is_that_of_other_parameters_as_well(project, monkeypatch):
     monkeypatch.setenv("SP_FIGURES", str(project / "mine"))
     figures.begin("02_toy", {"rate": 0.5, "units": [3, 4]})

@@ -1,6 +1,7 @@
 """A run is what its experiment says, to the last bit, in any process."""
 
 import json
+import random
 import subprocess
 import sys
 import warnings
@@ -12,6 +13,7 @@ import torch
 
 from sp.lab.experiment import Experiment, run
 from sp.lab.ledger import Ledger
+from sp.lab.own import Own
 from sp.lab.sweep import run_all
 
 SMALL = Experiment(hidden=(32,), options={"lr": 1e-2}, epochs=2, curve_points=2)
@@ -90,6 +92,22 @@ def test_a_run_repeats_itself_whatever_the_threads_and_the_global_random_state(r
     torch.set_num_threads(threads)
     torch.set_rng_state(state)
     assert same(result, again)
+
+
+def test_a_run_seeds_what_an_own_method_may_draw_from_and_leaves_it_as_it_was():
+    drawn = []
+
+    def noisy(model, lr):
+        drawn.append((random.random(), np.random.random()))
+        return torch.optim.SGD(model.parameters(), lr)
+
+    random.seed(3)
+    np.random.seed(3)
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    for seed in (0, 0, 1):
+        run(replace(SMALL, optimizer=Own.of("noisy", noisy), seed=seed))
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
 
 
 def test_a_run_repeats_itself_in_a_new_process(result, tmp_path):

@@ -112,6 +112,12 @@ def test_lion_beside_adam_and_coincidence_from_tuning_to_the_figure(kept, tmp_pa
     assert call(**SMALL).data.drop(columns="seconds").equals(runs.data.drop(columns="seconds"))
 
 
+def test_runs_that_diverged_are_counted_in_the_table(kept):
+    methods = {"Adam": "adam", "Lion": partial(lion, lr=1e30)}
+    call = partial(compare, methods, digits(), seeds=2, ledger=kept, **SMALL)
+    assert call().table().diverged.to_dict() == call().table().diverged.to_dict() == {"Adam": 0, "Lion": 2}
+
+
 def keys(kept, method, **choices):
     return compare({"Own": method}, digits(), seeds=1, ledger=kept, **{**SMALL, **choices}).data.key.tolist()
 
@@ -259,6 +265,10 @@ def frozen():
     return nn.Linear(64, 10).requires_grad_(False)
 
 
+def with_batch_norm():
+    return nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))
+
+
 def fails(model):
     optimizer = lion(model)
     optimizer.step = lambda: 1 / 0
@@ -299,6 +309,12 @@ def fails(model):
         (lion, {"tune": {"M": {"lr": [1.0]}}, "seeds": [0, 100]}, "none is a tuning seed"),
         (lion, {"seeds": [1, 1]}, r"different whole numbers .*got \[1, 1\]"),
         (lion, {"seeds": 2.0}, "got 2.0"),
+        (lion, {"hidden": (9,)}, "hidden is for a network by name, got .9,."),
+        (
+            lion,
+            {"network": with_batch_norm, "batch_size": 79},
+            "cannot take a batch of one example, and batch_size 79 leaves one at the end of a task",
+        ),
     ],
 )
 def test_what_cannot_run_is_said_before_anything_runs(kept, monkeypatch, method, options, message):
@@ -398,6 +414,10 @@ def test_the_same_from_the_shell(tmp_path, monkeypatch, capsys):
     record = json.loads((tmp_path / "figures" / "lion.json").read_text())
     assert record["provenance"]["command"].startswith("python -m sp compare --method mine.py:lion")
     assert len((tmp_path / "runs.csv").read_text().splitlines()) == 3
+    chosen = "compare --method adam --stream split2 --network convolutional --hidden 2,3,4 --epochs 1 --seeds 1"
+    assert main([*chosen.split(), "--csv", "convolutional.csv"]) == 0
+    assert set(pd.read_csv("convolutional.csv").hidden) == {"2-3-4"}
+    capsys.readouterr()
     for wrong, message in {
         "mine.py:lino": "has no 'lino': did you mean 'lion'?",
         "nowhere.py:lion": "nowhere.py is not there",
@@ -409,6 +429,7 @@ def test_the_same_from_the_shell(tmp_path, monkeypatch, capsys):
     for wrong, message in {
         "--tune lr=1e-3,1e-2": "write such as  --tune adam:lr=1e-3,1e-2 --tune sgd:lr=1e-3,1e-2\n",
         "--kind matrix": "give --figure NAME as well",
+        "--figure 01_forgetting/x": "notebooks/01_forgetting.ipynb  draws: give another name",
     }.items():
         command = "compare --method adam --method sgd --method coincidence"
         assert main([*command.split(), *wrong.split()]) == 2
