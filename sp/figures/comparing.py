@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from sp.figures.kit import (
@@ -239,8 +240,9 @@ def line_panels(
         if switch is not None:
             switches(ax, table, x, switch, len(panels) == 1)
         if limits is not None:
-            ax.set_ylim(limits)
             ax.label_outer(remove_inner_ticks=False)
+    if limits is not None:
+        axes[0, 0].set_ylim(limits)  # of all panels, and only now that all that a free end depends on is drawn
     label_below(fig, axes, labels[0], numbers)
     if len(names) > 1 and palette is None and LETTER * max(map(len, names)) < 0.27 * points(fig):
         name_beside(axes[0, -1], ends)
@@ -389,7 +391,8 @@ def plane(
         x, y: columns of the axes. labels: of the axes.
         named: methods whose settings stand beside their points.
     """
-    beside = {"xytext": (0, -9), "textcoords": "offset points", "ha": "center", "fontsize": SMALLEST}
+    beside = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": SMALLEST}
+    beside["path_effects"] = [withStroke(linewidth=2, foreground="white")]  # a line may pass behind
     styles = line_styles(list(dict.fromkeys(table.method)), 3.4)
     fig, axes = canvas(3.0, squeeze=False)
     ax = axes[0, 0]

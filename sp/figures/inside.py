@@ -101,7 +101,8 @@ def image_rows(
                 signed = ax.imshow(image / largest, cmap="PuOr", vmin=-1, vmax=1)
         line[0].set_ylabel("\n".join(textwrap.wrap(str(name), 10)), rotation=0, ha="right", va="center")
     if set(rows) - set(grey):
-        bar = fig.colorbar(signed, ax=axes, aspect=25, shrink=0.8, label="Share of the row's largest", ticks=(-1, 0, 1))
+        label = "Share of the\nrow's largest"  # two rows of images are lower than it is long
+        bar = fig.colorbar(signed, ax=axes, aspect=25, shrink=0.8, label=label, ticks=(-1, 0, 1))
         bar.outline.set_visible(False)
     return fig
 

@@ -62,6 +62,14 @@ def test_lines_show_the_mean_and_the_interval_of_sp_metrics_or_those_of_the_tabl
         assert {*summary.low, *summary.high} <= {*ends}
 
 
+def test_a_shared_axis_with_free_ends_holds_the_lines_of_every_panel():
+    table = pd.DataFrame({"x": [0, 1], "method": "Adam", "high": [10.0, 15.0], "low": [7.0, 9.0]})
+    for limits in ((None, None), (0, None)):
+        fig = comparing.line_panels(canvas, table, "x", {"high": "", "low": ""}, ("x", "y"), limits=limits)
+        low, high = fig.axes[1].get_ylim()
+        assert low <= 7 and high >= 15 and fig.axes[0].get_ylim() == (low, high)
+
+
 def test_a_dot_plot_leaves_out_what_an_method_did_not_run():
     rows = [("Adam", "a", 0.5), ("Adam", "b", 0.4), ("Ridge", "b", 0.9)]
     table = pd.DataFrame(rows, columns=["method", "stream", "mean"]).assign(metric="m", low=0.3, high=0.95)
@@ -119,7 +127,7 @@ def test_gates_spectra_and_images_have_a_panel_for_each_layer_stream_and_unit():
     images["row"] = ["mean", *["raw"] * 4]
     fig = inside.image_rows(canvas, images, (2, 3), grey=["mean"])
     assert [len(ax.images) for ax in fig.axes[:8]] == [1, 0, 0, 0, 1, 1, 1, 1]
-    assert fig.axes[8].get_ylabel() == "Share of the row's largest"
+    assert fig.axes[8].get_ylabel() == "Share of the\nrow's largest"
     assert fig.axes[0].images[0].get_cmap().name == "gray_r"
 
 
