@@ -9,8 +9,8 @@ READY := $(VENV)/.ready
 DENDRITES_READY := $(VENV)/.dendrites
 PIP := -m pip install --quiet --disable-pip-version-check -c requirements.lock
 SITE_READY := $(VENV)/.site
-# What a target needs: the environment, and with DENDRITES=1 the package of notebook 13 in it.
-ENVIRONMENT := $(READY) $(if $(filter-out 0,$(DENDRITES)),$(DENDRITES_READY))
+# What a target needs: the environment, and the package of notebook 13 in it where its runs are made anew, or are asked for.
+ENVIRONMENT := $(READY) $(if $(filter-out 0,$(DENDRITES) $(FRESH)),$(DENDRITES_READY))
 
 .DEFAULT_GOAL := help
 .PHONY: help figures test lab site paper results bench gpu dendrites notebooks readme test-browser test-alone clean
@@ -39,8 +39,8 @@ $(SITE_READY): $(READY)
 	@touch $@
 
 ## All of it
-figures: $(ENVIRONMENT) ## run every notebook (SP_DATASET=digits|mnist|fashion_mnist; FRESH=1: all its runs) for its figures in figures/
-	@$(if $(filter-out 0,$(FRESH)),SP_FRESH=1) $(BIN)/python -m sp figures --dataset $(SP_DATASET)
+figures: $(ENVIRONMENT) ## run every notebook (SP_DATASET=digits|mnist|fashion_mnist; FRESH=1: all runs on it) for its figures in figures/
+	@$(if $(filter-out 0,$(FRESH)),SP_FRESH=$(SP_DATASET)) $(BIN)/python -m sp figures --dataset $(SP_DATASET)
 test: $(ENVIRONMENT) ## lint, unit tests, the notebooks against their stored outputs, and 20 committed runs computed anew
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .

@@ -89,6 +89,14 @@ def switched_on(variable: str) -> bool:
     return os.environ.get(variable, "0") not in ("", "0")
 
 
+def fresh() -> str | None:
+    """The data set whose committed runs are not read, ``$SP_FRESH``; None where those on all are."""
+    dataset = os.environ["SP_FRESH"] if switched_on("SP_FRESH") else None
+    if dataset not in (None, *DATASETS):
+        raise ValueError(f"SP_FRESH must be the name of a data set, {', '.join(DATASETS)}, or 0, got {dataset!r}")
+    return dataset
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that it is there whole or not at all, in a folder that is made where it is missing."""
     data = content.encode() if isinstance(content, str) else content

@@ -72,7 +72,7 @@ def add_comparison(commands) -> None:
     parser = commands.add_parser(
         "comparison",
         help="run the comparison of notebook 09 and keep its tables in figures/",
-        description="Runs that the ledger has are not run again; SP_FRESH=1 leaves the committed ones out.",
+        description="Runs that the ledger has are not run again; SP_FRESH=DATASET leaves the committed ones out.",
     )
     add_dataset(parser)
     parser.add_argument(

@@ -27,6 +27,7 @@ from sp.lab.digest import NoDigest, digest
 from sp.lab.experiment import OWN_DATA, Experiment, Result
 
 SEAL = 16  # hexadecimal digits
+TABLES = "tables"  # their file in the committed layer, as data sets name those of runs
 
 
 class Ledger:
@@ -35,8 +36,9 @@ class Ledger:
     Args:
         folder: of the user's layer; default is `sp.files.folder("store")`.
         committed: folder of the committed layer; default is `sp.files.folder("ledger")` beside the default user's
-            layer, and none beside another one or with ``SP_FRESH=1`` in the environment.
+            layer, and none beside another one.
 
+    With ``SP_FRESH=DATASET`` in the environment the default committed layer has no runs on it, and no tables.
     With ``SP_LEDGER_LOG=FILE`` in the environment, a line is added to that file for every row that is used: ``read
     KEY`` or ``computed KEY``.
     """
@@ -45,10 +47,13 @@ class Ledger:
         self.folder = Path(folder) if folder is not None else files.folder("store")
         self._own = _Layer(self.folder)
         self._layers = [self._own]
-        if committed is None and folder is None and not files.switched_on("SP_FRESH"):
+        left_out = ()
+        if committed is None and folder is None:
             committed = files.folder("ledger")
+            if dataset := files.fresh():
+                left_out = (f"{dataset}.jsonl", f"{TABLES}.jsonl")
         if committed is not None:
-            self._layers.append(_Layer(Path(committed)))
+            self._layers.append(_Layer(Path(committed), left_out))
 
     def get(self, experiment: Experiment) -> Result | None:
         """The result of an experiment, or None where there is none that can be trusted."""
@@ -134,13 +139,13 @@ class Ledger:
             row = self._find(key, dict) or before.find(key)
             if row is None:
                 continue
-            name = "tables"
+            name = TABLES
             if "experiment" in row:
                 experiment = Experiment.from_dict(row["experiment"])
                 name = experiment.dataset
                 if experiment.key() != key:
                     continue
-            if key not in wanted and instead_of is not None and name in (instead_of, "tables", OWN_DATA):
+            if key not in wanted and instead_of is not None and name in (instead_of, TABLES, OWN_DATA):
                 continue
             rows.setdefault(name, {})[key] = row
         for name, found in rows.items():
@@ -161,7 +166,7 @@ class Ledger:
 
 def opened() -> Ledger:
     """The ledger of the project, read once in a process."""
-    return _opened(files.folder("store"), files.folder("ledger"), files.switched_on("SP_FRESH"))
+    return _opened(files.folder("store"), files.folder("ledger"), files.fresh())
 
 
 @cache
@@ -171,9 +176,10 @@ def _opened(*place: Any) -> Ledger:
 
 @dataclass
 class _Layer:
-    """Rows in a folder, by key; of two rows with one key the later counts."""
+    """Rows in a folder, by key; of two rows with one key the later counts. Files ``left_out`` are not read."""
 
     folder: Path
+    left_out: tuple[str, ...] = ()
     _rows: dict[str, bytes] = field(default_factory=dict)
     _read: dict[str, tuple[int, int]] = field(default_factory=dict)  # of each file: its inode, and how much
     _file: Path | None = None
@@ -206,11 +212,11 @@ class _Layer:
     def _catch_up(self) -> None:
         """Read what was added since, also by others."""
         try:
-            entries = sorted(entry.name for entry in os.scandir(self.folder) if entry.name.endswith(".jsonl"))
+            names = {entry.name for entry in os.scandir(self.folder) if entry.name.endswith(".jsonl")}
         except (FileNotFoundError, NotADirectoryError):
             return
         with self._reading:
-            for name in entries:
+            for name in sorted(names.difference(self.left_out)):
                 self._rows.update(self._new_rows(name))
 
     def _new_rows(self, name: str) -> Iterator[tuple[str, bytes]]:

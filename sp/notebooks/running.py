@@ -15,7 +15,7 @@ import papermill
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from sp.files import bar, folder, switched_on, write_atomically
+from sp.files import bar, folder, fresh, write_atomically
 from sp.lab.parallel import Failed, call_all
 from sp.notebooks import all_notebooks, parameters
 
@@ -43,17 +43,17 @@ class Copy:
 def make_figures(dataset: str, notebooks: Sequence[Path] = (), workers: int | None = None, commit: bool = False) -> int:
     """Execute notebooks on a data set, side by side; executed copies go to ``build/notebooks``.
 
-    With ``SP_FRESH=1`` in the environment, where no committed run is read, it says first how long that takes.
+    With ``SP_FRESH=DATASET`` in the environment, where no committed run on it is read, it says first how long it takes.
     ``commit`` as in `execute_all`.
 
     Returns:
         Exit status: 0, or 1 when a notebook failed; the others are executed all the same.
     """
-    if switched_on("SP_FRESH"):
+    if fresh() == dataset:
         minutes = _expected_seconds(dataset) / 60
         print(
-            f"All runs anew: about {minutes:.0f} minutes of CPU time, {minutes / joblib.cpu_count():.0f} on "
-            f"{joblib.cpu_count()} cores.",
+            f"All runs on {dataset} anew: about {minutes:.0f} minutes of CPU time, "
+            f"{minutes / joblib.cpu_count():.0f} on {joblib.cpu_count()} cores.",
             flush=True,
         )
     target = Path("build/notebooks").absolute() / dataset
@@ -158,7 +158,7 @@ def _side_by_side(
     environment: Mapping[str, str],
     workers: int | None = None,
 ) -> tuple[dict[Any, str], set[str], set[str]]:
-    """Make notebooks in worker processes, with one bar, and print what failed.
+    """Make notebooks in worker processes, with one bar, and print what fails when it does.
 
     Args:
         make: takes the environment of its kernel and an item; returns what went wrong, or None.
@@ -175,12 +175,10 @@ def _side_by_side(
         for item, failure in call_all(partial(make, environment), items, workers):
             if failure is not None:
                 failures[item] = f"{item}: {failure.reason}" if isinstance(failure, Failed) else failure
+                shown.write(f"FAILED {failures[item]}", file=sys.stderr)  # at once: others may take an hour
             shown.set_postfix(failed=len(failures))
             shown.update()
         read, computed = logged(log)
-    for item in items:
-        if item in failures:
-            print(f"FAILED {failures[item]}", file=sys.stderr)
     return failures, read, computed
 
 

@@ -291,8 +291,13 @@ def test_the_committed_layer_is_read_and_nothing_is_written_there(results, proje
         *("read", results[0].experiment.key()),
         *("computed", results[2].experiment.key()),
     ]
-    monkeypatch.setenv("SP_FRESH", "1")
+    monkeypatch.setenv("SP_FRESH", "mnist")
+    assert same(opened().get(results[0].experiment), results[0])
+    monkeypatch.setenv("SP_FRESH", "digits")
     assert opened().get(results[0].experiment) is None and opened().get(results[2].experiment) is not None
+    monkeypatch.setenv("SP_FRESH", "1")
+    with pytest.raises(ValueError, match="SP_FRESH must be the name of a data set, digits, "):
+        opened()
 
 
 def test_a_commit_leaves_out_what_is_not_used_and_what_older_rules_made(results, project, monkeypatch):

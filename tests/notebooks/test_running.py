@@ -62,10 +62,10 @@ def test_figures_are_made_side_by_side_and_failures_and_runs_are_counted(project
     committed = Ledger(project / "figures" / "ledger")
     for name in ("mnist", "digits"):
         committed.put(Result(Experiment(dataset=name), None, None, seconds=360.0, measures={"average_accuracy": 0.5}))
-    monkeypatch.setenv("SP_FRESH", "1")
+    monkeypatch.setenv("SP_FRESH", "mnist")
     assert main(["figures", "--dataset", "mnist"]) == 1
     out, err = capsys.readouterr()
-    assert out.startswith("All runs anew: about 6 minutes of CPU time, 3 on 2 cores.\n")
+    assert out.startswith("All runs on mnist anew: about 6 minutes of CPU time, 3 on 2 cores.\n")
     copies = project / "build" / "notebooks" / "mnist"
     assert f"FAILED {copies / '02_fails.ipynb'}, cell [2]: ZeroDivisionError" in err
     assert "\n2 runs were read, 2 computed.\n" in out
