@@ -43,19 +43,20 @@ class Copy:
 def make_figures(dataset: str, notebooks: Sequence[Path] = (), workers: int | None = None, commit: bool = False) -> int:
     """Execute notebooks on a data set, side by side; executed copies go to ``build/notebooks``.
 
-    With ``SP_FRESH=DATASET`` in the environment, where no committed run on it is read, it says first how long it takes.
-    ``commit`` as in `execute_all`.
+    With ``SP_FRESH=DATASET`` in the environment no committed run on it is read; where all notebooks are executed, it says
+    first how long that takes. ``commit`` as in `execute_all`.
 
     Returns:
         Exit status: 0, or 1 when a notebook failed; the others are executed all the same.
     """
-    if fresh() == dataset:
+    if fresh() == dataset and not notebooks:
         minutes = _expected_seconds(dataset) / 60
         print(
             f"All runs on {dataset} anew: about {minutes:.0f} minutes of CPU time, "
             f"{minutes / joblib.cpu_count():.0f} on {joblib.cpu_count()} cores.",
             flush=True,
         )
+        workers = workers or 1  # notebook 09 has half of all runs: side by side it would be left with one core
     target = Path("build/notebooks").absolute() / dataset
     copies = []
     for path in notebooks or all_notebooks():
