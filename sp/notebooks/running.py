@@ -43,8 +43,8 @@ class Copy:
 def make_figures(dataset: str, notebooks: Sequence[Path] = (), workers: int | None = None, commit: bool = False) -> int:
     """Execute notebooks on a data set, side by side; executed copies go to ``build/notebooks``.
 
-    With ``SP_FRESH=DATASET`` in the environment no committed run on it is read. How long that takes for all notebooks is
-    said first. ``commit`` as in `execute_all`.
+    With ``SP_FRESH=DATASET`` in the environment no committed run on it is read, and how long that takes for all
+    notebooks is said first. ``commit`` as in `execute_all`.
 
     Returns:
         Exit status: 0, or 1 when a notebook failed; the others are executed all the same.
