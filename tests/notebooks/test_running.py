@@ -69,7 +69,12 @@ def test_figures_are_made_side_by_side_and_failures_and_runs_are_counted(project
     copies = project / "build" / "notebooks" / "mnist"
     assert f"FAILED {copies / '02_fails.ipynb'}, cell [2]: ZeroDivisionError" in err
     assert "\n2 runs were read, 2 computed.\n" in out
-    assert nbformat.read(copies / "01_toy.ipynb", 4).cells[-1].outputs[0].text == "2.0 1 1\n"
+    last = nbformat.read(copies / "01_toy.ipynb", 4).cells[-1]
+    assert last.outputs[0].text == "2.0 1 2\n"  # one at a time, on all cores
+    monkeypatch.delenv("SP_FRESH")
+    assert main(["figures", "--dataset", "mnist"]) == 1 and "anew" not in capsys.readouterr().out
+    last = nbformat.read(copies / "01_toy.ipynb", 4).cells[-1]
+    assert last.outputs[0].text == "2.0 1 1\n"  # side by side
     record = json.loads((project / "figures" / "01_toy" / "mnist.json").read_text())
     assert record["provenance"]["command"] == "python -m sp figures --dataset mnist notebooks/01_toy.ipynb"
     assert record["provenance"]["parameters"] == {"dataset": "mnist", "k": 1.0}
