@@ -46,6 +46,23 @@ def test_growing_and_shrinking_while_the_gate_is_open_are_counted():
     assert counter.rows() == [{**row, "looks": 0, "ltp": 0, "ltd": 0, "shut": 0}]
 
 
+def test_steps_that_make_their_gradients_in_a_closure_are_counted():
+    parameter, frozen = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter, frozen], lr=1.0)
+    counter = PlasticityCounter(optimizer, every=1)
+
+    def closure():
+        loss = (parameter * torch.tensor([-1.0, 1.0])).sum()
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        optimizer.zero_grad()
+        optimizer.step(closure)
+    learnt, still = counter.rows()
+    assert (learnt["looks"], learnt["ltp"], learnt["ltd"]) == (3, 3, 3) and still["looks"] == 0
+
+
 def test_every_so_many_steps_are_looked_at():
     parameter = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=1.0)

@@ -135,13 +135,16 @@ class PlasticityCounter(Hooked):
         if self._steps[optimizer] % self.every:
             return
         self._fit()
-        held = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self._before = {name: p.detach().clone() for name, p in self._parameters.items() if id(p) in held}
 
     @torch.no_grad()
     def _count(self, optimizer: Optimizer) -> None:
         for name, before in self._before.items():
             weight, seen = self._parameters[name], self.events[name]
+            # Asked only now: a closure makes the gradients within the step.
+            if weight.grad is None and torch.equal(weight, before):
+                continue
             grew, shrank = weight > before, weight < before
             gate = optimizer.get_param_gate(weight) if hasattr(optimizer, "get_param_gate") else None
             if gate is not None:

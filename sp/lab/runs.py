@@ -68,9 +68,8 @@ class Runs:
         text[f"minus {self.baseline}"] = pd.Series(differences, dtype=object).reindex(text.index).fillna("")
         verdicts = {title: one.verdict for title, one in found.items()}
         text["verdict"] = pd.Series(verdicts, dtype=object).reindex(text.index).fillna("baseline")
-        diverged = pd.Series([result.diverged for result in self.results]).groupby(rows.method.to_numpy()).sum()
-        if diverged.any():
-            text["diverged"] = diverged.reindex(text.index)
+        if rows.diverged.any():
+            text["diverged"] = rows.groupby("method").diverged.sum().reindex(text.index)
         return text
 
     def matrix(self, title: str) -> np.ndarray:

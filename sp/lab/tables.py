@@ -16,9 +16,9 @@ def table(results: Iterable[Result]) -> pd.DataFrame:
     ``forgetting``, ``learning_accuracy`` and ``anytime_accuracy``; the accuracies on each task at the end, ``final_1``,
     ``final_2``, ..., and right after it, ``learned_1``, ...; ``old``, the final accuracy on all tasks but the last, and
     ``new``, on the last; ``after_N``, the mean accuracy on the first N tasks right after they were learnt;
-    `instability`; how many ``parameters`` were trained at the end; ``seconds``. On split class-incremental streams
-    ``buffer_share_1``, ... are the tasks' shares of the replay buffer at the end. A run that was carried over has some
-    of these.
+    `instability`; how many ``parameters`` were trained at the end; whether it ``diverged``; ``seconds``. On split
+    class-incremental streams ``buffer_share_1``, ... are the tasks' shares of the replay buffer at the end. A run that
+    was carried over has some of these.
     """
     results = list(results)
     rows = []
@@ -35,6 +35,7 @@ def table(results: Iterable[Result]) -> pd.DataFrame:
                 **({} if result.accuracy is None else _by_task(result)),
                 **_buffer_shares(result),
                 **({} if result.parameters is None else {"parameters": result.parameters}),
+                "diverged": result.diverged,
                 "seconds": result.seconds,
                 "key": result.experiment.key(),
             }
