@@ -60,22 +60,21 @@ def run(chosen: argparse.Namespace) -> None:
         raise ValueError(f"--kind {chosen.kind} is of a figure: give --figure NAME as well")
     if chosen.figure and (made := files.made_by(chosen.figure)):
         raise ValueError(f"--figure {chosen.figure} is what  {made}  draws: give another name, without its folder")
-    methods = dict(_titled(word) for word in chosen.method)
-    if len(methods) < len(chosen.method):
-        raise ValueError(f"--method must name each method once, got {', '.join(chosen.method)}")
+    titles = _titles(chosen.method)
+    methods = {title: named(word) for word, title in titles.items()}
     try:
         runs = compare(
             methods,
             _stream(chosen.stream, chosen.dataset, chosen.samples_per_task),
             chosen.network and named(chosen.network),
             chosen.seeds,
-            _tune(chosen.tune, chosen.method),
+            _tune(chosen.tune, titles),
             hidden=chosen.hidden,
             epochs=chosen.epochs,
             batch_size=chosen.batch_size,
             replay_capacity=chosen.replay_capacity,
             device=chosen.device,
-            baseline=chosen.baseline and _titled(chosen.baseline)[0],
+            baseline=titles.get(chosen.baseline, chosen.baseline),
             workers=chosen.workers,
             cluster=chosen.cluster,
         )
@@ -121,9 +120,12 @@ def named(text: str) -> Any:
     return getattr(module, name)
 
 
-def _titled(word: str) -> tuple[str, Any]:
-    name = word.rpartition(":")[2]
-    return TITLES.get(word, name), named(word)
+def _titles(words: list[str]) -> dict[str, str]:
+    """What tables call each method: NAME of FILE.py:NAME, with the file where two files have one."""
+    if len(set(words)) < len(words):
+        raise ValueError(f"--method must name each method once, got {', '.join(words)}")
+    names = [TITLES.get(word, word.rpartition(":")[2]) for word in words]
+    return {word: name if names.count(name) == 1 else word for word, name in zip(words, names, strict=True)}
 
 
 def _stream(text: str, dataset: str, samples_per_task: int | None) -> Stream:
@@ -135,10 +137,10 @@ def _stream(text: str, dataset: str, samples_per_task: int | None) -> Stream:
     return found
 
 
-def _tune(texts: list[str], words: list[str]) -> dict[str, dict[str, list]]:
+def _tune(texts: list[str], titles: dict[str, str]) -> dict[str, dict[str, list]]:
     """Title -> option -> values, of ``METHOD:lr=1e-4,1e-3``, or of ``lr=1e-4,1e-3`` where there is one method."""
     found: dict[str, dict[str, list]] = {}
-    titles = [_titled(word)[0] for word in words]
+    words = list(titles)
     for text in texts:
         name, equals, values = text.partition("=")
         if not equals:
@@ -152,7 +154,5 @@ def _tune(texts: list[str], words: list[str]) -> dict[str, dict[str, list]]:
             )
         parsed = choices.parse(values)
         choices.grid({option: parsed})  # refuses a range
-        method = method or words[0]
-        title = method if method in titles else _titled(method)[0]
-        found.setdefault(title, {})[option] = parsed
+        found.setdefault(titles.get(method or words[0], method), {})[option] = parsed
     return found

@@ -414,6 +414,10 @@ def test_the_same_from_the_shell(tmp_path, monkeypatch, capsys):
     record = json.loads((tmp_path / "figures" / "lion.json").read_text())
     assert record["provenance"]["command"].startswith("python -m sp compare --method mine.py:lion")
     assert len((tmp_path / "runs.csv").read_text().splitlines()) == 3
+    (tmp_path / "other.py").write_text(FILE)
+    two = "compare --method mine.py:lion --method other.py:lion --stream mine.py:stream --epochs 1 --seeds 1"
+    assert main([*two.split(), "--network", "mine.py:network", "--baseline", "other.py:lion"]) == 0
+    assert "minus other.py:lion" in capsys.readouterr().out
     chosen = "compare --method adam --stream split2 --network convolutional --hidden 2,3,4 --epochs 1 --seeds 1"
     assert main([*chosen.split(), "--csv", "convolutional.csv"]) == 0
     assert set(pd.read_csv("convolutional.csv").hidden) == {"2-3-4"}
