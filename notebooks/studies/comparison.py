@@ -27,6 +27,7 @@ from sp.lab.ledger import Ledger, opened
 from sp.lab.networks import mlp_size
 from sp.lab.settings import STREAMS
 from sp.lab.sweep import runs, with_seeds
+from sp.optim.fast import Blocks
 from sp.rivals import TITLES, needs, rehearses
 
 # Streams by name: those of the retention studies, and more. On long ones a fifth of MNIST's images for each task.
@@ -383,7 +384,7 @@ def costs(dataset: str, rounds: int = 3) -> pd.DataFrame:
 
     Returns:
         One row a method: ``method, capacity, step_ms, step_ratio`` (to Adam), ``task_ms`` (at the end of a task, more
-        than SGD), ``kept`` (in units of the network's weights).
+        than SGD), ``kept`` (in units of the network's weights), `version`.
     """
     small, large = CAPACITIES[dataset]
     every = [(method, 0, e) for method, e in untuned("split2_class", dataset).items()]
@@ -419,8 +420,14 @@ def costs(dataset: str, rounds: int = 3) -> pd.DataFrame:
             "step_ratio": step / step[names.index("Adam")],
             "task_ms": 1000 * (end - end[names.index("SGD")]).clip(min=0),
             "kept": [kept[number] for number in kept],
+            "version": [version(experiment) for *_, experiment in every],
         }
     ).round(4)
+
+
+def version(experiment: Experiment) -> str:
+    """Of the rules that made a cost; a cost of another version is out of date."""
+    return f"{RULES_VERSION}.{experiment.method_version or 1}"
 
 
 def known_costs(dataset: str) -> pd.DataFrame:
@@ -458,14 +465,19 @@ class _Clock:
 def kept_bytes(learner: Any) -> int:
     """What a learner keeps from step to step besides the weights of its network, in bytes: all tensors it holds."""
     model = getattr(learner, "model", None)
-    weights = {id(p) for p in model.parameters()} if model is not None else set()
-    gradients = {id(p.grad) for p in model.parameters()} if model is not None else set()
-    found = {id(t): t for t in _tensors(vars(learner), set()) if id(t) not in weights | gradients}
-    return sum(t.nbytes for t in found.values())
+    parameters = [] if model is None else list(model.parameters())
+    held = {_place(t) for p in parameters for t in (p, p.grad) if t is not None}
+    # By their memory, which several tensors may share.
+    found = {_place(t): t.untyped_storage().nbytes() for t in _tensors(vars(learner), set())}
+    return sum(size for place, size in found.items() if place not in held)
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    if id(value) in seen:
+    if id(value) in seen or isinstance(value, Blocks):  # room for intermediate results, of which nothing is kept
         return
     seen.add(id(value))
     if isinstance(value, Tensor):

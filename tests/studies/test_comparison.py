@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,8 @@ from sp.lab.settings import SETTINGS
 from sp.replay import ReplayBuffer
 from sp.rivals import METHODS, GradientLearner, ReplaySource, make_learner, rehearses
 from sp.rivals.distillation import LwF
+
+COMMITTED = Path(__file__).parents[2] / "figures" / "09_comparison"
 
 
 @pytest.fixture
@@ -99,6 +102,14 @@ def test_a_run_s_cost_is_read_from_its_steps():
     assert clock.kept == 4 * (2 * weights + 4)
 
 
+@pytest.mark.parametrize("dataset", ["digits", "mnist"])
+def test_committed_costs_are_of_the_rules_of_today(dataset):
+    methods = {**comparison.untuned("split2_class", dataset), **comparison.untuned("split2_class", dataset, 200)}
+    costs = pd.read_csv(COMMITTED / f"{dataset}_costs.csv", dtype={"version": str}).set_index("method")
+    stale = [method for method, version in costs.version.items() if version != comparison.version(methods[method])]
+    assert not stale, f"measure again, with  python notebooks/studies costs --dataset {dataset}"
+
+
 def test_what_is_kept_is_every_number_besides_the_weights():
     x, y = torch.randn(12, 4), torch.randint(2, (12,))
     model = mlp(4, (3,), 2)
@@ -107,6 +118,9 @@ def test_what_is_kept_is_every_number_besides_the_weights():
     assert comparison.kept_bytes(learner) == 0
     learner.learn(x, y, None)
     assert comparison.kept_bytes(learner) == 4 * (2 * weights + 4)  # two moments, and a count for each of four tensors
+    published = GradientLearner(mlp(4, (3,), 2), "selective", {})
+    published.learn(x, y, None)  # its pieces of weights and state are no more than these
+    assert 0 <= comparison.kept_bytes(published) - 4 * 2 * weights < 200
     lwf = LwF(mlp(4, (3,), 2), base="sgd", lr=0.1)
     lwf.end_task(x, y, None)
     assert comparison.kept_bytes(lwf) == 4 * weights + 2  # the old network, and which units it knows
