@@ -25,7 +25,7 @@ FLOOR = 0.5  # of the norm at the beginning: a task learnt to the end must not l
 # the most.
 SMALLEST_GAIN, GAIN, LARGEST_GAIN = 3, 10, 100
 LARGEST = 10.0  # in units of the root mean squared length of a row so far: what a single input counts for at most
-LEAST_VARIANCE = 1e-6  # of the squared length: what is less may be rounding
+LEAST_VARIANCE = 3e-5  # of the squared length: steps are divided by it, and with 1e-5 eight layers diverge
 BOOST = 0.25  # power of (squared length / variance) of the inputs with which a step grows
 EARLY = 20  # a layer's first steps, in which everything is new and the memory is looked at often
 LOOK_WIDTH = 80  # inputs (or outputs) for which a step passes between two looks, so that wide layers can afford them
