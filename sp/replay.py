@@ -240,8 +240,9 @@ class ReplayBuffer:
 
     def _store(self, x: Tensor, y: Tensor, contents: list[bytes], row_of_slot: dict[int, int]) -> None:
         if self._x is None:
-            self._x = x.new_empty((self.capacity, *x.shape[1:]))
-            self._y = y.new_empty((self.capacity, *y.shape[1:]))
+            with torch.inference_mode(False):  # what is made in it could not be written to outside
+                self._x = x.new_empty((self.capacity, *x.shape[1:]))
+                self._y = y.new_empty((self.capacity, *y.shape[1:]))
         into, rows = torch.tensor(list(row_of_slot.items()), dtype=torch.long, device=x.device).reshape(-1, 2).T
         self._x[into], self._y[into] = x[rows], y[rows]
         if self.distinct:

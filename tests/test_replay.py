@@ -369,3 +369,14 @@ def test_labels_are_needed_where_classes_matter():
     buffer.add(x, torch.zeros(5, 2))
     with pytest.raises(ValueError, match="class_counts needs one label an example"):
         buffer.class_counts()
+
+
+def test_a_buffer_that_was_filled_in_inference_mode_serves_training():
+    buffer = ReplayBuffer(4)
+    with torch.inference_mode():
+        buffer.add(torch.randn(2, 3), torch.arange(2))
+    buffer.add(torch.randn(6, 3), torch.arange(6))
+    x, _ = buffer.sample(4)
+    weight = torch.ones(3, requires_grad=True)
+    (x @ weight).sum().backward()
+    assert weight.grad is not None
