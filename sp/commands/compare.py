@@ -154,5 +154,6 @@ def _tune(texts: list[str], titles: dict[str, str]) -> dict[str, dict[str, list]
             )
         parsed = choices.parse(values)
         choices.grid({option: parsed})  # refuses a range
-        found.setdefault(titles.get(method or words[0], method), {})[option] = parsed
+        method = method or words[0]
+        found.setdefault(titles.get(method, method), {})[option] = parsed
     return found

@@ -2,8 +2,8 @@
 
 With their own parameters, on any data set, the figures go to figures/ and the executed notebooks to build/notebooks.
 With -p one notebook is run with every combination of the values: each copy has a folder of its own in $SP_FIGURES, else
-build/figures, and the tables of all copies are put into one. Runs that the ledger has are read; with the variable
-SP_FRESH=DATASET leaves out the committed ones on that data set.
+build/figures, and the tables of all copies are put into one. Runs that the ledger has are read; SP_FRESH=DATASET
+in the environment leaves out the committed ones on that data set.
 Exit status: 0, 1 when notebooks failed, 2 when it cannot run.
 """
 

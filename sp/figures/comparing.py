@@ -239,10 +239,10 @@ def line_panels(
             ax.axhline(across, color="0.4", linewidth=0.8, linestyle=":")
         if switch is not None:
             switches(ax, table, x, switch, len(panels) == 1)
-        if limits is not None:
-            ax.label_outer(remove_inner_ticks=False)
     if limits is not None:
         axes[0, 0].set_ylim(limits)  # of all panels, and only now that all that a free end depends on is drawn
+        for ax in axes[0]:
+            ax.label_outer(remove_inner_ticks=False)
     label_below(fig, axes, labels[0], numbers)
     if len(names) > 1 and palette is None and LETTER * max(map(len, names)) < 0.27 * points(fig):
         name_beside(axes[0, -1], ends)
@@ -391,8 +391,14 @@ def plane(
         x, y: columns of the axes. labels: of the axes.
         named: methods whose settings stand beside their points.
     """
-    beside = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": SMALLEST}
-    beside["path_effects"] = [withStroke(linewidth=2, foreground="white")]  # a line may pass behind
+    halo = withStroke(linewidth=2, foreground="white")  # a line may pass behind
+    beside = {
+        "xytext": (0, 6),
+        "textcoords": "offset points",
+        "ha": "center",
+        "fontsize": SMALLEST,
+        "path_effects": [halo],
+    }
     styles = line_styles(list(dict.fromkeys(table.method)), 3.4)
     fig, axes = canvas(3.0, squeeze=False)
     ax = axes[0, 0]

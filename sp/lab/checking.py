@@ -84,10 +84,10 @@ def _check_network(experiment: Experiment, stream: Tasks, x: Tensor, y: Tensor) 
             f"{stream.outputs} wide{_labels(stream)}"
             + ("" if own is None or stream.numbers else ", or give the stream outputs=...")
         )
-    if any(len(task.train()[1]) % experiment.batch_size == 1 for task in stream.tasks):
-        try:
-            model(x[:1])
-        except Exception as error:
+    try:
+        model(x[:1])
+    except Exception as error:  # the batches are counted only now, for which all data have to be made
+        if any(len(task.train()[1]) % experiment.batch_size == 1 for task in stream.tasks):
             raise ValueError(
                 f"network cannot take a batch of one example, and batch_size {experiment.batch_size} leaves one at the "
                 f"end of a task: give another ({error})"

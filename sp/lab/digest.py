@@ -16,7 +16,7 @@ import platform
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata, util
 from pathlib import Path
 from types import CodeType, FunctionType, MappingProxyType, MemberDescriptorType, MethodType, ModuleType
@@ -44,7 +44,7 @@ class NoDigest(Exception):
     """Why something has no digest, by the name of what is in the way."""
 
 
-def digest(function: Callable) -> str:
+def digest(thing: Any, where: str | None = None) -> str:
     """Of a callable and all that it closes over, 64 hexadecimal digits.
 
     It changes with code and constants, defaults, cells, the globals that the code names and what these name in turn,
@@ -55,13 +55,12 @@ def digest(function: Callable) -> str:
     Python 3.11, say, and another in 3.12, which has other bytecode. What the callable reads from files, from attributes
     whose names it computes, or from the global state of a library is not seen.
 
+    Args:
+        thing: a callable, or a value that it closes over. where: what messages call it; default: its own name.
+
     Raises:
         NoDigest: there is none, since it holds what cannot be compared, such as a lock or a random generator.
     """
-    return _digest(function)
-
-
-def _digest(thing: Any, where: str | None = None) -> str:
     writer = _Writer()
     try:
         writer.value(thing, where or getattr(thing, "__qualname__", type(thing).__qualname__))
@@ -105,7 +104,7 @@ class _Writer:
             for part in thing:
                 self.value(part, where)
         elif type(thing) in (set, frozenset):
-            self.token(type(thing).__name__, *sorted(_digest(part, where) for part in thing), "end")
+            self.token(type(thing).__name__, *sorted(digest(part, where) for part in thing), "end")
         elif type(thing) is CodeType:
             self.code(thing, where)
         else:
