@@ -1,7 +1,8 @@
 """CIFAR-10 in five tasks of two classes: from pixels, on frozen features, and with a pretrained network's last block.
 
 ``python notebooks/studies natural_images`` tunes and runs everything, says first how long it takes, and goes on where
-it was stopped. Coincidence is not tuned; every other method has as many points, on held-out training images.
+it was stopped. Coincidence is there with its defaults and tuned; every method that is tuned has as many points, on
+held-out training images.
 """
 
 import os
@@ -17,6 +18,7 @@ from sp.lab import data, metrics, pretrained
 from sp.lab.experiment import Experiment
 from sp.lab.ledger import opened
 from sp.lab.networks import MODELS
+from sp.lab.pretrained import FEATURES
 from sp.lab.settings import INPUTS, TUNING_SEEDS
 from sp.lab.sweep import paired_runs, plan, run_all, with_seeds
 from sp.lab.watch import accuracy_by_task
@@ -28,22 +30,24 @@ SETTINGS = {"pixels": PIXELS, "frozen": FROZEN, "thawed": THAWED}
 PANELS = {"pixels": "From pixels", "frozen": "Frozen features", "thawed": "Last block thawed"}
 RANDOM = 1500  # random features of ridge and RanPAC
 REPLAYED = 200  # stored images
+DEFAULT = "Coincidence"  # what is never tuned
 
 TUNED_SEEDS = TUNING_SEEDS[:1]
 # Further points that each method may have, neighbours of its best one; what takes long has none.
 FURTHER = {"pixels": 2, "frozen": 4, "thawed": 0}
-# Four points for each method that is tuned; RanPAC chooses its penalty by itself, and coincidence has its defaults.
+# Four points for each method that is tuned; RanPAC chooses its penalty by itself.
 _RATES = {"pixels": (1e-4, 3e-4, 1e-3, 3e-3), "frozen": (3e-5, 1e-4, 3e-4, 1e-3), "thawed": (1e-5, 3e-5, 1e-4, 3e-4)}
 _SGD = {"pixels": (3e-3, 1e-2, 3e-2, 0.1), "frozen": (1e-4, 1e-3, 1e-2, 0.1), "thawed": (3e-5, 3e-4, 3e-3, 3e-2)}
 _OWM = {"pixels": (0.01, 0.1), "frozen": (0.01, 0.1), "thawed": (3e-3, 3e-2)}
 
 
 def grids(setting: str) -> dict[str, list[dict]]:
-    """The points that each method is tuned on, by its name."""
+    """The points on which methods are tuned, by the name of their optimizer; those without points are not tuned."""
     rates = [{"lr": lr} for lr in _RATES[setting]]
     low, high = _RATES[setting][1:3]
     return {
         "adam": rates,
+        "coincidence": [{"lr": lr, "retention": retention} for lr in (0.1, 0.2) for retention in (50.0, 200.0)],
         "sgd": [{"lr": lr} for lr in _SGD[setting]],
         "ewc": [{"lr": lr, "strength": strength} for lr in (low, high) for strength in (100.0, 1e4)],
         "owm": [{"lr": lr, "alpha": alpha} for lr in _OWM[setting] for alpha in (0.01, 0.1)],
@@ -63,8 +67,10 @@ def every_method(setting: str) -> dict[str, Experiment]:
     plain = SETTINGS[setting]
     heads = replace(plain, dataset="cifar10_features") if setting == "thawed" else plain
     heads = replace(heads, model="mlp", hidden=(RANDOM,))
+    exact = {"rank": FEATURES + 1} if setting == "frozen" else {}  # where a small head is all that is trained
     found = {
-        "Coincidence": replace(plain, optimizer="coincidence"),
+        DEFAULT: replace(plain, optimizer="coincidence"),
+        "Coincidence, tuned": replace(plain, optimizer="coincidence", options=exact),
         "SGD": replace(plain, optimizer="sgd"),
         "Adam": replace(plain, optimizer="adam"),
         "EWC": replace(plain, optimizer="ewc", options={"samples": 200}),
@@ -85,10 +91,14 @@ def tuned(setting: str, titles: Sequence[str] = ()) -> dict[str, Experiment]:
     """Methods of a setting, all by default, with the options that tuning chose for them."""
     chosen = {title: experiment for title, experiment in every_method(setting).items() if title in titles or not titles}
     for title, experiment in chosen.items():
-        if experiment.optimizer in grids(setting):
+        if _is_tuned(setting, title, experiment):
             options = studies.tuned_options(_study(setting), "cifar10", title)
             chosen[title] = experiment.with_options(**options)
     return chosen
+
+
+def _is_tuned(setting: str, title: str, experiment: Experiment) -> bool:
+    return title != DEFAULT and experiment.optimizer in grids(setting)
 
 
 def _study(setting: str) -> str:
@@ -102,7 +112,7 @@ def trials(setting: str, methods: Sequence[str]) -> list[studies.Trial]:
     chosen = {
         title: experiment
         for title, experiment in every_method(setting).items()
-        if title in methods and title not in known and experiment.optimizer in grids(setting)
+        if title in methods and title not in known and _is_tuned(setting, title, experiment)
     }
     return studies.trials(chosen, grids(setting), TUNED_SEEDS)
 
@@ -174,11 +184,13 @@ def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
     for setting, (asked, others, least) in ASKED.items():
         here = rows[rows.setting == setting]
         best = here[here.method.isin(others)].groupby("method").average_accuracy.mean().idxmax()
-        gap = metrics.difference(here, "Coincidence", best)
-        holds = "yes" if gap.low > least else "no" if gap.high < least else "cannot be told"
-        text = metrics.interval_text(gap.estimate, gap.low, gap.high, "+.3f")
-        found.append({"setting": PANELS[setting], "asked": asked, "against": best, "difference": text, "holds": holds})
-    return pd.DataFrame(found).set_index("setting")
+        told = {"setting": PANELS[setting], "asked": asked, "against": best}
+        for method in (DEFAULT, "Coincidence, tuned"):
+            gap = metrics.difference(here, method, best)
+            holds = "yes" if gap.low > least else "no" if gap.high < least else "cannot be told"
+            text = metrics.interval_text(gap.estimate, gap.low, gap.high, "+.3f")
+            found.append({**told, "method": method, "difference": text, "holds": holds})
+    return pd.DataFrame(found).set_index(["setting", "asked", "against", "method"])
 
 
 def matrices(setting: str, titles: Sequence[str], seeds: int) -> pd.DataFrame:

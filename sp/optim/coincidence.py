@@ -24,6 +24,9 @@ FLOOR = 0.5  # of the norm at the beginning: a task learnt to the end must not l
 # the smallest a linear classifier learns too slowly; the largest is as far as it was tried. In other layers GAIN is
 # the most.
 SMALLEST_GAIN, GAIN, LARGEST_GAIN = 3, 10, 100
+# In a network of more matrices than SHALLOW the readout's step grows with (squared length / variance) of its inputs, up
+# to LARGEST_SHARE times: from features that hardly tell examples apart it learns too slowly, and the deeper the slower.
+SHALLOW, LARGEST_SHARE = 3, 2.0
 LARGEST = 10.0  # in units of the root mean squared length of a row so far: what a single input counts for at most
 LEAST_VARIANCE = 3e-5  # of the squared length: steps are divided by it, and with 1e-5 eight layers diverge
 BOOST = 0.25  # power of (squared length / variance) of the inputs with which a step grows
@@ -113,6 +116,7 @@ class WatchedLayer:
         self.several = not self.indices and self.x.shape[1] > activity.examples
         self.rows = PATCHES if self.several else ROWS
         self.factor = batch_factor(activity.examples)
+        self.for_each = self.x.shape[0 if self.indices else -2] / activity.terms  # inputs, of each term of the loss
         self.step = int(state["step"]) + 1
         state["step"].fill_(self.step)
         if self.indices:  # one input of many is one
@@ -161,12 +165,12 @@ class WatchedLayer:
             state["measured"].fill_(measured)
         return variance * measured * rows / (measured * rows - 1) if told else length
 
-    def update(self, squared_norm: float, share: float, bias: bool) -> None:
+    def update(self, squared_norm: float, matrices: int, bias: bool) -> None:
         """Remember the activity, and move the weights along what is new.
 
         Args:
             squared_norm: of the layer's gradient.
-            share: of the learning rate that this layer has.
+            matrices: how many are watched.
             bias: whether a bias is the optimizer's to change.
         """
         power = float(self.state["power"])
@@ -187,10 +191,19 @@ class WatchedLayer:
         usual = max(float(self.state["spread"]), self._fresh(power))
         # Of G (A + I / r)^-1, which is r G P.
         gain = min(max(self.outputs, SMALLEST_GAIN), LARGEST_GAIN if self.activity.readout else GAIN)
-        gain *= share * self.group["retention"] * float(signed_rate(self.group))
+        gain *= self._share(matrices) * self.group["retention"] * float(signed_rate(self.group))
         size = gain * self.factor * absorbed * usual * (power / self.variance) ** BOOST / (scale * self.variance)
         change = self._change(squared_norm)
         self.synapses.subtract_(change, self._bounded(size, change, usual), bias)
+
+    def _share(self, matrices: int) -> float:
+        """What of the learning rate this layer has. Inputs of one term of the loss are alike, and count for less than so
+        many: each is remembered, and the step is shorter."""
+        share = matrices**-0.5 * self.for_each**-0.5
+        if not self.activity.readout or matrices <= SHALLOW:
+            return share
+        alike = float(self.state["power"]) / self.variance
+        return share * min(max(alike, 1.0), LARGEST_SHARE)
 
     def _absorbed(self, norm: float) -> float:
         """Move the running mean of the gradient's norm, and return the factor that the absorber leaves of it."""
@@ -211,9 +224,7 @@ class WatchedLayer:
         errors, of_errors = (None, 1.0) if self.d is None else sampled(self.d, self.step, self.rows)
         if self.several and errors is not None:
             rows = rows * (errors != 0).any(-1, keepdim=True)  # padding had no error, and made no gradient
-        # Rows of one example are alike: each counts for less than an example, and all of them for more than one.
-        for_each = self.x.shape[0 if self.indices else -2] / self.activity.terms
-        weight = self.factor * for_each**0.5 / (self.activity.terms * self.variance)
+        weight = self.factor / (self.activity.terms * self.variance)
         self.inputs.remember(self.state, rows, weight * self.each, math.exp(-examples / horizon))
         if self.errors is not None:
             # A decayed sum, not a mean: of it only what one direction has beside the others is used.
