@@ -197,8 +197,11 @@ class WatchedLayer:
         self.synapses.subtract_(change, self._bounded(size, change, usual), bias)
 
     def _share(self, matrices: int) -> float:
-        """What of the learning rate this layer has. Inputs of one term of the loss are alike, and count for less than so
-        many: each is remembered, and the step is shorter."""
+        """What of the learning rate this layer has.
+
+        Inputs of one term of the loss are alike, and count for less than so many: each is remembered, but steps are
+        shorter.
+        """
         share = matrices**-0.5 * self.for_each**-0.5
         if not self.activity.readout or matrices <= SHALLOW:
             return share

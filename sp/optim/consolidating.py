@@ -45,12 +45,13 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
     answers, n the number of matrices that are watched, and B the number of terms of the loss, for each of which the
     layer saw T inputs: 1, or as many as there are time steps or patches. The curvature of a softmax over k outputs is
     about 1 / k: in the readout, which the error reaches first, k is the number of outputs, from 3 to 100; in other
-    layers it is at most 10. Where n is more than 3, the readout's step grows besides with m / v, up to twice its length:
-    from inputs that are much alike it would learn too slowly. A batch of b examples counts for ``sqrt(b / 128)`` of one
-    of 128, in A and in the step. All layers follow this one rule. A synapse moves only along what is new in its input.
-    What differs between inputs that share a large mean would soon count as known if it were measured by their length,
-    and so v stands in A. Parameters that are not watched follow the diagonal form, and count besides as having a
-    constant input: their step is multiplied by ``1 / (1 + 10 t)``, t the number of examples so far in units of 128.
+    layers it is at most 10. Where n is more than 3, the readout's step grows with m / v as well, up to twice its
+    length: from inputs that are much alike it would learn too slowly. A batch of b examples counts for
+    ``sqrt(b / 128)`` of one of 128, in A and in the step. All layers follow this one rule. A synapse moves only along
+    what is new in its input. What differs between inputs that share a large mean would soon count as known if it were
+    measured by their length, and so v stands in A. Parameters that are not watched follow the diagonal form, and count
+    besides as having a constant input: their step is multiplied by ``1 / (1 + 10 t)``, t the number of examples so far
+    in units of 128.
 
     The norm of the gradient (in the coincidence form, of each layer's) is held to ``absorber`` times its own running
     mean, or half the norm at the beginning, where that is more. Multiplying the loss by a constant changes nothing.
