@@ -52,6 +52,11 @@ def batch_factor(examples: int) -> float:
     return (examples / REFERENCE_BATCH) ** 0.5
 
 
+def gain_of(outputs: int, readout: bool) -> float:
+    """The gain of a layer of so many outputs."""
+    return min(max(outputs, SMALLEST_GAIN), LARGEST_GAIN if readout else GAIN)
+
+
 def memories(synapses: Synapses, group: dict[str, Any]) -> tuple[Memory, Memory | None]:
     """The memory of a layer's inputs and the one of its errors; None where these are not seen, or not equalised.
 
@@ -190,7 +195,7 @@ class WatchedLayer:
             return
         usual = max(float(self.state["spread"]), self._fresh(power))
         # Of G (A + I / r)^-1, which is r G P.
-        gain = min(max(self.outputs, SMALLEST_GAIN), LARGEST_GAIN if self.activity.readout else GAIN)
+        gain = gain_of(self.outputs, self.activity.readout)
         gain *= self._share(matrices) * self.group["retention"] * float(signed_rate(self.group))
         size = gain * self.factor * absorbed * usual * (power / self.variance) ** BOOST / (scale * self.variance)
         change = self._change(squared_norm)

@@ -12,14 +12,14 @@ from torch.optim import Optimizer
 
 from sp.biology import Synapses
 from sp.checks import check_integer, check_number
-from sp.optim.coincidence import memories
+from sp.optim.coincidence import gain_of, memories
 from sp.optim.common import PlasticityOptimizer
 from sp.optim.consolidating import ConsolidatingPlasticityOptimizer
 
 # A new output begins so far below zero, in units of the root mean square of what the layer answers. With an output for
 # every class from the start, those whose class has not come learn to answer below the others; from zero, new classes
-# take old ones over (digits, five tasks of two classes: final accuracy .879 from 0, .949 from -2, .972 all from the
-# start).
+# take old ones over (digits, five tasks of two classes, ten seeds: final accuracy .928 from 0, .955 from -2, .962 all
+# from the start).
 BELOW = 2.0
 
 
@@ -32,8 +32,9 @@ def grow_outputs(layer: nn.Linear, out_features: int, optimizer: Optimizer, bias
 
     The optimizer's state goes on as well. What it holds of each synapse (momentum, eligibility, what has consolidated)
     is zero for the new ones, as before their first step; the step count is that of the layer. In the coincidence form
-    the memory of inputs stays as it is, and the memory of errors gets outputs that have had none. Other optimizers,
-    such as ``torch.optim.Adam``, are served where all that they hold of a parameter has its shape or is a number.
+    the memory of inputs stays as it is, the memory of errors gets outputs that have had none, and steps are no longer
+    than before, although the gain of a readout is its number of outputs. Other optimizers, such as
+    ``torch.optim.Adam``, are served where all that they hold of a parameter has its shape or is a number.
 
     Gradients of the layer that are there are cleared. What was wrapped around the model before
     (``DistributedDataParallel``, ``torch.compile``) has to be wrapped anew.
@@ -72,6 +73,8 @@ def grow_outputs(layer: nn.Linear, out_features: int, optimizer: Optimizer, bias
         optimizer.state[p].update(state)
     if errors is not None:
         _remember(optimizer, synapses, F.pad(errors, (0, more, 0, more)))
+        # The gain grows with the outputs, and the scale is that of a gradient of as many as there were.
+        optimizer.state[layer.weight]["scale"] *= gain_of(out_features, True) / gain_of(out_features - more, True)
     if synapses is not None:
         synapses.clear()
 
