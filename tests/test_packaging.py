@@ -5,11 +5,13 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from setuptools import find_packages
 
@@ -60,6 +62,18 @@ def test_lock_pins_every_dependency_within_its_range(project):
         (pin,) = pins[name].specifier
         assert pin.operator == "==" and requirement.specifier.contains(pin.version)
     assert str(pins["torch"].specifier) == "==2.13.0"
+
+
+def test_what_is_locked_installs_on_the_oldest_python_that_is_allowed(project):
+    """Else pip looks for minutes for what else might go together, and finds nothing."""
+    (oldest,) = SpecifierSet(project["requires-python"])
+    installed = {
+        canonicalize_name(found.metadata["Name"]): found.metadata["Requires-Python"] for found in distributions()
+    }
+    needs = {name: installed[name] for name in locked() if name in installed}
+    assert len(needs) > 100
+    refused = {name: need for name, need in needs.items() if need and not SpecifierSet(need).contains(oldest.version)}
+    assert not refused
 
 
 def test_torch_alone_is_installed_unless_an_extra_is_asked_for(project):
