@@ -18,7 +18,6 @@ from sp.lab import data, metrics, pretrained
 from sp.lab.experiment import Experiment
 from sp.lab.ledger import opened
 from sp.lab.networks import MODELS
-from sp.lab.pretrained import FEATURES
 from sp.lab.settings import INPUTS, TUNING_SEEDS
 from sp.lab.sweep import paired_runs, plan, run_all, with_seeds
 from sp.lab.watch import accuracy_by_task
@@ -30,7 +29,7 @@ SETTINGS = {"pixels": PIXELS, "frozen": FROZEN, "thawed": THAWED}
 PANELS = {"pixels": "From pixels", "frozen": "Frozen features", "thawed": "Last block thawed"}
 RANDOM = 1500  # random features of ridge and RanPAC
 REPLAYED = 200  # stored images
-DEFAULT = "Coincidence"  # what is never tuned
+DEFAULT, CHOSEN = "Coincidence", "Coincidence, tuned"  # one method, with its defaults and with tuned options
 
 TUNED_SEEDS = TUNING_SEEDS[:1]
 # Further points that each method may have, neighbours of its best one; what takes long has none.
@@ -67,10 +66,11 @@ def every_method(setting: str) -> dict[str, Experiment]:
     plain = SETTINGS[setting]
     heads = replace(plain, dataset="cifar10_features") if setting == "thawed" else plain
     heads = replace(heads, model="mlp", hidden=(RANDOM,))
-    exact = {"rank": FEATURES + 1} if setting == "frozen" else {}  # where a small head is all that is trained
+    # Where a small head is all that is trained its memory may be exact.
+    exact = {"rank": pretrained.FEATURES + 1} if setting == "frozen" else {}
     found = {
         DEFAULT: replace(plain, optimizer="coincidence"),
-        "Coincidence, tuned": replace(plain, optimizer="coincidence", options=exact),
+        CHOSEN: replace(plain, optimizer="coincidence", options=exact),
         "SGD": replace(plain, optimizer="sgd"),
         "Adam": replace(plain, optimizer="adam"),
         "EWC": replace(plain, optimizer="ewc", options={"samples": 200}),
@@ -185,7 +185,7 @@ def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
         here = rows[rows.setting == setting]
         best = here[here.method.isin(others)].groupby("method").average_accuracy.mean().idxmax()
         told = {"setting": PANELS[setting], "asked": asked, "against": best}
-        for method in (DEFAULT, "Coincidence, tuned"):
+        for method in (DEFAULT, CHOSEN):
             gap = metrics.difference(here, method, best)
             holds = "yes" if gap.low > least else "no" if gap.high < least else "cannot be told"
             text = metrics.interval_text(gap.estimate, gap.low, gap.high, "+.3f")

@@ -195,23 +195,21 @@ class WatchedLayer:
             return
         usual = max(float(self.state["spread"]), self._fresh(power))
         # Of G (A + I / r)^-1, which is r G P.
+        alike = power / self.variance
         gain = gain_of(self.outputs, self.activity.readout)
-        gain *= self._share(matrices) * self.group["retention"] * float(signed_rate(self.group))
-        size = gain * self.factor * absorbed * usual * (power / self.variance) ** BOOST / (scale * self.variance)
+        gain *= self._share(matrices, alike) * self.group["retention"] * float(signed_rate(self.group))
+        size = gain * self.factor * absorbed * usual * alike**BOOST / (scale * self.variance)
         change = self._change(squared_norm)
         self.synapses.subtract_(change, self._bounded(size, change, usual), bias)
 
-    def _share(self, matrices: int) -> float:
-        """What of the learning rate this layer has.
+    def _share(self, matrices: int, alike: float) -> float:
+        """What of the learning rate this layer has, whose inputs are alike by so much: their length to their variance.
 
-        Inputs of one term of the loss are alike, and count for less than so many: each is remembered, but steps are
-        shorter.
+        Inputs of one term of the loss count for less than so many: each is remembered, but steps are shorter.
         """
-        share = matrices**-0.5 * self.for_each**-0.5
-        if not self.activity.readout or matrices <= SHALLOW:
-            return share
-        alike = float(self.state["power"]) / self.variance
-        return share * min(max(alike, 1.0), LARGEST_SHARE)
+        share = (matrices * self.for_each) ** -0.5
+        deep = self.activity.readout and matrices > SHALLOW
+        return share * min(max(alike, 1.0), LARGEST_SHARE) if deep else share
 
     def _absorbed(self, norm: float) -> float:
         """Move the running mean of the gradient's norm, and return the factor that the absorber leaves of it."""
