@@ -1,7 +1,7 @@
-"""``pytest --nbval --nbval-current-env notebooks``: each output is compared with the stored one, exactly.
+"""``pytest --nbval --nbval-current-env notebooks`` compares each output exactly with the stored one.
 
-What the notebooks show comes from the committed layer of the ledger, so that it is the same on every machine. Cells
-that train before the reader's eyes are tagged ``nbval-ignore-output``.
+The notebooks read their results from the committed layer of the ledger, so that they are the same on every machine.
+Cells that train live are tagged ``nbval-ignore-output``.
 """
 
 import os
@@ -9,7 +9,7 @@ import tempfile
 
 from sp.notebooks.running import QUIET, kernel_environment
 
-SCRATCH = tempfile.TemporaryDirectory()  # runs and figures of a test leave no trace
+SCRATCH = tempfile.TemporaryDirectory()  # so that tests leave no runs or figures behind
 
 
 def pytest_configure():

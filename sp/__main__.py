@@ -8,7 +8,7 @@ from importlib import import_module
 from sp.commands import Parser, carry_out
 from sp.extras import check_lab
 
-# A command is the module of its name in `sp.commands`, which is imported when it is asked for: some take seconds.
+# Each command is the module of the same name in `sp.commands`, imported on demand because some take seconds.
 COMMANDS = {
     "explore": {
         "compare": "compare methods, your own among them, on one stream",
@@ -30,8 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        Exit status: 0; 1 when runs or notebooks failed; 2 when the command cannot be carried out; 130 when it was
-        stopped.
+        Exit status: 0; 1 if runs or notebooks failed; 2 if the command cannot be carried out; 130 if it was stopped.
     """
     known = {name: about for group in COMMANDS.values() for name, about in group.items()}
     parser = Parser(

@@ -1,4 +1,4 @@
-"""Checks of arguments: each raises an error that names the argument, what is allowed and what was given."""
+"""Argument checks: each raises an error that names the argument, what is allowed and what was given."""
 
 import math
 from collections.abc import Iterable
@@ -10,9 +10,9 @@ from typing import Any
 def check_number(
     name: str, value: Any, low: float, high: float = math.inf, *, low_open: bool = False, high_open: bool = False
 ) -> None:
-    """Raise a TypeError unless ``value`` is a real number, a ValueError unless it lies between ``low`` and ``high``."""
+    """Raise TypeError unless ``value`` is a real number, and ValueError unless it is between ``low`` and ``high``."""
     allowed = f"{'(' if low_open else '['}{low}, {high}{')' if high_open or math.isinf(high) else ']'}"
-    if hasattr(value, "numel") and value.numel() == 1 and not value.is_complex():  # a tensor, as a rate may be
+    if hasattr(value, "numel") and value.numel() == 1 and not value.is_complex():  # a learning rate may be a tensor
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number in {allowed}, got {value!r} of type {type(value).__name__}")
@@ -23,8 +23,7 @@ def check_number(
 
 
 def check_integer(name: str, value: Any, low: int, high: int = 2**63 - 1) -> None:
-    """Raise a TypeError unless ``value`` is a whole number, a ValueError unless it is at least ``low`` (at most
-    ``high``)."""
+    """Raise TypeError unless ``value`` is a whole number, and ValueError unless it is from ``low`` to ``high``."""
     allowed = f">= {low}" if high == 2**63 - 1 else f"from {low} to {high}"
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be a whole number {allowed}, got {value!r} of type {type(value).__name__}")
@@ -33,13 +32,13 @@ def check_integer(name: str, value: Any, low: int, high: int = 2**63 - 1) -> Non
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Raise a TypeError unless ``value`` is True or False."""
+    """Raise TypeError unless ``value`` is True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r} of type {type(value).__name__}")
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
-    """Raise a ValueError, which names what comes near, unless ``value`` is one of ``allowed``."""
+    """Raise ValueError unless ``value`` is one of ``allowed``; the message suggests a similar one."""
     allowed = tuple(allowed)
     if value not in allowed:
         known = ", ".join(map(repr, allowed))
@@ -47,6 +46,6 @@ def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
 
 
 def did_you_mean(word: Any, known: Iterable[Any]) -> str:
-    """The end of a message about an unknown word: the known one that comes nearest, or nothing."""
+    """The end of a message about an unknown word: the closest known word, or nothing."""
     near = get_close_matches(str(word), map(str, known), 1)
     return f": did you mean {near[0]!r}?" if near else ""

@@ -1,4 +1,4 @@
-"""What the extra ``lab`` brings: all that notebooks, comparisons and commands need, and the optimizers do not."""
+"""The extra ``lab``: packages that notebooks, comparisons and commands need but the optimizers do not."""
 
 from importlib.util import find_spec
 
@@ -21,10 +21,10 @@ LAB = (  # modules
 
 
 def check_lab(user: str) -> None:
-    """Raise an ImportError that says what to install, unless all of it is there.
+    """Raise an ImportError that says what to install if any of `LAB` is missing.
 
     Args:
-        user: what needs it.
+        user: what needs them, as named in the message.
     """
     if missing := [module for module in LAB if find_spec(module) is None]:
         raise ImportError(

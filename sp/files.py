@@ -1,4 +1,4 @@
-"""Where files lie, what makes them, how they are written (whole or not at all), and the bar of a long loop."""
+"""Where files are, which commands make them, how they are written (whole or not at all), and progress bars."""
 
 import os
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-# And what texts call them.
+# The data sets, with their names in texts.
 DATASETS = {
     "digits": "digits",
     "mnist": "MNIST",
@@ -19,10 +19,10 @@ DATASETS = {
 
 
 def folder(name: str) -> Path:
-    """A folder of the project, by its name in the environment or beside the notebooks.
+    """A folder of the project, set in the environment or at its default place.
 
     ``$SP_FIGURES`` for ``"figures"``, ``$SP_STORE`` for ``"store"`` and ``$SP_LEDGER`` for ``"ledger"``, the committed
-    layer of the ledger; else ``figures``, ``.store`` or ``figures/ledger`` in the `project`.
+    layer of the ledger. The defaults are ``figures``, ``.store`` and ``figures/ledger`` in the `project`.
     """
     own = {"figures": "figures", "store": ".store", "ledger": "figures/ledger"}
     named = os.environ.get(f"SP_{name.upper()}")
@@ -30,18 +30,18 @@ def folder(name: str) -> Path:
 
 
 def other_figures() -> Path:
-    """Where figures go that are not the project's own: ``$SP_FIGURES``, else ``build/figures`` in the `project`."""
+    """The folder for figures that are not the project's own: ``$SP_FIGURES``, else ``build/figures`` in `project`."""
     named = os.environ.get("SP_FIGURES")
     return Path(named) if named else project() / "build" / "figures"
 
 
 def committed(name: str) -> Path:
-    """A file of the project's own ``figures``, wherever new figures go; errors as `existing`."""
+    """A file in the project's own ``figures``, wherever new figures are written; raises the same as `existing`."""
     return existing(project() / "figures" / name)
 
 
 def existing(path: Path) -> Path:
-    """A path in a folder for figures, of a file that is there; else a FileNotFoundError with what makes it."""
+    """Return a path in a figures folder if the file exists; else raise FileNotFoundError, saying how to make it."""
     if not path.is_file():
         made = made_by(f"{path.parent.name}/{path.stem}")
         how = f"make it with  {made},  or fetch" if made else "fetch"
@@ -50,16 +50,16 @@ def existing(path: Path) -> Path:
 
 
 def dataset_of(name: str) -> str | None:
-    """The data set in a figure's or table's name, such as ``mnist`` in ``mnist_curves``; None where there is none."""
+    """The data set in a figure's or table's name, such as ``mnist`` in ``mnist_curves``; None if there is none."""
     found = re.search(rf"(?:^|_)({'|'.join(DATASETS)})(?:_|$)", name.rpartition("/")[2])
     return found and found[1]
 
 
 def made_by(name: str) -> str | None:
-    """The command that makes a figure or table, by its name in ``figures``; None where the name does not tell.
+    """The command that makes a figure or table, given its name in ``figures``; None if the name does not tell.
 
     Args:
-        name: with its folder, which is that of a notebook, such as ``01_forgetting/mnist_curves``.
+        name: the name with its folder, which is named after a notebook, such as ``01_forgetting/mnist_curves``.
     """
     folder, dataset = name.rpartition("/")[0], dataset_of(name)
     options = f" --dataset {dataset}" if dataset else ""
@@ -69,28 +69,28 @@ def made_by(name: str) -> str | None:
 
 
 def project() -> Path:
-    """The nearest folder at or above the working directory that has ``notebooks`` in it, else the working directory."""
+    """The nearest folder at or above the working directory that contains ``notebooks``, else the working directory."""
     here = Path.cwd()
     return next((place for place in (here, *here.parents) if (place / "notebooks").is_dir()), here)
 
 
 def bar(iterable=None, *, progress: bool = True, **options) -> tqdm:
-    """A progress bar; without ``progress``, or with ``TQDM_DISABLE=1`` in the environment, none is drawn."""
+    """A progress bar, which is not shown without ``progress`` or with ``TQDM_DISABLE=1`` in the environment."""
     return tqdm(iterable, disable=True, **options) if quiet(progress) else tqdm(iterable, **options)
 
 
 def quiet(progress: bool) -> bool:
-    """Whether nothing is to be said of progress; a notebook's bar does not look at the variable itself."""
+    """Whether to hide progress; the bar in a notebook does not check the environment variable itself."""
     return not progress or switched_on("TQDM_DISABLE")
 
 
 def switched_on(variable: str) -> bool:
-    """Whether a variable of the environment is set to something else than 0 or nothing."""
+    """Whether an environment variable is set to something other than 0 or the empty string."""
     return os.environ.get(variable, "0") not in ("", "0")
 
 
 def fresh() -> str | None:
-    """The data set whose committed runs are not read, ``$SP_FRESH``; None where those on all are."""
+    """The data set whose committed runs are not read, ``$SP_FRESH``; None if the runs on all data sets are read."""
     dataset = os.environ["SP_FRESH"] if switched_on("SP_FRESH") else None
     if dataset not in (None, *DATASETS):
         raise ValueError(f"SP_FRESH must be the name of a data set, {', '.join(DATASETS)}, or 0, got {dataset!r}")
@@ -98,7 +98,7 @@ def fresh() -> str | None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is there whole or not at all, in a folder that is made where it is missing."""
+    """Write a file whole or not at all; its folder is created if it is missing."""
     data = content.encode() if isinstance(content, str) else content
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
-            os.chmod(temporary, 0o644)  # a temporary file is private by default, a result is not
+            os.chmod(temporary, 0o644)  # temporary files are private by default, results are not
             os.replace(temporary, path)
         except BaseException:
             os.unlink(temporary)
@@ -116,7 +116,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> OSError:
-    """What to raise where a file cannot be written."""
+    """The error to raise if a file cannot be written."""
     return OSError(
         f"cannot write {path} ({error.strerror or error}): free some disk space, or name a folder that can be written "
         "(SP_STORE for results, SP_FIGURES for figures)"

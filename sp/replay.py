@@ -1,9 +1,9 @@
 """A replay buffer: a bounded memory of examples, mixed into later batches so that old tasks are seen again.
 
-The published training loop samples 32 examples, concatenates them to the batch of 128 and adds the *whole* of it to the
+The published training loop samples 32 examples, appends them to the batch of 128 and adds the *whole* result to the
 buffer again. A first-in-first-out buffer then holds almost nothing of the old task after a few dozen steps, and even a
-reservoir would slowly fill with copies. With `distinct=True` a row the buffer already holds is not a new example: it is
-neither stored again nor counted, so the same loop keeps a uniform sample of everything it has met.
+reservoir would slowly fill with copies. With `distinct=True`, a row the buffer already holds is not a new example: it
+is neither stored again nor counted, so the same loop keeps a uniform sample of everything it has seen.
 """
 
 from collections.abc import Sequence
@@ -21,24 +21,24 @@ class ReplayBuffer:
     """Keeps up to `capacity` examples of a stream and hands them out at random.
 
     Args:
-        capacity: the most examples held, at least 1. Memory for all of them is taken at the first `add`, on the device
-            of its `x`, and does not grow afterwards; with `distinct` their bytes are held once more, on the CPU.
+        capacity: maximum number of examples, at least 1. Memory for all of them is allocated at the first `add`, on
+            the device of its `x`, and does not grow afterwards. `distinct` stores their bytes once more, on the CPU.
         policy: which examples stay once the buffer is full.
-            "reservoir": a uniform sample of all examples met so far (algorithm R; Vitter 1985).
+            "reservoir": a uniform sample of all examples seen so far (algorithm R; Vitter 1985).
             "class_balanced": as many of each class as the stream allows, a uniform sample within each class
-            (class-balancing reservoir sampling; Chrysakis & Moens 2020). Needs one integer label an example.
-            "fifo": the latest ones, first in, first out.
-        distinct: a row whose x and y the buffer holds already, byte for byte, is neither stored again nor counted as
-            met, and of equal rows in one batch only the first counts. Default (None): True, except for "fifo", where
-            copies are the published behaviour.
-        seed: of the buffer's own random numbers. The global random state is neither read nor changed, and what is
-            *kept* does not depend on how often, or how much, is sampled.
+            (class-balancing reservoir sampling; Chrysakis & Moens 2020). Needs one integer label per example.
+            "fifo": the latest examples, first in, first out.
+        distinct: if True, a row whose x and y the buffer already holds, byte for byte, is neither stored again nor
+            counted as seen, and only the first of equal rows in a batch counts. Default (None): True, except for
+            "fifo", where copies are the published behaviour.
+        seed: seed of the buffer's own random numbers. The global random state is neither read nor changed, and what is
+            *kept* does not depend on how often or how much is sampled.
 
     Attributes:
-        seen: how many examples were met so far; with `distinct`, without the rows that were held when they came.
+        seen: number of examples seen so far; with `distinct`, without rows that were already held when they arrived.
 
     Raises:
-        ValueError: capacity below 1, seed below 0, an unknown policy. TypeError: one that is not a whole number.
+        ValueError: capacity < 1, seed < 0, or policy is unknown. TypeError: capacity or seed is not a whole number.
     """
 
     def __init__(self, capacity: int = 2000, policy: str = "reservoir", distinct: bool | None = None, seed: int = 0):
@@ -52,14 +52,14 @@ class ReplayBuffer:
         self.distinct = policy != "fifo" if distinct is None else distinct
         self.seed = seed
         self.seen = 0
-        # Two generators, so that runs that differ only in how much they replay still share what the buffer holds.
+        # Two generators, so that runs that differ only in how much they replay still keep the same examples.
         self._keeping = torch.Generator().manual_seed(seed)
         self._sampling = torch.Generator().manual_seed(
             int(torch.randint(2**62, (), generator=self._keeping, device="cpu"))
         )
         self._x: Tensor | None = None
         self._y: Tensor | None = None
-        # Where rows must be distinct: what each slot holds, and all of it together.
+        # If rows must be distinct: the content of each slot, and the set of all contents.
         self._content: dict[int, bytes] = {}
         self._held: set[bytes | None] = set()
         self._class_slots: dict[int, list[int]] = {}
@@ -67,7 +67,7 @@ class ReplayBuffer:
         self._full_classes: set[int] = set()
 
     def __len__(self) -> int:
-        """Examples held now, 0 to `capacity`."""
+        """Number of examples held now, 0 to `capacity`."""
         return min(self.seen, self.capacity)
 
     def add(self, x: Tensor, y: Tensor) -> None:
@@ -75,9 +75,9 @@ class ReplayBuffer:
 
         Args:
             x: inputs, shape (B, ...), any dtype.
-            y: targets, shape (B,) or (B, ...), any dtype. For "class_balanced" (B,), integers.
+            y: targets, shape (B,) or (B, ...), any dtype. For "class_balanced": integers of shape (B,).
 
-        The first batch fixes the shape of a row and both dtypes; later ones are moved to its device. B = 0 is allowed.
+        The first batch fixes the shape of a row and both dtypes. Later batches are moved to its device. B may be 0.
 
         Raises:
             TypeError: x or y is not a tensor.
@@ -91,7 +91,7 @@ class ReplayBuffer:
         contents = _contents(x, y) if self.distinct else []
         fresh = self._fresh_rows(contents) if self.distinct else range(len(x))
         slots = self._choose_slots(y, fresh)
-        # A slot beyond the last means "not kept"; of two rows for one slot a dict keeps the later, as one by one would.
+        # A slot beyond the last means "not kept". If two rows share a slot, the later wins, as if added one by one.
         self._store(x, y, contents, {slot: row for slot, row in zip(slots, fresh, strict=True) if slot < self.capacity})
         self.seen += len(slots)
 
@@ -99,13 +99,13 @@ class ReplayBuffer:
         """Draws examples uniformly, without replacement.
 
         Args:
-            n: how many, at least 0. More than the buffer holds returns all it holds, in random order.
+            n: number of examples, at least 0. If the buffer holds fewer, all of them are returned, in random order.
 
         Returns:
-            x of shape (min(n, len), ...) and its y, copies on the buffer's device.
+            x of shape (min(n, len), ...) and its y, as copies on the buffer's device.
 
         Raises:
-            ValueError: n is negative, or the buffer is empty. TypeError: n is not whole.
+            ValueError: n is negative, or the buffer is empty. TypeError: n is not a whole number.
         """
         check_integer("n", n, 0)
         if self._x is None:
@@ -114,10 +114,10 @@ class ReplayBuffer:
         return self._x[chosen], self._y[chosen]
 
     def class_counts(self) -> dict[int, int]:
-        """How many examples of each label are held, {label: count}, labels ascending; {} for an empty buffer.
+        """Number of examples held for each label, {label: count}, labels ascending; {} for an empty buffer.
 
         Raises:
-            ValueError: y holds more than one number an example.
+            ValueError: y holds more than one number per example.
         """
         if self._y is None:
             return {}
@@ -130,7 +130,7 @@ class ReplayBuffer:
         return dict(zip(labels.tolist(), counts.tolist(), strict=True))
 
     def state_dict(self) -> dict:
-        """A copy of everything the buffer needs to go on bit for bit; `torch.load(weights_only=True)` reads it back."""
+        """A copy of everything the buffer needs to resume bit for bit; `torch.load(weights_only=True)` can read it."""
         return {
             "capacity": self.capacity,
             "policy": self.policy,
@@ -147,10 +147,10 @@ class ReplayBuffer:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Takes over what `state_dict` returned: content, on the device of the state's tensors, and random state.
+        """Restores what `state_dict` returned: content, on the device of the state's tensors, and random state.
 
         Raises:
-            ValueError: the state comes from a buffer of another capacity, policy or `distinct`.
+            ValueError: the state comes from a buffer with a different capacity, policy or `distinct`.
         """
         for name in ("capacity", "policy", "distinct"):
             if state[name] != getattr(self, name):
@@ -159,7 +159,7 @@ class ReplayBuffer:
                     f"make the buffer with {name}={state[name]!r} to load it"
                 )
         self.seed, self.seen = state["seed"], state["seen"]
-        # A generator's state lives on the CPU even where torch.load mapped every tensor to another device.
+        # A generator's state belongs on the CPU, even if torch.load mapped every tensor to another device.
         self._keeping.set_state(state["keeping"].cpu())
         self._sampling.set_state(state["sampling"].cpu())
         self._class_slots = deepcopy(state["class_slots"])
@@ -194,7 +194,7 @@ class ReplayBuffer:
             )
 
     def _fresh_rows(self, contents: list[bytes]) -> list[int]:
-        """The rows, ascending, that equal neither a held row nor an earlier row of the batch."""
+        """The rows, in ascending order, that equal neither a held row nor an earlier row of the batch."""
         fresh: dict[bytes, int] = {}
         for row, content in enumerate(contents):
             if content not in self._held:
@@ -202,11 +202,11 @@ class ReplayBuffer:
         return list(fresh.values())
 
     def _choose_slots(self, y: Tensor, fresh: Sequence[int]) -> list[int]:
-        """The slot of each new row, in order; a number of `capacity` or more means that the row is not kept."""
+        """The slot of each new row, in order; a slot of `capacity` or more means that the row is not kept."""
         arrivals = range(self.seen, self.seen + len(fresh))
         if self.policy == "fifo":
             return [arrival % self.capacity for arrival in arrivals]
-        # Drawn while the buffer fills, too: then the content does not depend on how the stream was cut into batches.
+        # Drawn even while the buffer fills, so that the content does not depend on how the stream is cut into batches.
         if self.policy == "reservoir":
             draws = torch.rand(len(fresh), dtype=torch.float64, generator=self._keeping, device="cpu").tolist()
             places = zip(arrivals, draws, strict=True)
@@ -224,7 +224,7 @@ class ReplayBuffer:
         if arrival < self.capacity:
             own.append(arrival)
             return arrival
-        if label not in self._full_classes:  # a class that was once among the largest is full for good
+        if label not in self._full_classes:  # a class that was ever among the largest stays full
             most = max(map(len, self._class_slots.values()))
             largest = [other for other, held in self._class_slots.items() if len(held) == most]
             self._full_classes.update(largest)
@@ -240,7 +240,7 @@ class ReplayBuffer:
 
     def _store(self, x: Tensor, y: Tensor, contents: list[bytes], row_of_slot: dict[int, int]) -> None:
         if self._x is None:
-            with torch.inference_mode(False):  # what is made in it could not be written to outside
+            with torch.inference_mode(False):  # a tensor made in inference mode cannot be written to outside
                 self._x = x.new_empty((self.capacity, *x.shape[1:]))
                 self._y = y.new_empty((self.capacity, *y.shape[1:]))
         into, rows = torch.tensor(list(row_of_slot.items()), dtype=torch.long, device=x.device).reshape(-1, 2).T
@@ -252,7 +252,7 @@ class ReplayBuffer:
 
 
 def _contents(x: Tensor, y: Tensor) -> list[bytes]:
-    """The bytes of each example, of x and y together."""
+    """The bytes of each example, x and y together."""
     parts = [rows.reshape(len(rows), -1).contiguous().view(torch.uint8).cpu() for rows in (x, y)]
     width = sum(part.shape[1] for part in parts)
     data = memoryview(bytearray(len(x) * width))

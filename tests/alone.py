@@ -1,4 +1,4 @@
-"""Where torch alone is installed the optimizers train, and what needs more says how to get it: ``make test-alone``."""
+"""With only torch installed, the optimizers train, and what needs more says how to get it: ``make test-alone``."""
 
 import subprocess
 import sys
@@ -19,8 +19,7 @@ NEEDED = "install what is missing with  pip install 'selective-plasticity[lab]'"
 
 
 def learns(kind, watched=False, **options) -> bool:
-    """Whether some steps with replay, counted one by one, change each parameter of a small network, which stays
-    finite."""
+    """Whether a few counted steps with replay change every parameter of a small network and leave it finite."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
     watcher = NMDACoincidence(model) if watched else None
@@ -41,7 +40,7 @@ def learns(kind, watched=False, **options) -> bool:
 
 
 def main() -> None:
-    """Try it; an AssertionError where something is not as it should be."""
+    """Run the checks; an AssertionError if one fails."""
     assert selective_plasticity.SelectivePlasticityOptimizer is SelectivePlasticityOptimizer
     for kind in (SelectivePlasticityOptimizer, ConsolidatingPlasticityOptimizer):
         assert learns(kind) and learns(kind, watched=True), kind

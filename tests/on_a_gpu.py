@@ -1,8 +1,8 @@
-"""Conformance on an accelerator, and what a step costs there beside Adam's: ``make gpu``.
+"""Conformance on an accelerator, and what a step costs there next to Adam: ``make gpu``.
 
 ``python -m tests.on_a_gpu --device cuda --csv build/on_a_gpu.csv`` runs the tests below with models and data on the
-device, then measures as ``python notebooks/studies bench`` does, and writes a row a network and optimizer. ``--quick``
-tries both in less than a minute.
+device, then measures as ``python notebooks/studies bench`` does, and writes one row per network and optimizer.
+``--quick`` tries both in less than a minute.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> int:
     files = [f"tests/{name}" for name in (TESTS[:1] if chosen.quick else TESTS)]
     command = [sys.executable, "-m", "pytest", "-n", "auto", "--maxprocesses", "8", "--device", chosen.device, *files]
     few = ["-k", "closure or maximize_climbs"] if chosen.quick else []
-    # Bit by bit the same, which cuBLAS is with a workspace of its own.
+    # Makes results bit-for-bit the same: cuBLAS needs its own workspace for that.
     environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     tested = subprocess.run([*command, *few], cwd=ROOT, env=environment, check=False).returncode
     quick = {"parts": ("width",), "rounds": 2, "widest": 256} if chosen.quick else {"parts": tuple(PARTS)}

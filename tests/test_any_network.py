@@ -1,4 +1,4 @@
-"""The coincidence form serves networks of any kind: what it watches, that it learns, and that it depends on no unit."""
+"""The coincidence form works with any network: what it watches, that it learns, and that it depends on no unit."""
 
 import copy
 import warnings
@@ -16,7 +16,7 @@ BATCH, CLASSES = 12, 3
 
 
 class Topped(nn.Module):
-    """A layer, used as ``call`` says to get one row an example, and a Linear on top that is watched in any case."""
+    """A layer, used as ``call`` says to get one row per example, and a Linear on top that is always watched."""
 
     def __init__(self, layer, width, call):
         super().__init__()
@@ -27,7 +27,7 @@ class Topped(nn.Module):
 
 
 class Adapted(nn.Module):
-    """A frozen Linear with a trained detour of low rank, as LoRA has it."""
+    """A frozen Linear with a trained low-rank detour, as in LoRA."""
 
     def __init__(self):
         super().__init__()
@@ -74,12 +74,12 @@ def pooled(layer, x):
 
 
 def averaged(axis):
-    """The mean over places of a sequence, which is the first answer of a recurrent layer."""
+    """The mean over the positions of a sequence, which a recurrent layer returns first."""
     return lambda layer, x: layer(x)[0].mean(axis)
 
 
 def attending(axis, across=False):
-    """Attention to itself, or across to a longer sequence; the mean over places."""
+    """Self-attention, or cross-attention to a longer sequence; the mean over positions."""
 
     def call(layer, x):
         other = torch.cat([x.sin(), x.cos()], axis) if across else x
@@ -100,7 +100,7 @@ ROW, TOKENS, SEQUENCE, TIME_FIRST = (BATCH, 6), (BATCH, 5), (BATCH, 5, 6), (5, B
 PLACES = {1: (BATCH, 4, 7), 2: (BATCH, 4, 5, 5), 3: (BATCH, 4, 4, 4, 4)}
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
-# By name: how the layer is made, how many values it gives an example, the shape of the inputs, how it is used, and
+# By name: how the layer is made, how many values it returns per example, the shape of the inputs, how it is used, and
 # which of its parameters are watched.
 NETWORKS = {}
 
@@ -166,7 +166,7 @@ def network(name):
     make, width, shape, call, _ = NETWORKS[name]
     torch.manual_seed(0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # some make their layers as PyTorch no longer advises
+        warnings.simplefilter("ignore", FutureWarning)  # some layers are built in ways that PyTorch discourages
         model = Topped(make(), width, call).double()
     x = torch.randint(9, shape) if shape == TOKENS else torch.randn(shape, dtype=torch.float64)
     return model, x, torch.randint(CLASSES, (BATCH,))

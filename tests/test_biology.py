@@ -55,7 +55,7 @@ MODELS = {
 
 
 def made(activity, kind):
-    """The gradient that the activity of a layer makes, (g, out, d)."""
+    """The gradient that the activity of a layer yields, (g, out, d)."""
     x = activity.presynaptic
     if kind.indices:
         x = F.one_hot(x, 7).to(activity.postsynaptic.dtype)[None]
@@ -166,7 +166,7 @@ def test_tied_layers_share_their_synapses():
     first, second = nn.Linear(4, 4), nn.Linear(4, 4)
     second.weight = first.weight
     watcher = NMDACoincidence(nn.Sequential(first, second))
-    assert list(watcher.covered()) == ["0.weight"]  # each bias has its own way
+    assert list(watcher.covered()) == ["0.weight"]  # each bias goes its own way
     second(first(torch.randn(3, 4))).sum().backward()
     (synapses,) = watcher.synapses
     activity = synapses.take()
@@ -205,7 +205,7 @@ def test_a_layer_called_with_its_input_by_name_is_watched():
     assert torch.equal(watcher.synapses[0].take().presynaptic[0, :, :3], x)
 
 
-# What stays of it
+# What is left behind
 
 
 def test_removed_hooks_watch_no_more():

@@ -33,7 +33,7 @@ def straight(make):
 def test_a_saved_folder_goes_on_bit_by_bit(make, at, tmp_path):
     model, optimizer = trained(make, at)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that there is only one process
+        warnings.simplefilter("ignore", UserWarning)  # about there being only one process
         saved = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
         dcp.save(saved, checkpoint_id=tmp_path)
         model = network(seed=1)

@@ -31,7 +31,7 @@ def step(model, optimizer, x, y, scale=1.0):
 
 
 class Layer:
-    """A layer of the coincidence form once more from its text, in NumPy: a weight W, its bias the last column."""
+    """A layer of the coincidence form, rewritten from its text in NumPy: a weight W, its bias the last column."""
 
     def __init__(self, weight, matrices, options):
         self.W, self.matrices, self.options = weight, matrices, options
@@ -44,7 +44,7 @@ class Layer:
     readout = False
 
     def step(self, X, D, examples):
-        """X: (N, d), D: (N, out) rows that came from so many examples."""
+        """X: (N, d), D: (N, out) rows that came from this many examples."""
         o, c = self.options, constants
         self.t += 1
         out, width = self.W.shape
@@ -191,7 +191,7 @@ SIZES = {"equal batches": [20] * 25, "batches that vary": [20, 3, 40, 1, 90, 12,
 
 
 def both(kind, bias, options, sizes):
-    """Of each layer the weights that the optimizer and the equations have made of it; how often a step was bounded."""
+    """Each layer's weights from the optimizer and from the equations, and how often a step was bounded."""
     torch.manual_seed(0)
     network = kind(bias)
     optimizer = watched(network.model, **{"refresh_every": 6, "response_bound": 0.15, **options})
@@ -224,7 +224,7 @@ def test_every_layer_follows_the_equations(kind, bias, options, sizes):
 
 
 def test_the_readout_of_a_deep_network_takes_longer_steps_while_its_inputs_are_alike():
-    """Few steps, since a large common mean makes much of the rounding of inverses in single precision."""
+    """Few steps, since a large common mean amplifies the rounding of inverses in single precision."""
     made, _ = both(Deep, True, {"response_bound": None, "lr": 0.01}, [20] * 6)
     for weights, wanted in made:
         np.testing.assert_allclose(weights, wanted, rtol=0, atol=1e-3)
@@ -240,7 +240,7 @@ def test_a_gradient_that_was_changed_by_hand_is_the_one_that_counts(how):
         for x, _ in batches(2, [8] * 15):
             optimizer.zero_grad()
             wanted = torch.arange(24) % 2 if how != "scaled" else 3.0
-            # By hand: the gradient that `wanted` as a factor of the loss's part would have made.
+            # By hand: the gradient that results if `wanted` multiplies each output's part of the loss.
             ((model(x) * (1 if by_hand else wanted)).sum(1).mean()).backward()
             for p in model.parameters() if by_hand else ():
                 p.grad.mul_(wanted if isinstance(wanted, float) else wanted.reshape(-1, *[1] * (p.dim() - 1)))
@@ -254,7 +254,7 @@ def test_a_gradient_that_was_changed_by_hand_is_the_one_that_counts(how):
 
 
 def clusters(seed):
-    """Draws of ten classes whose inputs have much in common, as images have."""
+    """Samples of ten classes whose inputs have much in common, as images do."""
     generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     centres = 2 + torch.randn(10, 64, generator=generator)
 
@@ -266,7 +266,7 @@ def clusters(seed):
 
 
 def two_tasks(make):
-    """Accuracy on the first and on the second of two tasks learnt one after the other; the network."""
+    """Accuracy on the first and on the second of two tasks learnt one after the other, and the network."""
     torch.manual_seed(0)
     draw = clusters(0)
     model = MODELS["mlp"](64, (60,), 10)
@@ -335,7 +335,7 @@ def test_a_finite_horizon_lets_go_of_what_no_longer_comes(rank):
 @pytest.mark.parametrize("start", [0.0, 100.0])
 @pytest.mark.parametrize("response_bound", [0.1, 2.0, None])
 def test_no_step_changes_what_a_layer_answers_by_more_than_the_bound(start, response_bound):
-    """In units of what it answers, or where that is nothing, of what a fresh layer answers."""
+    """In units of its response or, if that is zero, of a new layer's response."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 2))
     nn.init.constant_(model[0].weight, start), nn.init.zeros_(model[0].bias)
@@ -397,7 +397,7 @@ def test_only_the_optimizer_s_own_parameters_are_changed(own):
     for x, y in batches(6, [16] * 10):
         step(model, optimizer, x, y)
     changed = [name for name, p in model.state_dict().items() if not torch.equal(p, before[name])]
-    # A bias without its weight has no layer that is watched, and follows the diagonal form.
+    # A bias without its weight has no watched layer, and follows the diagonal form.
     assert changed == [f"0.{own}", "2.weight", "2.bias"]
     model[2].bias.requires_grad_(False)
     before = copy.deepcopy(model.state_dict())
@@ -463,7 +463,7 @@ def layer_and_its_optimizer(**options):
 
 
 def test_a_first_task_of_few_inputs_does_not_set_the_scale_of_later_ones():
-    """Inputs of a wide task after those of a narrow one: in the end, the variance is that of all of them."""
+    """Inputs of a wide task follow those of a narrow one: in the end, the variance is that of all of them."""
     layer, optimizer = layer_and_its_optimizer()
     inputs = [
         (0.5 if number < 20 else 1.0) * x + 0.5 * (number >= 20) for number, (x, _) in enumerate(batches(12, [8] * 60))
@@ -486,7 +486,7 @@ def test_a_batch_of_huge_inputs_does_not_end_the_learning():
 
 
 def digits_learnt(change, layers=2, dtype=torch.float32, loss_scale=1.0):
-    """Test accuracy of 200 steps on batches of digits, each as ``change(step, x, y)`` leaves it."""
+    """Test accuracy after 200 steps on batches of digits, each changed by ``change(step, x, y)``."""
     torch.manual_seed(0)
     data = load("digits")
     hidden = [nn.Linear(64, 100), nn.ReLU()] if layers == 2 else []
@@ -584,7 +584,7 @@ def test_state_is_at_most_adam_s_with_a_sketch(rank):
 
 
 def numbers(optimizer):
-    """Of the layers; a bias has one that nothing reads."""
+    """Those of the layers; a bias has one that nothing reads."""
     states = [optimizer.state[synapses.weight] for synapses in optimizer.coincidence.synapses]
     return [state[name] for state in states for name in constants.NUMBERS]
 

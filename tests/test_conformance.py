@@ -1,4 +1,4 @@
-"""What PyTorch asks of its own optimizers, asked of every public one, with and without coincidence."""
+"""What PyTorch requires of its own optimizers, tested on every public one, with and without coincidence."""
 
 import copy
 import io
@@ -41,7 +41,7 @@ diagonal = pytest.mark.parametrize("make", [selective, consolidating], ids=["sel
 
 
 def network(dtype=torch.float32, seed=0, width=12):
-    """Watched layers, an unwatched one, and one parameter without a dimension."""
+    """Watched layers, an unwatched one, and one zero-dimensional parameter."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(6, width), nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, 4))
     model.register_parameter("gain", nn.Parameter(torch.zeros(())))
@@ -148,7 +148,7 @@ def test_weight_decay_is_decoupled(make):
     train(model, plain, [0])
     train(decayed, decaying, [0])
     start = values(network())
-    for name, p in values(decayed).items():  # a watched layer's step is in units of what its decayed weights answer
+    for name, p in values(decayed).items():  # a watched layer's step is in units of its decayed weights' response
         step, expected = 0.995 * start[name] - p, start[name] - values(model)[name]
         torch.testing.assert_close(step, expected, rtol=0.01, atol=1e-6)
     before = values(decayed)
@@ -187,7 +187,7 @@ def test_schedulers_set_the_options_that_a_step_uses(make, name):
 
 
 @every
-@pytest.mark.parametrize("options", [{}, {"dtype": torch.float64}, {"width": 1500}], ids=str)  # wide: seen in samples
+@pytest.mark.parametrize("options", [{}, {"dtype": torch.float64}, {"width": 1500}], ids=str)  # wide: sampled
 @pytest.mark.parametrize("at", [3, 11])
 def test_a_checkpoint_on_disk_resumes_bit_by_bit(make, options, at):
     straight, model, resumed = network(**options), network(**options), network(**options, seed=1)
@@ -212,7 +212,7 @@ def test_a_loaded_state_lies_where_the_parameters_lie(make):
     other = make(moved)
     other.load_state_dict(optimizer.state_dict())
     kept = [(name, value) for state in other.state.values() for name, value in state.items()]
-    # The numbers that every step of a watched layer reads stay where reading them is not waiting.
+    # The numbers that every step of a watched layer reads stay where they can be read without waiting.
     on_host = NUMBERS if other.coincidence is not None else ()
     assert kept and all((value.device.type == "cpu") == (name in on_host) for name, value in kept)
 
@@ -489,7 +489,7 @@ OPTIONS = [
 
 
 def compiled_and_not(make, options, backend, steps=150):
-    """Train two networks alike, one by the compiled step; the number of graphs known after each step."""
+    """Train two networks alike, one with the compiled step; return the number of graphs known after each step."""
     torch._dynamo.reset()
     counters.clear()
     models, graphs = [network(), network()], []
@@ -505,7 +505,7 @@ def compiled_and_not(make, options, backend, steps=150):
             loss_of(model, step).backward()
             call()
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the scheduler takes a compiled step for none
+                warnings.simplefilter("ignore")  # the scheduler does not recognise a compiled step
                 scheduler.step()
         graphs.append(counters["stats"]["unique_graphs"])
     same(*models, exact=False)
@@ -517,7 +517,7 @@ def compiled_and_not(make, options, backend, steps=150):
 def test_a_compiled_step_is_the_step_and_is_compiled_a_few_times_in_all(make, options):
     graphs = compiled_and_not(make, options, "aot_eager")
     assert 0 < graphs[-1] <= 4
-    assert len({*graphs}) <= 3  # the step, and that in which a threshold is measured
+    assert len({*graphs}) <= 3  # the usual step, and the one that measures a threshold
 
 
 @diagonal
@@ -527,7 +527,7 @@ def test_the_usual_compiler_makes_the_step(make):
 
 @diagonal
 def test_a_step_on_an_accelerator_waits_for_nothing(make):
-    # Tensors without values: whatever asks for one, and so would wait for the device, raises.
+    # Tensors without values: anything that asks for one, and so would wait for the device, raises.
     model = network().to("meta")
     optimizer = make(model, on_nonfinite="ignore")
     for _ in range(WARMUP + 45):

@@ -16,7 +16,7 @@ from sp.lab.experiment import Experiment, run
 
 
 def numpy_diagonal(weights, gradients, *, lr, quantile, warmup, absorber):
-    """The diagonal form once more from its text, in NumPy and float64, for tensors of at most 8,192 elements in all."""
+    """The diagonal form rewritten from its text, in NumPy and float64, for tensors of at most 8,192 elements in all."""
     ws, cs = [w.astype(np.float64) for w in weights], [np.zeros(w.shape) for w in weights]
     mean_norm, theta, scale = None, None, 0.0
     for t, gs in enumerate(gradients, start=1):
@@ -35,7 +35,7 @@ def numpy_diagonal(weights, gradients, *, lr, quantile, warmup, absorber):
 
 
 @settings(max_examples=60, deadline=None)
-@example([()], 0.5, 0.5, 1, 1.0, 1)  # whose first gradient is odd
+@example([()], 0.5, 0.5, 1, 1.0, 1)  # the first gradient is odd
 @given(
     st.lists(st.lists(st.integers(1, 6), max_size=4).map(tuple), min_size=1, max_size=4),
     st.floats(0, 0.5),

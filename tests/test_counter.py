@@ -108,7 +108,7 @@ def test_the_counter_changes_nothing_and_knows_the_gate_of_every_optimizer(name)
     assert list(table.index) == [name for name, _ in model.named_parameters()]
     assert (table.looks == 40).all() and (table.filter(like="weight", axis=0)[["ltp", "ltd"]] > 0).all().all()
     assert (table.ltp + table.ltd + table.shut <= table.synapses * table.looks).all()
-    if not name.startswith("coincidence"):  # whose inputs are alike here, see below
+    if not name.startswith("coincidence"):  # its inputs are alike here, see below
         assert (table.shut > 0).any() == (name != "adam")
     if name != "adam":
         gates = [optimizer.get_param_gate(p) for p in model.parameters()]
@@ -164,7 +164,7 @@ def test_a_counter_goes_on_from_what_was_saved():
 
 
 def test_in_the_coincidence_form_what_is_open_is_told_beside_the_median():
-    """After a few batches hardly a share is above a half, and all synapses would count as shut."""
+    """After a few batches hardly any share is above one half, and all synapses would count as shut."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 3))
     optimizer = ConsolidatingPlasticityOptimizer(model.parameters(), coincidence=NMDACoincidence(model))

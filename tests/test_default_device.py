@@ -1,6 +1,6 @@
-"""Every tensor that is made names its device, so that another default device (`torch.set_default_device`) is no matter.
+"""Every new tensor names its device, so that the default device (`torch.set_default_device`) does not matter.
 
-What is made without a device lies on ``meta`` here, where it has no values: the first use of it raises.
+A tensor made without a device is on ``meta`` here, where it has no values: its first use raises.
 """
 
 import numpy as np

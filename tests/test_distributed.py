@@ -27,7 +27,7 @@ def train(model, optimizer, part=slice(None)):
         y = torch.randint(3, (BATCH,), generator=generator)[part]
         optimizer.zero_grad()
         loss = F.cross_entropy(model(x), y)
-        # In one process a gradient is not finite: both leave the step out.
+        # In one process a gradient is not finite: both skip the step.
         (loss * torch.nan if step == 5 and part in (slice(None), slice(0, BATCH // 2)) else loss).backward()
         optimizer.step()
     return optimizer.get_diagnostics()
@@ -38,7 +38,7 @@ def work(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     try:
         train_all(rank, folder)
-        dist.barrier()  # whoever leaves first would break what the other is still waiting for
+        dist.barrier()  # a process that leaves early would break what the other still waits for
     finally:
         dist.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""The documents: what they show runs, what they cite is in the bibliography, and they lead somewhere."""
+"""The documents: their examples run, their citations are in the bibliography, and their links lead somewhere."""
 
 import json
 import re

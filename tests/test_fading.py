@@ -1,4 +1,4 @@
-"""The moving picture of the README."""
+"""The animation in the README."""
 
 import pandas as pd
 from PIL import Image
@@ -24,7 +24,7 @@ def test_a_digit_is_as_dark_as_the_accuracy_on_it(tmp_path):
         picture.seek(number)
         frames.append(picture.convert("L"))
     width, height = frames[0].size
-    assert len(frames) == 2  # those of the end are shown longer
+    assert len(frames) == 2  # the last ones are shown longer
 
     def darkest(frame, method):
         first = frame.crop((int(0.14 * width), height * method // 2, int(0.28 * width), height * (method + 1) // 2))

@@ -1,8 +1,8 @@
-"""Every method has one tiny run on digits whose accuracies are kept, so that a rule that changes is seen by its name.
+"""Every method has one tiny run on digits whose accuracies are kept, so that a change in a rule shows up by its name.
 
-They are kept with the version of the method that made them: what moves needs another version, or results of the rule as
-it was would be read for those of the rule as it is. ``python tests/test_golden_runs.py [RUN ...]`` records runs of
-another version in ``tests/golden_runs.csv``, all of them by default; what moved under the same one is refused.
+They are kept with the version of the method that made them. Changed results need a new version; otherwise, results of
+the old rule would be read as those of the new one. ``python tests/test_golden_runs.py [RUN ...]`` records runs of a new
+version in ``tests/golden_runs.csv``, by default all of them. Changes under the same version are refused.
 """
 
 import argparse
@@ -26,10 +26,10 @@ VERSIONS = ["rules_version", "method_version"]
 TOLERANCE = 0.02  # of an accuracy, about 4 images: processors round differently
 ELSEWHERE = 0.06  # on an accelerator, where dropout and noise draw other numbers
 
-# Domain-incremental, so that a part of task A is kept; of few steps, after which no network is at its end.
+# Domain-incremental, so that a part of task A is kept; so few steps that no network has converged.
 SMALL = {"scenario": "domain", "hidden": (32, 32)}
 REHEARSING = {"replay_capacity": 100, "options": {"lr": 0.1}}
-# Without these a method would stay near chance in so few steps, or do what the optimizer under it does alone.
+# Without these, a method would stay near chance in so few steps, or behave like the plain optimizer under it.
 CHOICES = {
     "active_dendrites": {"epochs": 2},
     "adamw": {"options": {"weight_decay": 10.0}},
@@ -58,7 +58,7 @@ RUNS = {method: Experiment(optimizer=method, **{**SMALL, **CHOICES.get(method, {
 RUNS["coincidence, convolutional"] = Experiment(
     optimizer="coincidence", model="convolutional", **{**SMALL, "hidden": (4, 8, 32)}
 )
-# The first and last have no rate; the others make their optimizer anew.
+# The first and last have no rate; the others recreate their optimizer.
 WITHOUT_LASTING_RATE = ("chance", "dendrites", "joint", "ranpac", "ridge", "slda")
 NEEDS_PACKAGE = "it needs the extra `dendrites`: make dendrites"
 
@@ -88,7 +88,7 @@ def command(name: str) -> str:
 
 def differs(one: np.ndarray, other: np.ndarray) -> bool:
     tolerance = TOLERANCE if torch.get_default_device().type == "cpu" else ELSEWHERE
-    return not np.abs(one - other).max() <= tolerance  # in this way NaN differs as well
+    return not np.abs(one - other).max() <= tolerance  # written so that NaN differs as well
 
 
 def moved(name: str, measured: np.ndarray) -> str:
@@ -177,7 +177,7 @@ def test_what_did_not_move_keeps_its_row_so_that_small_moves_do_not_add_up(tmp_p
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run and record what is named, all runs by default; other rows stay as they are, and those that did not move."""
+    """Run and record the named runs, by default all; other rows and unchanged ones stay as they are."""
     parser = argparse.ArgumentParser(description="Run and record tiny runs; other rows stay as they are.")
     parser.add_argument("runs", nargs="*", metavar="RUN", help=f"default: all of {'; '.join(RUNS)}")
     names = parser.parse_args(arguments).runs or list(RUNS)

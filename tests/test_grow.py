@@ -1,4 +1,4 @@
-"""A layer that gets more outputs: what it has learnt stays, and training goes on with all state."""
+"""A layer that gains outputs keeps what it has learnt, and training continues with all state."""
 
 import copy
 import gc
@@ -139,7 +139,7 @@ def test_memories_of_inputs_stay_and_that_of_errors_gets_outputs_without_any():
     torch.testing.assert_close(now["errors"], F.pad(before["errors"], (0, 2, 0, 2)), rtol=1e-5, atol=1e-9)
     inverse = now["errors_inverse"][0]
     assert inverse.shape == (6, 6) and not inverse[:4, 4:].any()
-    # Where there was no error nothing is damped: of all directions these pass the largest share.
+    # Nothing is damped where there was no error: of all directions, these pass the largest share.
     assert torch.linalg.eigvalsh(inverse)[-2:].allclose(inverse.diagonal()[4:])
     assert all(torch.equal(optimizer.state[model[0].weight][name], value) for name, value in first.items())
 
@@ -159,7 +159,7 @@ def test_a_sketch_of_errors_goes_on_as_a_sketch_of_more_outputs(rank, outputs):
     grow_outputs(model[-1], outputs, optimizer)
     after = memories(synapses, group)[1].matrix(optimizer.state[weight])
     assert after.shape == (1, outputs, outputs)
-    # About as much in all (of so few outputs a sketch is coarse), and the heaviest direction where it was.
+    # About as much in all (with so few outputs a sketch is coarse), and the heaviest direction where it was.
     torch.testing.assert_close(after[0].trace(), before[0].trace(), rtol=0.4, atol=0)
     heaviest = F.pad(torch.linalg.eigh(before[0]).eigenvectors[:, -1], (0, outputs - 8))
     assert heaviest @ after[0] @ heaviest > 0.5 * torch.linalg.eigvalsh(before[0])[-1]
@@ -217,7 +217,7 @@ def test_a_counter_goes_on_to_count_old_synapses_and_new_ones(make, owner):
 
 @ours
 def test_what_came_back_before_is_not_used_after(make):
-    """A gradient that was never stepped on, and passes that made it, have the old shape."""
+    """A gradient that no step used, and the passes that made it, have the old shape."""
     model, alone = network(4), network(4)
     optimizer, other = make(model), make(alone)
     for m, o in ((model, optimizer), (alone, other)):
@@ -353,7 +353,7 @@ def here(x, y):
 
 
 def learnt(seed, growing):
-    """Final accuracy on digits in five tasks of two classes; labels in the order in which they come."""
+    """Final accuracy on digits in five tasks of two classes; labels are numbered in order of appearance."""
     tasks = make_stream(load("digits"), "split", 5, "class", seed).tasks
     place = torch.zeros(10, dtype=torch.long)
     place[torch.cat([here(*task.train())[1].unique() for task in tasks])] = torch.arange(10)

@@ -1,4 +1,4 @@
-"""The rooms of the package import in one direction, nothing in a circle, and nobody in it the studies."""
+"""The rooms of the package import in one direction, never in a circle, and never the studies."""
 
 import ast
 import sys
@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# From below to above: a room imports those below it. Rooms of one line do not import each other.
+# From bottom to top: a room imports those below it. Rooms on one line do not import each other.
 ORDER = [
     ("checks", "extras", "files"),
     ("rules",),
     ("biology",),
     ("optim",),
     ("replay",),
-    ("sp",),  # what the package offers to a model of one's own
+    ("sp",),  # what the package offers to a user's own model
     ("rivals",),
     ("lab",),
     ("figures",),
@@ -24,7 +24,7 @@ ORDER = [
     ("commands",),
 ]
 HEART = ("checks", "extras", "rules", "biology", "optim", "replay", "sp")
-# Modules that lie beside the rooms they belong to.
+# Modules that lie outside the rooms they belong to.
 ROOM_OF = {
     "notebooks.parameters": "figures",
     **dict.fromkeys(("__main__", "notebooks", "pages"), "commands"),
@@ -48,7 +48,7 @@ def imported(path: Path, top_only: bool = False) -> Iterator[str]:
 
 
 def _at_import(node: ast.AST) -> Iterator[ast.AST]:
-    """Without the bodies of functions, and without what is for type checkers alone."""
+    """The nodes that run at import: not the bodies of functions, nor what is only for type checkers."""
     for child in ast.iter_child_nodes(node):
         types_alone = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
         if not (types_alone or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)):
@@ -63,7 +63,7 @@ def room(module: str) -> str:
 
 
 def on_request(module: str, other: str) -> bool:
-    """What is imported inside a function, when somebody asks for it.
+    """Whether an import may happen inside a function, on request.
 
     A comparison is data, and draws itself on request: `Runs.plot` and `Runs.save`.
     """

@@ -10,7 +10,7 @@ from tests.test_watching import CLASSES, INPUTS, batch, watched
 
 
 class Sentences(nn.Module):
-    """A class for a whole sequence, from the last state of a recurrent layer."""
+    """Predicts one class for a whole sequence, from the last state of a recurrent layer."""
 
     def __init__(self, kind):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the project says of its dependencies, its commands and itself agrees."""
+"""What the project says about its dependencies, its commands and itself is consistent."""
 
 import importlib
 import re
@@ -30,7 +30,7 @@ def project():
 
 
 def required(project, extra="test"):
-    """What an installation with an extra takes; an extra may name others of the package."""
+    """What an installation with an extra requires; an extra may name other extras of the package."""
     found = {}
     for line in [*project["dependencies"], *project["optional-dependencies"][extra]]:
         requirement = Requirement(line)
@@ -65,7 +65,7 @@ def test_lock_pins_every_dependency_within_its_range(project):
 
 
 def test_what_is_locked_installs_on_the_oldest_python_that_is_allowed(project):
-    """Else pip looks for minutes for what else might go together, and finds nothing."""
+    """Otherwise pip searches for minutes for another set that goes together, and finds none."""
     (oldest,) = SpecifierSet(project["requires-python"])
     installed = {
         canonicalize_name(found.metadata["Name"]): found.metadata["Requires-Python"] for found in distributions()
@@ -84,7 +84,7 @@ def test_torch_alone_is_installed_unless_an_extra_is_asked_for(project):
 
 
 def test_what_is_missing_is_said_with_the_command_that_brings_it(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "pandas", None)  # which is how Python knows that it is not there
+    monkeypatch.setitem(sys.modules, "pandas", None)  # how Python marks a missing module
     monkeypatch.delitem(sys.modules, "sp.lab", raising=False)
     with pytest.raises(ImportError, match=r"^sp\.lab needs pandas: .* pip install 'selective-plasticity\[lab\]'$"):
         importlib.import_module("sp.lab")

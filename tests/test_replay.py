@@ -19,7 +19,7 @@ def stream(start, stop, classes=10):
 
 
 def held(buffer):
-    """The numbers of the examples held, in order of their slots."""
+    """The numbers of the examples held, in slot order."""
     state = buffer.state_dict()
     return [] if state["x"] is None else state["x"][:, 0].int().tolist()
 

@@ -1,4 +1,4 @@
-"""The formulas of the optimizers, against values known by hand."""
+"""The formulas of the optimizers, against values computed by hand."""
 
 import math
 

@@ -16,7 +16,7 @@ from sp import NMDACoincidence, SelectivePlasticityOptimizer
 def numpy_rule(
     weights, gradients, *, lr, beta, k, percentile, warmup, adaptive, eps, momentum, normalisation, base, floor
 ):
-    """The rule written once more from its text, in NumPy and float64, for one tensor of at most 8,192 elements."""
+    """The rule rewritten from its text, in NumPy and float64, for one tensor of at most 8,192 elements."""
     w = weights.astype(np.float64)
     e, m, theta = np.zeros_like(w), np.zeros_like(w), np.inf
     for t, g in enumerate(gradients, start=1):

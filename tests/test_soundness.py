@@ -1,4 +1,4 @@
-"""What a training that runs for days meets: odd gradients, checkpoints of every kind, weights that move in memory."""
+"""What a training run of several days meets: odd gradients, checkpoints of every kind, weights that move in memory."""
 
 import copy
 import io
@@ -247,7 +247,7 @@ def test_the_fast_form_is_the_reference_over_several_blocks(kind, dtype, monkeyp
 @pytest.mark.parametrize("make", [consolidating, coincidence])
 @pytest.mark.parametrize("factor", [1e3, 1e6])
 def test_one_odd_first_batch_is_as_if_it_had_not_been(make, factor):
-    """The scale of gradients is measured in the first steps, and would be a thousand times too large for good."""
+    """The scale of gradients is measured in the first steps, and would remain a thousand times too large for good."""
     moved = []
     for first in (1.0, factor):
         model = network()

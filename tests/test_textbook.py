@@ -1,4 +1,4 @@
-"""The formulas and simulations of the biology, against values known by hand and against what their theory says."""
+"""The formulas and simulations of the biology, against values computed by hand and against what their theory says."""
 
 import math
 

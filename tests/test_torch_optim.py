@@ -1,7 +1,7 @@
-"""PyTorch's tests of its own optimizers (its `test/test_optim.py`), asked of every form of ours.
+"""PyTorch's tests of its own optimizers (its `test/test_optim.py`), applied to every form of ours.
 
 They run over `OptimizerInfo` records, as PyTorch's own do. Where PyTorch steps bare tensors, these step the same loss
-through `nn.Linear`, so that a watcher can see the layer. Of PyTorch's tests these are left out:
+through `nn.Linear`, so that a watcher can see the layer. These of PyTorch's tests are left out:
 
 | test | why |
 |---|---|
@@ -40,7 +40,7 @@ from torch.testing import assert_close
 
 from sp import ConsolidatingPlasticityOptimizer, NMDACoincidence, SelectivePlasticityOptimizer
 
-# Importing them forbids the whole process to set flags of torch.backends, which Lightning does in other tests.
+# Importing them stops the whole process from setting flags of torch.backends, as Lightning does in other tests.
 with mock.patch("torch.backends.disable_global_flags"):
     from torch.testing._internal.common_optimizers import (
         ErrorOptimizerInput,
@@ -54,7 +54,7 @@ with mock.patch("torch.backends.disable_global_flags"):
 
 EXACT = {"rtol": 0, "atol": 0}
 assert_equal = TestCase().assertEqual  # as PyTorch compares: state dicts and all that is in them
-# PyTorch tries the most schedulers with SGD.
+# PyTorch tests SGD with the most schedulers.
 SCHEDULES = next(info for info in optim_db if info.optim_cls is torch.optim.SGD).scheduler_inputs
 
 
@@ -73,7 +73,7 @@ def option_sets(**own: dict[str, Any]) -> Callable[..., list[OptimizerInput]]:
 
 
 def errors(device: str, dtype: torch.dtype) -> list[ErrorOptimizerInput]:
-    """What PyTorch has every optimizer refuse, and what ours refuse besides."""
+    """What PyTorch has every optimizer refuse, and what ours refuse in addition."""
     shared = get_error_inputs_for_all_optims(device, dtype)
     for error in shared:
         if "lr" in error.optimizer_error_input.kwargs:  # ours say which value is wrong, and what is allowed
@@ -148,7 +148,7 @@ class Case:
 
     @property
     def kwargs(self) -> dict[str, Any]:
-        """The options, afresh, because schedulers change a rate that is a tensor."""
+        """A new copy of the options, because schedulers change a rate that is a tensor."""
         found = next(i for i in self.form.optim_inputs_func(device=torch.get_default_device()) if i.desc == self.desc)
         return {**found.kwargs, "foreach": self.foreach}
 
@@ -444,7 +444,7 @@ def test_state_dict_deterministic(case, names):
 
 
 def as_numbers(tree):
-    """What is nested in dicts, with numbers in place of tensors without dimensions."""
+    """Nested dicts, with numbers instead of zero-dimensional tensors."""
     if isinstance(tree, dict):
         return {key: as_numbers(value) for key, value in tree.items()}
     return tree.item() if isinstance(tree, Tensor) and tree.dim() == 0 else tree

@@ -94,7 +94,7 @@ def test_accelerate(make, tmp_path):
 
 
 class WithLoss(nn.Module):
-    """A model as Hugging Face's Trainer takes one: it answers with its loss."""
+    """A model in the form that Hugging Face's Trainer takes: it returns its loss."""
 
     def __init__(self):
         super().__init__()

@@ -39,7 +39,7 @@ def watched(model, **options):
 
 
 def batch(seed, size=16):
-    """Inputs, and the quadrant-like class that a fixed plane gives them."""
+    """Inputs and their classes, which depend on the signs of the first two values."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(size, INPUTS, generator=generator)
     return x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
@@ -86,7 +86,7 @@ def keep(model, group, step):
     """Change nothing."""
 
 
-# What is changed before each step, and the loss that is taken in it.
+# What is changed before each step, and the loss that is used in it.
 ROLES = {
     "a head thawed": (lambda model, group, step: model.head.requires_grad_(step >= 20), lambda step: classified),
     "a middle thawed": (lambda model, group, step: model.middle.requires_grad_(step >= 20), lambda step: classified),
@@ -321,13 +321,13 @@ def test_a_bad_start_is_overcome(start, options):
 
 
 class Verbose(nn.Linear):
-    """A Linear that answers more than a tensor."""
+    """A Linear that returns more than a tensor."""
 
     def forward(self, x):
         return super().forward(x), x
 
 
-@pytest.mark.filterwarnings("ignore:coincidence")  # whether it can be watched is not said here
+@pytest.mark.filterwarnings("ignore:coincidence")  # whether it can be watched is not tested here
 def test_a_layer_that_returns_a_tuple_learns():
     torch.manual_seed(0)
     model = nn.ModuleList([Verbose(INPUTS, 16), nn.Linear(16, CLASSES)])

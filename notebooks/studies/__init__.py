@@ -1,8 +1,7 @@
-"""What the notebooks compare, and how each method was tuned: settings, grids, and the one table of tuned values.
+"""What the notebooks compare and how each method was tuned: settings, grids, and the single table of tuned values.
 
-``python notebooks/studies tune STUDY DATASET`` chooses a method's options on the tuning seeds, by accuracy on training
-images that were held out, and writes them to ``notebooks/studies/tuned.csv``. Reported runs use other seeds and the
-test images.
+``python notebooks/studies tune STUDY DATASET`` chooses a method's options on the tuning seeds, by accuracy on held-out
+training images, and writes them to ``notebooks/studies/tuned.csv``. Reported runs use other seeds and the test images.
 """
 
 import json
@@ -24,7 +23,7 @@ from studies.pattern_search import neighbours
 
 TUNED = Path(__file__).with_name("tuned.csv")
 
-# The same number of points for every optimizer.
+# Every optimizer gets the same number of points.
 GRIDS = {
     "consolidating": [{"lr": lr} for lr in (1e-2, 3e-2, 0.1, 0.2, 0.3, 0.5, 1.0)],
     "ridge": [{"penalty": penalty} for penalty in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)],
@@ -64,8 +63,8 @@ def forgetting(
 ) -> dict[str, Experiment]:
     """Methods of notebook 01: the published two-task experiment (P19), with and without replay.
 
-    What is None takes the data set's value in `SETTINGS`, and ``lr`` its tuned one (the optimizer's default with
-    ``tuned=False``).
+    Arguments that are None take the data set's value in `SETTINGS`. ``lr`` takes its tuned value instead (the
+    optimizer's default with ``tuned=False``).
     """
     chosen = settings(dataset)
     plain = base(dataset, tasks=2, epochs=epochs or chosen["epochs"], curve_points=12)
@@ -120,7 +119,7 @@ def forgetting_verdicts(rows: pd.DataFrame, replayed: pd.DataFrame) -> list[str]
 
     Args:
         rows: `sp.lab.sweep.paired_runs` of the methods of `forgetting`.
-        replayed: the same of "ARM + replay, reservoir" and "ARM + replay, first in first out".
+        replayed: the same for "ARM + replay, reservoir" and "ARM + replay, first in first out".
     """
     rows = pd.concat([rows, replayed])
     rule = "Selective plasticity"
@@ -138,9 +137,9 @@ def forgetting_verdicts(rows: pd.DataFrame, replayed: pd.DataFrame) -> list[str]
 
 
 def equal_features(inputs: int, hidden: tuple[int, int], outputs: int = 10) -> int:
-    """How many random features give a ridge regression as many numbers as a perceptron with two hidden layers has.
+    """Number of random features for which ridge regression has as many numbers as a perceptron with two hidden layers.
 
-    Counted are the projection, its offsets and the readout, as the perceptron's weights and biases are.
+    The projection, its offsets and the readout are counted, like the perceptron's weights and biases.
     """
     return round(mlp_size(inputs, hidden, outputs) / (inputs + 1 + outputs))
 
@@ -148,14 +147,14 @@ def equal_features(inputs: int, hidden: tuple[int, int], outputs: int = 10) -> i
 def retention(
     stream: str, dataset: str, *, tuned: bool = True, names: Sequence[str] | None = None
 ) -> dict[str, Experiment]:
-    """Methods of notebooks 02, 03 and 08: what is left of a stream of tasks, without replay and without boundaries.
+    """Methods of notebooks 02, 03 and 08: how much of a stream is retained, without replay and without task boundaries.
 
     Args:
         stream: a name in `sp.lab.settings.STREAMS`.
         dataset: a name in `SETTINGS`.
-        tuned: True: every method with its tuned options, and the coincidence form with its defaults. False: only those
-            that are tuned, with default options.
-        names: which methods, in this order; None: all.
+        tuned: True gives every method its tuned options, and adds the coincidence form with its defaults. False returns
+            only the methods that are tuned, with default options.
+        names: the methods to return, in this order. None returns all.
     """
     chosen = settings(dataset)
     plain = on_stream(stream, dataset)
@@ -168,7 +167,7 @@ def retention(
     }
     if not tuned:
         return methods
-    # Thirty tasks take long to tune; they take what ten were tuned to.
+    # Tuning on thirty tasks takes long, so they use the options tuned on ten.
     study = f"retention_{stream}" if stream != "permuted30" else "retention_permuted10"
 
     def made(method: str) -> Experiment:
@@ -220,15 +219,15 @@ def tune_methods(
 ) -> pd.DataFrame:
     """Run trials and keep the best point of each method in the table of tuned values.
 
-    A point is judged by its mean average accuracy over all tasks, at the end, on held-out training images.
+    A point is judged by its mean final average accuracy over all tasks, on held-out training images.
 
     Args:
-        further: how many points more a method may have, each a neighbour of its best one (`studies.pattern_search`),
-            until no neighbour is better.
-        searches: method -> what its choice depends on, kept in a column, by which a choice is known to be out of date.
+        further: how many more points a method may try, each a neighbour of its best one (`studies.pattern_search`). The
+            search stops when no neighbour is better.
+        searches: maps a method to what its choice depends on. A column stores it, to recognise outdated choices.
 
     Returns:
-        One row a point: ``study, dataset, method, options, accuracy`` and ``chosen``.
+        One row per point: ``study, dataset, method, options, accuracy`` and ``chosen``.
     """
     points = _judged(trials, ledger, workers)
     allowed = points.groupby("method").size() + further
@@ -248,7 +247,7 @@ def tune_methods(
 
 
 def _judged(trials: Sequence[Trial], ledger: Ledger | None, workers: int | None) -> pd.DataFrame:
-    """One row a point: ``method, options`` and ``accuracy``, the mean over its seeds."""
+    """One row per point: ``method, options`` and ``accuracy``, the mean over its seeds."""
     frame = tables.table(run_all([experiment for *_, experiment in trials], ledger, workers))
     frame = pd.DataFrame(
         {
@@ -261,7 +260,7 @@ def _judged(trials: Sequence[Trial], ledger: Ledger | None, workers: int | None)
 
 
 def _further(points: pd.DataFrame, trials: Sequence[Trial], allowed: pd.Series) -> list[Trial]:
-    """Trials of the neighbours of each method's best point that were not tried, as far as it may have more points."""
+    """Trials of the untried neighbours of each method's best point, up to the number of points it is allowed."""
     found = []
     for method, tried in points.groupby("method", sort=False):
         best = json.loads(tried.options[tried.accuracy.idxmax()])

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-# Python puts this folder first, whose modules are named after what they study; they are imported as a package.
+# Python puts this folder first on its path, but the modules in it are to be imported as a package.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from studies.commands import main  # noqa: E402

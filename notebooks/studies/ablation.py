@@ -1,8 +1,8 @@
-"""Every free choice of the rules, one at a time and the important pairs: what does it do to the accuracy? (notebook 06)
+"""How each free choice of the rules affects the accuracy: one at a time and in important pairs (notebook 06).
 
-A method differs from its rule's base in one choice (in a pair: two) and is compared with it, seed by seed. For the
-published rule the learning rate of every method, the base included, is tuned on its own, since most choices change the
-size of a step as well. The consolidating rule is varied around its defaults, which are meant to serve without tuning;
+A method differs from its rule's base in one choice (two in a pair) and is compared with the base seed by seed. For the
+published rule, the learning rate of every method, including the base, is tuned separately, since most choices also
+change the size of a step. The consolidating rule is varied around its defaults, which are meant to work without tuning;
 its learning rate is one of the choices.
 """
 
@@ -25,7 +25,7 @@ STREAMS = {
 
 TWICE = "twice the data set's warm-up"
 
-# Choice (and its value in the base) -> method -> options in place of the base's, or another optimizer.
+# Choice (and its value in the base) -> method -> options that replace the base's, or another optimizer.
 PUBLISHED = {
     "k (5)": {"k = 0: no gate": {"plasticity_k": 0.0}, "k = 10": {"plasticity_k": 10.0}},
     "β (0.99)": {"β = 0.9": {"trace_decay": 0.9}, "β = 0.999": {"trace_decay": 0.999}},
@@ -67,7 +67,7 @@ BASE = "base"
 
 
 def stream(name: str, dataset: str) -> Experiment:
-    """The experiment of a stream: shorter than in the other notebooks, because there are many."""
+    """The experiment for a stream, shorter than in the other notebooks because so many are run."""
     short = dataset == "digits"
     if name == "permuted":
         experiment = replace(studies.on_stream("permuted10", dataset), tasks=4)
@@ -82,8 +82,8 @@ def methods(rule: str, name: str, dataset: str, tuned: bool = True) -> Methods:
     """The base and every method of a rule on a stream.
 
     Args:
-        rule: a name in `CHOICES`. name: of one of its streams. dataset: a name in `sp.lab.settings.SETTINGS`.
-        tuned: False: the methods of the published rule without their tuned learning rates.
+        rule: a name in `CHOICES`. name: one of its streams. dataset: a name in `sp.lab.settings.SETTINGS`.
+        tuned: False returns the methods of the published rule without their tuned learning rates.
     """
     setting = studies.settings(dataset)
     base = replace(stream(name, dataset), optimizer="selective" if rule == "published" else rule)
@@ -102,14 +102,14 @@ def methods(rule: str, name: str, dataset: str, tuned: bool = True) -> Methods:
 
 
 def study(name: str) -> str:
-    """The name under which the rates of the published rule's methods stand in the table of tuned values."""
+    """The name under which the table of tuned values stores the rates of the published rule's methods."""
     return f"ablation_{name}"
 
 
 def trials(dataset: str) -> dict[str, list[studies.Trial]]:
-    """By study: every variant of the published rule at seven rates, on the tuning seeds (digits) or the first one.
+    """By study: every variant of the published rule at seven rates, on the tuning seeds (digits) or only the first.
 
-    What is held out of larger data sets tells rates apart on one seed.
+    On larger data sets, the held-out images distinguish rates with a single seed.
     """
     seeds = studies.TUNING_SEEDS if dataset == "digits" else studies.TUNING_SEEDS[:1]
     found: dict[str, list[studies.Trial]] = {}
@@ -122,17 +122,17 @@ def trials(dataset: str) -> dict[str, list[studies.Trial]]:
 
 
 def effects(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
-    """What each method changes in the average accuracy, against the base with the same seed.
+    """How each method changes the average accuracy, compared with the base at the same seed.
 
     Args:
-        rows: ``method, seed, average_accuracy``, one method named `BASE`.
-        margin: a change of the accuracy that would be worth having, > 0.
+        rows: ``method, seed, average_accuracy``. One method is named `BASE`.
+        margin: a change in accuracy that would be worth having, > 0.
 
     Returns:
-        One row a method: ``method``; ``mean, low, high, n`` of the paired difference and its 95 % bootstrap interval;
-        ``size``, the mean difference in units of its deviation over seeds; ``verdict``: "better" or "worse" where the
-        interval leaves out zero and the mean is at least ``margin`` away from it, "no matter" where the whole interval
-        lies within ``margin`` of zero, else "open".
+        One row per method: ``method``; ``mean, low, high, n`` of the paired difference and its 95 % bootstrap interval;
+        ``size``, the mean difference in units of its standard deviation over seeds; and ``verdict``: "better" or
+        "worse" if the interval excludes zero and the mean is at least ``margin`` away from it, "no matter" if the whole
+        interval lies within ``margin`` of zero, else "open".
     """
     score = rows.pivot(index="seed", columns="method", values="average_accuracy")
     table = []
@@ -152,7 +152,7 @@ def effects(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
 
 
 def side_by_side(panels: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """`effects` of several streams as text: a row for each method; difference, size and verdict for each stream."""
+    """`effects` of several streams as text: one row per method, with difference, size and verdict for each stream."""
     tables = {}
     for title, table in panels.items():
         text = [metrics.interval_text(row.mean, row.low, row.high, "+.3f") for row in table.itertuples()]

@@ -1,6 +1,6 @@
-"""What a step costs beside Adam's, in time and in memory: measured in turn in one process on one thread.
+"""What a step costs in time and memory compared with Adam's, measured in turn in one process on one thread.
 
-``python notebooks/studies bench`` measures, best on a quiet machine, and keeps the table in ``bench.csv`` beside it.
+``python notebooks/studies bench`` measures, best on a quiet machine, and saves ``bench.csv`` next to this file.
 """
 
 import gc
@@ -24,9 +24,9 @@ from sp.lab.networks import mlp
 from sp.optim import ConsolidatingPlasticityOptimizer, SelectivePlasticityOptimizer
 
 MEASURED = Path(__file__).with_name("bench.csv")
-ON_A_GPU = MEASURED.with_name("on_a_gpu.csv")  # what `make gpu` measured on one
-STEPS = 20  # of one optimizer after another in a round: what is done every twentieth step is in the mean of a round
-WARM_UP = 60  # steps before anything is timed: compiling, the first look at thresholds, and the gate's own warm-up
+ON_A_GPU = MEASURED.with_name("on_a_gpu.csv")  # measured by `make gpu`
+STEPS = 20  # consecutive steps of each optimizer in a round, so that work done every twentieth step is in its mean
+WARM_UP = 60  # untimed steps: they cover compiling, the first look at thresholds, and the gate's own warm-up
 
 
 def _coincidence(model: nn.Module, rank: int | None) -> Optimizer:
@@ -35,7 +35,7 @@ def _coincidence(model: nn.Module, rank: int | None) -> Optimizer:
 
 def _counted(name: str, model: nn.Module) -> Optimizer:
     optimizer = OPTIMIZERS[name](model)
-    optimizer.counter = PlasticityCounter(optimizer)  # nothing else keeps it
+    optimizer.counter = PlasticityCounter(optimizer)  # keeps the counter alive
     return optimizer
 
 
@@ -60,7 +60,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
 }
 WATCHED = ["Adam", "Coincidence", "Coincidence, rank 128"]
 
-# What is measured: networks 784-w-w-10 of these widths on batches of these sizes, and which optimizers.
+# What is measured: networks 784-w-w-10 of these widths, batches of these sizes, and these optimizers.
 PARTS = {
     "size": ((32, 256, 800, 2048), (128,), [name for name in OPTIMIZERS if name not in WATCHED[1:]]),
     "width": ((256, 512, 1024, 2048), (128,), WATCHED),
@@ -71,23 +71,23 @@ PARTS = {
 def bench(
     parts: Sequence[str] = tuple(PARTS), rounds: int = 15, widest: int | None = None, device: str = "cpu"
 ) -> pd.DataFrame:
-    """Time of a step and of a whole training step, and memory, for each optimizer, network and batch size.
+    """Measure the time of a step and of a whole training step, and memory, per optimizer, network and batch size.
 
-    In each round every optimizer makes `STEPS` steps after another, so that a busy machine slows all of them alike. A
-    time is a median over rounds; its interval, and that of its ratio to Adam's in the same round, are 95 % bootstrap.
+    In each round every optimizer takes `STEPS` consecutive steps, so that a busy machine slows all of them alike. Times
+    and their ratios to Adam's in the same round are medians over rounds, with 95 % bootstrap intervals.
 
     Args:
         parts: names in `PARTS`.
         rounds: at least 2.
-        widest: leaves out wider networks.
-        device: where networks and data lie. An accelerator is waited for before and after each step.
+        widest: wider networks are left out.
+        device: where networks and data live. An accelerator is synchronised before and after each step.
 
     Returns:
-        One row a part, network, batch size and optimizer: ``part, width, batch, parameters, optimizer``; ``step_us``
+        One row per part, network, batch size and optimizer: ``part, width, batch, parameters, optimizer``; ``step_us``
         and ``training_us`` (of ``step()`` alone, and with forward and backward pass), ``step_ratio`` and
         ``training_ratio`` to Adam, ``step_fused_ratio`` to fused Adam where it was measured, each with ``_low`` and
-        ``_high``; ``state_bytes`` and ``peak_bytes`` (weights, gradients, state and the most that a step needs besides;
-        on the CPU only) a parameter.
+        ``_high``; ``state_bytes`` and ``peak_bytes`` per parameter. The peak (CPU only) counts weights, gradients,
+        state and the most that a step needs on top of these.
     """
     for part in parts:
         check_choice("parts", part, PARTS)
@@ -169,12 +169,12 @@ def _training_step(model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor)
 
 
 def state_bytes(optimizer: Optimizer) -> int:
-    """Bytes of all tensors that an optimizer keeps."""
+    """Total bytes of the tensors that an optimizer keeps."""
     return sum(v.nbytes for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor))
 
 
 def peak_of_step(optimizer: Optimizer) -> int:
-    """Most bytes that a step on the CPU holds at once, beyond what is there before it."""
+    """Peak bytes that a step on the CPU holds, beyond what was allocated before it."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         optimizer.step()
     events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -183,8 +183,8 @@ def peak_of_step(optimizer: Optimizer) -> int:
 
 
 def verdicts(table: pd.DataFrame) -> list[str]:
-    """What a table of `bench` says of P15 (no more state than Adam), of P16 (3.2 % more training time than Adam) and of
-    the project's own targets, in sentences. All parts are needed. A target is met where the value is at most as large.
+    """What a table from `bench` says about P15 (no more state than Adam), P16 (3.2 % more training time than Adam) and
+    the project's own targets, in sentences. All parts are needed. A target is met if the value does not exceed it.
     """
     size, width = (
         table[table.part == part].set_index(["optimizer", "parameters"]).sort_index() for part in ("size", "width")
@@ -204,7 +204,7 @@ def verdicts(table: pd.DataFrame) -> list[str]:
             row, compiled = size.loc[(rule, count)], size.loc[(f"{rule}, compiled", count)]
             shares = pd.Series({name: row[name] / adam[name] for name in ("state_bytes", "peak_bytes")})
             name = f"{rule}, {count:,} parameters"
-            told(f"P15. {name}: state, of Adam's", shares, "state_bytes", 1 + 1e-3)  # and two numbers a tensor
+            told(f"P15. {name}: state, of Adam's", shares, "state_bytes", 1 + 1e-3)  # plus two numbers per tensor
             told(f"P16. {name}: training time, of Adam's", row, "training_ratio", 1.032)
             told(f"{name}: step, of Adam's", row, "step_ratio", 1.0)
             told(f"{name}: compiled step, of fused Adam's", compiled, "step_fused_ratio", 1.0)

@@ -1,8 +1,8 @@
-"""The published claims (P15 to P23) on trial: what notebook 10 measures, and how a measurement becomes a verdict.
+"""Tests of the published claims (P15 to P23): what notebook 10 measures, and how a measurement becomes a verdict.
 
-A verdict is a rule written here, not an impression: "holds" where an interval lies wholly on the claim's side of a
-bound, or a paired difference does (`sp.lab.metrics.paired_difference`), "does not hold" where it lies wholly on the
-other, else "open". A claim of several parts "holds under a condition" where some of them hold.
+Verdicts follow fixed rules, not impressions: "holds" if an interval or a paired difference
+(`sp.lab.metrics.paired_difference`) lies wholly on the claim's side of a bound, "does not hold" if it lies wholly on
+the other side, else "open". A claim with several parts "holds under a condition" if some of them hold.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,9 +26,9 @@ BUFFERS = {
     "reservoir": {"replay_policy": "reservoir"},
     "first in, first out": {"replay_policy": "fifo", "replay_distinct": False},
 }
-BEHIND = 0.05  # of learning accuracy: how far behind Adam a drop-in may be (P18)
-SLOWER = 0.032  # the published rise of the training time over Adam's (P16)
-NEAR = 0.02  # how far below a published accuracy or transfer still counts as that (P20)
+BEHIND = 0.05  # how far a drop-in's learning accuracy may be behind Adam's (P18)
+SLOWER = 0.032  # the published increase in training time over Adam (P16)
+NEAR = 0.02  # how far below a published accuracy or transfer still counts as reaching it (P20)
 UNDECIDED = ("no difference found", "too few seeds to tell")
 COLUMNS = ["promise", "claim", "measured", "verdict"]
 
@@ -48,7 +48,7 @@ def of_difference(found: PairedDifference) -> str:
 
 
 def together(parts: Sequence[str]) -> str:
-    """The verdict on a claim of several parts, from theirs."""
+    """The verdict on a claim with several parts, from the verdicts on its parts."""
     if len(set(parts)) == 1:
         return parts[0]
     return "holds under a condition" if "holds" in parts else "does not hold"
@@ -60,7 +60,7 @@ def _rule(experiment: Experiment, **options) -> Experiment:
 
 
 def networks(dataset: str) -> dict[str, Experiment]:
-    """Methods of P18, "RULE, NETWORK": the published rule and Adam at one rate, one task, four kinds of network."""
+    """Methods of P18, named "RULE, NETWORK": the published rule and Adam at one rate, on one task, in four networks."""
     methods = {}
     for model, hidden in NETWORKS.items():
         base = studies.base(dataset, model=model, hidden=hidden, tasks=1, options={"lr": 1e-3})
@@ -69,7 +69,7 @@ def networks(dataset: str) -> dict[str, Experiment]:
 
 
 def two_tasks(dataset: str) -> dict[str, Experiment]:
-    """The methods of notebook 01, tested at the end of each task only, and the rule at the published rate."""
+    """The methods of notebook 01, tested only at the end of each task, plus the rule at the published rate."""
     methods = {
         method: replace(experiment, curve_points=0) for method, experiment in studies.forgetting(dataset).items()
     }
@@ -77,7 +77,7 @@ def two_tasks(dataset: str) -> dict[str, Experiment]:
 
 
 def replay(dataset: str) -> dict[str, Experiment]:
-    """Methods of P19, "OPTIMIZER, BUFFER": the published loop, which puts replayed examples back, with both buffers."""
+    """Methods of P19, "OPTIMIZER, BUFFER": the published loop, which re-adds replayed examples, with both buffers."""
     methods = two_tasks(dataset)
     return {
         f"{optimizer}, {name}": replace(methods[f"{optimizer} + replay"], replay_adds="whole", **buffer)
@@ -87,30 +87,30 @@ def replay(dataset: str) -> dict[str, Experiment]:
 
 
 def permuted(dataset: str) -> dict[str, Experiment]:
-    """Methods of P20: ten permutations, the rule and Adam, at the published rate and tuned; those of notebook 08."""
+    """Methods of P20, as in notebook 08: the rule and Adam on ten permutations, at the published rate and tuned."""
     every = permuted_methods(dataset)
     return {method: every[method] for method in ("Adam", RULE, "Adam, tuned", f"{RULE}, tuned")}
 
 
 def resets(moment: Moment) -> None:
-    """Look of P22: the optimizer is told that a task is over, as the published documentation advises (P3)."""
+    """Look of P22: tell the optimizer that a task is over, as the published documentation advises (P3)."""
     if moment.last:
         moment.learner.optimizer.reset_eligibility()
 
 
 def told_of_boundaries(dataset: str, seeds: Iterable[int]) -> pd.DataFrame:
-    """Runs of P22, with ``method`` "told" or "not told" of boundaries."""
+    """Runs of P22; ``method`` says whether the rule was "told" or "not told" about task boundaries."""
     experiment = _rule(studies.base(dataset, tasks=5, scenario="domain"))
     told = watch.runs_with(resets, sweep.with_seeds({"told": experiment}, seeds))
     return pd.concat([told, sweep.paired_runs({"not told": experiment}, seeds)], ignore_index=True)
 
 
 def share_of_the_gap(rows: pd.DataFrame) -> tuple[float, float]:
-    """Of P19's replay headline: what the buffer and what the optimizer do for task A.
+    """How much of P19's replay result on task A is due to the buffer, and how much to the optimizer.
 
     Returns:
-        Mean gain of task A's accuracy by the reservoir over first in, first out (optimizer held), and by the rule over
-        Adam (buffer held), each averaged over the two values of what is held.
+        Mean gain in task A's accuracy of the reservoir over first in, first out (optimizer fixed), and of the rule over
+        Adam (buffer fixed). Each is averaged over the two values of what is fixed.
     """
     mean = rows.groupby("method").final_1.mean()
     by_buffer = [mean[f"{rule}, reservoir"] - mean[f"{rule}, first in, first out"] for rule in ("Adam", RULE)]
@@ -119,9 +119,9 @@ def share_of_the_gap(rows: pd.DataFrame) -> tuple[float, float]:
 
 
 def cost_verdicts(costs: pd.DataFrame, bench: pd.DataFrame) -> list[tuple]:
-    """P15, P16 and P17, from `studies.comparison.costs` and from the table of `studies.bench.bench`.
+    """P15, P16 and P17, from `studies.comparison.costs` and the table of `studies.bench.bench`.
 
-    P16 has a part for each network of the bench.
+    P16 has one part per network of the bench.
     """
     alone = costs[costs.capacity == 0].set_index("method")
     kept = alone.kept[RULE]
@@ -167,9 +167,9 @@ def network_verdict(rows: pd.DataFrame) -> tuple:
 
 
 def replay_verdicts(rows: pd.DataFrame, alone: pd.DataFrame) -> list[tuple]:
-    """P19: without replay nothing is kept; with it, is it the optimizer or the buffer?
+    """P19: nothing is kept without replay; with it, does the optimizer or the buffer make the difference?
 
-    The rule's advantage over Adam counts where it is more than half of the published one.
+    The rule's advantage over Adam counts if it is more than half of the published one.
 
     Args:
         rows: runs of `replay`. alone: runs of `two_tasks`.
@@ -205,11 +205,11 @@ def replay_verdicts(rows: pd.DataFrame, alone: pd.DataFrame) -> list[tuple]:
 
 
 def permuted_verdicts(rows: pd.DataFrame, title: str, ending: str = "") -> list[tuple]:
-    """P20, at one choice of rates: the published figures, and more accuracy and less forgetting than Adam's.
+    """P20 at one choice of rates: the published figures, and higher accuracy and less forgetting than Adam.
 
     Args:
         rows: ``method, seed, average_accuracy, backward_transfer`` of the rule and Adam on ten permutations.
-        title: of the rates. ending: of the methods' names, such as ", tuned".
+        title: a title for the rates. ending: how the methods' names end, such as ", tuned".
     """
     published = {"average_accuracy": 0.76, "backward_transfer": -0.07}
     own = {metric: bootstrap_interval(rows[rows.method == RULE + ending][metric]) for metric in published}
@@ -246,7 +246,7 @@ def advice_verdicts(dataset: str) -> list[tuple]:
 
 
 def limit_verdicts(told: pd.DataFrame, rows: pd.DataFrame) -> list[tuple]:
-    """P22: what the module admits. ``told``: `told_of_boundaries`; ``rows``: runs of `two_tasks`."""
+    """P22: the limits that the module admits. ``told``: `told_of_boundaries`; ``rows``: runs of `two_tasks`."""
     return [
         ("P22", claim, f"{setting} {interval_text(*found[:3], '+.3f')}", of_difference(found))
         for claim, setting, found in (
@@ -260,9 +260,9 @@ def dendrite_verdicts(rows: pd.DataFrame, title: str) -> list[tuple]:
     """P23: the companion's table of two tasks, in sentences.
 
     Args:
-        rows: of `studies.dendrite_study.runs`, part "two_tasks": ``method, seed``, ``old`` (task A at the end) and
+        rows: from `studies.dendrite_study.runs`, part "two_tasks": ``method, seed``, ``old`` (task A at the end) and
             ``new`` (task B).
-        title: of the data.
+        title: a title for the data.
     """
     lost = ["Adam", "Adam, dendrites", f"{RULE}, dendrites"]
     loop = "Adam, dendrites + replay, published loop"

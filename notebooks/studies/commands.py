@@ -14,7 +14,7 @@ from sp.lab.sweep import plan, run_all
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command of the studies; exit status as `sp.__main__.main`."""
+    """Run a command of the studies; the exit status is as in `sp.__main__.main`."""
     parser = Parser(prog="python notebooks/studies", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     studied = (add_comparison, add_costs, add_recipes, add_natural_images, add_long_streams, add_fading)
@@ -68,7 +68,7 @@ def _tune(chosen: argparse.Namespace) -> None:
 
 
 def add_comparison(commands) -> None:
-    """``comparison``: the rivals of notebook 09."""
+    """``comparison``: the methods of notebook 09."""
     parser = commands.add_parser(
         "comparison",
         help="run the comparison of notebook 09 and keep its tables in figures/",
@@ -114,7 +114,7 @@ def _costs(chosen: argparse.Namespace) -> None:
 
 
 def add_recipes(commands) -> None:
-    """``recipes``: what others published."""
+    """``recipes``: recipes that others published."""
     parser = commands.add_parser("recipes", help="run published recipes on MNIST and say by how much they differ")
     parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
     parser.add_argument("--dry-run", action="store_true", help="only say how long it should take")
@@ -163,7 +163,7 @@ def _natural_images(chosen: argparse.Namespace) -> None:
 
 
 def add_fading(commands) -> None:
-    """``fading``: the moving picture of the README."""
+    """``fading``: the animation in the README."""
     parser = commands.add_parser("fading", help="make figures/fading.gif, the moving picture of the README")
     parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
     parser.set_defaults(run=_fading)

@@ -1,7 +1,7 @@
-"""The field beside the rule: every rival on every scenario, tuned with the same effort (notebooks 09 and 11).
+"""Comparison with the field: every method on every scenario, tuned with the same effort (notebooks 09 and 11).
 
-``python notebooks/studies comparison --dataset DATASET`` says how long it will take, tunes what is not tuned and runs
-the reported seeds. What was run before is read from the ledger. ``python notebooks/studies costs`` measures what a step
+``python notebooks/studies comparison --dataset DATASET`` says how long it will take, tunes what is not yet tuned and
+runs the reported seeds. Earlier runs are read from the ledger. ``python notebooks/studies costs`` measures what a step
 costs.
 """
 
@@ -30,7 +30,7 @@ from sp.lab.sweep import runs, with_seeds
 from sp.optim.fast import Blocks
 from sp.rivals import TITLES, needs, rehearses
 
-# Streams by name: those of the retention studies, and more. On long ones a fifth of MNIST's images for each task.
+# Streams by name: those of the retention studies, and more. Long ones use a fifth of MNIST's images for each task.
 _LONG = {"scenario": "domain", "samples_per_task": 12_000}
 SCENARIOS = {
     "split5_class": STREAMS["split5_class"],
@@ -42,10 +42,9 @@ SCENARIOS = {
     "split2_domain": {"tasks": 2, "scenario": "domain"},
     "split2_task": {"tasks": 2, "scenario": "task"},
 }
-# On two tuning seeds: what is compared most, and a stream where one seed chose rates that broke down on others. The
-# others, for time, on one.
+# Tuned on two seeds: the most compared streams, and one where a single seed chose rates that broke down on others. The
+# remaining streams are tuned on one seed, to save time.
 TUNED_TWICE = ("split5_class", "split5_domain", "split2_class", "split5_task")
-# Sizes of the replay buffer: on digits the same share of the images as 200 and 2,000 of MNIST's.
 COLOURED = (  # in figures; the others are grey
     "Joint training",
     "Ridge",
@@ -56,6 +55,7 @@ COLOURED = (  # in figures; the others are grey
     "Consolidation",
     "Coincidence",
 )
+# Sizes of the replay buffer: on digits the same share of the images as 200 and 2,000 of MNIST's.
 CAPACITIES = {"digits": (50, 200), "mnist": (200, 2000), "fashion_mnist": (200, 2000)}
 # What is measured on each data set.
 MEASURED = {
@@ -63,7 +63,7 @@ MEASURED = {
     "mnist": tuple(SCENARIOS),
     "fashion_mnist": ("split5_class", "split5_domain", "permuted10"),
 }
-# What is tuned on one data set and carried over to another, to see how far a setting carries.
+# Data set -> the one it is tuned on. Fashion-MNIST uses MNIST's settings, to see how far they carry over.
 TUNED_ON = {"digits": "digits", "mnist": "mnist", "fashion_mnist": "mnist"}
 
 
@@ -88,10 +88,10 @@ def _grid(**columns: tuple) -> list[dict]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-# Learning rates of Adam under the penalties and distillation. The last is what Adam alone takes where it forgets most:
-# a penalty that is of no use should not be held to a worse rate than Adam's.
+# Learning rates of Adam with the penalties and distillation. The last is the one that plain Adam uses where it forgets
+# most, so that a useless penalty is not held to a worse rate than Adam's.
 _A, _B, _C = 1e-3, 1e-4, 1e-5
-# Seven points for every method, its learning rate included, and then at most so many of their neighbours.
+# Every method gets seven points, which include its learning rate, and then at most this many of their neighbours.
 FURTHER = 6
 GRIDS = {
     **studies.GRIDS,
@@ -131,9 +131,9 @@ def methods(
 
     Args:
         scenario: a name in `SCENARIOS`. dataset: a name in `sp.lab.settings.SETTINGS`.
-        capacity: 0: the methods without replay. Else those with replay from a buffer of this size, with the options
-            that were tuned for the smaller size of `CAPACITIES`.
-        names: which methods, in this order; None: all.
+        capacity: 0 returns the methods without replay. Otherwise, those with replay from a buffer of this size, with
+            the options that were tuned for the smaller size in `CAPACITIES`.
+        names: the methods to return, in this order. None returns all.
     """
     plain = untuned(scenario, dataset, capacity)
     chosen = {method: plain[method] for method in (plain if names is None else names)}
@@ -152,7 +152,7 @@ def methods(
 def tuned_values(scenario: str, dataset: str) -> pd.DataFrame:
     """What tuning chose on a scenario: ``options`` (JSON) and ``accuracy`` on held-out training images, by method.
 
-    Only what the present grids, settings and rules would choose again.
+    Includes only what the current grids, settings and rules would choose again.
     """
     table = pd.read_csv(studies.TUNED)
     rows = table[(table.study == f"comparison_{scenario}") & (table.dataset == TUNED_ON[dataset])]
@@ -161,7 +161,7 @@ def tuned_values(scenario: str, dataset: str) -> pd.DataFrame:
 
 
 def _tried_methods(scenario: str, dataset: str) -> dict[str, Experiment]:
-    """Every method that is tuned, as it is when it is tuned but for its point and its seed."""
+    """Every tuned method, as it is during tuning except for its point and its seed."""
     source = TUNED_ON[dataset]
     every = {**untuned(scenario, source), **untuned(scenario, source, CAPACITIES[source][0])}
     return {method: experiment for method, experiment in every.items() if method not in DEFAULTS}
@@ -172,7 +172,7 @@ def _tuning_seeds(scenario: str) -> tuple[int, ...]:
 
 
 def _searches(scenario: str, dataset: str) -> dict[str, str]:
-    """Method -> a hash of all that its tuned value depends on."""
+    """Method -> a hash of everything that its tuned value depends on."""
     found = {}
     for method, experiment in _tried_methods(scenario, dataset).items():
         versions = RULES_VERSION, experiment.method_version
@@ -190,7 +190,7 @@ def untuned(scenario: str, dataset: str, capacity: int = 0) -> dict[str, Experim
         "selective": {"options": {"warmup_steps": chosen["warmup_steps"]}},
         "owm": {"options": {"batch": chosen["batch_size"]}},
         "ridge": {"hidden": (studies.equal_features(studies.INPUTS[dataset], chosen["hidden"]),)},
-        # Gradients of single examples take longer than all else; a task of digits has about as many examples.
+        # Per-example gradients take longer than anything else. A task of digits has about as many examples.
         **dict.fromkeys(("ewc", "online_ewc", "mas"), {} if dataset == "digits" else {"options": {"samples": 300}}),
     }
     table = REPLAYED if capacity else PLAIN
@@ -198,7 +198,7 @@ def untuned(scenario: str, dataset: str, capacity: int = 0) -> dict[str, Experim
 
 
 def trials(scenario: str, dataset: str) -> list[studies.Trial]:
-    """The grids that tuning has to try on a scenario, of methods that the table of tuned values does not have."""
+    """The grids that tuning still has to try on a scenario, for methods missing from the table of tuned values."""
     check_choice("scenario", scenario, SCENARIOS)
     if TUNED_ON[dataset] != dataset:
         return []
@@ -210,10 +210,10 @@ def trials(scenario: str, dataset: str) -> list[studies.Trial]:
 def replay_practice(
     dataset: str, capacities: Sequence[int], batches: Sequence[int], policies: Sequence[str]
 ) -> dict[str, dict[tuple[str, object], Experiment]]:
-    """Methods of notebook 11, five class-incremental tasks: (method, value) -> experiment, for each choice varied.
+    """Methods of notebook 11, five class-incremental tasks: (method, value) -> experiment, for each varied choice.
 
-    What is not varied: a reservoir of the smaller size of `CAPACITIES`, 32 stored examples a step. Optimizers have the
-    options that were tuned there.
+    What is not varied: a reservoir of the smaller size in `CAPACITIES`, and 32 stored examples per step. Optimizers use
+    the options that were tuned in this setting.
     """
     mixed = [method for method, name in REPLAYED.items() if not rehearses(name)]
     base = methods("split5_class", dataset, CAPACITIES[dataset][0], mixed)
@@ -225,7 +225,7 @@ def replay_practice(
 
 
 def needs_table() -> pd.DataFrame:
-    """What each method is told or given: ``method, boundaries, stored, again, second_network, tuned``."""
+    """What each method needs: ``method, boundaries, stored, again, second_network, tuned``."""
     rows = []
     for method, name in {**PLAIN, **REPLAYED}.items():
         asked = needs(name, replay_capacity=int(method in REPLAYED))
@@ -238,11 +238,11 @@ def needs_table() -> pd.DataFrame:
 
 
 def scenario_table(table: pd.DataFrame, costs: pd.DataFrame, scenario: str, capacity: int = 0) -> pd.DataFrame:
-    """One scenario for reading, best first: the metrics with intervals, what a step costs, what of `needs_table` is not
-    given to all.
+    """A readable table of one scenario, best method first: the metrics with intervals, what a step costs, and what the
+    method needs according to `needs_table`.
 
     Args:
-        table: as `results` returns it. costs: as `costs` returns it. capacity: of the buffer; 0: without replay.
+        table: from `results`. costs: from `costs`. capacity: size of the buffer; 0 means without replay.
     """
     rows = table[(table.stream == scenario) & (table.capacity == capacity)]
     rows = rows.assign(metric=rows.metric.str.replace("average_", "").str.replace("_", " "))
@@ -254,10 +254,10 @@ def scenario_table(table: pd.DataFrame, costs: pd.DataFrame, scenario: str, capa
 
 
 def side_by_side(table: pd.DataFrame, costs: pd.DataFrame, scenarios: Sequence[str]) -> pd.DataFrame:
-    """Accuracy and costs of every method, those with replay with the smaller buffer, for `sp.figures`.
+    """Accuracy and costs of every method, for `sp.figures`. Methods with replay use the smaller buffer.
 
     Args:
-        table: as `results` returns it. costs: as `costs` returns it.
+        table: from `results`. costs: from `costs`.
 
     Returns:
         ``stream, capacity, method, mean, low, high, n, metric, kept, step_ratio``.
@@ -269,12 +269,12 @@ def side_by_side(table: pd.DataFrame, costs: pd.DataFrame, scenarios: Sequence[s
 
 
 def ahead(rows: pd.DataFrame, method: str, scenario: str, capacity: int = 0) -> tuple[list[str], list[str]]:
-    """Methods with a higher average accuracy than one without replay, and those in which no difference was found.
+    """Methods with a higher average accuracy than a given one, and methods for which no difference was found.
 
-    Seed by seed (`sp.lab.metrics.difference`), on the seeds that both have, best first.
+    Methods are compared seed by seed (`sp.lab.metrics.difference`), on the seeds that both have, and listed best first.
 
     Args:
-        rows: one row a run, as `single_runs` returns them. method: without replay. capacity: of the others' buffer.
+        rows: one row per run, from `single_runs`. method: one without replay. capacity: size of the others' buffer.
     """
     rows = rows[rows.stream == scenario]
     others = rows[(rows.capacity == capacity) & (rows.method != method)]
@@ -298,17 +298,17 @@ def results(
     ledger: Ledger | None = None,
     workers: int | None = None,
 ) -> pd.DataFrame:
-    """Tune and run a comparison and keep its tables in ``figures/``, written anew after every scenario.
+    """Tune and run a comparison, and save its tables in ``figures/`` after every scenario.
 
-    ``figures/09_comparison/DATASET.csv`` has the intervals over the seeds; scenarios and buffers that are not asked for
-    stay in it. The runs are written into the committed layer of the ledger.
+    ``figures/09_comparison/DATASET.csv`` has the intervals over the seeds; scenarios and buffers that are not requested
+    stay in it. The runs are written to the committed layer of the ledger.
 
     Returns:
-        The intervals, one row a scenario, buffer size, method and metric: ``stream, capacity, method, mean, low, high,
-        n, metric``.
+        The intervals, one row per scenario, buffer size, method and metric: ``stream, capacity, method, mean, low,
+        high, n, metric``.
 
     Raises:
-        ValueError: a scenario that is not in `SCENARIOS`.
+        ValueError: a scenario is not in `SCENARIOS`.
     """
     ledger = ledger or opened()
     for scenario in scenarios:
@@ -330,10 +330,10 @@ def single_runs(
     ledger: Ledger | None = None,
     workers: int | None = None,
 ) -> pd.DataFrame:
-    """The single runs of a comparison, read or made: ``stream, capacity, method, seed`` and what was measured.
+    """The individual runs of a comparison, read or run: ``stream, capacity, method, seed`` and what was measured.
 
     Args:
-        scenarios: default: those of `MEASURED`.
+        scenarios: defaults to those in `MEASURED`.
     """
     found = []
     for scenario in scenarios or MEASURED[dataset]:
@@ -346,7 +346,7 @@ def single_runs(
 
 
 def kept_runs(dataset: str, ledger: Ledger | None = None, seeds: int = 10) -> pd.DataFrame:
-    """Those of the `single_runs` that the ledger has."""
+    """Those `single_runs` that are in the ledger."""
     ledger = ledger or opened()
     found = []
     for scenario in SCENARIOS:
@@ -362,7 +362,7 @@ def kept_runs(dataset: str, ledger: Ledger | None = None, seeds: int = 10) -> pd
 
 
 def intervals(rows: pd.DataFrame) -> pd.DataFrame:
-    """Over the seeds of `single_runs`: ``stream, capacity, method, mean, low, high, n, metric``."""
+    """Intervals over the seeds of `single_runs`: ``stream, capacity, method, mean, low, high, n, metric``."""
     parts = [
         metrics.interval_table(part, ["stream", "capacity", "method"], VALUES)
         for _, part in rows.groupby(["stream", "capacity"], sort=False)
@@ -378,13 +378,13 @@ def _capacities(dataset: str, replay: bool) -> tuple[int, ...]:
 def costs(dataset: str, rounds: int = 3) -> pd.DataFrame:
     """What a training step costs, and what is kept from step to step.
 
-    Measured in the second of two tasks, all methods in turn in one process on one thread. A step takes CPU time,
-    without what is done at the end of a task. What is kept after both is every number besides the weights: optimizer
-    state, anchors, projectors, second networks, stored examples (for joint training all images of the data set).
+    All methods are measured in turn, in the second of two tasks, in one process on one thread. Times are CPU times. A
+    step excludes what is done at the end of a task. What is kept after both tasks is every number except the weights:
+    optimizer state, anchors, projectors, second networks, stored examples (for joint training all images).
 
     Returns:
-        One row a method: ``method, capacity, step_ms, step_ratio`` (to Adam), ``task_ms`` (at the end of a task, more
-        than SGD), ``kept`` (in units of the network's weights), `version`.
+        One row per method: ``method, capacity, step_ms, step_ratio`` (to Adam), ``task_ms`` (extra time compared with
+        SGD at the end of a task), ``kept`` (in units of the network's weights), `version`.
     """
     small, large = CAPACITIES[dataset]
     every = [(method, 0, e) for method, e in untuned("split2_class", dataset).items()]
@@ -406,12 +406,12 @@ def costs(dataset: str, rounds: int = 3) -> pd.DataFrame:
             times[number].append((clock.step_seconds(), clock.task_seconds()))
             images_stored = 0 if rehearses(experiment.optimizer) else size
             held = clock.kept
-            if method == "Joint training":  # in a whole stream, every image
+            if method == "Joint training":  # it stores every image of a stream
                 images_stored, held = len(load(dataset).train_x), 0
             kept[number] = (held + images_stored * image_bytes) / (4 * weights)
     names = [method for method, _, _ in every]
     step, end = np.median([times[number] for number in times], axis=1).T
-    step[names.index("Joint training")] = np.nan  # it only collects until a task ends
+    step[names.index("Joint training")] = np.nan  # it only collects examples until a task ends
     return pd.DataFrame(
         {
             "method": names,
@@ -426,7 +426,7 @@ def costs(dataset: str, rounds: int = 3) -> pd.DataFrame:
 
 
 def version(experiment: Experiment) -> str:
-    """Of the rules that made a cost; a cost of another version is out of date."""
+    """Version of the rules behind a cost. A cost with another version is out of date."""
     return f"{RULES_VERSION}.{experiment.method_version or 1}"
 
 
@@ -436,7 +436,7 @@ def known_costs(dataset: str) -> pd.DataFrame:
 
 
 class _Clock:
-    """CPU time at each step of the second task and between the tasks, and what the learner keeps when both are over."""
+    """CPU time at each step of the second task and between the tasks, and what the learner keeps after both."""
 
     def __init__(self):
         self.times: list[float] = []
@@ -451,23 +451,23 @@ class _Clock:
 
     @property
     def kept(self) -> int:
-        """Bytes besides the weights."""
+        """Bytes in addition to the weights."""
         return kept_bytes(self.learner)
 
     def step_seconds(self) -> float:
         return (self.times[-1] - self.times[0]) / (len(self.times) - 1)
 
     def task_seconds(self) -> float:
-        """Between the last step of the first task and the end of the first step of the second: tests as well."""
+        """From the last step of the first task to the end of the first step of the second, including tests."""
         return self.times[0] - self.first_ended
 
 
 def kept_bytes(learner: Any) -> int:
-    """What a learner keeps from step to step besides the weights of its network, in bytes: all tensors it holds."""
+    """Bytes that a learner keeps from step to step in addition to its network's weights: all tensors it holds."""
     model = getattr(learner, "model", None)
     parameters = [] if model is None else list(model.parameters())
     held = {_place(t) for p in parameters for t in (p, p.grad) if t is not None}
-    # By their memory, which several tensors may share.
+    # Counted by storage, because several tensors may share one.
     found = {_place(t): t.untyped_storage().nbytes() for t in _tensors(vars(learner), set())}
     return sum(size for place, size in found.items() if place not in held)
 
@@ -477,7 +477,7 @@ def _place(tensor: Tensor) -> int:
 
 
 def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    if id(value) in seen or isinstance(value, Blocks):  # room for intermediate results, of which nothing is kept
+    if id(value) in seen or isinstance(value, Blocks):  # scratch space, nothing in it is kept
         return
     seen.add(id(value))
     if isinstance(value, Tensor):
@@ -496,9 +496,9 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
 
 
 def planned(dataset: str, scenarios: Sequence[str], seeds: int = 10, replay: bool = True) -> list[Experiment]:
-    """What `results` will run: the grids of tuning, and the reported seeds (whatever the options; they cost the same).
+    """What `results` will run: the tuning grids, and the reported seeds (whose cost does not depend on the options).
 
-    Not the neighbours that tuning goes on to, which follow from what it finds.
+    The neighbours that tuning tries next are left out, because they depend on what it finds.
     """
     todo = []
     for scenario in scenarios:

@@ -1,7 +1,6 @@
-"""Dendrites beside plasticity rules (P23, notebook 13): the published table, and whether the two add to each other.
+"""Dendrites and plasticity rules (P23, notebook 13): the published table, and whether the two add to each other.
 
-Every method but those of coincidence, which run with their defaults, has a learning rate of its own, chosen from seven
-on the tuning seeds.
+Coincidence runs with its defaults. Every other method has its own learning rate, chosen from seven on the tuning seeds.
 """
 
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from sp.lab.sweep import with_seeds
 from sp.rivals import make_learner
 from sp.rivals.active_dendrites import ActiveDendrites, k_winners
 
-# P23: accuracy on both tasks of Split MNIST at the end, and the parameters, as published; one run each.
+# P23 as published: final accuracy on both tasks of Split MNIST, and number of parameters; one run each.
 PUBLISHED = pd.DataFrame(
     [
         ("Adam", 0.0, 0.9813, 269_322),
@@ -32,14 +31,14 @@ PUBLISHED = pd.DataFrame(
     ],
     columns=["method", "task A", "task B", "parameters"],
 )
-LOOP = " + replay, published loop"  # which puts replayed images back into a buffer that forgets the oldest
+LOOP = " + replay, published loop"  # which re-adds replayed images to a buffer that drops the oldest
 BASES = {"Adam": "adam", "Consolidation": "consolidating", "Coincidence": "coincidence"}
 STREAMS = {
     "split5_class": {"tasks": 5},
     "permuted": {"stream": "permuted", "scenario": "domain", "tasks": 10, "samples_per_task": 12_000},
 }
 SHORT = {"permuted": {"tasks": 5, "samples_per_task": None}}  # on digits
-CHECK_EVERY = 5  # steps between two validations: nine times or more in each task
+CHECK_EVERY = 5  # steps between two validations, so that each task has nine or more
 OUTPUTS = 10
 VALUES = ["average_accuracy", "learning_accuracy", "backward_transfer", "parameters"]
 
@@ -49,7 +48,7 @@ Methods = dict[str, Experiment]
 def published_methods(dataset: str, tuned: bool = True) -> Methods:
     """Methods of the published table: Adam and the published rule, alone, with dendrites, and in a wider network.
 
-    Each also with replay from a fair buffer (a reservoir), and Adam's with the published loop, too.
+    Each also comes with replay from a fair buffer (a reservoir), and those of Adam with the published loop as well.
     """
     methods = {}
     for name, plain in studies.forgetting(dataset, tuned=tuned).items():
@@ -69,7 +68,7 @@ def published_methods(dataset: str, tuned: bool = True) -> Methods:
 
 
 def titles(dataset: str) -> dict[str, str]:
-    """What figures and tables call the streams."""
+    """Titles of the streams in figures and tables."""
     tasks = {name: _tasks(name, dataset)["tasks"] for name in STREAMS}
     return {name: f"{'Split' if name.startswith('split') else 'Permuted'}, {n} tasks" for name, n in tasks.items()}
 
@@ -124,18 +123,18 @@ def _wide(plain: Experiment) -> Experiment:
 
 
 def grown_size(inputs: int, hidden: tuple[int, ...], outputs: int) -> int:
-    """Parameters of a perceptron each of whose units has one grown dendrite."""
+    """Number of parameters of a perceptron in which every unit has grown one dendrite."""
     return 2 * mlp_size(inputs, hidden, outputs) + sum(hidden) + outputs
 
 
 def equal_width(parameters: int, inputs: int, outputs: int) -> int:
-    """Width of the two hidden layers that give a perceptron about so many parameters."""
-    linear = inputs + 2 + outputs  # of w in (inputs + 1) w + (w + 1) w + (w + 1) outputs
+    """Width of the two hidden layers that gives a perceptron about this many parameters."""
+    linear = inputs + 2 + outputs  # coefficient of w in (inputs + 1) w + (w + 1) w + (w + 1) outputs
     return round((np.sqrt(linear**2 + 4 * (parameters - outputs)) - linear) / 2)
 
 
 def trials(dataset: str) -> dict[str, list[studies.Trial]]:
-    """By study: every method that is tuned here, at seven rates, on the tuning seeds."""
+    """For each study: every method that is tuned here, at seven rates, on the tuning seeds."""
     found = {"dendrites_split2": _trials(published_methods(dataset, tuned=False), studies.TUNING_SEEDS, new_only=True)}
     for stream in STREAMS:
         seeds = studies.tuning_seeds(stream)
@@ -154,7 +153,7 @@ def _trials(methods: Methods, seeds: Sequence[int], new_only: bool = False) -> l
 
 
 def beside_published(rows: pd.DataFrame) -> pd.DataFrame:
-    """The published table with what was measured: accuracy on both tasks with intervals, and parameters that act."""
+    """The published table next to the measurements: accuracy on both tasks with intervals, and active parameters."""
     table = metrics.interval_table(rows, ["method"], ["old", "new"])
     beside = metrics.readable(table, 2).rename(columns={"old": "task A", "new": "task B"})
     beside["parameters"] = rows.groupby("method").parameters.mean().round().astype(int).map("{:,}".format)
@@ -166,13 +165,13 @@ def beside_published(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def additions(rows: pd.DataFrame, value: str = "average_accuracy") -> pd.DataFrame:
-    """What dendrites and width change in a measure, seed by seed, against the same rule alone.
+    """How dendrites and width change a measure, compared seed by seed with the same rule alone.
 
     Args:
-        rows: of one stream, from `sp.lab.sweep.runs`. value: a column of it.
+        rows: runs of one stream, from `sp.lab.sweep.runs`. value: one of its columns.
 
     Returns:
-        One row a rule and what it is joined ``with``: the paired difference with its interval, and the verdict.
+        One row per rule and what it is combined ``with``: the paired difference with its interval, and the verdict.
     """
     found = []
     for method in dict.fromkeys(rows.method):
@@ -186,12 +185,12 @@ def additions(rows: pd.DataFrame, value: str = "average_accuracy") -> pd.DataFra
 
 
 def small_stream(tasks: int = 4, seed: int = 0) -> Tasks:
-    """Permuted digits, for a look at which units speak in which task."""
+    """Permuted digits, to see which units are active in which task."""
     return make_stream(load("digits"), "permuted", tasks, "domain", seed)
 
 
 def learnt(stream: Tasks, active: bool, epochs: int = 5, seed: int = 0) -> torch.nn.Module:
-    """A small network that has learnt a stream with Adam, task by task; with active dendrites or plain."""
+    """A small network, with active dendrites or plain, that has learnt a stream with Adam, task by task."""
     torch.manual_seed(seed)
     sizes = (stream.inputs, (100,), stream.outputs)
     method, options = ("active_dendrites", {"contexts": len(stream.tasks)}) if active else ("adam", {})
@@ -208,10 +207,10 @@ def learnt(stream: Tasks, active: bool, epochs: int = 5, seed: int = 0) -> torch
 
 @torch.no_grad()
 def shared_units(model: torch.nn.Module, stream: Tasks) -> np.ndarray:
-    """How far the same hidden units speak in two tasks: overlap of their mean activities, in [0, 1]; (T, T).
+    """How far two tasks activate the same hidden units: overlap of their mean activities, in [0, 1]; (T, T).
 
-    The overlap of rates p and q over units is ``sum min(p, q) / sum max(p, q)``, the rates being how often a unit is
-    above zero.
+    The overlap of rates p and q over units is ``sum min(p, q) / sum max(p, q)``. A unit's rate is how often it is above
+    zero.
     """
     rates = []
     for number, task in enumerate(stream.tasks):
@@ -226,7 +225,7 @@ def shared_units(model: torch.nn.Module, stream: Tasks) -> np.ndarray:
 
 
 def inferred(experiment: Experiment) -> float:
-    """Share of test images whose task the prototypes infer rightly when all tasks were seen; prototypes over all."""
+    """Share of test images whose task the prototypes, taken over all training images, infer correctly at the end."""
     stream = stream_of(experiment)
     model = ActiveDendrites(mlp(stream.inputs, (1,), stream.outputs), contexts=len(stream.tasks), segments=1)
     for task in stream.tasks:
@@ -237,6 +236,6 @@ def inferred(experiment: Experiment) -> float:
 
 
 def runs(dataset: str, part: str, seeds: int, **options) -> pd.DataFrame:
-    """Rows of a part of the notebook, "two_tasks" or a name in `STREAMS`, read or run; as `sp.lab.sweep.runs`."""
+    """Rows of a part of the notebook ("two_tasks" or a name in `STREAMS`), read or run as in `sp.lab.sweep.runs`."""
     methods = published_methods(dataset) if part == "two_tasks" else stream_methods(part, dataset)
     return sweep.runs(with_seeds(methods, range(seeds)), carried=True, **options)

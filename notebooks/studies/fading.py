@@ -1,7 +1,7 @@
-"""The moving picture of the README: ten digits that fade under Adam, and stay under coincidence.
+"""The animation in the README: ten digits that fade under Adam and stay under coincidence.
 
-Five tasks of two digits each, one output layer, no replay. A digit is as dark as the network's accuracy on its task, a
-mean over seeds.
+Five tasks of two digits each, one output layer, no replay. A digit is as dark as the network's accuracy on its task,
+averaged over seeds.
 """
 
 from dataclasses import replace
@@ -21,20 +21,20 @@ from sp.lab.settings import on_stream
 from sp.lab.sweep import run_all, with_seeds
 
 NAME = "fading"
-POINTS = 12  # frames a task
+POINTS = 12  # frames per task
 METHODS = {"Adam": {"optimizer": "adam", "options": {"lr": 0.001}}, "Coincidence": {"optimizer": "coincidence"}}
-FAINTEST = 0.06  # of a digit that is not known at all
+FAINTEST = 0.06  # opacity of a digit that is not known at all
 
 
 def experiments(seeds: int = 5) -> list[tuple[str, Experiment]]:
-    """Every run behind the picture, with the name of its method."""
+    """Every run behind the animation, with the name of its method."""
     stream = on_stream("split5_class", "digits")
     methods = {name: replace(stream, curve_points=POINTS, **choices) for name, choices in METHODS.items()}
     return with_seeds(methods, range(seeds))
 
 
 def make(workers: int | None = None) -> pd.DataFrame:
-    """Run what the ledger does not have, commit the runs to it, write ``figures/fading.csv`` and the picture."""
+    """Run what the ledger does not have, commit the runs to it, and write ``figures/fading.csv`` and the animation."""
     named = experiments()
     results = run_all([experiment for _, experiment in named], workers=workers, carried=True)
     opened().commit(experiment.key() for _, experiment in named)
@@ -51,11 +51,11 @@ def make(workers: int | None = None) -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Write the picture as an animated GIF.
+    """Write the animation as a GIF.
 
     Args:
-        table: ``method, step, training, task, accuracy``: that on each task, while the task ``training`` is learnt.
-        path: of the file, whose folder is there.
+        table: ``method, step, training, task, accuracy``: accuracy on each ``task`` while task ``training`` is learnt.
+        path: where to write the file. Its folder must exist.
     """
     data = load("digits")
     images = [np.asarray(data.train_x[data.train_y == digit][0]).reshape(8, 8) for digit in range(10)]
@@ -94,6 +94,6 @@ def _animate(table: pd.DataFrame, images: list[np.ndarray], path: Path) -> None:
             for digit in range(10):
                 shown[method, digit].set_alpha(FAINTEST + (1 - FAINTEST) * accuracy[digit // 2])
 
-    held = [*pictures, *[pictures[-1]] * 15]  # the end is looked at for a while
+    held = [*pictures, *[pictures[-1]] * 15]  # the last frame is held for a while
     FuncAnimation(fig, show, held, init_func=lambda: None).save(path, PillowWriter(fps=10), dpi=110)
     plt.close(fig)

@@ -1,7 +1,7 @@
-"""What the change of rule moved: the first edition's runs beside today's, seed by seed (notebook 03).
+"""What the change of rule changed: the first edition's runs next to today's, seed by seed (notebook 03).
 
-``notebooks/03_first_edition.csv`` has every run of coincidence without replay that the first edition reported, when
-hidden layers had two factors P and the layer next to the loss one.
+``notebooks/03_first_edition.csv`` has every run of coincidence without replay that the first edition reported. Back
+then, hidden layers had two factors P, and the layer next to the loss had one.
 """
 
 from pathlib import Path
@@ -17,14 +17,14 @@ RUNS = Path(__file__).parent.with_name("03_first_edition.csv")
 
 
 def moved(ledger: Ledger | None = None) -> pd.DataFrame:
-    """Average accuracy of coincidence at the end in the first edition and today, on every stream of the comparison.
+    """Final average accuracy of coincidence in the first edition and today, on every stream of the comparison.
 
     Args:
-        ledger: where today's runs are read; none is run.
+        ledger: where today's runs are read from; none is run.
 
     Returns:
-        One row a data set and stream of which the ledger has all seeds: ``first edition`` and ``today``, means;
-        ``today - first edition``, with its interval and verdict.
+        One row per data set and stream for which the ledger has all seeds: the means ``first edition`` and ``today``,
+        and ``today - first edition`` with its interval and verdict.
     """
     ledger = ledger or opened()
     found = []

@@ -1,7 +1,7 @@
-"""Languages one after another, from lists of words (notebook 16).
+"""Languages learnt one after another, from word lists (notebook 16).
 
 ``python notebooks/studies languages`` runs what the notebook shows. The words come from ``wordfreq`` 3.1 (Speer 2022),
-which is in the extra ``text``; whoever only reads kept runs needs it not.
+which is in the extra ``text``. It is not needed to read kept runs.
 """
 
 import math
@@ -31,10 +31,10 @@ LANGUAGES = (
     *("sl", "lv", "is", "sh", "vi", "ru", "uk", "bg", "mk", "el"),
 )
 FIVE = 5
-WORDS = 4000  # of each language, the most frequent ones
-LENGTH = 24  # letters of a piece
-PIECES = {10: (2000, 200), 30: (800, 200)}  # of each of so many languages, to train and to test on
-SPELT, SPELT_PIECES = 32, (1000, 100)  # the same for the letter that comes next
+WORDS = 4000  # per language, the most frequent ones
+LENGTH = 24  # letters in a piece
+PIECES = {10: (2000, 200), 30: (800, 200)}  # number of languages -> pieces per language, to train and to test on
+SPELT, SPELT_PIECES = 32, (1000, 100)  # the same for next-letter prediction
 SPELLED = LANGUAGES[:FIVE]
 MISSING = (
     "lists of words come from wordfreq, which is not installed: pip install 'selective-plasticity[text]', or from a "
@@ -45,11 +45,11 @@ Pieces = tuple[np.ndarray, np.ndarray]
 
 
 def pieces(words: Sequence[str], length: int, counts: tuple[int, int], seed: int) -> tuple[list[str], list[str]]:
-    """Pieces of text to train and to test on, each of words in random order; no word is in both.
+    """Pieces of text to train and to test on, each made of words in random order; no word is in both.
 
     Args:
-        words: of one language, the most frequent first. length: letters of a piece, spaces included.
-        counts: how many to train and to test on. seed: of the order.
+        words: the words of one language, most frequent first. length: letters in a piece, including spaces.
+        counts: number of pieces to train and to test on. seed: for the order of the words.
     """
     generator, found = np.random.default_rng(seed), []
     test = list(words[4::5])
@@ -62,14 +62,14 @@ def pieces(words: Sequence[str], length: int, counts: tuple[int, int], seed: int
 
 
 def coded(texts: Sequence[str], letters: str) -> np.ndarray:
-    """Pieces of text as numbers of letters, (n, length); 0 is for a letter that is not in ``letters``."""
+    """Pieces of text as letter indices, (n, length); 0 stands for a letter that is not in ``letters``."""
     number = {letter: place for place, letter in enumerate(letters, 1)}
     return np.array([[number.get(letter, 0) for letter in text] for text in texts])
 
 
 @cache
 def words_of(language: str) -> tuple[str, ...]:
-    """The most frequent words of letters alone, two or more, in the order of their frequency.
+    """The most frequent words made of letters only, at least two, most frequent first.
 
     Raises:
         ImportError: ``wordfreq`` is not installed.
@@ -83,12 +83,12 @@ def words_of(language: str) -> tuple[str, ...]:
 
 
 def letters_of(languages: Sequence[str]) -> str:
-    """All letters of the words of languages, in a fixed order."""
+    """All letters in the words of these languages, in a fixed order."""
     return "".join(sorted({" ", *(letter for language in languages for word in words_of(language) for letter in word)}))
 
 
 def telling(languages: Sequence[str], evaluation: Evaluation) -> Tasks:
-    """Which language a piece of text is of; new languages come in fives, and classes are numbered over all of them."""
+    """Tasks to identify a text's language; new languages come in fives, and classes are numbered over all of them."""
     letters, tasks = letters_of(languages), []
     for start in range(0, len(languages), FIVE):
         found = [pieces(words_of(languages[c]), LENGTH, PIECES[len(languages)], c) for c in range(start, start + FIVE)]
@@ -101,7 +101,7 @@ def telling(languages: Sequence[str], evaluation: Evaluation) -> Tasks:
 
 
 def spelling(languages: Sequence[str], evaluation: Evaluation) -> Tasks:
-    """Which letter comes next in a text; one language after another."""
+    """Tasks to predict the next letter of a text, one language after another."""
     letters, tasks = letters_of(languages), []
     for number, language in enumerate(languages):
         texts = [coded(part, letters) for part in pieces(words_of(language), SPELT + 1, SPELT_PIECES, number)]
@@ -111,7 +111,7 @@ def spelling(languages: Sequence[str], evaluation: Evaluation) -> Tasks:
 
 
 class Recurrent(nn.Module):
-    """Letters (B, T), an embedding, a GRU, and a readout of the mean of its states, or of every state."""
+    """Letters (B, T) pass through an embedding, a GRU, and a readout of the mean of its states or of every state."""
 
     def __init__(self, letters: int, outputs: int, width: int = 64, every: bool = False):
         super().__init__()
@@ -126,7 +126,7 @@ class Recurrent(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Letters (B, T), an embedding with places, a block of attention, and a readout of the mean."""
+    """Letters (B, T) pass through an embedding with positions, an attention block, and a readout of the mean."""
 
     def __init__(self, letters: int, outputs: int, length: int = LENGTH, width: int = 64):
         super().__init__()
@@ -140,7 +140,7 @@ class Transformer(nn.Module):
 
 
 class Growing(GradientLearner):
-    """A head that grows by five outputs when a language comes that it has none for; nobody tells it when."""
+    """A head that grows by five outputs when it meets a language it has none for; it is not told when that happens."""
 
     def learn(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
         needed = FIVE * (int(y.max()) // FIVE + 1)
@@ -149,12 +149,12 @@ class Growing(GradientLearner):
         super().learn(x, y, allowed)
 
 
-# The networks by name; how many letters there are follows from the languages, so that nothing is loaded to name one.
+# Networks by name. The number of letters follows from the languages, so that naming a network loads nothing.
 NETWORKS = {"GRU": Recurrent, "Transformer": Transformer}
-VERSION = 1  # of streams and networks: raised when what they give changes
+VERSION = 1  # of streams and networks; raise it when what they produce changes
 BUFFER = 500  # pieces, or 100 texts
 
-# Points to tune on, as many for each.
+# Points to tune on, the same number for each method.
 _RATES = [{"lr": lr} for lr in (1e-3, 3e-3, 1e-2, 3e-2)]
 GRIDS = {
     "Adam": _RATES,
@@ -179,10 +179,10 @@ def _growing(base: str, model: nn.Module, **options: float) -> Growing:
 
 
 def methods(network: str, count: int = 10, only: Sequence[str] | None = None) -> dict[str, Experiment]:
-    """Methods that learn to tell the first ``count`` of `LANGUAGES` apart, untuned.
+    """Untuned methods that learn to distinguish the first ``count`` of `LANGUAGES`.
 
     Args:
-        network: a name in `NETWORKS`. count: a multiple of five. only: which methods, in this order; None: all.
+        network: a name in `NETWORKS`. count: a multiple of five. only: the methods, in this order; None returns all.
     """
     languages = LANGUAGES[:count]
 
@@ -203,7 +203,7 @@ def methods(network: str, count: int = 10, only: Sequence[str] | None = None) ->
         "Joint training": replace(plain, optimizer="joint"),
     }
     for base in ("adam", "coincidence"):
-        # Somebody's own method has no version of the rule under it in its key.
+        # The key of a custom method does not include the version of the rule it builds on.
         version = 100 * VERSION + METHOD_VERSIONS.get(base, 1)
         own = named(f"{TITLES[base]}, growing head", version, partial(_growing, base))
         found[own.title] = replace(plain, optimizer=own, **outputs(FIVE))
@@ -211,9 +211,9 @@ def methods(network: str, count: int = 10, only: Sequence[str] | None = None) ->
 
 
 def spellers() -> dict[str, Experiment]:
-    """Methods that learn the next letter in one language after another, untuned.
+    """Untuned methods that learn to predict the next letter in one language after another.
 
-    EWC is not among them: its Fisher information, as it is written here, is of one label an example.
+    EWC is not among them: as implemented here, its Fisher information is for one label per example.
     """
     plain = Experiment(
         stream=named("next letter", VERSION, Source(partial(spelling, SPELLED))),
@@ -229,7 +229,7 @@ def spellers() -> dict[str, Experiment]:
 
 
 def with_perplexity(experiment: Experiment) -> Result:
-    """A run with measures ``perplexity_I_J``, on the texts of language J when I languages are learnt."""
+    """A run that also measures ``perplexity_I_J``, on the texts of language J after I languages were learnt."""
     found = {}
 
     def look(moment: Moment) -> None:
@@ -243,31 +243,31 @@ def with_perplexity(experiment: Experiment) -> Result:
 
 @torch.no_grad()
 def perplexity(learner: GradientLearner, x: Tensor, y: Tensor) -> float:
-    """``exp`` of the mean cross-entropy of the next letter; texts x and what follows y, (n, T)."""
+    """``exp`` of the mean cross-entropy of the next letter, for texts ``x`` and their next letters ``y``, (n, T)."""
     return round(math.exp(float(F.cross_entropy(learner.logits(x).flatten(0, 1), y.flatten()))), 4)
 
 
 def tuning(network: str) -> Tuning:
-    """Of the methods on ten languages; thirty take what ten were tuned to."""
+    """Tuning of the methods on ten languages; runs on thirty use the same options."""
     found = methods(network, only=FEWER if network == "Transformer" else None)
     return Tuning(found, {method: points for method, points in GRIDS.items() if method in found}, TUNING_SEEDS)
 
 
 def spelling_tuning() -> Tuning:
-    """Of the methods that spell."""
+    """Tuning of the `spellers`."""
     found = spellers()
     return Tuning(found, {method: points for method, points in GRIDS.items() if method in found}, TUNING_SEEDS)
 
 
 def _runs(untuned: dict[str, Experiment], seeds: Sequence[int], tuned: dict[str, Experiment]) -> Named:
-    """Methods with tuned options and every seed; joint training and the growing head take Adam's rate."""
+    """Methods with tuned options and every seed; joint training and the growing head use Adam's rate."""
     options = {method: dict(tuned[method].options) for method in untuned}
     options |= {method: options["Adam"] for method in ("Joint training", "Adam, growing head") if method in untuned}
     return with_seeds({method: replace(own, options=options[method]) for method, own in untuned.items()}, seeds)
 
 
 def part(name: str, seeds: int = 3) -> Part:
-    """What notebook 16 shows, by a name in `PARTS`, with so many seeds."""
+    """A part of notebook 16, by its name in `PARTS`, with this many seeds."""
     if name == "next letter":
         return Part(partial(_runs, spellers(), range(seeds)), spelling_tuning(), with_perplexity)
     network, _, count = name.partition(", ")
@@ -276,15 +276,15 @@ def part(name: str, seeds: int = 3) -> Part:
 
 
 PARTS = ("GRU, 10", "GRU, 30", "Transformer, 10", "next letter")
-# For time not everything that ten languages and a GRU show.
+# To save time, not all the methods that are run with ten languages and a GRU.
 SOME = ("Adam", "EWC", "Adam + replay", "Consolidation", "Coincidence")
 FEWER = ("Adam", "Adam + replay", "Coincidence")
 
 
 def perplexities(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of `Part.table` of the methods that spell, a row for each run and number of languages learnt.
+    """From the `Part.table` of the `spellers`: one row per run and number of languages ``learnt``.
 
-    ``all`` is the geometric mean over the languages so far, ``last`` that of the one just learnt; ``learnt`` counts.
+    ``all`` is the geometric mean over the languages so far, and ``last`` the perplexity of the one just learnt.
     """
     found = []
     for row in rows.to_dict("records"):

@@ -1,7 +1,7 @@
-"""What notebooks 02 to 04 look at inside a training: traces, gates, thresholds, memories of inputs, gradients.
+"""What notebooks 02 to 04 observe during training: traces, gates, thresholds, memories of inputs, gradients.
 
-A look gets a `sp.lab.experiment.Moment` after every step and gives rows for a table; `sp.lab.watch.follow` collects
-them.
+A look receives a `sp.lab.experiment.Moment` after every step and returns rows for a table; `sp.lab.watch.follow`
+collects them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,16 +23,16 @@ from sp.optim.common import scalar_dtype
 
 
 class Traces:
-    """Look: how many of the synapses that mattered to task A two traces of the same gradients still point at.
+    """Look: how many of the synapses that mattered to task A are still marked by two traces of the same gradients.
 
-    A synapse matters to task A when its sum of ``|g|`` over task A is among the largest ``share`` of all. A trace
-    points at a synapse when it is among its own largest ``share`` now; the accumulating one also with the threshold
-    that this gave at the end of task A, which is how the consolidating rule uses it. A trace that knows nothing of task
-    A scores ``share``.
+    A synapse matters to task A if its sum of ``|g|`` over task A is among the largest ``share`` of all. A trace marks a
+    synapse that is among its own largest ``share`` now. The accumulating trace is also used with the threshold that
+    this gave at the end of task A, as the consolidating rule does. A trace that knows nothing about task A scores
+    ``share``.
 
     Args:
-        decay: of the decaying trace, the mean of recent ``|g|``.
-        share: of all synapses, in (0, 1).
+        decay: decay factor of the decaying trace, the mean of recent ``|g|``.
+        share: fraction of all synapses, in (0, 1).
         every: steps between two rows.
     """
 
@@ -96,13 +96,13 @@ def thresholds(moment: Moment) -> list[dict]:
 
 
 def busiest(experiment: Experiment, parameter: str, units: int = 8) -> pd.DataFrame:
-    """LTP less LTD events, and how often the gate was shut, at the units of a layer with the most LTP in the last task.
+    """LTP minus LTD events, and how often the gate was shut, for a layer's units with the most LTP in the last task.
 
     Args:
         parameter: name of the layer's weight in the network.
 
     Returns:
-        One row a unit and ``kind`` ("LTP - LTD", "gate shut"), and a column for each input.
+        One row per unit and ``kind`` ("LTP - LTD", "gate shut"), and one column per input.
     """
     look = Plasticity()
     run(experiment, look=look)
@@ -151,14 +151,14 @@ def input_novelty(moment: Moment) -> list[dict]:
 
 @dataclass(frozen=True)
 class FirstGradient:
-    """The first layer's gradient in the first step of a task, as it is and with what is known taken out.
+    """The first layer's gradient in the first step of a task, raw and with what is known projected out.
 
     Attributes:
         raw: G, (units, pixels). projected: the same columns of G P. Q is left out, since it mixes units.
         mean_image: mean training image of the task, (pixels,).
-        effects: table of ``step`` ("raw", "projected"), ``inputs`` ("old tasks", "new task") and ``change``: root mean
-            square of what a step along it changes in the layer's response to them, in units of what the raw one changes
-            on the new task.
+        effects: table of ``step`` ("raw", "projected"), ``inputs`` ("old tasks", "new task") and ``change``: the root
+            mean square change that a step along the gradient makes in the layer's response to the inputs, in units of
+            the raw one's change on the new task.
     """
 
     raw: Tensor
@@ -172,7 +172,7 @@ def first_gradient(experiment: Experiment, task: int) -> FirstGradient:
 
     Args:
         experiment: one with ``optimizer="coincidence"`` and a fully connected first layer.
-        task: its number, from 2.
+        task: number of the task, from 2.
     """
     found: dict[str, Tensor] = {}
 
@@ -205,8 +205,8 @@ def first_gradient_table(experiment: Experiment, task: int, units: int = 6) -> p
     """`first_gradient` as one table.
 
     Returns:
-        Rows with ``part`` "effects" have its columns; those with ``part`` "images" a ``row`` ("mean image", "raw",
-        "projected") and a column for each pixel, of the ``units`` units with the largest gradient.
+        Rows with ``part`` "effects" have the columns of ``effects``. Rows with ``part`` "images" have a ``row`` ("mean
+        image", "raw", "projected") and one column per pixel, for the ``units`` units with the largest gradient.
     """
     step = first_gradient(experiment, task)
     largest = step.raw.norm(dim=1).topk(units).indices
@@ -218,7 +218,7 @@ def first_gradient_table(experiment: Experiment, task: int, units: int = 6) -> p
 def forget(moment: Moment) -> None:
     """Wipe the presynaptic memories of all layers.
 
-    Given to `sp.lab.experiment.run` it changes the training: a layer steps as if it had met no input before the batch.
+    Passed to `sp.lab.experiment.run`, it changes the training: a layer steps as if the batch were the first it has met.
     """
     optimizer = moment.learner.optimizer
     for synapses in optimizer.coincidence.synapses:
@@ -229,14 +229,14 @@ def forget(moment: Moment) -> None:
 
 
 def without_memory(methods: dict[str, Experiment], seeds: Iterable[int]) -> pd.DataFrame:
-    """What is left when all layers forget, after every step, the inputs they have met.
+    """Runs in which, after every step, all layers forget the inputs they have met.
 
     Args:
         methods: name -> experiment with ``optimizer="coincidence"``.
-        seeds: of the runs.
+        seeds: seeds of the runs.
 
     Returns:
-        One row a run, as in `sp.lab.tables.table`, and ``method``.
+        One row per run, as in `sp.lab.tables.table`, and ``method``.
     """
     return runs_with(forget, with_seeds(methods, seeds))
 

@@ -1,8 +1,8 @@
 """CIFAR-10 in five tasks of two classes: from pixels, on frozen features, and with a pretrained network's last block.
 
-``python notebooks/studies natural_images`` tunes and runs everything, says first how long it takes, and goes on where
-it was stopped. Coincidence is there with its defaults and tuned; every method that is tuned has as many points, on
-held-out training images.
+``python notebooks/studies natural_images`` first says how long it takes, then tunes and runs everything, and resumes
+where it was stopped. Coincidence appears both with its defaults and tuned. Every tuned method has the same number of
+points, on held-out training images.
 """
 
 import os
@@ -32,16 +32,16 @@ REPLAYED = 200  # stored images
 DEFAULT, CHOSEN = "Coincidence", "Coincidence, tuned"  # one method, with its defaults and with tuned options
 
 TUNED_SEEDS = TUNING_SEEDS[:1]
-# Further points that each method may have, neighbours of its best one; what takes long has none.
+# Further points that each method may try, neighbours of its best one; the slow setting gets none.
 FURTHER = {"pixels": 2, "frozen": 4, "thawed": 0}
-# Four points for each method that is tuned; RanPAC chooses its penalty by itself.
+# Four points for each tuned method; RanPAC chooses its own penalty.
 _RATES = {"pixels": (1e-4, 3e-4, 1e-3, 3e-3), "frozen": (3e-5, 1e-4, 3e-4, 1e-3), "thawed": (1e-5, 3e-5, 1e-4, 3e-4)}
 _SGD = {"pixels": (3e-3, 1e-2, 3e-2, 0.1), "frozen": (1e-4, 1e-3, 1e-2, 0.1), "thawed": (3e-5, 3e-4, 3e-3, 3e-2)}
 _OWM = {"pixels": (0.01, 0.1), "frozen": (0.01, 0.1), "thawed": (3e-3, 3e-2)}
 
 
 def grids(setting: str) -> dict[str, list[dict]]:
-    """The points on which methods are tuned, by the name of their optimizer; those without points are not tuned."""
+    """The points on which methods are tuned, by optimizer name; methods without points are not tuned."""
     rates = [{"lr": lr} for lr in _RATES[setting]]
     low, high = _RATES[setting][1:3]
     return {
@@ -56,17 +56,17 @@ def grids(setting: str) -> dict[str, list[dict]]:
 
 
 def every_method(setting: str) -> dict[str, Experiment]:
-    """Every method in a setting of `SETTINGS`, not tuned yet.
+    """Every method in a setting of `SETTINGS`, untuned.
 
-    A head in closed form takes pixels, or what the frozen network makes of them, also where others train its last
-    block; from pixels the ridge regression has as many numbers as the network. Joint training is Adam on all classes
-    in one task, with as many passes.
+    A closed-form head takes pixels or the frozen network's features, even where other methods train its last block.
+    From pixels, ridge regression has as many numbers as the network. Joint training is Adam on all classes in one task,
+    with the same number of passes.
     """
     check_choice("setting", setting, SETTINGS)
     plain = SETTINGS[setting]
     heads = replace(plain, dataset="cifar10_features") if setting == "thawed" else plain
     heads = replace(heads, model="mlp", hidden=(RANDOM,))
-    # Where a small head is all that is trained its memory may be exact.
+    # If only a small head is trained, its memory may be exact.
     exact = {"rank": pretrained.FEATURES + 1} if setting == "frozen" else {}
     found = {
         DEFAULT: replace(plain, optimizer="coincidence"),
@@ -88,7 +88,7 @@ def every_method(setting: str) -> dict[str, Experiment]:
 
 
 def tuned(setting: str, titles: Sequence[str] = ()) -> dict[str, Experiment]:
-    """Methods of a setting, all by default, with the options that tuning chose for them."""
+    """Methods of a setting (by default all) with the options that tuning chose for them."""
     chosen = {title: experiment for title, experiment in every_method(setting).items() if title in titles or not titles}
     for title, experiment in chosen.items():
         if _is_tuned(setting, title, experiment):
@@ -106,7 +106,7 @@ def _study(setting: str) -> str:
 
 
 def trials(setting: str, methods: Sequence[str]) -> list[studies.Trial]:
-    """The runs that choose the options of those of the methods that are tuned and have none yet."""
+    """The runs that choose options for those ``methods`` that are to be tuned and have none yet."""
     known = pd.read_csv(studies.TUNED)
     known = set(known[known.study == _study(setting)].method)
     chosen = {
@@ -120,11 +120,11 @@ def trials(setting: str, methods: Sequence[str]) -> list[studies.Trial]:
 def run(
     settings: Sequence[str], methods: Sequence[str], seeds: int, workers: int | None = None, only_plan: bool = False
 ) -> None:
-    """Tune what is not tuned, run everything, and commit the runs; with ``only_plan`` say how long that takes.
+    """Tune what is not tuned, run everything, and commit the runs; with ``only_plan``, only say how long that takes.
 
     Args:
-        settings: of `SETTINGS`. methods: titles; none: all. seeds: how many.
-        workers: processes; default: as many as there are cores.
+        settings: names in `SETTINGS`. methods: titles; empty means all. seeds: number of seeds.
+        workers: number of processes; defaults to the number of cores.
     """
     for setting in settings:
         titles = list(methods or every_method(setting))
@@ -147,7 +147,7 @@ def run(
 
 
 def what_is_missing() -> str:
-    """In a sentence, what this machine lacks to run all of this anew, and which command brings it."""
+    """What this machine lacks to rerun all of this and which command provides it, in a sentence."""
     own = os.environ.get("SP_DATA")
     place = Path(own, "cifar10") if own else data.cache_folder() / "cifar10" / data.CIFAR_ARCHIVE
     needed = []
@@ -165,7 +165,7 @@ def what_is_missing() -> str:
 
 
 HEADS = ("Ridge", "SLDA", "RanPAC")
-# What is asked of coincidence in each setting: against whom, and by how much at least its final accuracy differs.
+# The target for coincidence in each setting: the methods to compare with, and the least difference in final accuracy.
 ASKED = {
     "pixels": ("above ridge on as many random features", ("Ridge",), 0.0),
     "frozen": ("within .005 of the best closed-form head", HEADS, -0.005),
@@ -174,12 +174,12 @@ ASKED = {
 
 
 def rows(seeds: Mapping[str, int]) -> pd.DataFrame:
-    """Paired runs of every method in each setting, with a column ``setting``; seeds: how many in each."""
+    """Paired runs of every method in each setting, with a column ``setting``; ``seeds`` has the number for each."""
     return pd.concat([paired_runs(tuned(name), range(count)).assign(setting=name) for name, count in seeds.items()])
 
 
 def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
-    """What was asked in each setting, and whether it holds: yes or no where the interval of the difference tells."""
+    """The target in each setting and whether it holds: yes or no if the interval of the difference decides it."""
     found = []
     for setting, (asked, others, least) in ASKED.items():
         here = rows[rows.setting == setting]
@@ -194,5 +194,5 @@ def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def matrices(setting: str, titles: Sequence[str], seeds: int) -> pd.DataFrame:
-    """Accuracy on each task after each, as `sp.lab.watch.accuracy_by_task` has it."""
+    """Accuracy on each task after each task, as in `sp.lab.watch.accuracy_by_task`."""
     return accuracy_by_task(tuned(setting, titles), range(seeds))

@@ -1,8 +1,8 @@
-"""What studies on data of other kinds share: streams that are made when a run needs them, tuning, one way to run.
+"""What studies on other kinds of data share: streams that are made when a run needs them, tuning, one way to run.
 
-A run is known by the names and versions of its data and its network and not by their content, so that a kept run can be
-read where the data, or the package that they come from, are not there. Who changes what is made raises the version;
-``tests/studies/test_own_data.py`` tells when that was forgotten.
+A run is identified by the names and versions of its data and its network, not by their content, so that a kept run can
+be read without the data or the package that they come from. Raise the version when the content changes;
+``tests/studies/test_own_data.py`` fails if that was forgotten.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,27 +24,27 @@ from sp.lab.sweep import Named, Seeded, missing, plan, run_all, with_seed
 
 @dataclass(frozen=True)
 class Source:
-    """A stream that is made when a run needs it: ``make`` gives the tasks of an evaluation."""
+    """A stream that is made when a run needs it: ``make`` returns the tasks for an evaluation."""
 
     make: Callable[[Evaluation], Tasks]
 
     def tasks_for(self, evaluation: Evaluation) -> Tasks:
-        """The tasks as a run takes them."""
+        """The tasks in the form that a run takes."""
         return self.make(evaluation)
 
 
 def named(name: str, version: int, content: Any) -> Own:
-    """A `Source`, or what makes a network or a learner, that counts by its name and its version."""
+    """A `Source`, or a factory of a network or learner, that is identified by its name and version."""
     return Own(name, f"{name}, version {version}", content)
 
 
 class Tuning:
-    """What methods are tuned on: points of their options, as many for each, tuning seeds, data that were held out.
+    """What methods are tuned on: the same number of points for each, tuning seeds, and held-out data.
 
     Args:
-        methods: those to tune and others. grids: of a method, its points.
+        methods: the methods to tune, and others. grids: method -> its points.
         seeds, seeded: as in `sp.lab.sweep.with_seeds`.
-        score: of an accuracy matrix, what a point is judged by.
+        score: what a point is judged by, computed from an accuracy matrix.
     """
 
     def __init__(
@@ -64,29 +64,29 @@ class Tuning:
         ]
 
     def table(self) -> pd.DataFrame:
-        """A row a point: ``method``, ``options``, its mean score ``accuracy``, and whether it is ``chosen``."""
+        """One row per point: ``method``, ``options``, its mean score ``accuracy``, and whether it is ``chosen``."""
         scores = [self.score(result.accuracy) for result in results(self.experiments)]
         return judged(self.grids, scores, self.seeds).drop(columns="point")
 
     def chosen(self) -> dict[str, Experiment]:
-        """All methods, those that were tuned with the point that held-out data chose."""
+        """All methods; the tuned ones have the point that was best on held-out data."""
         best = {row.method: row.options for row in self.table().itertuples() if row.chosen}
         return {method: experiment.with_options(**best.get(method, {})) for method, experiment in self.methods.items()}
 
 
 def results(experiments: Sequence[Experiment], measure: Callable[[Experiment], Result] | None = None) -> list[Result]:
-    """Of experiments in their order: read from the ledger, or run one after another and kept.
+    """Results of experiments, in order: read from the ledger, or run one after another and kept.
 
     Args:
-        experiments: what to run. measure: runs one, and notes more than `sp.lab.experiment.run` does.
+        experiments: what to run. measure: runs one experiment and records more than `sp.lab.experiment.run` does.
 
     Raises:
-        ImportError, DataError: a run is not kept, and its data are not there; the message says what brings them.
+        ImportError, DataError: a run is not kept and its data are missing; the message says how to get them.
     """
     ledger = opened()
     left = missing(experiments, ledger)
     if left:
-        stream_of(left[0])  # what is missing is said here, and not in a worker's traceback
+        stream_of(left[0])  # reports missing data here rather than in a worker's traceback
     if measure is None:
         return run_all(experiments, ledger, workers=1)
     for experiment in left:
@@ -99,7 +99,7 @@ class Part:
     """A part of a study.
 
     Attributes:
-        runs: of the methods, tuned or not yet, everything that is run. tuning: of the methods.
+        runs: gives all runs of the methods, tuned or not. tuning: how the methods are tuned.
         measure: as in `results`.
     """
 
@@ -108,7 +108,7 @@ class Part:
     measure: Callable[[Experiment], Result] | None = None
 
     def results(self) -> list[tuple[str, Result]]:
-        """Its runs by the names of their methods, each read or run."""
+        """Its results with the names of their methods, each read or run."""
         named = self.runs(self.tuning.chosen())
         found = results([experiment for _, experiment in named], self.measure)
         return [(method, result) for (method, _), result in zip(named, found, strict=True)]
@@ -128,7 +128,7 @@ class Part:
         """Run everything, tuning first, and return the keys of all runs that are kept.
 
         Args:
-            without: methods that are left for another time. dry: only say how long it should take.
+            without: methods to leave for another time. dry: only say how long it should take.
         """
         tried, tuned = self.tuning.experiments, not missing(self.tuning.experiments, opened())
         if not dry:
@@ -143,10 +143,10 @@ class Part:
 
 
 def beside(rows: pd.DataFrame, base: str = "Adam") -> pd.DataFrame:
-    """As text, a row for each method: final and learning accuracy, and both beside those of ``base``.
+    """A table as text, one row per method: final and learning accuracy, and both compared with those of ``base``.
 
     Args:
-        rows: `Part.table`, of which every method has the seeds of the ``base``.
+        rows: a `Part.table` in which every method has the seeds of ``base``.
     """
     names = {"average_accuracy": "final accuracy", "learning_accuracy": "learning accuracy"}
     shown = metrics.readable(metrics.interval_table(rows, ["method"], list(names))).rename(columns=names)

@@ -1,10 +1,10 @@
-"""Which points of an option's range lie beside one that was tried: the steps of a pattern search.
+"""The neighbours of a point that was tried, in each option's range: the steps of a pattern search.
 
-A grid of a few points can stop at the edge of what it covers. From its best point the search goes on to the next rung
-of each option's ladder, up and down, as long as that helps (Hooke & Jeeves 1961).
+The best point of a small grid can lie at its edge. From there the search moves to the next rung of each option's
+ladder, up and down, as long as that helps (Hooke & Jeeves 1961).
 """
 
-# Rates, strengths and the like go by thirds of a decade; shares have rungs of their own.
+# Rates, strengths and the like move by thirds of a decade; shares have their own rungs.
 LADDERS = {
     "threshold": (0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 0.999),
     "dropout": (0.0, 0.1, 0.25, 0.5, 0.75),
@@ -16,7 +16,7 @@ DECADES = tuple(float(f"{step}e{decade}") for decade in range(-9, 9) for step in
 
 
 def neighbours(point: dict[str, float]) -> list[dict[str, float]]:
-    """Points that differ from this one in one option, which is on the next rung of its ladder; upward first.
+    """Points that differ from this one in one option, which moves to the next rung of its ladder, upward first.
 
     Args:
         point: option -> number. Options not in `LADDERS` are positive.

@@ -1,4 +1,4 @@
-"""Permuted images (P20): the published figures beside measured ones, and accuracy against the number of tasks."""
+"""Permuted images (P20): the published figures next to measured ones, and accuracy against the number of tasks."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ def methods(dataset: str, tasks: int = 10) -> dict[str, Experiment]:
 
     Args:
         dataset: a name in `sp.lab.settings.SETTINGS`.
-        tasks: up to 10: all images in each task. More: 20,000 in each, where there are so many.
+        tasks: up to 10 use all images in each task. More use 20,000 in each, if there are that many.
     """
     stream = "permuted10" if tasks <= 10 else "permuted30"
     names = ["SGD", "Adam", "Selective plasticity", "Consolidation", "Coincidence"]
@@ -40,7 +40,7 @@ def methods(dataset: str, tasks: int = 10) -> dict[str, Experiment]:
 
 
 def averages(rows: pd.DataFrame, tasks: int) -> pd.DataFrame:
-    """From `sp.lab.sweep.runs`: ``method, seed, tasks, average``, the mean accuracy on the first so many tasks."""
+    """From `sp.lab.sweep.runs`: ``method, seed, tasks, average``, the mean accuracy on the first ``tasks`` tasks."""
     columns = {f"after_{number}": number for number in range(1, tasks + 1)}
     long = rows.melt(["method", "seed"], list(columns), "tasks", "average")
     return long.assign(tasks=long.tasks.map(columns))

@@ -1,4 +1,4 @@
-"""Published recipes run in this harness: before it judges anybody, it has to find what others found.
+"""Published recipes run in this harness: before it judges any method, it has to reproduce what others found.
 
 ``python notebooks/studies recipes`` runs them on MNIST, and writes the table ``mnist_recipes.csv`` from the ledger.
 """
@@ -15,18 +15,18 @@ from sp.lab.metrics import average_accuracy, bootstrap_interval
 from sp.lab.sweep import Named, missing, run_all, with_seeds
 
 # GMvandeVen/continual-learning: Split MNIST, 784-400-400, Adam at 1e-3, 2,000 batches of 128 a task (here 21 passes,
-# about as many), strengths of its params/param_values.py; its SI penalty is c times the sum, ours strength / 2 times.
-# Its pixels lie in [0, 1], ours are standardised; its ER weighs new and stored examples 1 to t - 1 in task t and keeps
-# 100 of each class, ours weighs both alike and keeps 1,000 in all, balanced over the classes.
+# about as many), strengths from its params/param_values.py; its SI penalty is c times the sum, ours strength / 2 times.
+# Its pixels lie in [0, 1], ours are standardised; its ER weights new and stored examples 1 to t - 1 in task t and keeps
+# 100 per class, ours weights both equally and keeps 1,000 in all, balanced over the classes.
 _VAN_DE_VEN = Experiment(
     dataset="mnist", tasks=5, hidden=(400, 400), optimizer="adam", options={"lr": 1e-3}, epochs=21, batch_size=128
 )
 _STORED = {"replay_capacity": 1000, "replay_policy": "class_balanced", "replay_batch": 128}
-# aimagelab/mammoth: Split MNIST, 784-100-100, SGD, batch 10, one pass, 200 stored examples, options of its
-# utils/best_args.py. Its weights begin by Xavier's rule, ours by PyTorch's.
+# aimagelab/mammoth: Split MNIST, 784-100-100, SGD, batch 10, one pass, 200 stored examples, options from its
+# utils/best_args.py. Its weights are initialised by Xavier's rule, ours by PyTorch's.
 _BUZZEGA = Experiment(dataset="mnist", tasks=5, hidden=(100, 100), optimizer="sgd", batch_size=10)
 
-# Published mean accuracy over all tasks at the end, and the recipe.
+# Published final mean accuracy over all tasks, and the recipe.
 RECIPES: dict[str, tuple[float, Experiment]] = {}
 for _scenario, _figures, _ewc, _si in (
     ("class", (0.20, 0.21, 0.21, 0.89), 1e9, 5e3),
@@ -70,11 +70,11 @@ def runs(seeds: int = 5, names: Sequence[str] = tuple(RECIPES)) -> Named:
 
 
 def table(seeds: int = 5, ledger: Ledger | None = None) -> pd.DataFrame:
-    """The recipes of which the ledger has all seeds, beside what was published.
+    """The recipes for which the ledger has all seeds, next to the published figures.
 
     Returns:
-        One row a recipe: ``recipe``, ``published``, ``mean``, ``low``, ``high`` (95 % bootstrap interval) and ``n`` of
-        the average accuracy, and ``difference``, measured less published.
+        One row per recipe: ``recipe``, ``published``, ``mean``, ``low``, ``high`` (95 % bootstrap interval) and ``n``
+        of the average accuracy, and ``difference``, measured minus published.
     """
     rows = []
     for name, (published, _) in RECIPES.items():

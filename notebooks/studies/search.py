@@ -54,7 +54,7 @@ def searched(dataset: str) -> dict[str, Experiment]:
 
 
 def points(dataset: str, count: int) -> pd.DataFrame:
-    """As many points for each method, a Latin hypercube in its space: ``method, point``, a column for each choice."""
+    """``count`` points for each method, a Latin hypercube in its space: ``method, point`` and a column per choice."""
     tables = [
         pd.DataFrame(choices.sample(SPACES[experiment.optimizer], count)).assign(method=method, point=range(count))
         for method, experiment in searched(dataset).items()
@@ -72,10 +72,10 @@ def search_runs(dataset: str, count: int, seeds: int) -> Named:
 
 
 def outcomes(rows: pd.DataFrame, drawn: pd.DataFrame) -> pd.DataFrame:
-    """Mean over seeds of each point's ``old`` and ``new``, beside its choices.
+    """Mean over seeds of each point's ``old`` and ``new``, together with its choices.
 
     Args:
-        rows: `sp.lab.sweep.runs` of `search_runs`. drawn: `points`.
+        rows: `sp.lab.sweep.runs` of `search_runs`. drawn: from `points`.
     """
     means = rows.groupby("method", sort=False)[["old", "new"]].mean().reset_index()
     means[["method", "point"]] = means.method.str.split("/", expand=True)
@@ -94,8 +94,8 @@ def sensitivity(
 ) -> pd.DataFrame:
     """Rank correlation of each choice with each value over the points, and its 95 % bootstrap interval.
 
-    That of the choice ``given`` is Spearman's; the others' are partial: between what is left of both ranks after a
-    linear regression on the rank of ``given``, which would otherwise drown them.
+    For the choice ``given`` it is Spearman's. For the others it is partial: between what is left of both ranks after a
+    linear regression on the rank of ``given``, which would otherwise drown them out.
 
     Returns:
         ``parameter, value, mean`` (the correlation, in [-1, 1]), ``low, high, n``, ``verdict``: "raises", "lowers" or
@@ -131,10 +131,10 @@ class Advice:
     """One sentence of the published tuning advice (P21), as a comparison.
 
     Attributes:
-        trouble: what is wrong before. change: what the advice says to do.
+        trouble: what is wrong before the change. change: what the advice says to do.
         before, after: the experiment without and with the change.
-        measure: of `sp.lab.tables.table`, by which the trouble shows.
-        better: +1 where the measure should rise, -1 where it should fall. price: a measure that might suffer.
+        measure: the measure in `sp.lab.tables.table` that shows the trouble.
+        better: +1 if the measure should rise, -1 if it should fall. price: a measure that might suffer.
     """
 
     trouble: str
@@ -147,7 +147,7 @@ class Advice:
 
 
 def advice(dataset: str) -> list[Advice]:
-    """The sentences of P21, each in a setting where the trouble is there."""
+    """The sentences of P21, each in a setting where the trouble occurs."""
     warmup = studies.settings(dataset)["warmup_steps"]
     methods = {
         method: replace(experiment, curve_points=12)
@@ -182,22 +182,21 @@ def advice(dataset: str) -> list[Advice]:
 
 
 def advice_runs(dataset: str, seeds: Sequence[int]) -> Named:
-    """Every sentence's experiments before and after, named by their hashes; what several sentences need occurs once."""
+    """Every sentence's experiments before and after, named by their hashes; shared experiments occur only once."""
     both = [experiment for one in advice(dataset) for experiment in (one.before, one.after)]
     return with_seeds({experiment.key(): experiment for experiment in both}, seeds)
 
 
 def verdict_of(one: Advice, rows: pd.DataFrame) -> dict:
-    """One sentence: the measure before, the paired change and its interval, the price, and whether it holds.
+    """Judge one sentence: the measure before, the paired change and its interval, the price, and whether it holds.
 
     Args:
         one: the sentence. rows: `sp.lab.sweep.runs` of `advice_runs`.
 
     Returns:
-        ``trouble, change, measure, before, mean, low, high, n, price, verdict``; the verdict is "holds" where
-        `sp.lab.metrics.paired_difference` finds the promised change, "the opposite" where it finds the other, else its
-        own.
-        ``price`` is what might suffer, and its mean change.
+        ``trouble, change, measure, before, mean, low, high, n, price, verdict``. The verdict is "holds" if
+        `sp.lab.metrics.paired_difference` finds the promised change, "the opposite" if it finds the opposite one, else
+        that function's own verdict. ``price`` is what might suffer, and its mean change.
     """
     before, after = (rows[rows.method == experiment.key()].set_index("seed") for experiment in (one.before, one.after))
     mean, low, high, n, _, found = metrics.paired_difference(after[one.measure], before[one.measure])
@@ -214,12 +213,12 @@ def verdict_of(one: Advice, rows: pd.DataFrame) -> dict:
 
 
 def advice_verdicts(rows: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """`verdict_of` every sentence, a row each."""
+    """`verdict_of` for every sentence, one row each."""
     return pd.DataFrame([verdict_of(one, rows) for one in advice(dataset)])
 
 
 def recommended(dataset: str) -> pd.DataFrame:
-    """The tuned settings of a data set, from the one table, each with the command that chose it."""
+    """The tuned settings of a data set, from the table of tuned values, each with the command that chose it."""
     table = pd.read_csv(studies.TUNED)
     table = table[(table.dataset == dataset) & table.study.isin(studies.STUDIES)]
     commands = [f"python notebooks/studies tune {study} {dataset}" for study in table.study]

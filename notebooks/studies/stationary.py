@@ -1,18 +1,18 @@
 """Do the optimizers learn ordinary problems, which never change, as well as Adam does?
 
-Every method takes its defaults, nothing is tuned, and all methods meet the same initial weights and the same order of
-data. A row of the table is one problem after one budget of training, a column one method::
+Every method uses its defaults, nothing is tuned, and all methods get the same initial weights and the same order of
+data. A row of the table is one problem after one training budget, a column is one method::
 
     python stationary.py --methods adam coincidence --problems friedman1 gru --seeds 0 1 2 --workers 2
 
-A method of your own joins from a script or notebook::
+Add your own method from a script or notebook::
 
     import stationary
 
     stationary.METHODS["lion"] = lambda model: Lion(model.parameters(), lr=3e-4)
     stationary.main(["--methods", "adam", "lion"])
 
-Nothing is downloaded: the digits come with scikit-learn, the text with Python, the rest is made here.
+Nothing is downloaded: the digits come with scikit-learn, the text with Python, and the rest is generated here.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def standardised(values: Tensor) -> Tensor:
 def digits() -> Data:
     """1,000 training and 797 test digits, 64 standardised values each, and their classes.
 
-    A pixel that is rarely lit has a large value where it is.
+    A pixel that is rarely lit has a large value when it is.
     """
     x, y = load_digits(return_X_y=True)
     x = standardised(torch.tensor(x).float()).nan_to_num()  # a pixel that is never lit has no deviation to divide by
@@ -79,7 +79,7 @@ def images() -> Data:
 
 
 def noisy_images() -> Data:
-    """Images with normal noise of deviation 0.3, and the same images without it."""
+    """Images with normal noise of standard deviation 0.3, and the same images without it."""
     clean, _, clean_test, _ = images()
     generator = torch.Generator().manual_seed(0)
     noise, noise_test = (0.3 * torch.randn(part.shape, generator=generator) for part in (clean, clean_test))
@@ -106,7 +106,7 @@ def houses(unit: float = 1.0) -> Data:
 
 
 def friedman() -> Data:
-    """2,000 training and 2,000 test rows; of the targets' variance 96 % can be known, the rest is noise."""
+    """2,000 training and 2,000 test rows; 96 % of the targets' variance can be predicted, the rest is noise."""
     x, y = make_friedman1(4000, 10, noise=1.0, random_state=0)
     return split(standardised(torch.tensor(x).float()), standardised(torch.tensor(y).float())[:, None], 2000)
 
@@ -115,10 +115,10 @@ CHARACTERS = string.ascii_lowercase + string.digits + string.punctuation + " \n"
 
 
 def text() -> Data:
-    """12,800 training and 1,024 test sequences of 32 characters, and what follows each character.
+    """12,800 training and 1,024 test sequences of 32 characters, and the character that follows each.
 
-    The text is the language reference that Python's ``help()`` shows, 400,000 characters of it, the last tenth for the
-    test. Versions of Python word some of it differently. One epoch is 400 steps of 32 sequences.
+    The text is 400,000 characters of the language reference that Python's ``help()`` shows, the last tenth for the
+    test. Its wording differs a little between versions of Python. One epoch is 400 steps of 32 sequences.
     """
     from pydoc_data.topics import topics
 
@@ -169,7 +169,7 @@ def eight_layers() -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """(batch, 1, 8, 8) -> the same shape, by way of 4 x 4."""
+    """(batch, 1, 8, 8) -> the same shape, via 4 x 4."""
 
     def __init__(self):
         super().__init__()
@@ -199,7 +199,7 @@ class Recurrent(nn.Module):
 
 
 class EightGrams(nn.Module):
-    """Characters (batch, time) -> scores of what follows each eight of them (batch, time - 7, characters)."""
+    """Characters (batch, time) -> scores of what follows every eight of them (batch, time - 7, characters)."""
 
     def __init__(self):
         super().__init__()
@@ -211,7 +211,7 @@ class EightGrams(nn.Module):
 
 
 class Block(nn.Module):
-    """Causal self-attention with four heads and a perceptron, each behind a LayerNorm and beside a residual."""
+    """Causal self-attention with four heads and a perceptron, each after a LayerNorm and with a residual connection."""
 
     def __init__(self, width: int, heads: int = 4):
         super().__init__()
@@ -256,16 +256,16 @@ def r2(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def next_character_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean nats of a character. A network may begin late: its outputs are of the last characters."""
+    """Mean nats per character. A network may begin late: its outputs are for the last characters."""
     return F.cross_entropy(outputs.transpose(1, 2), targets[:, -outputs.shape[1] :])
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Called with a method and a seed, it trains a fresh network: [(budget, metric on the test data), ...].
+    """Called with a method and a seed, it trains a new network and returns [(budget, metric on the test data), ...].
 
-    The seed makes the initial weights and the order of the data. ``measure`` says what the metric is: accuracy, R2,
-    or the loss itself, named nats where it is that of a language model. ``epochs`` are the budgets.
+    The seed determines the initial weights and the order of the data. ``measure`` says what the metric is: accuracy,
+    R2, or the loss itself, named nats if it is that of a language model. ``epochs`` are the budgets.
     """
 
     network: Callable[[], nn.Module]
@@ -320,7 +320,7 @@ PROBLEMS: dict[str, Problem] = {
 
 
 def run(problem: Problem, method: Method, seed: int) -> tuple[list[tuple[str, float]], float]:
-    """The scores, and the seconds of processor time that they took."""
+    """The scores, and the CPU seconds that they took."""
     torch.set_num_threads(1)
     start = time.process_time()
     return problem(method, seed), time.process_time() - start
@@ -333,9 +333,9 @@ def table(
     workers: int = 1,
     out: str | None = None,
 ) -> list[dict]:
-    """One dict a problem, budget, method and seed: its value, and the seconds that all budgets of the run took.
+    """One dict per problem, budget, method and seed: its value, and the seconds that all budgets of the run took.
 
-    ``out`` is a CSV file for the same, written after every run: what is stopped early leaves what it has.
+    ``out`` is a CSV file for the same rows, written after every run, so that stopping early keeps what is finished.
     """
     cases = list(itertools.product(seeds, problems, methods))
     runs = (joblib.delayed(run)(problems[problem], methods[method], seed) for seed, problem, method in cases)
@@ -352,7 +352,7 @@ def table(
 
 
 def means(rows: list[dict]) -> pd.DataFrame:
-    """Over seeds, a row a problem, budget and measure, a column a method; NaN where training diverged with a seed."""
+    """Over seeds: one row per problem, budget and measure, one column per method; NaN where a seed diverged."""
     key = ["problem", "budget", "measure", "method"]
     values = pd.DataFrame(rows).groupby(key, sort=False)["value"]
     return values.agg(lambda of_seeds: of_seeds.mean(skipna=False)).unstack(sort=False)

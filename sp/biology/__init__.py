@@ -1,7 +1,7 @@
-"""The biology: what watches a network, what counts LTP and LTD, and the formulas behind the analogies.
+"""The biology: a watcher of networks, a counter of LTP and LTD, and the formulas behind the analogies.
 
-`watcher` sees what enters a layer and what comes back to it, `counter` counts potentiation and depression while any
-optimizer steps, and `textbook` has the formulas and small simulations that notebook 04 draws.
+`watcher` records what enters a layer and which errors come back, `counter` counts potentiation and depression while any
+optimizer steps, and `textbook` has the formulas and small simulations that notebook 04 plots.
 """
 
 from sp.biology.counter import Events, PlasticityCounter

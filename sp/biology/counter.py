@@ -18,12 +18,12 @@ _KINDS = ("ltp", "ltd", "shut")
 
 @dataclass
 class Events:
-    """What a counter saw of one parameter.
+    """The events that were counted for one parameter.
 
     Attributes:
-        looks: steps that were looked at.
-        ltp, ltd: for each synapse, in how many of them its weight grew, or shrank, while its gate was open.
-        shut: in how many of them its gate was shut. All three int32, shaped like the parameter.
+        looks: number of steps that were inspected.
+        ltp, ltd: for each synapse, in how many of these steps its weight grew, or shrank, while its gate was open.
+        shut: in how many of these steps its gate was shut. All three are int32 and shaped like the parameter.
     """
 
     looks: int
@@ -35,27 +35,27 @@ class Events:
 class PlasticityCounter(Hooked):
     """Counts long-term potentiation and depression, synapse by synapse, while an optimizer steps (P10, P11).
 
-    An LTP event: the weight grew in a step and the gate was open. An LTD event: it shrank, and the gate was open. Works
-    with every ``torch.optim`` optimizer; one without ``get_param_gate`` has no gate, which counts as open. Growing is
-    meant with its sign, as the published text has it: a negative weight that grows is an inhibition that weakens, so
-    that here the analogy ends. In the coincidence form of consolidation, a projection, the gate is what its
-    ``get_param_gate`` says, the share of a change at the one synapse that passes, beside the median of the layer's.
+    In an LTP event, the weight grew in a step and the gate was open. In an LTD event, it shrank and the gate was open.
+    Works with every ``torch.optim`` optimizer; one without ``get_param_gate`` has no gate, which counts as open. Growth
+    is signed, as in the published text: a negative weight that grows is a weakening inhibition, so the analogy ends
+    here. In the coincidence form of consolidation, a projection, the gate is the value of ``get_param_gate`` (the share
+    of a change at that synapse alone that passes) relative to the median of the layer.
 
-    Every twentieth step is looked at, so that it may be left on: the events of all steps are about ``every`` times as
-    many. It keeps three int32 for each synapse, and for as long as such a step lasts the weights from before it. It
-    does not keep the optimizer alive, nor does the optimizer keep the counter.
+    By default only every twentieth step is inspected, so the counter can be left on. The number of events in all steps
+    is about ``every`` times the count. It stores three int32 per synapse and, during an inspected step, the weights
+    from before it. The counter does not keep the optimizer alive, nor the optimizer the counter.
 
     Args:
-        optimizer_or_model: an optimizer; or a model, which gives the parameters their names, for whichever optimizers
-            step it. An optimizer made with ``named_parameters()`` knows the names as well, others get numbers.
-        every: steps from one look to the next, >= 1; 1 counts every step.
-        open_at: smallest gate that counts as open, in (0, 1]; in the coincidence form in units of the median.
+        optimizer_or_model: an optimizer, or a model. A model names the parameters, and any optimizer that steps it is
+            counted. An optimizer made with ``named_parameters()`` also knows the names; else parameters are numbered.
+        every: number of steps from one inspection to the next, >= 1; 1 counts every step.
+        open_at: smallest gate that counts as open, in (0, 1]; in the coincidence form, in units of the median.
 
     Attributes:
-        events: what was seen so far, by the parameter's name.
+        events: the events so far, by parameter name.
 
     Raises:
-        TypeError: ``optimizer_or_model`` is neither, or a number is none. ValueError: a number outside its range.
+        TypeError: an argument has the wrong type. ValueError: a number is outside its range.
     """
 
     def __init__(self, optimizer_or_model: Optimizer | nn.Module, every: int = 20, open_at: float = 0.5):
@@ -78,18 +78,18 @@ class PlasticityCounter(Hooked):
         self._hold([before(weakly(self._remember)), after(weakly(self._count))])
 
     def reset(self) -> None:
-        """Begin to count anew, as at the switch to another task."""
+        """Set all counts to zero, for example at a task switch."""
         self.events = {
             name: Events(0, *(torch.zeros_like(p, dtype=torch.int32) for _ in range(3)))
             for name, p in self._parameters.items()
         }
 
     def rows(self) -> list[dict[str, str | int]]:
-        """The events as a table, one row a parameter; `events` has them synapse by synapse.
+        """The events as a table, one row per parameter; `events` has them synapse by synapse.
 
         Returns:
-            ``parameter``, ``synapses`` (how many it has), ``looks`` (steps looked at), ``ltp``, ``ltd``, ``shut``
-            (events of all its synapses). ``pandas.DataFrame`` takes it as it is.
+            ``parameter``, ``synapses`` (their number), ``looks`` (inspected steps), ``ltp``, ``ltd``, ``shut`` (events
+            of all its synapses). ``pandas.DataFrame`` accepts it as it is.
         """
         rows = []
         for name, seen in self.events.items():
@@ -98,18 +98,18 @@ class PlasticityCounter(Hooked):
         return rows
 
     def state_dict(self) -> dict[str, dict[str, int | Tensor]]:
-        """The events so far by the parameter's name, in tensors and numbers that ``torch.save`` keeps.
+        """The events so far by parameter name, as tensors and numbers that ``torch.save`` can store.
 
-        The way to the next look is not in it: a counter that is loaded begins its ``every`` steps anew.
+        The number of steps to the next inspection is not included: a new counter that loads it waits ``every`` steps.
         """
         self._fit()
         return {name: {**vars(seen)} for name, seen in self.events.items()}
 
     def load_state_dict(self, state: dict[str, dict[str, int | Tensor]]) -> None:
-        """Go on from the events of another counter.
+        """Continue from the events of another counter.
 
         Raises:
-            ValueError: they are of other parameters or shapes. What was counted so far is then untouched.
+            ValueError: they belong to other parameters or shapes. The counts so far are then unchanged.
         """
         shapes = {name: seen["ltp"].shape for name, seen in state.items()}
         own = {name: p.shape for name, p in self._parameters.items()}
@@ -123,7 +123,7 @@ class PlasticityCounter(Hooked):
             self.events[name] = Events(int(state[name]["looks"]), **values)
 
     def _fit(self) -> None:
-        """Give parameters that have grown since (`sp.grow_outputs`) synapses without events."""
+        """Add synapses without events for parameters that have grown since (`sp.grow_outputs`)."""
         for name, p in self._parameters.items():
             seen = self.events[name]
             for kind in _KINDS if seen.ltp.shape != p.shape else ():
@@ -142,7 +142,7 @@ class PlasticityCounter(Hooked):
     def _count(self, optimizer: Optimizer) -> None:
         for name, before in self._before.items():
             weight, seen = self._parameters[name], self.events[name]
-            # Asked only now: a closure makes the gradients within the step.
+            # Checked only now, because a closure computes the gradients within the step.
             if weight.grad is None and torch.equal(weight, before):
                 continue
             grew, shrank = weight > before, weight < before

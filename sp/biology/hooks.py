@@ -1,4 +1,4 @@
-"""Hooks that go with whoever registered them."""
+"""Hooks that are removed together with the object that registered them."""
 
 import weakref
 from collections.abc import Callable
@@ -8,13 +8,13 @@ from torch.utils.hooks import RemovableHandle
 
 
 class Hooked:
-    """What sees through hooks: they come off when it is no longer used, by `remove`, or as a ``with`` block ends."""
+    """An object with hooks, which are removed when it is no longer used, by `remove`, or when a ``with`` block ends."""
 
     def _hold(self, handles: list[RemovableHandle]) -> None:
         self._finalizer = weakref.finalize(self, _remove_all, handles)
 
     def remove(self) -> None:
-        """Take all hooks off; what was seen so far stays. A second call does nothing."""
+        """Remove all hooks; what was recorded so far stays. A second call does nothing."""
         self._finalizer()
 
     def __enter__(self) -> Self:
@@ -30,7 +30,7 @@ def _remove_all(handles: list[RemovableHandle]) -> None:
 
 
 def weakly(method: Callable[[Any], None]) -> Callable[..., None]:
-    """A hook that calls a method with what it is registered for, and does not keep the method's owner alive."""
+    """A hook that calls a method with the object it is registered on, without keeping the method's owner alive."""
     reference = weakref.WeakMethod(method)
 
     def call(subject: Any, *_) -> None:

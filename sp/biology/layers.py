@@ -1,7 +1,7 @@
 """Kinds of layers that can be watched: which matrix they hold, and what enters and leaves it, row by row.
 
-Every kind is a linear map somewhere inside: ``y = W x`` for many rows x. A kind says where W lies in the layer's
-parameters, and which rows x, and which errors at y, one pass of the layer consisted of.
+Every kind contains a linear map, ``y = W x`` for many rows x. A kind defines where W lies in the layer's parameters,
+and which rows x and which errors at y make up one pass of the layer.
 """
 
 import copy
@@ -17,26 +17,26 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 PLAIN = (nn.Linear, *TRANSPOSED, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 
 
-Kept = tuple[Any, tuple[Tensor, ...]]  # as `Kind.keep` says
-Rows = tuple[Tensor, Tensor | None, int]  # presynaptic and postsynaptic rows and size of the batch, as in `Activity`
+Kept = tuple[Any, tuple[Tensor, ...]]  # as returned by `Kind.keep`
+Rows = tuple[Tensor, Tensor | None, int]  # presynaptic and postsynaptic rows, and batch size, as in `Activity`
 
 
 class Kind:
-    """A linear layer, and what other kinds have in common with it.
+    """A linear layer, and the base class of all other kinds.
 
     Args:
-        alone: dimensions of an input without a batch.
-        channels: the dimension of an output that has one place for each row of the matrix.
+        alone: number of dimensions of an unbatched input.
+        channels: the dimension of an output that has one entry for each row of the matrix.
     """
 
     indices = False  # whether rows are indices
-    errors = True  # whether errors are seen
+    errors = True  # whether errors can be seen
 
     def __init__(self, groups: int = 1, alone: int = 1, channels: int = -1):
         self.groups, self.alone, self.channels = groups, alone, channels
 
     def matrix(self, weight: Tensor) -> Tensor:
-        """The weight, or its gradient, as a matrix a group: (g, out, d)."""
+        """The weight, or its gradient, as one matrix per group: (g, out, d)."""
         return weight.reshape(self.groups, len(weight) // self.groups, -1)
 
     def unmatrix(self, matrix: Tensor, shape: torch.Size) -> Tensor:
@@ -44,25 +44,25 @@ class Kind:
         return matrix.reshape(shape)
 
     def keep(self, module: nn.Module, inputs: tuple, named: dict[str, Any], output: Any) -> Kept:
-        """What has to be kept of a forward pass, and the tensors of which one's gradient is waited for."""
+        """What to keep from a forward pass, and the tensors to watch until one of them gets a gradient."""
         return (inputs[0] if inputs else named["input"]).detach(), (output,)
 
     def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
-        """What a pass consisted of, from what was kept of it and the gradient that came back."""
+        """The rows of a pass, from what was kept of it and the gradient that came back."""
         x, d = kept.reshape(1, -1, kept.shape[-1]), errors.reshape(1, -1, errors.shape[-1])
         return x, d, self.examples(kept)
 
     def count(self, errors: Tensor) -> int:
-        """How many rows a gradient of the layer's outputs has."""
+        """Number of rows in a gradient of the layer's outputs."""
         return errors.numel() // errors.shape[self.channels] if errors.numel() else 0
 
     def examples(self, x: Tensor, axis: int = 0) -> int:
-        """Size of the batch, which lies along an axis of the input where there is one."""
+        """Batch size: the length of an axis of the input, or 1 if the input is unbatched."""
         return 1 if x.dim() <= self.alone else x.shape[axis]
 
 
 class Convolution(Kind):
-    """``nn.Conv1d`` to ``nn.Conv3d``, grouped or not: one row a patch."""
+    """``nn.Conv1d`` to ``nn.Conv3d``, grouped or not: one row per patch."""
 
     def __init__(self, module: nn.Module):
         alone = module.weight.dim() - 1
@@ -74,14 +74,14 @@ class Convolution(Kind):
         return presynaptic, postsynaptic, len(x)
 
     def sides(self, module: nn.Module, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and errors of a batch, (B, places ..., C) each, and the kernel after C for the one of patches."""
+        """Inputs and errors of a batch, (B, places ..., C) each; the side made of patches has the kernel after C."""
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         padded = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
         return _patches(padded, module), d.movedim(1, -1)
 
 
 class TransposedConvolution(Convolution):
-    """``nn.ConvTranspose1d`` to ``3d``: each place of the input adds a patch to the output."""
+    """``nn.ConvTranspose1d`` to ``3d``: each position of the input adds a patch to the output."""
 
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.reshape(self.groups, len(weight) // self.groups, -1).mT
@@ -99,7 +99,7 @@ class TransposedConvolution(Convolution):
 
 
 class Lookup(Kind):
-    """``nn.Embedding``: an input is one of many, so that its rows are indices."""
+    """``nn.Embedding``: an input is one of many, so its rows are indices."""
 
     indices = True
 
@@ -118,11 +118,11 @@ class Lookup(Kind):
 
 
 class Recurrent(Kind):
-    """One matrix of an ``nn.RNN``, ``nn.GRU`` or ``nn.LSTM`` of one layer: what enters it is seen, its errors are not.
+    """One matrix of a single-layer ``nn.RNN``, ``nn.GRU`` or ``nn.LSTM``: its inputs can be seen, its errors cannot.
 
     Args:
-        hidden: the matrix that the last state enters, in place of the one that the inputs enter.
-        backwards: of the direction from the end to the beginning.
+        hidden: whether the matrix multiplies the previous state instead of the inputs.
+        backwards: whether it belongs to the direction from the end to the beginning.
     """
 
     errors = False
@@ -136,7 +136,7 @@ class Recurrent(Kind):
         first = inputs[1] if len(inputs) > 1 else named.get("hx")
         first = first[0] if isinstance(first, tuple) else first
         packed = isinstance(x, nn.utils.rnn.PackedSequence)
-        # Of a network that answers for a whole sequence only the last state may be used.
+        # A network that gives one output for a whole sequence may use only the last state.
         last = output[1] if isinstance(output[1], tuple) else (output[1],)
         return (x, output[0], first), (output[0].data if packed else output[0], *last)
 
@@ -158,15 +158,15 @@ class Recurrent(Kind):
                 x[torch.arange(len(x), device="cpu"), lengths - 1] = start[:, 0]
         if lengths is None:
             return x.reshape(1, -1, x.shape[-1]), None, len(x)
-        there = torch.arange(x.shape[1], device="cpu") < lengths[:, None]  # and not padding
+        there = torch.arange(x.shape[1], device="cpu") < lengths[:, None]  # not padding
         return x[there.to(x.device)][None], None, len(x)
 
 
 class AttentionInput(Kind):
-    """The projections of queries, keys and values in ``nn.MultiheadAttention``: their errors are not seen.
+    """The projections of queries, keys and values in ``nn.MultiheadAttention``: their errors cannot be seen.
 
     Args:
-        part: 0, 1 or 2 for one of them where each has a weight of its own; None where one weight has all.
+        part: 0, 1 or 2 for one of them if each has its own weight; None if they share one weight.
     """
 
     errors = False
@@ -189,7 +189,7 @@ class AttentionInput(Kind):
 
 
 class AttentionOutput(Kind):
-    """The projection at the end of ``nn.MultiheadAttention``, whose input is computed again, without dropout."""
+    """The output projection of ``nn.MultiheadAttention``, whose input is recomputed without dropout."""
 
     def __init__(self):
         super().__init__(alone=2)
@@ -201,14 +201,14 @@ class AttentionOutput(Kind):
 
     def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
         inputs, named, cast = kept
-        again = copy.copy(module)  # shallow: the parameters are the module's own
-        vars(again).pop("forward", None)  # which would be that of the module
-        again.dropout = 0.0  # which would draw random numbers, and others than in the pass itself
+        again = copy.copy(module)  # shallow: shares the module's parameters
+        vars(again).pop("forward", None)  # would be bound to the original module
+        again.dropout = 0.0  # dropout would draw random numbers, and different ones from the pass itself
         width = module.embed_dim
         identity = {"out_proj.weight": torch.eye(width, dtype=errors.dtype, device=errors.device)}
         if module.out_proj.bias is not None:
             identity["out_proj.bias"] = errors.new_zeros(width)
-        # With the identity as the projection the output is what enters the projection.
+        # With the identity as the projection, the output equals the projection's input.
         with cast:
             x = torch.func.functional_call(again, identity, inputs, named)[0]
         examples = self.examples(x, 0 if module.batch_first else 1)
@@ -224,12 +224,12 @@ def _patches(x: Tensor, module: nn.Module) -> Tensor:
 
 
 def _by_group(x: Tensor, rows: int, groups: int) -> Tensor:
-    """Of (B, places ..., C) or (B, places ..., C, kernel ...) the first ``rows`` axes as rows: (g, N, C / g kernel)."""
+    """Merge the first ``rows`` axes of (B, places ..., C) or (B, places ..., C, kernel ...): (g, N, C / g kernel)."""
     return x.flatten(0, rows - 1).flatten(1).unflatten(1, (groups, -1)).transpose(0, 1)
 
 
 class Watchable(NamedTuple):
-    """A matrix of a module: the name of the weight, the module whose passes are followed, kind, weight and bias."""
+    """A matrix of a module: the weight's name, the module whose passes are recorded, kind, weight and bias."""
 
     name: str
     module: nn.Module
@@ -255,7 +255,7 @@ def watchable(model: nn.Module) -> Iterator[Watchable]:
 
 
 def _plain(module: nn.Module) -> list[tuple[Kind, str, str | None]]:
-    # What a forward of somebody's own does with its inputs cannot be known: it may pad, join or average them.
+    # There is no way to know what a custom forward does with its inputs: it may pad, join or average them.
     kind = next((kind for kind in PLAIN if isinstance(module, kind) and type(module).forward is kind.forward), None)
     if kind is nn.Linear:
         return [(Kind(), "weight", "bias")]
@@ -267,7 +267,7 @@ def _plain(module: nn.Module) -> list[tuple[Kind, str, str | None]]:
 
 
 def _recurrent(module: nn.RNNBase) -> list[tuple[Kind, str, str | None]]:
-    # What passes between several layers, and a projected state, are hidden inside.
+    # What passes between stacked layers, and a projected state, cannot be seen from outside.
     if module.num_layers > 1 or module.proj_size:
         return []
     directions = ("", "_reverse") if module.bidirectional else ("",)
@@ -287,8 +287,8 @@ def _attention(module: nn.MultiheadAttention) -> list[tuple[Kind, str, str | Non
 
 
 def _parameter(module: nn.Module, name: str | None) -> nn.Parameter | None:
-    """The parameter of that name; of one that is computed from others (weight normalisation, a parametrisation) the
-    one that it has its shape from."""
+    """The parameter of that name. If that is computed from others (weight normalisation, a parametrisation), the one
+    that gives it its shape."""
     if name is None:
         return None
     owner = module.get_submodule(name.rpartition(".")[0])

@@ -1,6 +1,6 @@
-"""What notebook 04 draws: formulas of the biology that no optimizer uses, and small simulations of single mechanisms.
+"""The biology plotted in notebook 04: formulas that no optimizer uses, and small simulations of single mechanisms.
 
-Every simulation gives the rows of a table as a list of dictionaries; ``pandas.DataFrame`` takes it as it is.
+Every simulation returns the rows of a table as a list of dictionaries; ``pandas.DataFrame`` accepts it as it is.
 """
 
 import math
@@ -32,18 +32,18 @@ def nmda_conductance(glutamate: Tensor, voltage: Tensor, magnesium: float = 1.0,
     ``g = g_max * s * B(V)``, with B of `magnesium_block`.
 
     Args:
-        glutamate: share s of receptors that hold glutamate, in [0, 1].
-        voltage: membrane potential V, in mV, same shape or one that broadcasts.
+        glutamate: share s of receptors with bound glutamate, in [0, 1].
+        voltage: membrane potential V, in mV, same shape or broadcastable.
         magnesium: concentration outside the cell, >= 0, in mM.
-        largest: g_max >= 0, whose unit the result has (nS); 1 gives it as a share.
+        largest: g_max >= 0, in the unit of the result (nS); 1 gives the result as a share.
     """
     return largest * glutamate * magnesium_block(voltage, magnesium)
 
 
 def bcm_change(presynaptic: Tensor, postsynaptic: Tensor, threshold: Tensor | float) -> Tensor:
-    """Change of a synapse after Bienenstock, Cooper & Munro (1982): ``x y (y - theta)``, per unit of learning rate.
+    """Synaptic change as in Bienenstock, Cooper & Munro (1982): ``x y (y - theta)``, per unit of learning rate.
 
-    LTD where the postsynaptic rate lies between zero and the threshold, LTP above it, nothing without presynaptic rate.
+    LTD if the postsynaptic rate is between zero and the threshold, LTP above it, no change without presynaptic rate.
 
     Args:
         presynaptic: rate x >= 0. postsynaptic: rate y >= 0, in the same unit (Hz).
@@ -56,12 +56,12 @@ def bcm_threshold(threshold: Tensor, postsynaptic: Tensor, decay: float, target:
     """The sliding threshold between LTD and LTP (Intrator & Cooper 1992): it follows the mean squared rate.
 
     ``theta <- decay * theta + (1 - decay) * y^2 / target``, so that a steady rate equal to ``target`` is its own
-    threshold. A busy neuron comes to need more for LTP, a quiet one less.
+    threshold. A busy neuron comes to need a higher rate for LTP, a quiet one a lower rate.
 
     Args:
         threshold: theta so far, >= 0, in the unit of y. postsynaptic: rate y >= 0 (Hz).
         decay: share of the old threshold that is kept, in [0, 1).
-        target: rate > 0 at which theta comes to rest at y.
+        target: rate > 0 at which theta settles at y.
     """
     return decay * threshold + (1 - decay) * postsynaptic**2 / target
 
@@ -70,30 +70,30 @@ def captured(late: Tensor, tag: Tensor, proteins: Tensor | float) -> Tensor:
     """Synaptic tagging and capture (Frey & Morris 1997): a tagged synapse turns proteins into a lasting change.
 
     ``late <- late + proteins * tag``. A weak stimulus leaves a tag that fades (`sp.rules.eligibility_trace`); if a
-    strong one elsewhere on the neuron brings proteins before that, the change lasts. The simplest form of models such
-    as Clopath et al. (2008); `sp.rules.consolidated_eligibility` is the same with the proteins always there.
+    strong one elsewhere on the neuron brings proteins before then, the change lasts. This is the simplest form of
+    models like Clopath et al. (2008); `sp.rules.consolidated_eligibility` is the same with proteins always present.
 
     Args:
-        late: lasting change of each synapse. tag: its fading one, same shape and unit.
+        late: lasting change of each synapse. tag: its fading change, same shape and unit.
         proteins: share of a tag that is captured in this step, in [0, 1].
     """
     return late + proteins * tag
 
 
 def synaptic_scaling(weights: Tensor, rate: Tensor | float, target: float) -> Tensor:
-    """Synaptic scaling (Turrigiano et al. 1998): all synapses of a neuron by one factor that restores its rate.
+    """Synaptic scaling (Turrigiano et al. 1998): one factor for all synapses of a neuron, which restores its rate.
 
-    ``w * target / rate``: ratios between synapses are kept. For a neuron whose rate is proportional to its weights.
+    ``w * target / rate``: ratios between synapses are kept. The neuron's rate must be proportional to its weights.
 
     Args:
         weights: incoming weights of one neuron, any shape.
-        rate: its mean rate > 0 (Hz). target: the rate it returns to, > 0, same unit.
+        rate: mean rate of the neuron, > 0 (Hz). target: the rate it returns to, > 0, same unit.
     """
     return weights * (target / rate)
 
 
 def nmda(glutamate: Sequence[float] = (0.1, 0.5, 1.0), magnesium: float = 1.0) -> Rows:
-    """Conductance of NMDA receptors against the voltage, for shares of receptors that hold glutamate.
+    """Conductance of NMDA receptors against voltage, for several shares of receptors with bound glutamate.
 
     Returns:
         ``voltage`` (mV), ``glutamate`` (share, as text), ``conductance`` (share of the largest).
@@ -107,7 +107,7 @@ def nmda(glutamate: Sequence[float] = (0.1, 0.5, 1.0), magnesium: float = 1.0) -
 
 
 def trace_of_a_burst(decays: Sequence[float], burst: int = 50, steps: int = 600) -> Rows:
-    """Eligibility of a synapse that is used, ``|g| = 1``, for the first ``burst`` steps and silent afterwards.
+    """Eligibility of a synapse that is used (``|g| = 1``) for the first ``burst`` steps and silent afterwards.
 
     Returns:
         ``step`` (from 1), ``decay`` (as text), ``eligibility`` (in units of that gradient).
@@ -123,7 +123,7 @@ def trace_of_a_burst(decays: Sequence[float], burst: int = 50, steps: int = 600)
 
 
 def bcm(thresholds: Sequence[float] = (5.0, 10.0), highest: float = 15.0) -> Rows:
-    """Change of a synapse with presynaptic rate 1 Hz against the postsynaptic rate, for thresholds in Hz.
+    """Change of a synapse with a presynaptic rate of 1 Hz against the postsynaptic rate, for several thresholds in Hz.
 
     Returns:
         ``rate`` (Hz), ``threshold`` (as text), ``change`` (per unit of learning rate, in units of the largest shown).
@@ -141,7 +141,7 @@ def bcm_slides(busy: float = 12.0, quiet: float = 4.0, decay: float = 0.97, targ
     """The sliding threshold of a neuron that is busy for 100 steps and quiet for 100 more.
 
     Args:
-        busy, quiet: its rates (Hz). decay: of the mean squared rate. target: rate that is its own threshold (Hz).
+        busy, quiet: its rates (Hz). decay: as in `bcm_threshold`. target: rate that is its own threshold (Hz).
 
     Returns:
         ``step``, ``quantity`` ("rate" or "threshold θ"), ``value`` (Hz).
@@ -158,10 +158,10 @@ def bcm_slides(busy: float = 12.0, quiet: float = 4.0, decay: float = 0.97, targ
 def tagging(
     strong_at: Sequence[int | None] = (None, 30, 300), tag_minutes: float = 60, protein_minutes: float = 60
 ) -> Rows:
-    """A weakly stimulated synapse: its tag, and what of it is captured if a strong stimulus elsewhere brings proteins.
+    """The tag of a weakly stimulated synapse, and how much is captured if a strong stimulus elsewhere brings proteins.
 
     Args:
-        strong_at: minute of the strong stimulus; None: there is none. tag_minutes, protein_minutes: time constants.
+        strong_at: minute of the strong stimulus, or None for none. tag_minutes, protein_minutes: time constants.
 
     Returns:
         ``minute``, ``stimulus`` (as text), ``tag`` and ``late`` (the lasting change, both in units of the first tag).
@@ -182,13 +182,13 @@ def tagging(
 
 
 def scaling(weights: Sequence[float] = (0.2, 0.5, 1.0), loss: float = 0.5, target: float = 5.0) -> Rows:
-    """A neuron that loses a share of its input, and scales its synapses up by a tenth of what is missing at each step.
+    """A neuron that loses a share of its input and, at each step, scales its synapses up by a tenth of what is missing.
 
     Args:
-        weights: of its synapses. loss: share of the input that is lost at step 20. target: rate that it keeps (Hz).
+        weights: initial weights. loss: share of the input that is lost at step 20. target: rate it maintains (Hz).
 
     Returns:
-        ``step``, ``synapse`` (as text), ``weight`` (in units of the first largest), ``rate`` (Hz).
+        ``step``, ``synapse`` (as text), ``weight`` (in units of the largest initial weight), ``rate`` (Hz).
     """
     now = torch.tensor(weights, dtype=torch.float64)
     per_weight = target / now.sum()
@@ -202,7 +202,7 @@ def scaling(weights: Sequence[float] = (0.2, 0.5, 1.0), loss: float = 0.5, targe
 
 
 def _line(**columns: Tensor | str) -> Rows:
-    """The rows of one line of a plot: a tensor gives each row its own value, a text is the same in all."""
+    """The rows of one line of a plot: a tensor gives each row its own value, a string is the same in all rows."""
     length = max(len(column) for column in columns.values() if isinstance(column, Tensor))
     values = [column.tolist() if isinstance(column, Tensor) else [column] * length for column in columns.values()]
     return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]

@@ -1,7 +1,7 @@
-"""What watches a network: which layers are active, and what comes back to them.
+"""Watching a network: which layers are active, and which errors come back to them.
 
 An NMDA receptor opens only when two things coincide: glutamate from the presynaptic side and depolarisation of the
-postsynaptic side (Mayer, Westbrook & Guthrie 1984; Nowak et al. 1984). A gradient alone cannot tell the two apart.
+postsynaptic side (Mayer, Westbrook & Guthrie 1984; Nowak et al. 1984). A gradient alone cannot distinguish them.
 `NMDACoincidence` sees both sides of every synapse: the activity that enters a layer, and the error that comes back.
 """
 
@@ -24,17 +24,17 @@ from sp.biology.layers import Kind, watchable
 
 @dataclass
 class Activity:
-    """What a layer saw in the passes that made its present gradient.
+    """What a layer saw in the passes that made its current gradient.
 
     Attributes:
-        presynaptic: inputs, (g, N, d) for g groups of channels (1 in most layers), with a last column of ones where
-            the layer has a bias. A convolution gives one row for each patch, an input of shape (B, T, d) one for each
-            of the B T vectors. An embedding gives indices, (N,).
-        postsynaptic: gradient of the loss with respect to the layer's outputs, (g, N, out), row by row to
-            `presynaptic`; None where it cannot be seen (recurrent layers, the input projection of attention).
+        presynaptic: inputs, (g, N, d) for g groups of channels (1 in most layers), with a last column of ones if the
+            layer has a bias. A convolution gives one row per patch, and an input of shape (B, T, d) one for each of
+            the B T vectors. An embedding gives indices, (N,).
+        postsynaptic: gradient of the loss with respect to the layer's outputs, (g, N, out), with the same rows as
+            `presynaptic`; None if it cannot be seen (recurrent layers, the input projection of attention).
         examples: size B of the batch or batches that the rows came from.
-        terms: how many terms the loss was a mean of: tokens where every token is predicted, else examples.
-        readout: whether the error reached this layer before all others that are watched, in every pass.
+        terms: number of terms that the loss is a mean of: tokens if every token is predicted, else examples.
+        readout: whether the error reached this layer before all other watched layers, in every pass.
     """
 
     presynaptic: Tensor
@@ -50,9 +50,9 @@ class Pass:
 
     Attributes:
         module: the layer. kept: what its kind keeps of a forward pass. errors: gradient of its outputs.
-        backward: number of the backward pass that brought them.
-        terms: how many terms the loss had in that pass: the rows of the watched layer that its error reached first.
-        readout: whether that is this layer.
+        backward: number of the backward pass that produced the errors.
+        terms: number of terms of the loss in that pass: the rows of the watched layer that its error reached first.
+        readout: whether this layer was reached first.
     """
 
     module: weakref.ref
@@ -65,14 +65,14 @@ class Pass:
 
 @dataclass
 class Synapses:
-    """The matrix of a watched layer, its bias, and what was recorded of it. Tied layers share one."""
+    """The matrix of a watched layer, its bias, and what was recorded of it. Tied layers share one instance."""
 
     name: str
     weight: nn.Parameter
     bias: nn.Parameter | None
     kind: Kind
-    synchronise: bool = True  # whether activity is gathered from all processes of a distributed training
-    passes: list[Pass] = field(default_factory=list, repr=False)  # those that made the present gradient
+    synchronise: bool = True  # whether activity is gathered from all processes in distributed training
+    passes: list[Pass] = field(default_factory=list, repr=False)  # those that made the current gradient
     arrived: list[Pass] = field(default_factory=list, repr=False)  # those whose gradient has not reached the weight
     seen_gradient: Callable[[], Tensor | None] = field(default=lambda: None, repr=False)
     warned: bool = False
@@ -83,12 +83,12 @@ class Synapses:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Groups, outputs, and inputs with one more for a bias, as `matrix` returns it."""
+        """Groups, outputs, and inputs (plus one for a bias), as in `matrix`."""
         groups, out, inputs = self.kind.matrix(self.weight).shape
         return groups, out, inputs + (self.bias is not None)
 
     def matrix(self, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Weights, or their gradients, as a matrix for each group with the bias as its last column, (g, out, d)."""
+        """Weights, or their gradients, as one matrix per group with the bias as its last column, (g, out, d)."""
         matrix = self.kind.matrix(weight)
         if self.bias is None:
             return matrix
@@ -96,11 +96,11 @@ class Synapses:
         return torch.cat([matrix, column.reshape(len(matrix), -1, 1)], 2)
 
     def gradient(self) -> Tensor:
-        """The gradients as `matrix` has them."""
+        """The gradients in the layout of `matrix`."""
         return self.matrix(self.weight.grad, None if self.bias is None else self.bias.grad)
 
     def by_input(self, values: Tensor, parameter: Tensor) -> Tensor:
-        """One value for each input, (g, d), as a tensor of the shape of the weight or of the bias."""
+        """Expand one value per input, (g, d), to the shape of the weight or the bias."""
         groups, out, _ = self.shape
         if parameter is not self.weight:
             return values[:, -1:].expand(groups, out).reshape(parameter.shape)
@@ -108,9 +108,9 @@ class Synapses:
         return self.kind.unmatrix(inputs[:, None].expand(-1, out, -1), parameter.shape)
 
     def subtract_(self, change: Tensor, size: float, bias: bool = True) -> None:
-        """Subtract ``size`` times a change of the shape of `gradient` from the weight, and with ``bias`` from a bias
-        that has a gradient."""
-        if self.weight.dtype == torch.float16:  # in which a size may be too large a number, and the product is not
+        """Subtract ``size`` times a change, shaped like `gradient`, from the weight and, if ``bias`` is True, from a
+        bias that has a gradient."""
+        if self.weight.dtype == torch.float16:  # where the size may be too large even if the product is not
             change, size = size * change, 1.0
         change = change.to(self.weight.dtype)
         of_weight = change if self.bias is None else change[..., :-1]
@@ -119,14 +119,14 @@ class Synapses:
             self.bias.sub_(change[..., -1].reshape(self.bias.shape), alpha=size)
 
     def record(self, use: Pass) -> None:
-        """An error came back. Whether it makes a gradient is not known before that has reached the weight."""
+        """Record an error that came back. Whether it makes a gradient is not known until one reaches the weight."""
         gradient = self.weight.grad
         if self.passes and (gradient is None or self.seen_gradient() is not gradient or not gradient.any()):
-            self.passes = []  # the gradient that they made was cleared, by whomever
+            self.passes = []  # the gradient that they made was cleared
         self.arrived = [other for other in self.arrived if other.backward == use.backward] + [use]
 
     def gradient_made(self, weight: Tensor) -> None:
-        """A gradient reached the weight. What came back in the same backward pass made it, and nothing else."""
+        """A gradient reached the weight. The errors of the same backward pass made it, and nothing else."""
         gradient = weight.grad
         if self.seen_gradient() is not gradient:
             self.passes = []
@@ -138,7 +138,7 @@ class Synapses:
         self.passes, self.arrived = [], []
 
     def warn_of_missing_activity(self) -> None:
-        """Say, once, that there is a gradient and no activity that could have made it."""
+        """Warn, once, that there is a gradient but no activity that could have made it."""
         if not self.warned:
             warnings.warn(
                 f"coincidence: {self.name!r} has a gradient, but no forward pass of its layer in training mode was "
@@ -150,7 +150,7 @@ class Synapses:
             self.warned = True
 
     def take(self) -> Activity | None:
-        """The activity recorded since the last call, which is thereby forgotten; None where there was none."""
+        """Return the activity recorded since the last call and forget it; None if there was none."""
         passes, self.passes = self.passes, []
         alive = [use for use in passes if use.module() is not None and use.errors.numel()]
         activity = self._activity(alive) if alive else None
@@ -178,18 +178,18 @@ class Synapses:
 
 
 def _joined(rows: tuple[Tensor, ...]) -> Tensor:
-    return rows[0] if len(rows) == 1 else torch.cat(rows, max(rows[0].dim() - 2, 0))  # cat copies even a single one
+    return rows[0] if len(rows) == 1 else torch.cat(rows, max(rows[0].dim() - 2, 0))  # cat copies even a single tensor
 
 
 def backward_pass() -> int:
-    """A number of the backward pass that is running."""
+    """A number that identifies the running backward pass."""
     return torch._C._current_graph_task_id()  # PyTorch has no public name for it
 
 
 def _gathered(activity: Activity | None, synapses: Synapses) -> Activity | None:
-    """The activity of all processes, in their order, as one process would have seen it on the whole batch.
+    """The activity of all processes, in order of rank, as one process would have seen it on the whole batch.
 
-    Gradients are averaged over W processes, and the errors are divided by W to go with them.
+    Gradients are averaged over W processes, so the errors are divided by W to match them.
     """
     world = dist.get_world_size()
     weight, (groups, out, inputs) = synapses.weight, synapses.shape
@@ -219,35 +219,35 @@ def _gathered(activity: Activity | None, synapses: Synapses) -> Activity | None:
 class NMDACoincidence(Hooked):
     """Watches the layers of a model through hooks: what enters them, and the errors that come back.
 
-    Watched are Linear, Conv1d to Conv3d and their transposes (grouped ones too), Embedding, MultiheadAttention, and
-    RNN, GRU and LSTM of one layer; tied weights; and layers whose weight is computed from a parameter of its shape, as
-    in weight normalisation. A subclass of these with a ``forward`` of its own is not. `covered` names what is watched;
-    all other parameters follow the diagonal rule.
+    Layers that can be watched are Linear, Conv1d to Conv3d and their transposes (also grouped), Embedding,
+    MultiheadAttention, and single-layer RNN, GRU and LSTM. This includes tied weights and layers whose weight is
+    computed from a parameter of the same shape, as in weight normalisation. A subclass of these with a custom
+    ``forward`` is not watched. `covered` lists what is watched; all other parameters follow the diagonal rule.
 
-    A pass counts when it made the gradient of a step: a forward pass in training mode whose backward pass reached the
-    layer's weight. What runs under ``no_grad`` or in ``eval()`` leaves no trace, nor does a gradient that was cleared
-    or only asked for (``torch.autograd.grad``). Several backward passes before a step add up, as gradients do.
+    A pass counts if it made the gradient of a step: a forward pass in training mode whose backward pass reached the
+    layer's weight. Passes under ``no_grad`` or in ``eval()`` leave no trace, nor does a gradient that was cleared or
+    only computed by ``torch.autograd.grad``. Several backward passes before a step add up, as gradients do.
 
-    The watcher does not keep the model alive, nor does the model keep the watcher alive, and its hooks go with it. A
-    copy of both (by ``deepcopy`` or ``pickle`` of model and optimizer together) watches the copied model; one of the
-    model alone is not watched.
+    The watcher does not keep the model alive, nor the model the watcher, and its hooks are removed with it. A copy of
+    both (by ``deepcopy`` or ``pickle`` of model and optimizer together) watches the copied model. A copy of the model
+    alone is not watched.
 
     Args:
         model: any module; its layers are watched from now on.
-        synchronise: gather the activity of all processes where ``torch.distributed`` runs with several, so that they
-            keep equal memories, as `DistributedDataParallel` keeps their gradients equal. It costs the exchange of each
-            layer's inputs and errors. False: for processes that train networks of their own.
+        synchronise: gather the activity of all processes if ``torch.distributed`` runs with several, so that they keep
+            equal memories, as `DistributedDataParallel` keeps their gradients equal. This costs an exchange of each
+            layer's inputs and errors. Use False for processes that train separate networks.
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: it has no layer that can be watched.
+        ValueError: ``model`` has no layer that can be watched.
     """
 
     def __init__(self, model: nn.Module, synchronise: bool = True):
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got a {type(model).__name__}")
         self._model, self._synchronise = weakref.ref(model), synchronise
-        self.users: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # each forgets what no other one will step
+        self.users: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # each forgets only layers that no other one steps
         self._backward, self._terms, self._first = -1, 0, None
         by_weight: dict[int, Synapses] = {}
         handles = []
@@ -260,10 +260,10 @@ class NMDACoincidence(Hooked):
                 # Two memories of one weight cannot both decide: the one that holds more than counts does.
                 continue
             elif synapses.bias is not bias:
-                synapses.bias = None  # tied weights with biases of their own: these follow the diagonal rule
+                synapses.bias = None  # tied weights with separate biases, which follow the diagonal rule
             handles.append(module.register_forward_hook(_Hook(self, synapses, kind, module), with_kwargs=True))
-            # What changes nothing else shows `torch.compile` that this instance is not like others of its class, whose
-            # compiled code would leave out the hook.
+            # This only shows `torch.compile` that this instance differs from others of its class, whose compiled code
+            # would leave out the hook.
             module.forward = module.forward
         self.synapses = list(by_weight.values())
         if not self.synapses:
@@ -277,7 +277,7 @@ class NMDACoincidence(Hooked):
         return type(self), (self._model(), self._synchronise)
 
     def covered(self) -> dict[str, nn.Parameter]:
-        """The parameters that are watched, by name; frozen ones are not."""
+        """The watched parameters by name; frozen ones are not watched."""
         names = {id(p): name for name, p in self._model().named_parameters()} if self._model() is not None else {}
         return {
             names.get(id(p), synapses.name).removeprefix("_orig_mod."): p
@@ -287,9 +287,9 @@ class NMDACoincidence(Hooked):
         }
 
     def misses(self, parameters: Iterable[nn.Parameter]) -> bool:
-        """Whether one of the parameters is the matrix of a layer that came after the watcher.
+        """Whether one of the parameters is the matrix of a layer that was added after the watcher was made.
 
-        Of the model's own parameters that is any layer that could be watched; of others any with two dimensions.
+        Of the model's own parameters, any layer that could be watched counts; of others, any with two dimensions.
         """
         watched = {id(synapses.weight) for synapses in self.synapses}
         new = {id(p) for p in parameters if p.dim() > 1} - watched
@@ -299,26 +299,26 @@ class NMDACoincidence(Hooked):
         return bool(new)
 
     def reached(self, synapses: Synapses, backward: int, rows: int) -> tuple[int, bool]:
-        """The rows of the layer that the error of this backward pass reached first, and whether it is this one."""
-        if backward != self._backward or not self._terms:  # an empty batch has none
+        """Number of rows of the layer that this backward pass's error reached first, and whether it is this layer."""
+        if backward != self._backward or not self._terms:  # an empty batch has no terms
             self._backward, self._terms, self._first = backward, rows, weakref.ref(synapses)
         return self._terms, self._first() is synapses
 
     def clear(self, keep: Collection[Synapses] = ()) -> None:
-        """Forget what was recorded since the last step, as clearing the gradients forgets them, but for some layers."""
+        """Forget what was recorded since the last step, as when gradients are cleared, but not for ``keep``."""
         kept = {id(synapses) for synapses in keep}
         for synapses in self.synapses:
             if id(synapses) not in kept:
                 synapses.clear()
 
     def remove(self) -> None:
-        """Stop watching: take all hooks off the model. A second call does nothing."""
+        """Stop watching: remove all hooks from the model. A second call does nothing."""
         super().remove()
         self.clear()
 
 
 def _when_gradient_arrives(weight: nn.Parameter, hook: Callable[[Tensor], None]) -> RemovableHandle:
-    """Register a hook of a weight, which may be frozen now and thawed later."""
+    """Register a hook on a weight, which may be frozen now and unfrozen later."""
     trained = weight.requires_grad
     handle = weight.requires_grad_(True).register_post_accumulate_grad_hook(hook)
     weight.requires_grad_(trained)
@@ -326,14 +326,14 @@ def _when_gradient_arrives(weight: nn.Parameter, hook: Callable[[Tensor], None])
 
 
 class _NoHook:
-    """What stands in place of a hook in a copied model, or one read from a file, until somebody watches that one."""
+    """Placeholder for a hook in a model that was copied or read from a file, until that model is watched."""
 
     def __call__(self, *_) -> None:
         """Record nothing."""
 
 
 class _Hook:
-    """A forward hook that holds no module and no watcher alive, and records nothing of a module's copies."""
+    """A forward hook that keeps neither module nor watcher alive, and records nothing for copies of the module."""
 
     def __init__(self, watcher: NMDACoincidence, synapses: Synapses, kind: Kind, module: nn.Module):
         self.watcher, self.synapses, self.module = weakref.ref(watcher), weakref.ref(synapses), weakref.ref(module)
@@ -344,7 +344,7 @@ class _Hook:
 
     @property
     def __name__(self) -> str:
-        # torch.jit.script asks for it, and would fail without a word of what to do.
+        # torch.jit.script reads it, and would otherwise fail without saying what to do.
         raise AttributeError("a watched model cannot be scripted: call watcher.remove() before torch.jit.script(model)")
 
     @torch.compiler.disable
@@ -358,16 +358,16 @@ class _Hook:
         if module is not self.module() or synapses is None or not module.training or not torch.is_grad_enabled():
             return
         kept, follow = self.kind.keep(module, inputs, named, output)
-        # A transform of torch.func makes no gradient.
+        # Transforms of torch.func make no gradient.
         follow = [t for t in follow if isinstance(t, Tensor) and t.requires_grad and torch.func.debug_unwrap(t) is t]
         if not follow:
             return
 
-        # A frozen readout is one all the same, but nothing of it is held that no step will use.
+        # A frozen readout still counts as the readout, but what no step will use is not kept.
         trained = synapses.weight.requires_grad
         kept = kept if trained else None
 
-        last = None  # backward pass that reached one of them
+        last = None  # last backward pass that reached one of them
 
         def record(errors: Tensor) -> None:
             nonlocal last

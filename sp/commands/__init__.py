@@ -1,4 +1,4 @@
-"""What the commands have in common: options, and exit statuses. Each is the module of its name."""
+"""What commands share: options and exit statuses. Each command is the module of the same name."""
 
 import argparse
 import re
@@ -10,10 +10,10 @@ from sp.checks import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
-    """Arguments of a command, with a suggestion where a word is misspelt, as Python gives from 3.14 on."""
+    """Argument parser that suggests corrections for misspelt words, as Python does from 3.14 on."""
 
     def __init__(self, *words, **named):
-        super().__init__(*words, allow_abbrev=False, **named)  # --seed must not pass for --seeds
+        super().__init__(*words, allow_abbrev=False, **named)  # --seed must not be accepted for --seeds
 
     def error(self, message):
         choice = re.search(r"invalid choice: '(.+?)' \(choose from (.*)\)", message)
@@ -33,20 +33,20 @@ def positive(text: str) -> int:
 
 
 def add_dataset(parser: argparse.ArgumentParser) -> None:
-    """``--dataset``, digits by default."""
-    from sp.files import DATASETS  # needs what `sp.extras` looks for, and the list of commands does not
+    """Add ``--dataset``, digits by default."""
+    from sp.files import DATASETS  # needs packages that `sp.extras` checks for; listing the commands does not
 
     about = f"{', '.join(DATASETS)} (default: digits)"
     parser.add_argument("--dataset", default="digits", choices=DATASETS, metavar="NAME", help=about)
 
 
 def add_values(parser: argparse.ArgumentParser, about: str) -> None:
-    """``-p NAME VALUES``, once for each name that varies; `values_of` reads them."""
+    """Add ``-p NAME VALUES``, given once for each name that varies; `values_of` reads them."""
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUES"), help=about)
 
 
 def values_of(pairs: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Name -> values, of what was given after ``-p``."""
+    """Name -> values, from what was given after ``-p``."""
     from sp.lab import choices
 
     varied = {}
@@ -64,8 +64,8 @@ def carry_out(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
     """Parse arguments, call the parser's default ``run`` with them, and return the exit status.
 
     Returns:
-        What ``run`` returns, or 0 for None; 2 for an error that tells the caller what to do, 1 where that is that runs
-        failed; 130 when it was stopped.
+        What ``run`` returns, or 0 for None; 2 for an error whose message says what to do; 1 if runs failed;
+        130 if the command was stopped.
     """
     chosen = parser.parse_args(arguments)
     chosen.arguments = arguments
@@ -75,7 +75,7 @@ def carry_out(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
         print("Stopped. What is finished is stored: the same command goes on.", file=sys.stderr)
         return 130
     except (OSError, ValueError, ImportError, LookupError) as error:
-        if isinstance(error, KeyError | IndexError):  # a fault of the program
+        if isinstance(error, KeyError | IndexError):  # a bug in the program
             raise
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2

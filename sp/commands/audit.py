@@ -1,6 +1,6 @@
-"""Compute a random sample of the committed runs anew, and fail where one differs.
+"""Recompute a random sample of the committed runs, and fail if one differs.
 
-One of each method in turn. A run may differ by 0.1 in average accuracy, the sample by 0.01 in the mean: processors
+Samples methods in turn. A run may differ by 0.1 in average accuracy, and the sample by 0.01 on average, as processors
 round differently.
 """
 
@@ -17,7 +17,7 @@ from sp.rivals import METHODS, dendrites
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """How many runs, and of what."""
+    """Add the options: how many runs, and which."""
     add_dataset(parser)
     parser.add_argument("--sample", type=positive, default=20, help="how many runs (default: 20)")
     parser.add_argument("--seed", type=int, help="of the draw, to make it again; default: another one each time")
@@ -25,10 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Compute and compare; exit status 1 where a run differs or a row is damaged."""
+    """Recompute and compare; exit status 1 if a run differs or a row is damaged."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # that a row is damaged
+            warnings.simplefilter("error", UserWarning)  # raised for a damaged row
             committed = Ledger(folder("ledger")).by_key()
     except UserWarning as damage:
         print(damage, file=sys.stderr)

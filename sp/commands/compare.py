@@ -1,7 +1,7 @@
-"""Compare methods, your own among them, on one stream.
+"""Compare methods, including your own, on one stream.
 
-Methods are paired by seed, and tuned with as many points each on other seeds and held-out data. Runs that the ledger
-has are read. FILE.py:NAME is a callable, or a stream, in a file of yours.
+Methods are paired by seed, and tuned with the same number of points on other seeds and held-out data. Runs in the
+ledger are reused. FILE.py:NAME is a callable or a stream in your own file.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from sp.lab.runs import PLOTS, tuned
 from sp.lab.settings import STREAMS
 from sp.rivals import METHODS, TITLES
 
-WITH_DEFAULTS = "coincidence"  # what is meant to run with its defaults
+WITH_DEFAULTS = "coincidence"  # the method that is meant to run with its defaults
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to compare, and what to leave of it."""
+    """Add the options: what to compare, and what to write."""
     parser.epilog = (
         "example: python -m sp compare --method adam --method mine.py:lion --stream split5 --tune adam:lr=1e-4,3e-4 "
         f"--tune lion:lr=3e-5,1e-4 --figure lion. Methods: {', '.join(METHODS)}."
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(chosen: argparse.Namespace) -> None:
-    """Compare, print the table, and leave what was asked for."""
+    """Compare, print the table, and write the files that were asked for."""
     if chosen.kind and not chosen.figure:
         raise ValueError(f"--kind {chosen.kind} is of a figure: give --figure NAME as well")
     if chosen.figure and (made := files.made_by(chosen.figure)):
@@ -78,7 +78,7 @@ def run(chosen: argparse.Namespace) -> None:
             workers=chosen.workers,
             cluster=chosen.cluster,
         )
-    except TypeError as error:  # something was named that is no method, network or stream
+    except TypeError as error:  # a name that is not a method, network or stream
         raise ValueError(str(error)) from error
     print(runs.table().to_string())
     if len(methods) > 1:
@@ -98,7 +98,7 @@ def _widths(text: str) -> tuple[int, ...]:
 
 
 def named(text: str) -> Any:
-    """A name as it is, or what ``FILE.py:NAME`` names."""
+    """A plain name unchanged, or the object that ``FILE.py:NAME`` refers to."""
     file, colon, name = text.rpartition(":")
     if not colon:
         if text.endswith(".py"):
@@ -113,7 +113,7 @@ def named(text: str) -> Any:
         spec = importlib.util.spec_from_file_location(key, path)
         module = sys.modules[key] = importlib.util.module_from_spec(spec)
         if str(path.parent) not in sys.path:
-            sys.path.insert(0, str(path.parent))  # what it imports lies beside it
+            sys.path.insert(0, str(path.parent))  # it may import modules beside it
         spec.loader.exec_module(module)
     if not hasattr(module, name):
         raise ValueError(f"{path} has no {name!r}{did_you_mean(name, dir(module))}")
@@ -121,7 +121,7 @@ def named(text: str) -> Any:
 
 
 def _titles(words: list[str]) -> dict[str, str]:
-    """What tables call each method: NAME of FILE.py:NAME, with the file where two files have one."""
+    """The title of each method in tables: NAME of FILE.py:NAME, with the file if two files have the same NAME."""
     if len(set(words)) < len(words):
         raise ValueError(f"--method must name each method once, got {', '.join(words)}")
     names = [TITLES.get(word, word.rpartition(":")[2]) for word in words]
@@ -138,7 +138,7 @@ def _stream(text: str, dataset: str, samples_per_task: int | None) -> Stream:
 
 
 def _tune(texts: list[str], titles: dict[str, str]) -> dict[str, dict[str, list]]:
-    """Title -> option -> values, of ``METHOD:lr=1e-4,1e-3``, or of ``lr=1e-4,1e-3`` where there is one method."""
+    """Title -> option -> values, from ``METHOD:lr=1e-4,1e-3``, or from ``lr=1e-4,1e-3`` if there is one method."""
     found: dict[str, dict[str, list]] = {}
     words = list(titles)
     for text in texts:
@@ -153,7 +153,7 @@ def _tune(texts: list[str], titles: dict[str, str]) -> dict[str, dict[str, list]
                 f"{' '.join(each)}"
             )
         parsed = choices.parse(values)
-        choices.grid({option: parsed})  # refuses a range
+        choices.grid({option: parsed})  # rejects a range
         method = method or words[0]
         found.setdefault(titles.get(method, method), {})[option] = parsed
     return found

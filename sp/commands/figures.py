@@ -1,10 +1,10 @@
-"""Run notebooks for their figures, side by side.
+"""Run notebooks in parallel for their figures.
 
-With their own parameters, on any data set, the figures go to figures/ and the executed notebooks to build/notebooks.
-With -p one notebook is run with every combination of the values: each copy has a folder of its own in $SP_FIGURES, else
-build/figures, and the tables of all copies are put into one. Runs that the ledger has are read; SP_FRESH=DATASET
-in the environment leaves out the committed ones on that data set.
-Exit status: 0, 1 when notebooks failed, 2 when it cannot run.
+With their own parameters, on any data set, figures go to figures/ and executed notebooks to build/notebooks. With -p,
+one notebook is run with every combination of the values: each copy has its own folder in $SP_FIGURES, or else in
+build/figures, and the tables of all copies are combined. Runs in the ledger are reused; with SP_FRESH=DATASET in the
+environment, the committed ones on that data set are not.
+Exit status: 0; 1 if notebooks failed; 2 if the command cannot run.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from sp.notebooks import all_notebooks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which notebooks, and with which parameters."""
+    """Add the options: which notebooks, and with which parameters."""
     parser.epilog = (
         "example: python -m sp figures notebooks/01_forgetting.ipynb -p seeds 3 -p plasticity_k 1.0,5.0,10.0"
     )
@@ -29,12 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_notebooks(parser: argparse.ArgumentParser) -> None:
-    """Paths of notebooks; `which` reads them."""
+    """Add the paths of notebooks; `which` reads them."""
     parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK", help="default: all")
 
 
 def which(chosen: argparse.Namespace) -> list[Path]:
-    """The notebooks that were named; a FileNotFoundError for one that is not there."""
+    """The notebooks that were named; raises FileNotFoundError if one does not exist."""
     for path in chosen.notebooks:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not there{did_you_mean(path, all_notebooks())}")
@@ -42,7 +42,7 @@ def which(chosen: argparse.Namespace) -> list[Path]:
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Run them; exit status 1 where one failed."""
+    """Run the notebooks; exit status 1 if one failed."""
     from sp.lab import choices
     from sp.notebooks import grid, running
 

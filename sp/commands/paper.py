@@ -1,7 +1,7 @@
-"""Figures and tables for a paper, from what is stored in figures/: nothing trains.
+"""Make figures and tables for a paper from what is stored in figures/. Nothing is trained.
 
-Without a NAME, five figures of several panels and three tables. With NAMEs in figures/, such as
-01_forgetting/mnist_curves, these figures alone, each with its caption in LaTeX, and in a style of your own.
+Without a NAME: five multi-panel figures and three tables. With NAMEs in figures/, such as
+01_forgetting/mnist_curves: only these figures, each with its LaTeX caption, in a style you choose.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from sp.figures import paper, tables
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which, and how they look."""
+    """Add the options: which figures, and how they look."""
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="default: the five figures and three tables")
     add("--journal", choices=figures.JOURNALS, help="whose width (default: icml; of a NAME, as it was)")
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(chosen: argparse.Namespace) -> None:
-    """Write them, and print their paths."""
+    """Write the figures and tables, and print their paths."""
     style = {"only": chosen.only, "names": dict(chosen.rename), "colours": dict(chosen.colour)}
     style = {word: value for word, value in style.items() if value} or None
     if not chosen.names:

@@ -1,4 +1,4 @@
-"""Write the tables of the documents, the gallery of figures and the index of notebooks, from what is committed."""
+"""Write the tables of the documents, the gallery of figures and the index of notebooks, from committed files."""
 
 import argparse
 from pathlib import Path
@@ -8,11 +8,11 @@ from sp.files import write_atomically
 
 
 def add_arguments(_: argparse.ArgumentParser) -> None:
-    """It takes none."""
+    """Add nothing: the command takes no arguments."""
 
 
 def run(_: argparse.Namespace) -> None:
-    """Write them."""
+    """Write the tables, the gallery and the index."""
     for page in map(Path, documents.FILLED):
         write_atomically(page, documents.fill_tables(page.read_text()))
     write_atomically(Path("figures/README.md"), documents.gallery())

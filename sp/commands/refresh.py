@@ -1,4 +1,4 @@
-"""Run notebooks afresh in place, with the outputs that the tests compare."""
+"""Rerun notebooks in place, storing the outputs that the tests compare."""
 
 import argparse
 
@@ -6,12 +6,12 @@ from sp.commands.figures import add_notebooks, which
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which notebooks."""
+    """Add the paths of notebooks."""
     add_notebooks(parser)
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Refresh them; exit status 1 where one failed."""
+    """Refresh the notebooks; exit status 1 if one failed."""
     from sp.notebooks import running
 
     return running.refresh(which(chosen))

@@ -1,7 +1,7 @@
 """Run a grid or a sample of experiments, with every seed.
 
-Experiments differ in what -p names, and run in parallel. What is kept is not run again: after a crash the same command
-goes on. Exit status: 0, 1 when runs failed, 2 when it cannot run.
+Experiments differ in what -p names, and run in parallel. Stored runs are not repeated: after a crash, the same command
+resumes. Exit status: 0; 1 if runs failed; 2 if it cannot run.
 """
 
 import argparse
@@ -22,7 +22,7 @@ VALUES = "v1,v2,... or, with --sample, a range low:high or low:high:log"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which experiments, and where to keep them."""
+    """Add the options: which experiments, and where to store them."""
     parser.epilog = (
         "example: python -m sp sweep --stream permuted10 -p optimizer adam,sgd -p option_lr 1e-3,1e-2. "
         f"Choices: {', '.join(Experiment.__dataclass_fields__)}. Optimizers: {', '.join(METHODS)}."
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Run what is missing, and print the means; exit status 1 where runs failed."""
+    """Run what is missing and print the means; exit status 1 if runs failed."""
     varied = values_of(chosen.p)
     if "seed" in varied:
         raise ValueError("every point gets every seed: give --seeds in place of -p seed")
@@ -53,7 +53,7 @@ def run(chosen: argparse.Namespace) -> int:
             range(chosen.seeds),
         )
         check_options(experiments)
-    except TypeError as error:  # a value of the wrong type, which was typed and is no fault of the program
+    except TypeError as error:  # the user typed a value of the wrong type, which is not a bug
         raise ValueError(str(error)) from error
     ledger = Ledger(chosen.ledger) if chosen.ledger else opened()
     if chosen.dry_run:

@@ -1,7 +1,7 @@
-"""Panels with sliders for notebooks: each is one call, and shows at once what a choice does.
+"""Panels with sliders for notebooks. Each takes one call and shows at once what a choice does.
 
-`gate_panel` shows the published gate over a real network, `learning_panel` trains two tasks, `results_panel` looks at
-what was computed before.
+`gate_panel` shows the published gate over a real network, `learning_panel` trains two tasks, `results_panel` shows
+results computed before.
 """
 
 from sp.explore.gate import gate_answer, gate_panel

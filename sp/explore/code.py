@@ -1,4 +1,4 @@
-"""The code that a panel gives to paste."""
+"""The code that a panel offers for copying."""
 
 from typing import Any
 
@@ -24,11 +24,11 @@ runs = compare(
 
 
 def optimizer_code(optimizer: str, options: dict[str, Any], replay_capacity: int = 0, seed: int = 0) -> str:
-    """Python code that makes an optimizer of a ``model``, and a replay buffer where there is one.
+    """Python code that makes an optimizer for a ``model``, and a replay buffer if there is one.
 
     Args:
         optimizer: a name in `sp.rivals.OPTIMIZERS`. options: its arguments.
-        replay_capacity: of the buffer; 0 for none. seed: of the buffer.
+        replay_capacity: size of the buffer; 0 for none. seed: seed of the buffer.
     """
     name = NAMES[optimizer]
     imports = set() if "." in name else {name}
@@ -46,6 +46,6 @@ def optimizer_code(optimizer: str, options: dict[str, Any], replay_capacity: int
 
 
 def comparison_code(method: str, options: dict[str, Any], replay_capacity: int, seed: int) -> str:
-    """Python code that compares somebody's own ``method``, a title, with Adam, as the learning panel does."""
+    """Python code that compares a custom method, titled ``method``, with Adam, as the learning panel does."""
     given = "".join(f", {name}={value!r}" for name, value in options.items())
     return COMPARISON.format(method=method, given=given, replay_capacity=replay_capacity, seed=seed)

@@ -18,7 +18,7 @@ from sp.explore.sliders import STEPS_OF_B, sliders
 from sp.lab import watch
 from sp.lab.settings import on_stream
 
-SYNAPSES = 1500  # of the network's weights, drawn at random
+SYNAPSES = 1500  # number of weights drawn at random from the network
 DEFAULTS = {
     "plasticity_k": 5.0,
     "trace_decay": 0.99,
@@ -27,13 +27,13 @@ DEFAULTS = {
     "normalisation": "percentile",
     "steps_into_b": 0,
 }
-LEVELS = (5, 25, 75)  # percentiles of the eligibility at which the surface is cut
+LEVELS = (5, 25, 75)  # percentiles of the eligibility at which the surface is sliced
 
 
 def gate_panel() -> Panel:
-    """Sliders for the published gate (P7): its surface, slices through it, and what it makes of a trained network.
+    """Sliders for the published gate (P7): its surface, slices through it, and its values in a trained network.
 
-    The network learnt task A of two-task digits with Adam; the last slider goes on into task B with it.
+    The network has learnt task A of two-task digits with Adam; the last slider continues into task B.
     """
     normalisation = Dropdown(
         value=DEFAULTS["normalisation"],
@@ -46,7 +46,7 @@ def gate_panel() -> Panel:
         "normalisation": normalisation,
         **sliders(["steps_into_b"], DEFAULTS),
     }
-    _gradients()  # trains, which is for the main thread
+    _gradients()  # trains a network, which belongs in the main thread
 
     def make(choices: dict) -> Iterator[Answer]:
         yield gate_answer(**choices)
@@ -100,7 +100,7 @@ def _code(choices: dict) -> str:
 
 @cache
 def _gradients() -> torch.Tensor:
-    """Size of the gradient of a sample of weights, step by step through task A and the beginning of B; (steps, n)."""
+    """Absolute gradients of a sample of weights at each step of task A and the beginning of B; (steps, n)."""
     experiment = replace(on_stream("split2_class", "digits"), optimizer="adam", options={"lr": ADAM_RATES[False]})
     history, tasks = [], []
 
@@ -132,7 +132,7 @@ def _measure(
         thresholds = eligibility.max(), gradient.max()
     else:
         thresholds = (eligibility.quantile(threshold_percentile / 100),) * 2
-    smallest = torch.tensor(1e-30)  # where most synapses are silent, as in the optimizer
+    smallest = torch.tensor(1e-30)  # the same as in the optimizer, for when most synapses are silent
     used, now = (torch.maximum(threshold, smallest) for threshold in thresholds)
 
     def part(name: str, e: torch.Tensor, g: torch.Tensor, level: float = np.nan) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""The learning panel: task A, then task B, with one method beside Adam."""
+"""The learning panel: task A, then task B, with one method compared with Adam."""
 
 import inspect
 from collections.abc import Iterator, Mapping
@@ -21,10 +21,10 @@ from sp.lab.settings import on_stream
 from sp.rivals import TITLES
 
 RULES = {TITLES[method]: method for method in ("coincidence", "selective", "consolidating", "sgd")}
-ADAM_RATES = {False: 1e-3, True: 1e-2}  # without replay and with, as tuned in notebook 01
-RATES = {"Coincidence": 0.1, "Selective plasticity": 1e-3, "Consolidation": 0.1, "SGD": 0.1}  # lr of each at first
+ADAM_RATES = {False: 1e-3, True: 1e-2}  # without and with replay, as tuned in notebook 01
+RATES = {"Coincidence": 0.1, "Selective plasticity": 1e-3, "Consolidation": 0.1, "SGD": 0.1}  # initial lr of each
 PUBLISHED = ("plasticity_k", "trace_decay", "threshold_percentile")
-# Which of the controls are options of which method; the others are not shown.
+# The controls that are options of each method; the others are hidden.
 OPTIONS = {
     "Coincidence": ("lr", "retention"),
     "Selective plasticity": ("lr", *PUBLISHED, "warmup_steps"),
@@ -47,17 +47,17 @@ DEFAULTS = {
 
 
 def learning_panel(ledger: Ledger | None = None, methods: Mapping[str, Method] | None = None) -> Panel:
-    """Sliders for a method that learns two tasks of digits one after the other, beside Adam with the same seed.
+    """Sliders for a method that learns two tasks of digits one after the other, next to Adam with the same seed.
 
-    While a slider moves, a training of one epoch shows what to expect; once it rests, the whole one is shown as it
-    goes.
+    While a slider moves, training for one epoch shows what to expect. Once it rests, the full training is shown as it
+    progresses.
 
     Args:
         ledger: where finished runs are kept; default `sp.lab.ledger.opened()`.
-        methods: more to choose from, title -> what `sp.lab.compare` takes; those of `sp.lab.register` are there anyway.
+        methods: more to choose from, title -> method as for `sp.lab.compare`; those of `sp.lab.register` are included.
 
     Raises:
-        ValueError, TypeError: as `sp.lab.compare` of ``methods``, or one of them has the title "Adam".
+        ValueError, TypeError: as for `sp.lab.compare` with ``methods``, or one of them has the title "Adam".
     """
     ledger, rules = ledger or opened(), _rules(methods)
     controls = _controls(rules)
@@ -104,7 +104,7 @@ def learning_panel(ledger: Ledger | None = None, methods: Mapping[str, Method] |
 def learning_answer(
     ledger: Ledger | None = None, methods: Mapping[str, Method] | None = None, **choices: Any
 ) -> Answer:
-    """What the learning panel shows in the end for these choices; see `DEFAULTS` for their names."""
+    """What the learning panel finally shows for these choices; see `DEFAULTS` for their names."""
     rules = _rules(methods)
     method = choices.get("method", DEFAULTS["method"])
     chosen = {**DEFAULTS, "lr": _rate(rules, method), **choices}
@@ -140,7 +140,7 @@ def _rate(rules: Mapping[str, str | Own], method: str) -> float:
 
 
 def _taken(rule: str | Own) -> Mapping[str, inspect.Parameter]:
-    """What one can be called with; nothing of a method by name, which has no sliders here."""
+    """Parameters of a custom method; empty for a method given by name, which has no sliders here."""
     return inspect.signature(rule.given()).parameters if isinstance(rule, Own) else {}
 
 
@@ -153,7 +153,7 @@ def _code(rules: Mapping[str, str | Own], choices: dict) -> str:
 
 
 def _answer(seen: dict[str, watch.Observed], step: int, pending: str = "") -> Answer:
-    """Curves, LTP and LTD of each layer, and the gates of the first method, up to a step of the training."""
+    """Curves, LTP and LTD of each layer, and the gates of the first method, up to a training step."""
     curves = {method: found.curve[found.curve.step <= step] for method, found in seen.items()}
     ended = [task for task in (1, 2) if step >= STEPS * task // 2]
     layer, counts = ["task", "parameter", "synapses", "looks"], ["ltp", "ltd", "shut"]

@@ -1,4 +1,4 @@
-"""What the panels share: controls beside a figure, drawn in the background for the newest choice only."""
+"""Shared parts of the panels: controls beside a figure, drawn in the background for the newest choice only."""
 
 import hashlib
 import html
@@ -49,7 +49,7 @@ COPY = """<button class="lm-Widget jupyter-widgets jupyter-button widget-button"
 onclick="navigator.clipboard.writeText(this.closest('.sp-panel').querySelector('.sp-code pre').innerText)">Copy</button>
 """
 
-DRAWING = threading.RLock()  # held by whoever draws: matplotlib does it for one thread at a time
+DRAWING = threading.RLock()  # held while drawing, which matplotlib does for one thread at a time
 
 
 @dataclass
@@ -57,9 +57,9 @@ class Answer:
     """What a panel shows for one choice.
 
     Attributes:
-        kind: of plot, a name in `sp.figures.PLOTS`. data: what it is drawn from. text: what is seen, in words.
-        table: its numbers. options: of the plot.
-        pending: what the answer still lacks, of one that a better one follows.
+        kind: kind of plot, a name in `sp.figures.PLOTS`. data: the data to draw. text: what the plot shows, in words.
+        table: its numbers. options: options of the plot.
+        pending: what the answer still lacks, if a better one follows.
     """
 
     kind: str
@@ -70,31 +70,31 @@ class Answer:
     pending: str = ""
 
     def save(self, name: str, question: str, caption: str, about: dict | None = None) -> Figure:
-        """Draw the figure over the width of a page and save it, as `sp.figures.draw` does."""
+        """Draw the figure at page width and save it, as `sp.figures.draw` does."""
         options = {"question": question, "caption": caption, "about": about, **self.options}
         return figures.draw(self.kind, name, self.data, width="page", **options)
 
 
 class Panel(widgets.VBox):
-    """Controls, a figure that follows them, and what can be done with it.
+    """Controls, a figure that follows them, and actions on the figure.
 
-    A move of a control shows a busy sign at once, and greys a figure that stays old for half a second; the new one is
-    made in a thread, so that the kernel stays free, and only for the last position. An exception is shown as a message.
+    Moving a control shows a busy sign at once, and greys out a figure that stays outdated for half a second. The new
+    one is made in a thread, to keep the kernel free, and only for the last position. Exceptions are shown as messages.
 
     Args:
-        name: of the panel, in file names.
+        name: name of the panel, used in file names.
         title: heading. look_for: a sentence that says what to look for.
         controls: name -> widget with a ``value``; their values are the choices.
-        make: a generator function, choices -> one `Answer` or several, each better than the one before; runs in a
-            thread. The first is shown in any case; the rest is not asked for when a newer choice waits.
+        make: generator function, choices -> one or more `Answer` objects, each better than the one before; runs in a
+            thread. The first is always shown; the rest are skipped when a newer choice is waiting.
         code: choices -> Python code that does the same outside the panel.
-        adjust: called with the name of a control that moved, before the choices are read: for controls that depend on
+        adjust: called with the name of a control that moved, before the choices are read; for controls that depend on
             others.
-        play: name of a slider that a play button moves; None for none.
+        play: name of the slider that a play button moves; None for no button.
         wide: whether the controls hold long names rather than numbers.
 
     Attributes:
-        controls: as given. answer: what is shown, None before the first.
+        controls: as given. answer: the answer shown; None before the first.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Panel(widgets.VBox):
         self._quiet = False
         self._thread = ThreadPoolExecutor(1)
         self._asked = 0  # number of the newest request; older ones are dropped
-        self._telling = threading.Lock()  # so that the sign says what is, whichever thread sets it
+        self._telling = threading.Lock()  # keeps the status correct, whichever thread sets it
         self._status = widgets.HTML()
         self._image = widgets.Image(format="png")
         self._readout = widgets.HTML().add_class("sp-readout")
@@ -153,11 +153,11 @@ class Panel(widgets.VBox):
         return f"{self.name} panel (sliders need a running kernel)"
 
     def choices(self) -> dict[str, Any]:
-        """What is chosen now."""
+        """The current choices."""
         return {name: control.value for name, control in self.controls.items()}
 
     def refresh(self) -> None:
-        """Show the answer to what is chosen now, as soon as it is there."""
+        """Show the answer to the current choices as soon as it is ready."""
         with self._telling:
             self._status.value = "<b>&#9203; working &hellip;</b>"
             self._image.add_class("sp-stale")
@@ -165,7 +165,7 @@ class Panel(widgets.VBox):
             self._newest = self._thread.submit(self._answer, self.choices(), self._asked)
 
     def reset(self) -> None:
-        """Set every control back to where it was when the panel was made."""
+        """Set every control back to its initial value."""
 
         def set_back() -> None:
             for name, value in self._defaults.items():
@@ -175,11 +175,11 @@ class Panel(widgets.VBox):
         self._change(set_back)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the figure shows what is chosen; False where the time was not enough."""
+        """Wait until the figure shows the current choices; return False on timeout."""
         return not wait([self._newest], timeout).not_done
 
     def save(self) -> None:
-        """Write the figure of what is chosen as PDF, PNG and CSV, each with what was chosen and the versions."""
+        """Write the current figure as PDF, PNG and CSV, each with the choices and the versions."""
         self.wait()
         if self.answer is None:
             self._status.value = "There is no figure to save."
@@ -196,7 +196,7 @@ class Panel(widgets.VBox):
         self._status.value = f"Saved {html.escape(str(figures.path_of(name)))}.pdf, .png and .csv"
 
     def _change(self, change: Callable[[], None]) -> None:
-        """Change controls, which asks for nothing meanwhile, and then answer once."""
+        """Change controls without asking for answers in between, then answer once."""
         if self._quiet:
             return
         self._quiet = True
@@ -256,7 +256,7 @@ class Panel(widgets.VBox):
 
 
 class _Live:
-    """A figure that is drawn once and then only filled anew, which is fast enough for dragging."""
+    """A figure that is drawn once and then only updated, which is fast enough for dragging."""
 
     def __init__(self, answer: Answer):
         self._picture = figures.PICTURES[answer.kind](partial(figures.figure, "page"), answer.data)
@@ -264,11 +264,11 @@ class _Live:
             artist.set_animated(True)
         self._canvas = FigureCanvasAgg(self._picture.figure)
         self._canvas.draw()
-        self._picture.figure.set_layout_engine("none")  # found once
+        self._picture.figure.set_layout_engine("none")  # the layout is computed only once
         self._empty = self._canvas.copy_from_bbox(self._picture.figure.bbox)
 
     def png(self, table: pd.DataFrame) -> bytes:
-        """The figure of a table, on the axes that were drawn the first time."""
+        """PNG of the figure of a table, on the axes that were drawn the first time."""
         self._picture.update(table)
         self._canvas.restore_region(self._empty)
         for artist in self._picture.moving:
@@ -291,7 +291,7 @@ def _player(slider: widgets.Widget) -> widgets.Play:
 
 
 def _encoded(canvas: FigureCanvasAgg) -> bytes:
-    """What is drawn on a canvas as PNG, made fast rather than small."""
+    """The canvas as PNG, compressed for speed rather than size."""
     buffer = io.BytesIO()
     imsave(buffer, np.asarray(canvas.buffer_rgba()), format="png", pil_kwargs={"compress_level": 1})
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""The results panel: every finished run in the ledger, by stream, metric, method and whatever was varied."""
+"""The results panel: every finished run in the ledger, by stream, metric, method and varied option."""
 
 from collections.abc import Iterator
 from dataclasses import fields
@@ -27,9 +27,9 @@ BESIDE = "methods"  # the axis on which methods stand side by side
 
 
 def results_panel(ledger: Ledger | None = None) -> Panel:
-    """Choose a stream, a metric, methods and an axis, and see table and figure of the runs that the ledger holds.
+    """Choose a stream, a metric, methods and an axis, and see a table and a figure of the runs in the ledger.
 
-    Runs that are finished later are seen by a new panel.
+    Runs that finish later are shown only by a new panel.
 
     Args:
         ledger: default `sp.lab.ledger.opened()`.
@@ -86,10 +86,10 @@ def results_panel(ledger: Ledger | None = None) -> Panel:
 
 
 def finished_runs(ledger: Ledger) -> pd.DataFrame:
-    """`sp.lab.tables.table` of all that a ledger holds, with ``stream_name``.
+    """`sp.lab.tables.table` of all runs in a ledger, with a column ``stream_name``.
 
     Raises:
-        LookupError: it holds nothing.
+        LookupError: the ledger holds no run.
     """
     results = ledger.results()
     if not results:
@@ -101,7 +101,7 @@ def finished_runs(ledger: Ledger) -> pd.DataFrame:
 
 
 def labels(rows: pd.DataFrame, axis: str = BESIDE) -> tuple[str, ...]:
-    """Names of the methods that rows of one stream have on an axis, for `results_answer`."""
+    """Labels of the methods in rows of one stream on an axis, for `results_answer`."""
     return tuple(dict.fromkeys(_labelled(rows, axis).method))
 
 
@@ -109,11 +109,11 @@ def results_answer(rows: pd.DataFrame, stream: str, metric: str, axis: str, meth
     """What the results panel shows.
 
     Args:
-        rows: as `finished_runs` gives them. stream: one of their ``stream_name``. metric: one of `METRICS`.
-        axis: ``"methods"``, or a column that was varied. methods: labels, in the order in which they are shown.
+        rows: as returned by `finished_runs`. stream: one of their ``stream_name``. metric: one of `METRICS`.
+        axis: ``"methods"``, or a column that was varied. methods: labels, in display order.
 
     Raises:
-        ValueError: nothing is chosen, or nothing of it was run.
+        ValueError: no method is chosen, or no finished run matches.
     """
     shown = _labelled(rows[rows.stream_name == stream], axis)
     shown = shown[shown.method.isin(methods)].dropna(subset=[metric])
@@ -163,20 +163,20 @@ def _choices(rows: pd.DataFrame) -> list[str]:
 
 
 def _varied(rows: pd.DataFrame) -> list[str]:
-    """Choices that are numbers and differ between runs of one method."""
+    """Numerical choices that differ between runs of one method."""
     numbers = rows[_choices(rows)].select_dtypes("number")
     differ = numbers.groupby(rows.optimizer).nunique().max() > 1
     return list(numbers.columns[differ])
 
 
 def _labelled(rows: pd.DataFrame, axis: str) -> pd.DataFrame:
-    """The runs that have a place on an axis, with ``method``: its name, and what else tells it from its like."""
+    """The runs that have a value on an axis, with ``method``: its name, and what distinguishes it from its variants."""
     rows = rows if axis == BESIDE else rows.dropna(subset=[axis])
     labels = pd.Series("", rows.index)
     for optimizer, group in rows.groupby("optimizer"):
         replay = group.replay_capacity.gt(0).map({True: " + replay", False: ""})
         differ = [name for name in _choices(rows) if name != axis and group[name].nunique(dropna=False) > 1]
-        # With and without replay is said already.
+        # The label already says whether there is replay.
         if "replay_capacity" in differ and group.replay_capacity.nunique() == 2 and (group.replay_capacity == 0).any():
             differ.remove("replay_capacity")
         for index, row in group.iterrows():

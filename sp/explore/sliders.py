@@ -1,14 +1,14 @@
-"""The sliders of the panels, each by the name of what it chooses."""
+"""The sliders of the panels, by the name of the option that each one sets."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ipywidgets import FloatLogSlider, FloatSlider, IntSlider, SelectionSlider, Widget
 
-STEPS = 220  # of both tasks of the learning panel
-STEPS_OF_B = 100  # that the gate panel goes into task B
+STEPS = 220  # training steps of both tasks in the learning panel
+STEPS_OF_B = 100  # how far the gate panel goes into task B
 
-# Name -> kind, smallest, largest, step, label. Ends of a logarithmic one are powers of ten.
+# Name -> kind, smallest, largest, step, label. Ends of a logarithmic slider are given as powers of ten.
 SLIDERS: dict[str, tuple[type[Widget], float, float, float, str]] = {
     "lr": (FloatLogSlider, -5, 0, 0.25, "learning rate"),
     "plasticity_k": (FloatSlider, 0, 10, 0.25, "k (sharpness)"),
@@ -22,7 +22,7 @@ SLIDERS: dict[str, tuple[type[Widget], float, float, float, str]] = {
     "seed": (IntSlider, 0, 9, 1, "seed"),
     "step": (IntSlider, 0, STEPS, 1, "shown up to step"),
 }
-FORMATS = {"lr": ".1e", "trace_decay": ".3f"}  # of a number, where not the usual one
+FORMATS = {"lr": ".1e", "trace_decay": ".3f"}  # number formats, where not the default
 TOOLTIPS = {
     "lr": "Step size. Published advice: Adam's, or 1.5 to 3 times it.",
     "plasticity_k": "Protection strength, without unit. Published: 1-3 lenient, 3-7 balanced, 7-10 strict; 0: no gate.",

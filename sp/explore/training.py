@@ -1,6 +1,6 @@
-"""Trainings in processes of their own, which say again and again what is seen of them.
+"""Training runs in separate processes, which report their progress repeatedly.
 
-A run sets the random state of its process, so that none is done in the notebook's own.
+A run sets the random state of its process, so none takes place in the notebook's own process.
 """
 
 import os
@@ -24,16 +24,16 @@ from sp.lab.experiment import Experiment, Moment, run
 from sp.lab.ledger import Ledger
 from sp.lab.parallel import end_with
 
-IDLE = 1800  # seconds after which processes that had nothing to train end
-EVERY = 0.1  # seconds between two looks at a training
+IDLE = 1800  # seconds after which idle processes end
+EVERY = 0.1  # seconds between two looks at a training run
 GLIMPSE = "one epoch of five; all of them follow"
 UNDER_WAY = "training &hellip;"
 
-Seen = tuple[watch.Observed, str]  # and what it still lacks, empty where it is the whole
+Seen = tuple[watch.Observed, str]  # the text says what is still missing; empty for a complete run
 
 
 class Trainings:
-    """Runs that are read from a ledger or trained, and of which only those that are wanted go on.
+    """Runs that are read from a ledger or trained; only those that are wanted continue.
 
     Args:
         ledger: where finished runs are kept.
@@ -45,10 +45,10 @@ class Trainings:
         self._numbers = count()
         self._whole: dict[Experiment, watch.Observed] = {}
         self._running: dict[Experiment, tuple[Future, Path]] = {}
-        _submit(os.getpid)  # so that processes start, and import what they need
+        _submit(os.getpid)  # starts the processes and their imports
 
     def want(self, experiments: Collection[Experiment]) -> None:
-        """Begin these where they are not known or under way, and end all others."""
+        """Start those that are neither known nor running, and stop all others."""
         for experiment in set(self._running) - set(experiments):
             future, file = self._running.pop(experiment)
             if not future.cancel():
@@ -65,18 +65,18 @@ class Trainings:
             self._running[experiment] = _submit(_train, experiment, self._ledger.folder, file), file
 
     def glimpse(self, experiment: Experiment) -> Seen | None:
-        """What one epoch shows of one that is wanted, or the whole where that is known; None before.
+        """What one epoch of a wanted experiment shows, or the full run if it is known; None before.
 
         Raises:
-            Exception: what ended the training.
+            Exception: whatever ended the training.
         """
         return self._look(experiment, _glimpse)
 
     def seen(self, experiment: Experiment) -> Seen | None:
-        """What is seen of one that is wanted, as far as it has come after its glimpse; None before.
+        """Progress of a wanted experiment after its glimpse; None before.
 
         Raises:
-            Exception: what ended the training.
+            Exception: whatever ended the training.
         """
         return self._look(experiment, lambda file: file)
 
@@ -92,14 +92,14 @@ class Trainings:
         return pickle.loads(place(file).read_bytes()) if place(file).exists() else None
 
     def wait(self, seconds: float) -> None:
-        """Until all have ended, at most so long."""
+        """Wait until all runs have ended, but no longer than ``seconds``."""
         wait([future for future, _ in self._running.values()], seconds)
 
 
 def _submit(*call: Any) -> Future:
     try:
         return _processes().submit(*call)
-    except BrokenExecutor:  # one was killed
+    except BrokenExecutor:  # a process was killed
         _processes.cache_clear()
         return _processes().submit(*call)
 
@@ -110,16 +110,16 @@ def _processes() -> ProcessPoolExecutor:
 
 
 class _Stopped(Exception):
-    """Nobody wants the training any more."""
+    """The training is no longer wanted."""
 
 
 def _stop(file: Path) -> Path:
-    """The file that ends the training that tells of itself in this one."""
+    """The file that stops the training run that reports to ``file``."""
     return file.with_suffix(".stop")
 
 
 def _glimpse(file: Path) -> Path:
-    """The file of what the training that tells of itself in this one told first: nobody misses it in one of its own."""
+    """The first report of the training run that reports to ``file``; a separate file, so that it is not missed."""
     return file.with_suffix(".glimpse")
 
 
@@ -129,7 +129,7 @@ def _forget(file: Path) -> None:
 
 
 def _train(experiment: Experiment, folder: Path, file: Path) -> watch.Observed:
-    """Train for one epoch, to show what to expect, then as long as it takes; what is seen goes into a file."""
+    """Train for one epoch to show what to expect, then in full; progress is written to a file."""
     glimpse = _one_epoch(experiment, file)
     _tell(_glimpse(file), glimpse, GLIMPSE)
     due = time.monotonic()
@@ -145,11 +145,11 @@ def _train(experiment: Experiment, folder: Path, file: Path) -> watch.Observed:
 
 
 def _one_epoch(experiment: Experiment, file: Path) -> watch.Observed:
-    """What one epoch shows, on the axis of the whole training; options that count steps are in proportion."""
+    """What one epoch shows, on the axis of the full training; options that count steps are scaled in proportion."""
     options = dict(experiment.options)
     if "warmup_steps" in options:
         options["warmup_steps"] = max(1, options["warmup_steps"] // experiment.epochs)
-    plasticity, last = watch.Plasticity(every=10), None  # half as often as in the whole, for speed; so are the tests
+    plasticity, last = watch.Plasticity(every=10), None  # half as often as in the full run, for speed; so are the tests
 
     def look(moment: Moment) -> None:
         nonlocal last
@@ -164,7 +164,7 @@ def _one_epoch(experiment: Experiment, file: Path) -> watch.Observed:
 
 
 def _with_the_rest_of(glimpse: watch.Observed, now: watch.Observed) -> watch.Observed:
-    """A training as far as it has come, with events and gates of the glimpse for tasks that have not ended."""
+    """Progress of a training run, with events and gates of the glimpse for tasks that have not ended."""
 
     def both(name: str) -> pd.DataFrame:
         new, old = getattr(now, name), getattr(glimpse, name)

@@ -1,7 +1,7 @@
-"""How every figure looks, and the one way it leaves a notebook.
+"""The look of every figure, and the one way to save it from a notebook.
 
-A figure is a kind of plot (a name in `PLOTS`), its options, and one CSV. `draw` writes these three, draws from what it
-has written, and `redraw` draws again from them alone: ``python -m sp paper NAME``. Nothing here trains or needs
+A figure is a kind of plot (a name in `PLOTS`), its options and one CSV. `draw` writes these three and draws from
+what it has written. `redraw` draws again from them alone: ``python -m sp paper NAME``. Nothing here trains or needs
 PyTorch.
 """
 

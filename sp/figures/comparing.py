@@ -1,4 +1,4 @@
-"""Plots that set methods side by side."""
+"""Plots that compare methods side by side."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,8 +32,8 @@ from sp.figures.kit import (
 from sp.figures.style import SMALLEST, STYLE, look
 from sp.lab import metrics
 
-PALE = "0.72"  # of what is there for comparison only
-NARROWEST = 0.1  # an axis of accuracies never shows less, so that nothing small looks large
+PALE = "0.72"  # grey of methods that are shown for comparison only
+NARROWEST = 0.1  # accuracy axes span at least this much, so that small differences do not look large
 
 
 @plot(INTERVAL)
@@ -45,13 +45,13 @@ def interval_plot(
     panel: str = "metric",
     metric: str | None = None,
 ) -> Figure:
-    """Dots with intervals, a row for each method and a panel for each metric or stream; open dots with replay.
+    """Dots with intervals, one row per method and one panel per metric or stream; open dots mark replay.
 
     Args:
-        table: ``method``, ``metric``, ``mean``, ``low``, ``high`` and the column ``panel``; at most one row for a
-            method in a panel.
-        panels: value of the column ``panel`` -> title of its panel, in order. label: of the axis of each.
-        panel: which column tells the panels apart. metric: which metric is drawn; None: all.
+        table: ``method``, ``metric``, ``mean``, ``low``, ``high`` and the column named by ``panel``; at most one row
+            per method and panel.
+        panels: value in that column -> panel title, in order. label: axis label of each panel.
+        panel: column that distinguishes the panels. metric: the metric to draw; None: all.
     """
     if metric is not None:
         table = table[table.metric == metric]
@@ -77,12 +77,12 @@ def ranking(
     label: str,
     coloured: Sequence[str],
 ) -> Figure:
-    """Methods from the best to the worst in each panel, named at their dots; a few in colour, the rest in grey.
+    """Methods ranked from best to worst in each panel, named at their dots; a few in colour, the rest in grey.
 
     Args:
-        table: ``stream``, ``method``, ``mean``, ``low``, ``high``; one row for a method in a stream.
-        panels: stream -> title of its panel, in order. label: of the axis of each panel.
-        coloured: the methods in colour, with their variants.
+        table: ``stream``, ``method``, ``mean``, ``low``, ``high``; one row per method and stream.
+        panels: stream -> panel title, in order. label: axis label of each panel.
+        coloured: the methods shown in colour, along with their variants.
     """
     most = table[table.stream.isin(list(panels))].stream.value_counts().max()
     fig, axes = canvas(0.6 + 0.115 * most, ncols=len(panels), squeeze=False)
@@ -106,7 +106,7 @@ def ranking(
 
 
 def _pale_or_coloured(method: str, coloured: Sequence[str], size: float) -> dict[str, Any]:
-    """How the marker of a method looks where only some methods are in colour, with their variants."""
+    """Marker style of a method if only some methods, with their variants, are in colour."""
     style = marker_style(method, size)
     if method.partition(" + ")[0] in coloured:
         return style
@@ -120,8 +120,8 @@ def _dot(ax: Axes, row: dict, place: float, **style) -> None:
 
 
 def _accuracy_axis(ax: Axes, rows: pd.DataFrame) -> tuple[float, float]:
-    """A horizontal axis as wide as the intervals on it, at least `NARROWEST`; returns its ends."""
-    # One seed has a mean and no interval.
+    """Fit the horizontal axis to its intervals, at least `NARROWEST` wide; return its ends."""
+    # A single seed has a mean but no interval.
     low, high = rows[["low", "mean"]].min(axis=None), rows[["high", "mean"]].max(axis=None)
     missing = max(0, NARROWEST - (high - low)) / 2
     margin = 0.06 * (high - low + 2 * missing)
@@ -143,14 +143,14 @@ def heat_maps(
     labels: Sequence[str],
     panel: str = "method",
 ) -> Figure:
-    """Matrices of one kind side by side, on one scale from 0 to 1; small ones have their values printed in.
+    """Matrices side by side on one scale from 0 to 1; small ones also show their values.
 
     Args:
-        table: ``after`` (row, from 1), ``on`` (column, from 1), the columns ``value`` and ``panel``; the mean over
-            what repeats is drawn, and nothing where nothing was measured.
-        panels: value of the column ``panel`` -> title of its panel, in order.
-        value: which column is drawn. labels: of the colours, of the rows and of the columns.
-        panel: which column tells the panels apart.
+        table: ``after`` (row, from 1), ``on`` (column, from 1), and the columns named by ``value`` and ``panel``.
+            Repeated entries are averaged; entries without a measurement stay empty.
+        panels: value in the column ``panel`` -> panel title, in order.
+        value: the column to draw. labels: labels of the colours, the rows and the columns.
+        panel: column that distinguishes the panels.
     """
     matrices = {name: table[table[panel] == name].pivot_table(value, "after", "on").to_numpy() for name in panels}
     size = max(len(matrix) for matrix in matrices.values())
@@ -194,36 +194,36 @@ def line_panels(
     switch: str | None = None,
     height: float = 2.1,
 ) -> Figure:
-    """Lines with intervals over what repeats (seeds), a panel for each column.
+    """Lines with intervals over repeats (seeds), one panel per column.
 
-    The lines are named beside the last panel where there is room, else in a legend below.
+    The lines are named beside the last panel if there is room, otherwise in a legend below.
 
     Args:
-        table: tidy, with columns ``x``, ``hue`` and those of ``panels``. A column is drawn with the interval that the
-            table has beside it (``low`` and ``high`` of ``mean``, ``COLUMN_low`` and ``COLUMN_high`` of any other), or
-            else as the mean and the interval over what repeats at each ``x``.
+        table: tidy, with the columns ``x``, ``hue`` and those in ``panels``. If the table has an interval for a column
+            (``low`` and ``high`` for ``mean``, ``COLUMN_low`` and ``COLUMN_high`` for any other), it is drawn.
+            Otherwise the mean and the interval are computed over the repeats at each ``x``.
         x: column of the horizontal axis.
-        panels: column -> title of its panel.
-        labels: of the horizontal axis and of the vertical one.
-        hue: column that tells the lines apart; variants of a method differ in dashes, those with replay are open.
-        names: which lines, in order; None: all.
-        limits: of the vertical axis, None at an end that is free; None: each panel has its own.
-        palette: name of a colormap; None: the methods' own colours and markers.
-        log: which axes are logarithmic: ``""``, ``"x"``, ``"y"`` or ``"xy"``. ticks: on the horizontal axis; None: as
-            they fall.
-        across: where a dotted line goes across.
-        switch: column that numbers the tasks; a line stands where one ends, and says which one begins.
+        panels: column -> panel title.
+        labels: labels of the horizontal and the vertical axis.
+        hue: column that distinguishes the lines; variants of a method differ in dashes, those with replay are open.
+        names: the lines to draw, in order; None: all.
+        limits: limits of the vertical axis, with None at a free end; None: each panel has its own limits.
+        palette: name of a colormap; None: the colours and markers of the methods.
+        log: which axes are logarithmic: ``""``, ``"x"``, ``"y"`` or ``"xy"``. ticks: ticks on the horizontal axis;
+            None: chosen automatically.
+        across: height of a dotted horizontal line.
+        switch: column that numbers the tasks; a line marks where one ends and says which one begins.
         height: in inches.
     """
     names = list(names or dict.fromkeys(table[hue]))
     styles = line_styles(names) if palette is None else shades(names, palette)
     fig, axes = canvas(height, ncols=len(panels), sharey=limits is not None, squeeze=False)
-    ends, numbers = {}, ["0" * 5 * (len(panels) if limits is None else 1)]  # beside the axes
+    ends, numbers = {}, ["0" * 5 * (len(panels) if limits is None else 1)]  # tick labels beside the axes
     for ax, (column, title) in zip(axes[0], panels.items(), strict=True):
         for name in names:
             line = summary(table[table[hue] == name], x, column)
             ax.fill_between(line[x], line.low, line.high, color=styles[name]["color"], alpha=0.2, linewidth=0)
-            # Where every point has a marker a long line is all markers.
+            # With a marker at every point, a long line would be all markers.
             every = None if len(line) <= 12 else -(-len(line) // 8)
             ax.plot(line[x], line["mean"], label=name, markevery=every, clip_on=False, **styles[name])
             ends[name] = (line[x].iloc[-1], line["mean"].iloc[-1])
@@ -240,7 +240,7 @@ def line_panels(
         if switch is not None:
             switches(ax, table, x, switch, len(panels) == 1)
     if limits is not None:
-        axes[0, 0].set_ylim(limits)  # of all panels, and only now that all that a free end depends on is drawn
+        axes[0, 0].set_ylim(limits)  # shared by all panels; set last, since a free end depends on all that is drawn
         for ax in axes[0]:
             ax.label_outer(remove_inner_ticks=False)
     label_below(fig, axes, labels[0], numbers)
@@ -260,12 +260,12 @@ def trade_off(
     label: str,
     coloured: Sequence[str],
 ) -> Figure:
-    """Accuracy against what a method costs, a panel for each scenario: a few methods in colour and named, others grey.
+    """Accuracy against cost, one panel per scenario; a few methods are named and in colour, the others grey.
 
     Args:
-        table: ``stream, method, mean, low, high`` and the column ``cost``; rows without a cost are left out.
-        cost: which column is the cost. label: what it is called.
-        panels: stream -> title of its panel, in order. coloured: the methods that are named.
+        table: ``stream, method, mean, low, high`` and the column named by ``cost``; rows without a cost are left out.
+        cost: the column with the cost. label: axis label of the cost.
+        panels: stream -> panel title, in order. coloured: the methods to name.
     """
     table = table.dropna(subset=[cost])
     fig, axes = canvas(2.4, ncols=len(panels), sharey=True, squeeze=False)
@@ -286,12 +286,12 @@ def trade_off(
 
 @plot("Mean difference and 95 % bootstrap interval over seeds, paired")
 def effect_plot(canvas: Canvas, table: pd.DataFrame, label: str, margin: float, method: str) -> Figure:
-    """Differences from a base with their intervals, a row for each method and a panel for each stream.
+    """Differences from a base with their intervals, one row per method and one panel per stream.
 
     Args:
-        table: ``stream, method, mean, low, high, verdict``. What is not decided is drawn pale.
-        label: of the axis that the panels share. margin: half the width of the band in which nothing matters.
-        method: whose choices the rows are.
+        table: ``stream, method, mean, low, high, verdict``. Undecided rows are drawn pale.
+        label: label of the shared axis. margin: half the width of the band in which differences do not matter.
+        method: the method whose choices are compared.
     """
     names = list(dict.fromkeys(table.method))
     titles = list(dict.fromkeys(table.stream))
@@ -304,7 +304,7 @@ def effect_plot(canvas: Canvas, table: pd.DataFrame, label: str, margin: float, 
             place, strength = names.index(row.method), 0.35 if row.verdict == "open" else 1
             ax.plot([row.low, row.high], [place, place], color=ink, alpha=strength, linewidth=1.3)
             ax.plot(row.mean, place, marker, color=ink, alpha=strength, markersize=3)
-        # Effects differ by orders of magnitude, and the small ones decide what does not matter.
+        # Effects span orders of magnitude, and the small ones decide what does not matter.
         ax.set_xscale("symlog", linthresh=margin, linscale=0.5)
         ax.set_title(wrapped(title, fig, len(titles), names))
         ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
@@ -319,11 +319,11 @@ def effect_plot(canvas: Canvas, table: pd.DataFrame, label: str, margin: float, 
 
 @plot()
 def fronts(canvas: Canvas, table: pd.DataFrame, labels: Sequence[str]) -> Figure:
-    """Every point of a search, and the Pareto front of each method as a staircase; open dots and dashes with replay.
+    """All points of a search, and each method's Pareto front as a staircase; open dots and dashes mark replay.
 
     Args:
         table: ``method``, ``old``, ``new``, ``front`` (whether the point is on its method's front).
-        labels: of the axes, for ``old`` and ``new``.
+        labels: axis labels for ``old`` and ``new``.
     """
     styles = line_styles(list(dict.fromkeys(table.method)), 2.4)
     fig, axes = canvas(2.5, ncols=2, squeeze=False)
@@ -351,11 +351,11 @@ def scatter_panels(
     label: str,
     logarithmic: Sequence[str] = (),
 ) -> Figure:
-    """Measured values against each choice of a search, a panel for each.
+    """Measured values against each choice of a search, one panel per choice.
 
     Args:
-        table: a row for each point. panels: column of a choice -> title. values: column -> name in the legend.
-        label: of the vertical axis. logarithmic: choices with a logarithmic axis.
+        table: one row per point. panels: column of a choice -> panel title. values: column -> name in the legend.
+        label: label of the vertical axis. logarithmic: choices with a logarithmic axis.
     """
     nrows = -(-len(panels) // 3)
     fig, axes = canvas(0.5 + 1.15 * nrows, nrows=nrows, ncols=3, sharey=True, squeeze=False)
@@ -384,14 +384,14 @@ def plane(
     labels: Sequence[str],
     named: Sequence[str] = (),
 ) -> Figure:
-    """Methods on two axes at once; the settings of one method are joined in their order.
+    """Methods in the plane of two measures; a line joins the settings of each method in order.
 
     Args:
-        table: a row for each run, with columns ``method``, ``setting``, ``x`` and ``y``.
-        x, y: columns of the axes. labels: of the axes.
-        named: methods whose settings stand beside their points.
+        table: one row per run, with the columns ``method``, ``setting``, ``x`` and ``y``.
+        x, y: columns of the axes. labels: labels of the axes.
+        named: methods whose points are labelled with their settings.
     """
-    halo = withStroke(linewidth=2, foreground="white")  # a line may pass behind
+    halo = withStroke(linewidth=2, foreground="white")  # keeps text readable where a line passes behind
     beside = {
         "xytext": (0, 6),
         "textcoords": "offset points",

@@ -1,4 +1,4 @@
-"""The documents that are written from stored results: the README's tables, the gallery, the index of notebooks."""
+"""Documents generated from stored results: the README's tables, the gallery, the index of notebooks."""
 
 import json
 import re
@@ -9,24 +9,24 @@ import pandas as pd
 from sp.figures.tables import across_streams, markdown, of_methods
 
 MARKS = re.compile(r"(<!-- table: (\S+)((?: \S+)*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-WORDS = ("metric", "streams", "capacity", "methods", "decimals")  # that a mark may have after its file
-FILLED = ("README.md", "docs/comparison.md", "docs/results.md")  # whose tables come from files
+WORDS = ("metric", "streams", "capacity", "methods", "decimals")  # options of a table mark, after its file
+FILLED = ("README.md", "docs/comparison.md", "docs/results.md")  # documents whose tables come from files
 
 
 def fill_tables(text: str, root: Path = Path()) -> str:
-    """The text with every ``<!-- table: FILE.csv -->`` ... ``<!-- end -->`` filled from that file under ``root``.
+    """Fill every ``<!-- table: FILE.csv -->`` ... ``<!-- end -->`` in a text from that file under ``root``.
 
     The file is an interval table (`sp.lab.metrics.interval_table`), with columns ``method, metric, mean, low, high,
-    n``. With more words after its name it has a column ``stream`` as well, and the table one column a stream:
+    n``. If options follow its name, it also has a column ``stream``, and the table has one column per stream:
 
     - ``metric=NAME``: the metric to show.
-    - ``streams=NAME,NAME``: which streams, in this order; default: all.
-    - ``capacity=N``: size of the replay buffer, where the file has such a column; default 0, without one.
-    - ``methods=NAME,NAME``: which rows, in this order, with ``_`` for a space; default: all.
-    - ``decimals=N``: means alone, with so many decimals, the best of each column in bold, joint training left aside.
+    - ``streams=NAME,NAME``: the streams to show, in this order; default: all.
+    - ``capacity=N``: size of the replay buffer, if the file has such a column; default 0, no buffer.
+    - ``methods=NAME,NAME``: the rows to show, in this order, with ``_`` for a space; default: all.
+    - ``decimals=N``: only means, with N decimals and the best of each column in bold, not counting joint training.
 
     Raises:
-        ValueError: another word, words without ``metric=``, or a stream or method that the file does not have.
+        ValueError: an unknown option, options without ``metric=``, or a stream or method that is not in the file.
     """
 
     def filled(match: re.Match) -> str:
@@ -46,7 +46,7 @@ def fill_tables(text: str, root: Path = Path()) -> str:
 
 
 def gallery(root: Path = Path()) -> str:
-    """The page of all figures in ``figures/`` that have a record: thumbnail, question, notebook, command."""
+    """The page of all figures in ``figures/`` with a record: thumbnail, question, notebook and command."""
     lines = [
         "# Figures",
         "",
@@ -68,7 +68,7 @@ def gallery(root: Path = Path()) -> str:
     return "\n".join(lines) + "\n"
 
 
-PICTURES = {  # of notebooks whose first figure says less
+PICTURES = {  # for notebooks whose first figure is less telling
     "01_forgetting": "digits_curves",
     "02_consolidation": "digits_traces",
     "03_coincidence": "digits_spectrum",
@@ -80,7 +80,7 @@ PICTURES = {  # of notebooks whose first figure says less
 
 
 def index(root: Path = Path()) -> str:
-    """The page of all notebooks in ``notebooks/``: each with a picture, and the question that is its title."""
+    """The page of all notebooks in ``notebooks/``, each with a picture and its title, which is a question."""
     lines = [
         "# Notebooks",
         "",

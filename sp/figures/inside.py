@@ -18,7 +18,7 @@ from sp.figures.style import LETTERS, STYLE, look
 
 @plot()
 def gate_bands(canvas: Canvas, table: pd.DataFrame) -> Figure:
-    """The gate of consolidation over training, a panel for each layer: median, and the band of its outer quantiles.
+    """The consolidation gate over training, one panel per layer: median, and band between its outer quantiles.
 
     Args:
         table: ``step``, ``task``, ``layer``, ``quantile``, ``gate``.
@@ -42,7 +42,7 @@ def gate_bands(canvas: Canvas, table: pd.DataFrame) -> Figure:
 
 @plot()
 def spectra(canvas: Canvas, table: pd.DataFrame) -> Figure:
-    """Eigenvalues of a memory after each task, times the retention, a panel for each stream.
+    """Eigenvalues of a memory after each task, multiplied by the retention, one panel per stream.
 
     Args:
         table: ``stream``, ``task``, ``direction``, ``weight``.
@@ -75,14 +75,14 @@ def image_rows(
     grey: Sequence[str] = (),
     height: float = 0.45,
 ) -> Figure:
-    """Images in rows: inputs in grey, weights on a scale around zero that is each row's own.
+    """Rows of images: inputs in grey, weights on a scale centred at zero that is set for each row.
 
     Args:
-        table: one image a line: the column ``row``, and a column ``0``, ``1``, ... for each pixel.
+        table: one image per line, with the column named by ``row``, and a column ``0``, ``1``, ... for each pixel.
         shape: (height, width) of an image.
-        row: column that names the row that an image stands in.
+        row: column with the name of an image's row.
         grey: names of the rows that are grey.
-        height: of a row, in inches.
+        height: height of a row, in inches.
     """
     rows = dict(list(table.groupby(row, sort=False)))
     columns = max(len(images) for images in rows.values())
@@ -101,14 +101,14 @@ def image_rows(
                 signed = ax.imshow(image / largest, cmap="PuOr", vmin=-1, vmax=1)
         line[0].set_ylabel("\n".join(textwrap.wrap(str(name), 10)), rotation=0, ha="right", va="center")
     if set(rows) - set(grey):
-        label = "Share of the\nrow's largest"  # two rows of images are lower than it is long
+        label = "Share of the\nrow's largest"  # on one line it would be taller than two rows of images
         bar = fig.colorbar(signed, ax=axes, aspect=25, shrink=0.8, label=label, ticks=(-1, 0, 1))
         bar.outline.set_visible(False)
     return fig
 
 
 class GatePicture:
-    """The gate over eligibility and gradient, slices through it, and synapses by gate; filled anew by `update`."""
+    """The gate over eligibility and gradient, slices through it, and synapses by gate; `update` replaces the data."""
 
     def __init__(self, canvas: Canvas, table: pd.DataFrame):
         surface = table[table.part == "surface"]
@@ -162,18 +162,18 @@ class GatePicture:
 
 @plot()
 def gate(canvas: Canvas, table: pd.DataFrame) -> Figure:
-    """The published gate over eligibility and gradient, and what it makes of a network's synapses.
+    """The published gate over eligibility and gradient, and its values at a network's synapses.
 
     Args:
-        table: ``part``, ``level``, ``eligibility``, ``gradient``, ``gate``. Parts: ``surface``, a square grid, each row
-            of one eligibility; ``slice``, at three ``level`` (percentiles of the eligibility); ``synapse``; and
-            ``threshold``.
+        table: ``part``, ``level``, ``eligibility``, ``gradient``, ``gate``. Parts: ``surface``, a square grid with one
+            eligibility per row; ``slice``, at three values of ``level`` (percentiles of the eligibility);
+            ``synapse``; and ``threshold``.
     """
     return GatePicture(canvas, table).figure
 
 
 class LearningPicture:
-    """Curves of two tasks, LTP and LTD of each layer, and gates where the first table has them; see `learning`."""
+    """Curves of two tasks, LTP and LTD of each layer, and gates if the first table has them; see `learning`."""
 
     def __init__(self, canvas: Canvas, table: pd.DataFrame):
         gates = table[table.quantity == "gate"]
@@ -198,12 +198,12 @@ class LearningPicture:
 
     @property
     def moving(self) -> tuple[Artist, ...]:
-        """What `update` changes."""
+        """The artists that `update` changes."""
         bars = (bar for pair in self._bars.values() for bar in pair.values())
         return (*self._lines.values(), self._legend, *bars, *self._images.values(), self._without)
 
     def update(self, table: pd.DataFrame) -> None:
-        """Show another table of as many methods on the same axes; what it does not have stays empty."""
+        """Show another table with the same number of methods on the same axes; missing parts stay empty."""
         methods = list(dict.fromkeys(table.method))
         parts = dict(list(table.groupby("quantity", sort=False)))
         styles, curves = line_styles(methods), parts["accuracy"]
@@ -231,17 +231,17 @@ class LearningPicture:
         self._without.set_text(missing)
 
 
-PICTURES = {"gate": GatePicture, "learning": LearningPicture}  # plots that can be filled anew
+PICTURES = {"gate": GatePicture, "learning": LearningPicture}  # plots that can be updated in place
 
 
 @plot()
 def learning(canvas: Canvas, table: pd.DataFrame) -> Figure:
-    """Curves of two tasks, LTP and LTD of each layer, and below, where there are any, the gates, task by task.
+    """Curves of two tasks, LTP and LTD of each layer, and below them the gates, if any, for each task.
 
     Args:
-        table: ``method, quantity, value`` with ``training, task, step`` where the quantity is ``accuracy``; ``task,
-            parameter, synapses, looks`` where it is ``ltp`` or ``ltd``, a count; ``task, parameter, row, column`` where
-            it is ``gate``, the mean over a block of synapses.
+        table: ``method, quantity, value``; with ``training, task, step`` if the quantity is ``accuracy``; ``task,
+            parameter, synapses, looks`` if it is ``ltp`` or ``ltd``, a count; ``task, parameter, row, column`` if it
+            is ``gate``, the mean over a block of synapses.
     """
     return LearningPicture(canvas, table).figure
 
@@ -251,7 +251,7 @@ def _of_weights(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _bars(ax: Axes, events: pd.DataFrame) -> dict[tuple, dict[str, Rectangle]]:
-    """Bars to the right: LTP, to the left: LTD; share of a layer's synapses in a step, task by task."""
+    """LTP bars to the right, LTD bars to the left: the share of a layer's synapses in a step, for each task."""
     bars, labels = {}, []
     for place, method in enumerate(dict.fromkeys(events.method)):
         rows = events[events.method == method]
@@ -271,7 +271,7 @@ def _bars(ax: Axes, events: pd.DataFrame) -> dict[tuple, dict[str, Rectangle]]:
 
 
 def _images(fig: FigureBase, gates: pd.DataFrame) -> dict[tuple, AxesImage]:
-    """Mean gates of a layer, task by task."""
+    """Mean gates of each layer, for each task."""
     tasks, layers = sorted(gates.task.unique()), list(dict.fromkeys(gates.parameter))
     axes = iter(fig.subplots(1, len(tasks) * len(layers), squeeze=False)[0])
     images = {}

@@ -1,4 +1,4 @@
-"""What the plots share: their register, how a method's line looks, ticks, names and legends."""
+"""Shared parts of the plots: registry, line styles of the methods, ticks, names and legends."""
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -15,17 +15,17 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from sp.figures.style import LETTERS, SMALLEST, STYLE, look
 from sp.lab import metrics
 
-# Called with a height in inches and arguments of `Figure.subplots`: a figure, or a part of a larger one, and its axes.
+# Called with a height in inches and arguments of `Figure.subplots`; returns a figure, or part of one, and its axes.
 Canvas = Callable[..., tuple[FigureBase, Any]]
 PLOTS: dict[str, Callable[..., Figure]] = {}  # each called as plot(canvas, table, **options)
 
 INTERVAL = "Mean and 95 % bootstrap interval over seeds"
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-LETTER = 3.6  # points that a letter of a label takes
+LETTER = 3.6  # width of a letter in a label, in points
 
 
 def plot(shows: str = "") -> Callable:
-    """Register a plot; ``shows`` ends its captions where the table says how many seeds there are."""
+    """Register a plot; ``shows`` ends its captions if the table says how many seeds there are."""
 
     def register(function: Callable[..., Figure]) -> Callable[..., Figure]:
         function.shows = shows
@@ -36,14 +36,14 @@ def plot(shows: str = "") -> Callable:
 
 
 def marker_style(method: str, size: float) -> dict[str, Any]:
-    """Colour and marker of a method; open with replay."""
+    """Colour and marker of a method; the marker is open with replay."""
     ink, marker = look(method)
     face = "white" if "replay" in method else ink
     return {"color": ink, "marker": marker, "markersize": size, "markerfacecolor": face, "markeredgewidth": 0.8}
 
 
 def line_styles(names: Sequence[str], size: float = 3) -> dict[str, dict[str, Any]]:
-    """Colour, marker and dashes of each line: variants of a method are told apart by dashes, those with replay last."""
+    """Colour, marker and dashes of each line; variants of a method differ in dashes, those with replay come last."""
     order = sorted(names, key=lambda name: "replay" in name)
     looks = [look(name) for name in order]
     dashes = ["-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (7, 2))]
@@ -54,13 +54,13 @@ def line_styles(names: Sequence[str], size: float = 3) -> dict[str, dict[str, An
 
 
 def shades(names: Sequence[str], palette: str) -> dict[str, dict[str, Any]]:
-    """A colour of the colormap for each line, without its ends."""
+    """A colour for each line from a colormap, leaving out its ends."""
     shades = plt.get_cmap(palette)(np.linspace(0, 1, len(names) + 2)[1:-1])
     return {name: {"color": tuple(shade)} for name, shade in zip(names, shades, strict=True)}
 
 
 def summary(rows: pd.DataFrame, x: str, column: str) -> pd.DataFrame:
-    """``x``, ``mean``, ``low``, ``high``, in the order of ``x``; the interval is the table's own where it has one."""
+    """``x``, ``mean``, ``low`` and ``high``, sorted by ``x``; an interval in the table is used if there is one."""
     rows = rows.dropna(subset=[column]).sort_values(x, kind="stable")
     low, high = ("low", "high") if column == "mean" else (f"{column}_low", f"{column}_high")
     if low in rows:
@@ -71,7 +71,7 @@ def summary(rows: pd.DataFrame, x: str, column: str) -> pd.DataFrame:
 
 
 def switches(ax: Axes, table: pd.DataFrame, x: str, switch: str, named: bool) -> None:
-    """A thin line at the end of each task but the last."""
+    """Draw a thin line at the end of each task but the last."""
     ends = table.groupby(switch)[x].max().iloc[:-1]
     for number, end in enumerate(ends, 1):
         ax.axvline(end, color="0.8", linewidth=0.5, zorder=0)
@@ -81,7 +81,7 @@ def switches(ax: Axes, table: pd.DataFrame, x: str, switch: str, named: bool) ->
 
 
 def square_grid(canvas: Canvas, count: int, smallest: float) -> tuple[FigureBase, np.ndarray, int]:
-    """Square panels in as few rows as leave each at least ``smallest`` points wide: figure, axes and number of rows."""
+    """Figure, axes and row count for square panels: the fewest rows with panels at least ``smallest`` points wide."""
     fig, ax = canvas(2.0)
     width = points(fig)
     ax.remove()
@@ -94,7 +94,7 @@ def square_grid(canvas: Canvas, count: int, smallest: float) -> tuple[FigureBase
 
 
 def short(value: float, _: int | None = None) -> str:
-    """A number in few characters, without the small exponents of mathtext: 0.01, 50, 20k, 3M, 10⁻⁷."""
+    """Format a number in few characters, without mathtext's small exponents: 0.01, 50, 20k, 3M, 10⁻⁷."""
     size = abs(value)
     if size and not 1e-4 < size < 1e9:
         exponent = int(np.floor(np.log10(size)))
@@ -107,7 +107,7 @@ def short(value: float, _: int | None = None) -> str:
 
 
 def log_ticks(axis: Axis) -> None:
-    """Labelled ticks on a logarithmic axis: as many as there is room for, more than one a decade where it is short."""
+    """Label a logarithmic axis with as many ticks as fit; a short range gets more than one per decade."""
     low, high = sorted(axis.get_view_interval())
     decades = np.log10(high / low)
     box = axis.axes.bbox.transformed(axis.axes.figure.dpi_scale_trans.inverted())
@@ -119,13 +119,13 @@ def log_ticks(axis: Axis) -> None:
 
 
 def label_below(fig: FigureBase, axes: np.ndarray, label: str, names: Sequence[str] = ("",)) -> None:
-    """The label of the horizontal axis below each panel of the last row, beside a column of names."""
+    """Label the horizontal axis of each panel in the last row, leaving space for a column of names."""
     for ax in axes[-1]:
         ax.set_xlabel(wrapped(label, fig, axes.shape[1], names))
 
 
 def legend_below(fig: FigureBase, axes: np.ndarray) -> None:
-    """What the first panel shows, named below all, in as many columns as fit; a figure grows by its rows over 3."""
+    """Legend of the first panel below all panels, in as many columns as fit; rows beyond 3 make the figure taller."""
     handles = axes[0, 0].get_legend_handles_labels()[0]
     letters = [len(handle.get_label()) for handle in handles]
     columns = range(1, min(len(handles), 4) + 1)
@@ -138,10 +138,10 @@ def legend_below(fig: FigureBase, axes: np.ndarray) -> None:
 
 
 def name_beside(ax: Axes, places: Mapping[str, tuple[float, float]]) -> None:
-    """Names in a column at the right of a panel, each as near to the height of its point as they fit, with a thin line.
+    """Names in a column to the right of a panel, as level with their points as space allows, each with a thin line.
 
     Args:
-        ax: with its limits and scales. places: name -> (x, y) of its point.
+        ax: axes whose limits and scales are set. places: name -> (x, y) of its point.
     """
     from scipy.optimize import isotonic_regression  # takes a quarter of a second to import
 
@@ -159,12 +159,12 @@ def name_beside(ax: Axes, places: Mapping[str, tuple[float, float]]) -> None:
 
 
 def points(fig: FigureBase) -> float:
-    """Width of a figure, or of its part, in points."""
+    """Width of a figure or subfigure in points."""
     return fig.bbox.width / fig.dpi * 72
 
 
 def wrapped(title: str, fig: FigureBase, panels: int, names: Sequence[str] = ("",)) -> str:
-    """A title in as many lines as its share of the width, beside a column of names, asks for."""
+    """Wrap a title to its share of the width, beside a column of names."""
     letters = (points(fig) / 4.4 - max(map(len, names))) / panels
     whole = {"break_on_hyphens": False, "break_long_words": False}
     return "\n".join(textwrap.wrap(title, max(10, int(letters)), **whole))

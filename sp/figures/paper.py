@@ -1,4 +1,4 @@
-"""The sheets of several panels and the tables of a paper, from what is stored in ``figures/``."""
+"""Multi-panel figures and tables of a paper, made from what is stored in ``figures/``."""
 
 import io
 import json
@@ -18,10 +18,10 @@ from sp.figures.record import stored, versions
 from sp.figures.style import figure
 from sp.figures.tables import INTERVALS, across_streams, cost_columns, latex_figure, latex_table, wide
 
-PREFERRED = ("mnist", "digits")  # data sets; the first that is stored is taken
+PREFERRED = ("mnist", "digits")  # data sets; the first one that is stored is used
 
 
-# Each with the beginning of its caption and its rows: height in inches, and stored figures (with {} for the data set)
+# Name -> start of the caption, and rows. A row has a height in inches, and stored figures ({} stands for the data set)
 # with their shares of the width.
 FIGURES: dict[str, tuple[str, list[tuple[float, dict[str, float]]]]] = {
     "figure1_mechanism": (
@@ -71,7 +71,7 @@ def table_retention() -> str:
 
 
 def table_claims() -> str:
-    """The published claims, what was measured, and the verdicts; the sentences of advice (P21) are counted."""
+    """The published claims, what was measured, and the verdicts; the sentences of advice (P21) are given as counts."""
     name, dataset, table = _table("10_claims/{}")
     advice = table[table.promise == "P21"]
     counted = "; ".join(f"{verdict}: {count}" for verdict, count in advice.verdict.value_counts().items())
@@ -86,7 +86,7 @@ def table_claims() -> str:
 
 
 def table_cost() -> str:
-    """Every method without replay on five class-incremental tasks: what it keeps, and what that costs."""
+    """Every method without replay on five class-incremental tasks: what it retains, and at what cost."""
     name, dataset, table = _table("09_comparison/{}")
     costs = pd.read_csv(_made(f"{name}_costs"))
     table = table[(table.stream == "split5_class") & (table.capacity == 0)].drop(columns=["stream", "capacity"])
@@ -108,7 +108,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def sheet(name: str, journal: str = "icml") -> tuple[Figure, str, dict]:
-    """A figure of several panels, its caption and its provenance.
+    """A multi-panel figure, its caption and its provenance.
 
     Args:
         name: one in `FIGURES`. journal: a name in `sp.figures.JOURNALS`.
@@ -136,7 +136,7 @@ def sheet(name: str, journal: str = "icml") -> tuple[Figure, str, dict]:
 
 
 def make(target: Path = Path("build/paper"), journal: str = "icml") -> list[Path]:
-    """Write the five figures (PDF) and three tables, and the LaTeX of all of them; returns what was written.
+    """Write the five figures (PDF) and three tables, with LaTeX for all of them; return the paths written.
 
     Raises:
         FileNotFoundError: something is not stored; the message gives the command that makes it.
@@ -158,12 +158,12 @@ def make(target: Path = Path("build/paper"), journal: str = "icml") -> list[Path
 
 
 def _part(part: SubFigure, _: float, **subplots: Any) -> tuple[SubFigure, Any]:
-    """The canvas of a plot that is one of several: the sheet gives the height."""
+    """Canvas of a plot that is one panel of a sheet, which sets the height."""
     return part, part.subplots(**subplots)
 
 
 def _first(name: str, read: Callable[[str], Any]) -> tuple[str, str, Any]:
-    """The first of the `PREFERRED` that is stored: name, data set, what was read."""
+    """Name, data set and contents of the first of `PREFERRED` that is stored."""
     missing = None
     for dataset in PREFERRED:
         try:

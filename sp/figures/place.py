@@ -12,7 +12,7 @@ from sp.notebooks import parameters
 
 @dataclass(frozen=True)
 class _Run:
-    """A run of a notebook: its parameters, and those of them that are not its own."""
+    """A run of a notebook: the parameters in use, and the notebook's own."""
 
     notebook: str
     values: dict[str, Any]
@@ -24,7 +24,7 @@ class _Run:
 
     @property
     def is_own(self) -> bool:
-        # The names of figures tell the known data sets apart.
+        # Figure names already distinguish the known data sets.
         return set(self.changed) <= {"dataset"} and self.values.get("dataset") in (None, *files.DATASETS)
 
     def folder(self) -> Path:
@@ -34,23 +34,23 @@ class _Run:
         return root if root.name == name else root / self.notebook / name  # a grid names each copy's folder itself
 
 
-_run: _Run | None = None  # of the notebook that began last
+_run: _Run | None = None  # the notebook that called `begin` last
 
 
 def begin(notebook: str, namespace: Mapping[str, Any]) -> None:
-    """Take a notebook's parameters, which decide where its figures and tables go and are part of their records.
+    """Read a notebook's parameters, which decide where its figures and tables go and are part of their records.
 
-    With the notebook's own parameters (`parameters.own`), on any data set, that is the folder ``figures/NOTEBOOK``.
-    With others it is ``build/figures/NOTEBOOK/NAME=VALUE,...``, which is printed. ``$SP_FIGURES`` is put in place of
-    ``figures`` and ``build/figures``. What the namespace holds later changes nothing, until `begin` is called again.
+    With the notebook's own parameters (`parameters.own`), on any data set, the folder is ``figures/NOTEBOOK``.
+    With others it is ``build/figures/NOTEBOOK/NAME=VALUE,...``, and this is printed. ``$SP_FIGURES`` replaces
+    ``figures`` and ``build/figures``. Later changes to the namespace have no effect until `begin` is called again.
 
     Args:
-        notebook: its name without a suffix, such as ``01_forgetting``.
+        notebook: name without a suffix, such as ``01_forgetting``.
         namespace: ``globals()`` of the notebook.
 
     Raises:
-        FileNotFoundError, ValueError: as `parameters.own`. ValueError: a parameter is not in the namespace, or its
-            value cannot be written down (see `parameters.plain`).
+        FileNotFoundError, ValueError: as for `parameters.own`. ValueError: a parameter is not in the namespace, or
+            its value cannot be written as JSON (see `parameters.plain`).
     """
     global _run
     own = parameters.own(notebook)
@@ -66,8 +66,8 @@ def path_of(name: str) -> Path:
     """Path of the files of a figure or table, without a suffix.
 
     Args:
-        name: ``digits_curves`` of the notebook that began (see `begin`), else in ``figures`` itself; or with the folder
-            in ``figures`` before it, ``01_forgetting/digits_curves``. A suffix such as ``.pdf`` is dropped.
+        name: such as ``digits_curves``, in the current notebook's folder (see `begin`) or, without one, in ``figures``;
+            or with its folder in ``figures``: ``01_forgetting/digits_curves``. A suffix such as ``.pdf`` is dropped.
     """
     name = re.sub(r"\.(pdf|png|svg|csv|json)$", "", name)
     folder, _, file = name.rpartition("/")
@@ -75,12 +75,12 @@ def path_of(name: str) -> Path:
 
 
 def made_by(name: str) -> dict[str, Any]:
-    """The command that makes a figure or table, and the parameters where a notebook has begun."""
+    """The command that makes a figure or table, and the parameters if a notebook has called `begin`."""
     if _run is None:
         return {"command": files.made_by(name)}
     if not _run.is_own:
         return {"command": parameters.command(_run.notebook, _run.changed), "parameters": _run.values}
-    # What has no data set in its name is the same for all of them, and so is its record.
+    # A figure without a data set in its name is the same for all data sets, and so is its record.
     dataset = {"dataset": files.dataset_of(name) or _run.own["dataset"]} if "dataset" in _run.own else {}
     command = files.made_by(name if "/" in name else f"{_run.notebook}/{name}")
     return {"command": command, "parameters": {**_run.values, **dataset}}

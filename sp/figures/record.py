@@ -1,4 +1,4 @@
-"""A figure with its table and its record: drawn, kept, and drawn again from these two."""
+"""Draw a figure, store it with its table and its record, and redraw it from these two."""
 
 import importlib.metadata
 import importlib.util
@@ -36,10 +36,10 @@ def picture(
     journal: str = "icml",
     style: dict[str, Any] | None = None,
 ) -> Figure:
-    """A plot of a table, which is not saved.
+    """Plot a table, without saving the figure.
 
     Args:
-        kind: a name in `sp.figures.PLOTS`. table: what it is drawn from. options: of that plot.
+        kind: a name in `sp.figures.PLOTS`. table: the data to draw. options: options of that plot.
         width, journal: as for `sp.figures.figure`.
         style: as for `sp.figures.restyle.restyled`.
 
@@ -67,24 +67,24 @@ def draw(
     about: dict | None = None,
     **options: Any,
 ) -> Figure:
-    """Draw a figure and keep it, with its table and all that `redraw` needs.
+    """Draw a figure and store it with its table and everything that `redraw` needs.
 
-    The same data and record give the same bytes: no file holds a date. What made the data (command, keys of the
-    experiments, versions) is in ``NAME.json``, and inside the PDF (subject), the PNG and the SVG (description).
+    The same data and record give the same bytes, since no file holds a date. The provenance of the data (command,
+    experiment keys, versions) is in ``NAME.json``, and inside the PDF (subject), the PNG and the SVG (description).
 
     Args:
-        kind: a name in `sp.figures.PLOTS`. name: of the files, without a suffix, as for `sp.figures.path_of`.
-        data: tidy; what the figure is drawn from, and its CSV. question: what it answers, for the gallery.
-        caption: for a paper. The data set, what is drawn (such as a mean and its interval) and the number of seeds are
-            put after it.
+        kind: a name in `sp.figures.PLOTS`. name: file name without a suffix, as for `sp.figures.path_of`.
+        data: tidy data to draw and to write as CSV. question: the question that the figure answers, for the gallery.
+        caption: caption for a paper. The data set, what is drawn (such as a mean and its interval) and the number of
+            seeds are appended.
         width, journal: as for `sp.figures.figure`. formats: some of `FORMATS`; PNG at 300 dpi.
-        keys: of the experiments behind the data; default: those in the column ``key``, where there is one.
-        command: what makes the data; default: the one that runs its notebook with the parameters of this run.
-        about: more JSON values on how it was made.
-        options: JSON values, for the plot.
+        keys: keys of the experiments behind the data; default: those in the column ``key``, if there is one.
+        command: command that makes the data; default: the one that runs its notebook with the parameters of this run.
+        about: further JSON values on how the data was made.
+        options: options of the plot, as JSON values.
 
     Raises:
-        ValueError: an unknown kind, width, journal or format. TypeError: options that are not JSON, or not the plot's.
+        ValueError: an unknown kind, width, journal or format. TypeError: options that are not JSON, or unknown ones.
         OSError: a file cannot be written.
     """
     check_choice("kind", kind, PLOTS)
@@ -108,10 +108,10 @@ def draw(
             **(about or {}),
         },
     }
-    record = json.loads(json.dumps(record))  # as it will be read
+    record = json.loads(json.dumps(record))  # as it will be read back
     text, path = _csv(data), path_of(name)
     known = _known(path)
-    # What is the same as before keeps the commit that it was made at: refreshing changes no file for nothing.
+    # An unchanged figure keeps the commit that it was made at, so that refreshing changes no file needlessly.
     same = known is not None and known[0] == text and {**known[1], "commit": None} == {**record, "commit": None}
     if same and "commit" in known[1]:
         record = known[1]
@@ -133,9 +133,9 @@ def redraw(
 
     Args:
         name: as for `sp.figures.path_of`.
-        width, journal, style: as for `picture`; None: as it was. ``{}`` is the style of the house. The CSV has all
-            methods whatever the style.
-        formats: some of `FORMATS`. to: folder; None: in place.
+        width, journal, style: as for `picture`; None keeps the current value. ``{}`` is the house style. The CSV
+            has all methods, whatever the style.
+        formats: some of `FORMATS`. to: target folder; None: in place.
 
     Raises:
         FileNotFoundError: there is no such figure; the message names those with a similar name.
@@ -148,7 +148,7 @@ def redraw(
 
 
 def _drawn(path: Path, table: str, record: Record, formats: Sequence[str]) -> Figure:
-    """Draw what a CSV holds and write it, the CSV and the record."""
+    """Draw the contents of a CSV, and write the figure, the CSV and the record."""
     if unknown := set(formats) - set(FORMATS):
         raise ValueError(f"formats must be some of {', '.join(FORMATS)}, got {', '.join(sorted(unknown))}")
     read = pd.read_csv(io.StringIO(table))
@@ -196,9 +196,9 @@ def stored(name: str) -> tuple[Record, pd.DataFrame]:
 
 
 def seeds(table: pd.DataFrame) -> str:
-    """How many seeds a table was made of, as "n = 10" or "n = 5 to 10"; empty where it does not say.
+    """Number of seeds behind a table, as "n = 10" or "n = 5 to 10"; empty if the table does not say.
 
-    They are in its column ``n``, or are counted in its column ``seed``, method by method where there is a ``method``.
+    The number is read from column ``n``, or counted in column ``seed``, for each method if there is a ``method``.
     """
     if "n" in table:
         counts = set(table.n)
@@ -211,14 +211,14 @@ def seeds(table: pd.DataFrame) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of the software that makes a figure, as far as it is installed."""
+    """Versions of the software that makes a figure, as far as it is installed."""
     installed = [name for name in ("torch", "numpy", "pandas", "matplotlib") if importlib.util.find_spec(name)]
     packages = {name: importlib.metadata.version(name) for name in installed}
     return {"sp": sp.__version__, **packages, "python": ".".join(platform.python_version_tuple()[:2])}
 
 
 def commit() -> str | None:
-    """The last commit that changed this package, where there is one and nothing was changed since."""
+    """The last commit that changed this package, or None if there is none or the package has changed since."""
     git = shutil.which("git")
     if git is None:
         return None
@@ -239,7 +239,7 @@ def _csv(table: pd.DataFrame) -> str:
 
 
 def _known(path: Path) -> tuple[str, Record] | None:
-    """Text of the CSV, and the record."""
+    """Text of the CSV, and the record; None if either file is missing."""
     table, record = _file(path, "csv"), _file(path, "json")
     if not (table.is_file() and record.is_file()):
         return None

@@ -1,4 +1,4 @@
-"""A figure in somebody's own style: which methods, in which order, under which names and in which colours."""
+"""Custom styles for figures: which methods, in which order, under which names and in which colours."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,14 +13,14 @@ from sp.figures.style import Looks, look
 def restyled(
     table: pd.DataFrame, options: dict[str, Any], style: Mapping[str, Any]
 ) -> tuple[pd.DataFrame, dict[str, Any], Looks]:
-    """The table and the options of a plot with the methods of a style, and how these look.
+    """Apply a style to the table and options of a plot; also return the look of each method.
 
     Args:
-        table: with a column ``method``, if the style is not empty. options: of the plot.
-        style: ``only``, methods, in order; ``names``, method -> what it is called; ``colours``, method -> colour.
+        table: must have a column ``method`` unless the style is empty. options: options of the plot.
+        style: ``only``: methods to show, in order; ``names``: method -> new name; ``colours``: method -> colour.
 
     Raises:
-        ValueError: another word in the style, a method that the table does not have, or no colour.
+        ValueError: an unknown key in the style, a method that is not in the table, or an invalid colour.
     """
     if not style:
         return table, options, {}
@@ -35,7 +35,7 @@ def restyled(
             raise ValueError(f"the colour of {method!r} must be one of matplotlib's, such as '#CF5100', got {colour!r}")
 
     def chosen_of(value: Any) -> Any:
-        """An option that lists methods, or titles by method, has those that are shown."""
+        """Restrict an option that lists methods, or titles by method, to those that are shown."""
         if not isinstance(value, list | dict) or not value or not set(value) <= set(known):
             return value
         methods = [method for method in shown if method in value]

@@ -1,4 +1,4 @@
-"""How every figure looks: sizes in print, type, colours and markers of the methods."""
+"""The look of every figure: print sizes, fonts, and the colours and markers of the methods."""
 
 import string
 import threading
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from sp.checks import check_choice
 
 LETTERS = string.ascii_uppercase  # names of tasks
-JOURNALS = {  # inches: a column, and the full width of the text
+JOURNALS = {  # inches: width of a column, and of the full text
     "icml": {"column": 3.25, "page": 6.75},
     "neurips": {"column": 5.5, "page": 5.5},  # one column, as wide as the text
     "nature": {"column": 89 / 25.4, "page": 183 / 25.4},
@@ -21,11 +21,11 @@ JOURNALS = {  # inches: a column, and the full width of the text
 }
 WIDTHS = ("column", "page")
 FORMATS = ("pdf", "png", "svg")
-SMALLEST = 6  # points: what is smaller cannot be read in print
+SMALLEST = 6  # points; smaller text is unreadable in print
 
 _GREY, _SKY, _WINE, _INDIGO = "#9E9E9E", "#38C2FF", "#6C1542", "#1D0685"
 # Colour and marker of each method, the same in every figure. A family shares a colour and differs in markers. The
-# colours are Okabe and Ito's and Tol's, moved until colour-blind readers see any two of them further apart.
+# colours are Okabe and Ito's and Tol's, adjusted so that any two are further apart for colour-blind readers.
 METHODS = {
     "SGD": (_GREY, "o"),
     "SGD with momentum": (_GREY, "s"),
@@ -58,12 +58,12 @@ METHODS = {
     "Decaying trace": ("#0A5BAB", "^"),
     "Accumulating trace": ("#12975A", "v"),
 }
-OTHER = ("#4D4D4D", "h")  # of a method that has none
+OTHER = ("#4D4D4D", "h")  # for any other method
 Looks = dict[str, tuple[str, str]]
 _own: ContextVar[Looks] = ContextVar("own", default={})  # noqa: B039  never changed in place
 
 STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine has it
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine has it
     "font.size": 7,
     "axes.labelsize": 7,
     "axes.titlesize": 7,
@@ -87,16 +87,16 @@ STYLE = {
 
 
 def figure(width: str | float = "column", height: float = 2.1, journal: str = "icml", **subplots) -> tuple[Figure, Any]:
-    """An empty figure in the house style, at the size it will have in print.
+    """An empty figure in the house style, at its size in print.
 
     Args:
-        width: ``"column"`` or ``"page"``, as wide as `JOURNALS` says; or inches, 1 to 20.
+        width: ``"column"`` or ``"page"``, as defined in `JOURNALS`; or a width in inches, 1 to 20.
         height: in inches.
         journal: a name in `JOURNALS`.
-        subplots: for `matplotlib.pyplot.subplots`, e.g. ``ncols=2``.
+        subplots: passed to `matplotlib.pyplot.subplots`, e.g. ``ncols=2``.
 
     Returns:
-        The figure and its axes, as `matplotlib.pyplot.subplots` gives them.
+        The figure and its axes, as `matplotlib.pyplot.subplots` returns them.
 
     Raises:
         ValueError: an unknown width or journal.
@@ -107,16 +107,16 @@ def figure(width: str | float = "column", height: float = 2.1, journal: str = "i
         width = JOURNALS[journal][width]
     elif not 1 <= width <= 20:
         raise ValueError(f"width must be 'column', 'page', or 1 to 20 inches, got {width!r}")
-    plt.style.use(["default", STYLE])  # from the default, so that nobody's own settings change a byte
+    plt.style.use(["default", STYLE])  # from the default, so that user settings do not change a byte
     size = (width, height)
     if threading.current_thread() is threading.main_thread():
         return plt.subplots(figsize=size, **subplots)
-    fig = Figure(figsize=size)  # pyplot, and what a notebook shows at the end of a cell, belong to the main thread
+    fig = Figure(figsize=size)  # pyplot, and figures shown at the end of a cell, belong to the main thread
     return fig, fig.subplots(**subplots)
 
 
 def look(method: str) -> tuple[str, str]:
-    """Colour and marker of a method; variants ("Adam + replay", "Adam, wide") share them; of an unknown one `OTHER`."""
+    """Colour and marker of a method; variants ("Adam + replay", "Adam, wide") share them; unknown ones get `OTHER`."""
     if method in _own.get():
         return _own.get()[method]
     return next((METHODS[name] for name in sorted(METHODS, key=len, reverse=True) if method.startswith(name)), OTHER)
@@ -124,7 +124,7 @@ def look(method: str) -> tuple[str, str]:
 
 @contextmanager
 def looking(own: Looks) -> Iterator[None]:
-    """While it lasts, these methods have these colours and markers."""
+    """Temporarily give these methods these colours and markers."""
     token = _own.set(own)
     try:
         yield

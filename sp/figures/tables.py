@@ -48,10 +48,10 @@ _LATEX = str.maketrans(
 def across_streams(
     table: pd.DataFrame, metric: str, streams: Sequence[str] | None = None, capacity: int = 0
 ) -> pd.DataFrame:
-    """One metric of a table with a column ``stream``, as an interval table with the streams in place of metrics.
+    """One metric of a table with a column ``stream``, as an interval table with streams instead of metrics.
 
     Args:
-        streams: which ones, in this order; None: all. capacity: of the replay buffer, where there is such a column.
+        streams: streams to keep, in this order; None: all. capacity: replay buffer size, if there is such a column.
     """
     table = table[(table.metric == metric) & (table.get("capacity", 0) == capacity)]
     for stream in streams or ():
@@ -62,7 +62,7 @@ def across_streams(
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:
-    """An interval table as text: a row for each method, a column for each metric, "mean [low, high]", n in its head."""
+    """An interval table as text: one row per method, one column per metric, "mean [low, high]", n in the header."""
     text = metrics.readable(table[["method", "metric", "mean", "low", "high", "n"]])
     counts = {metric: ", ".join(map(str, sorted(set(n)))) for metric, n in table.groupby("metric").n}
     heads = {metric: f"{TITLES.get(metric, metric)} (n = {counts[metric]})" for metric in text}
@@ -77,7 +77,7 @@ def of_methods(table: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
 
 
 def means(table: pd.DataFrame, decimals: int) -> pd.DataFrame:
-    """An interval table as text: means alone, the best of each column in bold, joint training left aside."""
+    """An interval table as text: only means, with the best of each column in bold, not counting joint training."""
     columns = {}
     for metric in dict.fromkeys(table.metric):
         values = table[table.metric == metric].set_index("method")["mean"]
@@ -89,7 +89,7 @@ def means(table: pd.DataFrame, decimals: int) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame, decimals: int | None = None) -> str:
-    """An interval table as Markdown, a row for each method: `wide`, or with decimals `means`."""
+    """An interval table as Markdown, one row per method: `wide`, or `means` if ``decimals`` is given."""
     text = wide(table) if decimals is None else means(table, decimals)
     lines = ["| | " + " | ".join(text.columns) + " |", "|---" * (len(text.columns) + 1) + "|"]
     lines += [
@@ -99,10 +99,10 @@ def markdown(table: pd.DataFrame, decimals: int | None = None) -> str:
 
 
 def cost_columns(costs: pd.DataFrame, methods: Sequence[str], capacity: int = 0) -> pd.DataFrame:
-    """What a step costs and what is kept, as text for a table of these methods; missing where it is not known.
+    """Cost of a step and what is kept, as text for a table of these methods; missing if unknown.
 
     Args:
-        costs: as `studies.comparison.costs` returns it. methods: rows. capacity: of the buffer; 0: without replay.
+        costs: as returned by `studies.comparison.costs`. methods: the rows. capacity: buffer size; 0: without replay.
     """
     cost = costs[costs.capacity == capacity].set_index("method")
     cost = cost.reindex([method.removesuffix(", tuned") for method in methods]).set_axis(
@@ -113,12 +113,12 @@ def cost_columns(costs: pd.DataFrame, methods: Sequence[str], capacity: int = 0)
 
 
 def latex(text: str) -> str:
-    """Text as LaTeX shows it: special characters escaped, and the few Greek letters and signs that occur here."""
+    """Escape special characters for LaTeX, and the few Greek letters and signs that occur here."""
     return text.translate(_LATEX)
 
 
 def latex_figure(name: str, caption: str, wide: bool = False) -> str:
-    """A ``figure`` environment with the file of that name at its own size; ``wide``: across both columns."""
+    """A ``figure`` environment with the file of that name at its natural size; ``wide``: across both columns."""
     kind = "figure*" if wide else "figure"
     lines = [rf"\begin{{{kind}}}", r"\centering", rf"\includegraphics{{{name}}}", rf"\caption{{{latex(caption)}}}"]
     return "\n".join([*lines, rf"\label{{fig:{name}}}", rf"\end{{{kind}}}", ""])
@@ -128,8 +128,8 @@ def latex_table(table: pd.DataFrame, caption: str, name: str, columns: str | Non
     """A ``table*`` environment (packages booktabs and graphicx), no wider than the text.
 
     Args:
-        table: text, with row names in its index. caption: unescaped. name: for the label ``tab:name``.
-        columns: LaTeX column format; None: names to the left, figures centred.
+        table: text, with row names in the index. caption: unescaped text. name: used in the label ``tab:name``.
+        columns: LaTeX column format; None: left-aligned names, centred figures.
     """
     columns = columns or "l" + "c" * table.shape[1]
     escaped = table.rename(index=latex, columns=_head).map(lambda cell: latex(str(cell))).rename_axis(None)
@@ -139,7 +139,7 @@ def latex_table(table: pd.DataFrame, caption: str, name: str, columns: str | Non
 
 
 def _head(text: str) -> str:
-    """A head that is wider than an interval, in lines of its own."""
+    """A column header; one that is wider than an interval is split into lines."""
     together = re.sub(r"\(n = .*?\)", lambda match: match[0].replace(" ", "\u00a0"), text)
     lines = [latex(line) for line in textwrap.wrap(together, 22, break_on_hyphens=False)]
     return r"\shortstack{" + r" \\ ".join(lines) + "}" if len(lines) > 1 else latex(text)

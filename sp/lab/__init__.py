@@ -1,4 +1,4 @@
-"""The bench: your own rule, network and data beside the methods of this package, in one fair comparison.
+"""The bench: your own rule, network and data against the methods of this package, in one fair comparison.
 
 >>> runs = compare({"Adam": "adam", "Lion": lambda model, lr=1e-4: Lion(model.parameters(), lr=lr)},
 ...                Stream.split("digits", tasks=5), tune={"Lion": {"lr": [1e-4, 3e-4]}})  # doctest: +SKIP
@@ -11,7 +11,7 @@ from sp.extras import check_lab
 
 check_lab("sp.lab")
 
-# Imported when they are asked for: whoever wants the metrics alone need not wait for PyTorch.
+# Imported on first access, so that code that needs only the metrics does not wait for PyTorch.
 _HOME = {
     "GradientLearner": "sp.rivals",
     "Needs": "sp.rivals",

@@ -1,4 +1,4 @@
-"""Kept runs computed anew: a random sample of them tells whether the rest can be believed."""
+"""Audit of kept runs: a random sample is recomputed to tell whether the rest can be trusted."""
 
 import math
 import random
@@ -12,15 +12,15 @@ from sp.lab.experiment import Result, run
 from sp.lab.metrics import average_accuracy
 from sp.lab.parallel import Failed, call_all
 
-# Processors round differently. With the plainest code paths of ATen and MKL in place of those for AVX-512, 2 of 89 runs
-# of all methods on digits had other accuracies, one by 0.02, its average by 0.013.
-MOST_IN_AVERAGE = 0.10  # of the average accuracy of a run
-MOST_IN_MEAN = 0.01  # of the same, in the mean over the sample
-MOST_IN_ONE = 0.15  # of any single accuracy: that on one task, after training on one task
+# Processors round differently. With the plainest code paths of ATen and MKL instead of those for AVX-512, 2 of 89 runs
+# of all methods on digits gave different accuracies, one by 0.02, its average by 0.013.
+MOST_IN_AVERAGE = 0.10  # difference in the average accuracy of a run
+MOST_IN_MEAN = 0.01  # the same, averaged over the sample
+MOST_IN_ONE = 0.15  # difference in any single accuracy: on one task, after training on one task
 
 
 class AuditError(Exception):
-    """Kept runs are not what their experiments give. ``rows``: those in question."""
+    """Kept runs do not match what their experiments give. ``rows``: the runs in question."""
 
     def __init__(self, message: str, rows: pd.DataFrame):
         super().__init__(f"{message}\n{rows.to_string(index=False)}")
@@ -28,23 +28,22 @@ class AuditError(Exception):
 
 
 def audit(results: Mapping[str, Result], sample: int, seed: int, workers: int | None = None) -> pd.DataFrame:
-    """Compute a random sample of kept runs anew.
+    """Recompute a random sample of kept runs.
 
     Args:
-        results: kept runs, each by the key under which it is kept.
-        sample: how many, >= 1; all where there are fewer. One of each method in turn is drawn before a second one of
-            any, and the methods come in random order.
-        seed: of the draw. workers: as in `sp.lab.parallel.call_all`.
+        results: kept runs, by the key under which each is kept.
+        sample: number of runs to recompute, >= 1; all of them if there are fewer. One run of each method is drawn
+            before a second one of any method, and the methods come in random order.
+        seed: seed of the draw. workers: as in `sp.lab.parallel.call_all`.
 
     Returns:
-        One row a run: ``key``, ``method``, ``dataset``, ``stream``, ``seed``; its average accuracy as ``kept`` and as
-        ``computed`` now, in [0, 1]; their ``difference``, computed less kept; the ``largest`` absolute difference of
-        a single accuracy, or of the average where no other is kept. `describe` says it in a sentence.
+        One row per run: ``key``, ``method``, ``dataset``, ``stream``, ``seed``; its average accuracy as ``kept`` and as
+        ``computed`` now, in [0, 1]; their ``difference``, computed minus kept; the ``largest`` absolute difference in
+        a single accuracy, or in the average if no other is kept. `describe` sums this up in a sentence.
 
     Raises:
-        AuditError: a key, of any of the results, is not its experiment's; a run of the sample cannot be made, or
-            differs by more than `MOST_IN_AVERAGE` or `MOST_IN_ONE`; the mean absolute difference of averages is above
-            `MOST_IN_MEAN`.
+        AuditError: the key of any result is not that of its experiment; a run of the sample fails, or differs by more
+            than `MOST_IN_AVERAGE` or `MOST_IN_ONE`; the mean absolute difference of averages is above `MOST_IN_MEAN`.
     """
     if not results:
         raise ValueError("results is empty: there is nothing to audit")
@@ -61,7 +60,7 @@ def audit(results: Mapping[str, Result], sample: int, seed: int, workers: int | 
     rows["computed"] = [_average(computed[experiment]) for experiment in kept]
     rows["difference"] = rows["computed"] - rows["kept"]
     rows["largest"] = [_largest(result, computed[experiment]) for experiment, result in kept.items()]
-    # In this way NaN is wrong as well.
+    # Written as a negation so that NaN counts as wrong too.
     wrong = rows[~((rows["difference"].abs() <= MOST_IN_AVERAGE) & (rows["largest"] <= MOST_IN_ONE))]
     if len(wrong):
         limits = f"{MOST_IN_AVERAGE} in average accuracy, or by more than {MOST_IN_ONE} in a single one"
@@ -73,7 +72,7 @@ def audit(results: Mapping[str, Result], sample: int, seed: int, workers: int | 
 
 
 def draw(results: Mapping[str, Result], sample: int, seed: int) -> list[str]:
-    """Keys of the sample that `audit` computes anew."""
+    """Keys of the sample that `audit` recomputes."""
     chance = random.Random(seed)
     by_method: dict[str, list[str]] = {}
     for key in sorted(results):
@@ -84,7 +83,7 @@ def draw(results: Mapping[str, Result], sample: int, seed: int) -> list[str]:
 
 
 def describe(rows: pd.DataFrame, results: Mapping[str, Result], seed: int) -> str:
-    """What `audit` found, in a sentence."""
+    """Summarise what `audit` found in a sentence."""
     methods = {result.experiment.optimizer for result in results.values()}
     size = rows["difference"].abs()
     return (

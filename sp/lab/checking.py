@@ -1,4 +1,4 @@
-"""What is wrong with a method, network or loss is said before anything long runs."""
+"""Checks that report what is wrong with a method, network or loss before any long run starts."""
 
 import inspect
 import pickle
@@ -19,11 +19,11 @@ from sp.rivals import ReplaySource, make_learner
 
 
 def check(tried: dict[str, list[Experiment]], device: str, sent: bool) -> None:
-    """Make everything once, and take one step with what is somebody's own; an error says what cannot run.
+    """Build everything once and take one step with whatever is user-supplied; an error says what cannot run.
 
     Args:
-        tried: title -> the experiments of a method, which differ in their options.
-        device: where to train. sent: whether runs go to other processes.
+        tried: title -> the experiments of that method, which differ in their options.
+        device: device to train on. sent: whether runs are sent to other processes.
     """
     try:
         torch.zeros(1, device=device)
@@ -86,7 +86,7 @@ def _check_network(experiment: Experiment, stream: Tasks, x: Tensor, y: Tensor) 
         )
     try:
         model(x[:1])
-    except Exception as error:  # the batches are counted only now, for which all data have to be made
+    except Exception as error:  # only now count the batches, because that needs all the data
         if any(len(task.train()[1]) % experiment.batch_size == 1 for task in stream.tasks):
             raise ValueError(
                 f"network cannot take a batch of one example, and batch_size {experiment.batch_size} leaves one at the "
@@ -99,7 +99,7 @@ def _check_network(experiment: Experiment, stream: Tasks, x: Tensor, y: Tensor) 
 
 
 def _labels(stream: Tasks) -> str:
-    """Why so many outputs, where it is for the labels."""
+    """The reason for the number of outputs, if it is the labels."""
     if stream.numbers:
         return ""
     labels = torch.cat([task.train()[1].flatten() for task in stream.tasks])
@@ -136,7 +136,7 @@ def _check_method(title: str, experiment: Experiment, stream: Tasks, usual: bool
 
 
 def check_options(experiments: Iterable[Experiment]) -> None:
-    """Make each method once for a tiny network, so that no run has to start for its options to be found wrong."""
+    """Build each method once for a tiny network, so that wrong options are found before any run starts."""
     sizes = (4, (2,), 2)
     for method, options in dict.fromkeys((experiment.optimizer, experiment.options) for experiment in experiments):
         try:
@@ -147,7 +147,7 @@ def check_options(experiments: Iterable[Experiment]) -> None:
 
 
 def _why(error: Exception, options: dict[str, Any]) -> str:
-    """What an error says, and which options are texts, where it may be for one of them that a number was expected."""
+    """The message of an error, plus the options that are strings if a number may have been expected there."""
     texts = [f"{name} is {value!r}, a text" for name, value in options.items() if isinstance(value, str)]
     return f"{', '.join(texts)}, and no number ({error})" if texts and isinstance(error, TypeError) else str(error)
 

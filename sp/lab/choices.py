@@ -1,4 +1,4 @@
-"""Values that a command line or a notebook varies: how they are written, and the grids and samples made of them."""
+"""Values to vary from a command line or a notebook: how they are written, and grids and samples of them."""
 
 import ast
 import itertools
@@ -18,8 +18,8 @@ class Range:
     """Numbers from ``low`` to ``high``, for `sample`.
 
     Attributes:
-        low, high: finite, low < high. Two whole numbers (``int``) make a range of whole numbers, both ends in it.
-        log: spread evenly in the logarithm; low > 0.
+        low, high: finite, low < high. Two whole numbers (``int``) give a range of whole numbers, both ends included.
+        log: spread evenly on a logarithmic scale; low > 0.
     """
 
     low: float
@@ -32,7 +32,7 @@ class Range:
             raise ValueError(f"a range needs low < high{above}, got {self.low!r}:{self.high!r}")
 
     def at(self, share: float) -> float | int:
-        """The value below which ``share`` of the range lies, share in [0, 1)."""
+        """The value below which a fraction ``share`` of the range lies, share in [0, 1)."""
         whole = isinstance(self.low, int) and isinstance(self.high, int)
         low, high = self.low, self.high + whole
         value = low * (high / low) ** share if self.log else low + (high - low) * share
@@ -43,15 +43,15 @@ Values = Sequence[Any] | Range
 
 
 def parse(text: str) -> Values:
-    """Values as they are written on a command line: ``v1,v2,...``, or a range ``low:high`` or ``low:high:log``.
+    """Parse values as written on a command line: ``v1,v2,...``, or a range ``low:high`` or ``low:high:log``.
 
-    A value is a Python literal (``3``, ``1e-3``, ``True``, ``None``, ``(256, 256)``), else the text itself.
+    A value is a Python literal (``3``, ``1e-3``, ``True``, ``None``, ``(256, 256)``) or else the text itself.
     """
     if match := _RANGE.fullmatch(text):
         low, high = (_literal(part) for part in match.groups()[:2])
         if type(low) in (int, float) and type(high) in (int, float):
             return Range(low, high, bool(match[3]))
-    # Literals may hold commas, in brackets and in quotes; words without quotes are no literals.
+    # Literals may contain commas inside brackets and quotes; words without quotes are not literals.
     if isinstance(literals := _literal(f"[{text}]"), list) and literals and not text.rstrip().endswith(","):
         return literals
     words = [word.strip() for word in text.split(",")]
@@ -70,7 +70,7 @@ def _literal(text: str) -> Any:
 
 
 def grid(choices: Mapping[str, Values]) -> list[dict[str, Any]]:
-    """Every combination of the values, the last name varying fastest; ``[{}]`` where nothing varies."""
+    """Every combination of the values, with the last name varying fastest; ``[{}]`` if nothing varies."""
     for name, values in choices.items():
         if isinstance(values, Range):
             raise ValueError(
@@ -81,13 +81,13 @@ def grid(choices: Mapping[str, Values]) -> list[dict[str, Any]]:
 
 
 def sample(choices: Mapping[str, Values], count: int) -> list[dict[str, Any]]:
-    """Points of a Latin hypercube (McKay et al. 1979).
+    """Draw points from a Latin hypercube (McKay et al. 1979).
 
-    Each range is cut into ``count`` parts of equal probability, and each part has one point.
+    Each range is cut into ``count`` parts of equal probability, with one point in each part.
 
     Args:
-        choices: name -> a `Range`, or a list of which each value is as likely.
-        count: how many points, >= 1. Equal arguments give equal points.
+        choices: name -> a `Range`, or a list whose values are equally likely.
+        count: number of points, >= 1. Equal arguments give equal points.
     """
     if count < 1 or not choices:
         raise ValueError(f"a sample needs count >= 1 and something to vary, got {count!r} of {len(choices)} names")

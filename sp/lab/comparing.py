@@ -1,4 +1,4 @@
-"""One call from methods, a stream and seeds to their runs: tuned alike, paired by seed, kept in the ledger."""
+"""Compare methods on a stream in one call: tuned alike, paired by seed, kept in the ledger."""
 
 import sys
 import warnings
@@ -26,7 +26,7 @@ from sp.lab.settings import TUNING_SEEDS
 from sp.lab.streams import Stream
 from sp.lab.sweep import missing, plan, run_all, with_seeds
 
-POINTS_ONLINE = 20  # of the curve
+POINTS_ONLINE = 20  # points on the curve
 Tune = Mapping[str, Mapping[str, Sequence[Any]]]
 Options = Mapping[str, Any] | Iterable[tuple[str, Any]]
 
@@ -50,31 +50,30 @@ def compare(
     ledger: Ledger | None = None,
     progress: bool = True,
 ) -> Runs:
-    """Every method with every seed on one stream.
+    """Run every method with every seed on one stream.
 
-    Methods of one seed begin with the same weights and see the same data in the same order. Everything is checked
-    before anything long runs; then one sentence says how long it should take. Runs that the ledger has are read, others
-    are kept as they finish; those with a callable of which `sp.lab.digest` cannot tell whether it changed are not kept.
+    With the same seed, all methods start from the same weights and see the same data in the same order. Everything is
+    checked before any long run starts; then one sentence says how long it should take. Runs in the ledger are read, and
+    others are kept as they finish, unless they use a callable that `sp.lab.digest` cannot check for changes.
 
     Args:
-        methods: title -> a name of `sp.rivals.METHODS` or one that was registered, or a callable that gives, of the
-            network, an optimizer of it (or a learner, see `sp.lab.register`). A list of names has their usual titles.
-        stream: what is learnt.
+        methods: title -> a name in `sp.rivals.METHODS` or a registered one, or a callable that takes the network and
+            returns an optimizer for it (or a learner, see `sp.lab.register`). A list of names gets the usual titles.
+        stream: the stream to learn.
         network: a name in `sp.lab.networks.MODELS`, or a callable without arguments that makes a new module each time;
-            None: a perceptron of the stream's usual widths.
-        seeds: how many, from 0, or which ones; below six no verdict is given.
-        tune: title -> option -> list of values. Every combination is tried on the seeds of
-            `sp.lab.settings.TUNING_SEEDS` and on training data that were held out; the one with the highest mean
-            accuracy runs; a warning says where it lies at an end of a list of three numbers or more. All methods that
-            are tuned must have as many points. A callable gets its options as keyword arguments:
-            ``method(model, lr=...)``.
-        loss: of outputs and targets, in place of the stream's usual one; gives the mean over a batch.
-        hidden: widths of a network by name. epochs: passes over each task; 1 online. batch_size: of new examples.
-        replay_capacity: examples in a buffer that every method gets, 0 for none.
-        device: where to train. workers: processes; default: as many as there are cores. cluster: address of a dask
-            scheduler on whose workers to run instead. ledger: default `sp.lab.ledger.opened()`.
-        baseline: title of the method that the others are set against; default: the first.
-        progress: say how long it takes, and show bars.
+            None: a perceptron with the stream's usual widths.
+        seeds: the number of seeds, counted from 0, or a list of seeds. With fewer than six, no verdict is given.
+        tune: title -> option -> list of values. Every combination is tried with the seeds
+            `sp.lab.settings.TUNING_SEEDS` on held-out training data, and the one with the highest mean accuracy is run.
+            A warning says if it lies at an end of a list of three or more numbers. All tuned methods must have the same
+            number of points. A callable gets its options as keyword arguments: ``method(model, lr=...)``.
+        loss: function of outputs and targets that replaces the stream's usual loss; returns the mean over a batch.
+        hidden: widths of a named network. epochs: passes over each task; 1 online. batch_size: new examples per batch.
+        replay_capacity: number of examples in the buffer that every method gets, 0 for none.
+        device: device to train on. workers: number of processes; default: one per core. cluster: address of a dask
+            scheduler whose workers are used instead. ledger: default `sp.lab.ledger.opened()`.
+        baseline: title of the method that the others are compared with; default: the first.
+        progress: report the expected time and show progress bars.
 
     Raises:
         sp.lab.sweep.SweepError: some runs failed; the others are kept.
@@ -107,7 +106,7 @@ def compare(
         for seed in TUNING_SEEDS
     ]
     for one in tuning[:1]:
-        stream_of(one)  # held-out data may be too few
+        stream_of(one)  # fails now if there is too little held-out data
     ledger = ledger or opened()
     _warn_of_what_is_not_kept(base.values())
 
@@ -119,7 +118,7 @@ def compare(
 
     options = {"ledger": ledger, "workers": workers, "progress": progress, "cluster": cluster, "device": device}
     to_tune = missing(tuning, ledger)
-    if to_tune:  # nobody knows yet what is chosen, and one point takes as long as another
+    if to_tune:  # the choice is not known yet, but one point takes as long as another
         say_how_long({title: points[0] for title, points in tried.items()})
     accuracies = [result.accuracy[-1].mean() for result in run_all(tuning, **options)]
     tuned_on = judged({title: [one.options for one in tried[title]] for title in tune}, accuracies, TUNING_SEEDS)
@@ -131,7 +130,7 @@ def compare(
         say_how_long(chosen)
     named = with_seeds(chosen, seeds)
     experiments = [experiment for _, experiment in named]
-    # What is read has the titles under which it was kept.
+    # Results from the ledger have the titles under which they were kept.
     results = [
         replace(result, experiment=e) for result, e in zip(run_all(experiments, **options), experiments, strict=True)
     ]
@@ -152,7 +151,7 @@ def _seeds(seeds: int | Sequence[int], tuned: bool) -> list[int]:
 
 
 def _tried(base: dict[str, Experiment], tune: Tune) -> dict[str, list[Experiment]]:
-    """Of each method the experiments that tuning chooses from; one alone where it is not tuned."""
+    """For each method, the experiments that tuning chooses from; a single one if it is not tuned."""
     for title, options in tune.items():
         check_choice("a key of tune, which is the title of a method,", title, base)
         if not isinstance(options, Mapping) or not all(isinstance(values, list | tuple) for values in options.values()):
@@ -177,11 +176,11 @@ def _network(network: Any, hidden: tuple[int, ...]) -> dict[str, Any]:
 
 
 def judged(tried: Mapping[str, Sequence[Options]], accuracies: Iterable[float], seeds: Sequence[int]) -> pd.DataFrame:
-    """What tuning chose: a row for each method and point, its ``options``, mean ``accuracy``, and whether it is chosen.
+    """What tuning chose: one row per method and point, with ``options``, mean ``accuracy`` and whether it is chosen.
 
     Args:
-        tried: the points of each method. accuracies: on held-out data, point by point, and of each seed by seed.
-        seeds: of the tuning.
+        tried: the points of each method. accuracies: on held-out data, point by point, and seed by seed within each.
+        seeds: the seeds used for tuning.
     """
     remaining, rows = iter(accuracies), []
     for title, points in tried.items():
@@ -193,7 +192,7 @@ def judged(tried: Mapping[str, Sequence[Options]], accuracies: Iterable[float], 
 
 
 def _warn_of_ends(judged: pd.DataFrame) -> None:
-    """Said once, when tuning runs: a comparison that is read from the ledger says nothing new."""
+    """Warn once, when tuning runs: a comparison read from the ledger has nothing new to report."""
     ends = [f"{title}: {options}" for title, options in tuned(judged).items() if LONGER in options]
     if ends:
         warnings.warn(f"tuning chose an end of a list: {'; '.join(ends)}", stacklevel=3)

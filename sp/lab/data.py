@@ -1,12 +1,12 @@
-"""Data sets (digits, MNIST, Fashion-MNIST, CIFAR-10), and the streams of tasks that are made from them.
+"""Data sets (digits, MNIST, Fashion-MNIST, CIFAR-10), and the streams of tasks made from them.
 
-Where the IDX files of MNIST and Fashion-MNIST and the binary ones of CIFAR-10 come from, the first that applies:
+The IDX files of MNIST and Fashion-MNIST and the binary files of CIFAR-10 come from the first of these that applies:
 
-1. ``$SP_DATA/mnist/``, ``$SP_DATA/fashion_mnist/`` and ``$SP_DATA/cifar10/``, gzipped or not, where SP_DATA is set.
-2. The cache, ``$SP_CACHE`` or else the system's usual place.
-3. A download into the cache, from ``$SP_MIRROR/mnist/`` and so on, or from public mirrors where SP_MIRROR is unset.
+1. ``$SP_DATA/mnist/``, ``$SP_DATA/fashion_mnist/`` and ``$SP_DATA/cifar10/``, gzipped or not, if SP_DATA is set.
+2. The cache: ``$SP_CACHE``, or else the system's usual place.
+3. A download into the cache, from ``$SP_MIRROR/mnist/`` and so on, or from public mirrors if SP_MIRROR is unset.
 
-Wherever a file comes from, its content is checked against the known sum.
+Wherever a file comes from, its content is checked against the known checksum.
 """
 
 import gzip
@@ -37,9 +37,9 @@ Kind = Literal["split", "permuted", "rotated"]
 Scenario = Literal["class", "domain", "task"]
 Evaluation = Literal["test", "validation"]
 Examples = Callable[[], tuple[Tensor, Tensor]]  # made when called, so that many tasks do not fill the memory
-View = Callable[[Tensor], Tensor]  # what a task does to images, (n, d) -> (n, d)
+View = Callable[[Tensor], Tensor]  # how a task transforms images, (n, d) -> (n, d)
 
-# MD5 sums of the unpacked content, because every mirror packs differently.
+# MD5 checksums of the unpacked content, because every mirror packs its files differently.
 SUMS = {
     "mnist": {
         "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -63,7 +63,7 @@ SUMS = {
     },
 }
 CIFAR_ARCHIVE, CIFAR_SUM = "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"
-# What a network that ImageNet trained makes of the first images of CIFAR-10 (`sp.lab.pretrained`): how many.
+# How many of CIFAR-10's first images a network trained on ImageNet is applied to (`sp.lab.pretrained`).
 FROZEN = {"cifar10_maps": (10_000, 2_000), "cifar10_features": (10_000, 2_000)}
 MIRRORS = {
     "mnist": ("https://ossci-datasets.s3.amazonaws.com/mnist", "https://storage.googleapis.com/cvdf-datasets/mnist"),
@@ -76,21 +76,21 @@ MIRRORS = {
 
 
 class DataError(OSError):
-    """A data file is missing, damaged or not what its name says; the message tells which, and what mends it."""
+    """A data file is missing, damaged or not what its name says; the message says which, and how to fix it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images, or what a network makes of them, and their classes.
+    """Images, or what a network computes from them, and their classes.
 
     Attributes:
         name: one of `sp.files.DATASETS`.
-        train_x: (N, d) float32, flattened images less the mean of all training pixels, in units of their standard
-            deviation. Features likewise; what enters the last block of a network is left as it is.
+        train_x: (N, d) float32, flattened images minus the mean of all training pixels, divided by their standard
+            deviation. Features likewise; the input to the last block of a network is left as it is.
         train_y: (N,) int64 in [0, classes).
         test_x: (M, d) float32, standardised by the same two numbers.
         test_y: (M,) int64 in [0, classes).
-        image_shape: whose product is d: (height, width); (3, height, width) of colour images.
+        image_shape: sizes whose product is d: (height, width), or (3, height, width) for colour images.
         classes: number of classes.
     """
 
@@ -105,17 +105,17 @@ class Dataset:
 
 @cache
 def load(name: str) -> Dataset:
-    """A data set by name. A second call returns the same object: leave its tensors as they are.
+    """Load a data set by name. A second call returns the same object, so do not modify its tensors.
 
     Args:
         name: "digits" (1,400 training and 397 test images of 8x8, no download), "mnist" or "fashion_mnist" (60,000
-            and 10,000 of 28x28), "cifar10" (50,000 and 10,000 of 3x32x32). "cifar10_features" and "cifar10_maps": what
-            the frozen layers of EfficientNet-Lite0 make of its first 10,000 and 2,000, at the end (1,280 features) and
-            before the last block (192x4x4); they are computed once, in two minutes, and kept in the cache.
+            and 10,000 of 28x28), "cifar10" (50,000 and 10,000 of 3x32x32). "cifar10_features" and "cifar10_maps": the
+            output of the frozen layers of EfficientNet-Lite0 for its first 10,000 and 2,000, at the end (1,280
+            features) and before the last block (192x4x4); computed once, in two minutes, and kept in the cache.
 
     Raises:
         DataError: a file is missing, damaged, the wrong one, or cannot be downloaded.
-        sp.lab.pretrained.MissingWeights: the extra that brings the weights is not installed.
+        sp.lab.pretrained.MissingWeights: the extra that provides the weights is not installed.
     """
     check_choice("name", name, DATASETS)
     if name == "digits":
@@ -129,7 +129,7 @@ def load(name: str) -> Dataset:
 def _digits() -> Dataset:
     digits = load_digits()
     images, labels = digits.images.astype(np.uint8), digits.target.astype(np.int64)
-    # The seed is part of the data set: every result on digits rests on this one split.
+    # The seed is part of the data set: every result on digits depends on this one split.
     parts = train_test_split(images, labels, train_size=1400, test_size=397, stratify=labels, random_state=0)
     train_images, test_images, train_y, test_y = map(torch.from_numpy, parts)
     return _standardised("digits", train_images, train_y, test_images, test_y)
@@ -146,13 +146,13 @@ def _grey_images(name: str, part: str) -> tuple[Tensor, Tensor]:
 def _colour_images(part: str) -> tuple[Tensor, Tensor]:
     """CIFAR-10's images (n, 3, 32, 32) uint8 and labels (n,) int64 of "train" or "test"."""
     files = [file for file in SUMS["cifar10"] if file.startswith("test") == (part == "test")]
-    # A record is the label and the planes of red, green and blue, a byte each.
+    # A record is the label, then the red, green and blue planes, one byte per value.
     records = torch.cat([_content("cifar10", file).reshape(-1, 3073) for file in files])
     return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].long()
 
 
 def _frozen(name: str) -> Dataset:
-    from sp.lab import pretrained  # asks for no more than is installed, until it is called
+    from sp.lab import pretrained  # needs the extra only when called, not when imported
 
     parts = [_colour_images(part) for part in ("train", "test")]
     (train, train_y), (test, test_y) = ((x[:n], y[:n]) for (x, y), n in zip(parts, FROZEN[name], strict=True))
@@ -167,7 +167,7 @@ def _frozen(name: str) -> Dataset:
 
 
 def _standardised(name: str, train_images: Tensor, train_y: Tensor, test_images: Tensor, test_y: Tensor) -> Dataset:
-    # Whole numbers in double precision add up exactly, so that the result is the same on any number of threads.
+    # Whole numbers in double precision add up exactly, so the result is the same on any number of threads.
     counts = torch.bincount(train_images.flatten(), minlength=256).double()
     levels = torch.arange(256, dtype=torch.double, device=counts.device)
     mean = float(counts @ levels / counts.sum())
@@ -177,7 +177,7 @@ def _standardised(name: str, train_images: Tensor, train_y: Tensor, test_images:
 
 
 def _content(name: str, file: str) -> Tensor:
-    """The bytes of a file of a data set, checked, as uint8."""
+    """The bytes of a data file as uint8, after checking them."""
     path = _in_folder(name, file) if os.environ.get("SP_DATA") else _in_cache(name, file)
     try:
         content = _unpacked(path)
@@ -222,12 +222,12 @@ def _in_cache(name: str, file: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept, and what takes long to make of them: ``$SP_CACHE``, else the system's usual place."""
+    """Folder for downloads and for what is slow to compute from them: ``$SP_CACHE``, else the system's usual place."""
     return Path(os.environ.get("SP_CACHE") or pooch.os_cache("sp")).expanduser()
 
 
 def _fetched(name: str, served: str, file: str, md5: str, **how: Callable) -> str | list[str]:
-    """A file in the cache, checked against its sum; where it is not there or another, what the mirrors serve."""
+    """A file in the cache, checked against its checksum; downloaded from the mirrors if it is missing or wrong."""
     folder = cache_folder() / name
     mirror = os.environ.get("SP_MIRROR")
     failures = ""
@@ -245,7 +245,7 @@ def _fetched(name: str, served: str, file: str, md5: str, **how: Callable) -> st
 
 
 def _download_unpacked(url: str, file: str, caller: pooch.Pooch | None) -> None:
-    # Unpacked already here, so that the sum that pooch checks before it moves the file in place is the content's.
+    # Unpack here already, so that pooch checks the sum of the content before it moves the file into place.
     pooch.HTTPDownloader(progressbar=True)(url, file, caller)
     Path(file).write_bytes(_unpacked(Path(file)))
 
@@ -255,11 +255,11 @@ class Task:
     """One task of a stream.
 
     Attributes:
-        name: for tables and figures.
-        outputs: the output units that count, where the task is known at test time too (task-incremental): loss and
-            accuracy are those of ``logits[:, outputs]`` against y, which is a position in ``outputs``. None: all
-            units count, and y is a unit.
-        train: ``train()`` makes the training examples, new tensors at each call: x (n, d) float32 and y (n,) int64.
+        name: name for tables and figures.
+        outputs: the output units that count, if the task is known at test time too (task-incremental): loss and
+            accuracy compare ``logits[:, outputs]`` with y, which is a position in ``outputs``. None: all units count,
+            and y is a unit.
+        train: ``train()`` makes the training examples, as new tensors on each call: x (n, d) float32 and y (n,) int64.
         test: ``test()`` makes the test (or validation) examples, likewise.
     """
 
@@ -277,12 +277,12 @@ class Tasks:
         tasks: the tasks.
         inputs: d, the number of pixels.
         outputs: the number of output units that all tasks need together.
-        image_shape: that of the data set's images; a permuted image is no picture any more. Of somebody's
-            own arrays the shape of an example.
-        numbers: whether targets are numbers, float32 (n, outputs), and no classes. A score is then the share of the
-            targets' variance that is explained (R2), 0 where it is negative, and stands wherever an accuracy does.
-        scored_from: None, or the stream is one pass over one task in its own order, without boundaries: each batch is
-            tested before it is learnt, and the accuracy is that on the examples from this number on.
+        image_shape: the shape of the data set's images, although a permuted image is no longer a picture. For
+            user-supplied arrays: the shape of one example.
+        numbers: whether targets are numbers, float32 (n, outputs), rather than classes. The score is then the share of
+            the targets' variance that is explained (R2), 0 if negative, and it replaces the accuracy everywhere.
+        scored_from: if not None, the stream is one pass over one task in its own order, without boundaries: each batch
+            is tested before it is learnt, and the accuracy is computed on the examples from this number on.
     """
 
     tasks: tuple[Task, ...]
@@ -294,10 +294,10 @@ class Tasks:
 
 
 def example_images(stream: Tasks, columns: int) -> pd.DataFrame:
-    """Training images of a stream, ``columns`` of each task, those of different labels first.
+    """Training images of a stream, ``columns`` per task, different labels first.
 
     Returns:
-        One row an image: ``task`` ("Task A", ...), ``label``, and the pixels ``0``, ``1``, ...
+        One row per image: ``task`` ("Task A", ...), ``label``, and the pixels ``0``, ``1``, ...
     """
     tables = []
     for letter, task in zip(string.ascii_uppercase, stream.tasks, strict=False):
@@ -322,19 +322,19 @@ def make_stream(
     """A stream of T tasks of k classes each. Equal arguments give bit-equal streams; the global generator is not used.
 
     Args:
-        dataset: where the images come from.
-        kind: what tells the tasks apart. "split": each has its own group of k = classes / T classes, in order (two of
-            ten: 0-4, 5-9). "permuted": each has all k = classes, and its own order of pixels. "rotated": each has
-            all k = classes, and task t = 0, 1, ... turns the images counter-clockwise by 180 t / T degrees.
-        tasks: T, at least 1; for "split" it divides the number of classes.
-        scenario: what a label y says of an image of class c in [0, k) in task t. "class": task and class, y = k t + c
-            of k T output units. "domain": the class, y = c of k units. "task": the class, the task being given,
-            y = c, a position in the task's ``outputs`` k t, ..., k t + k - 1 of k T units.
-        seed: of the generator that draws first permutations, then training images; in [0, 2**63).
-        samples_per_task: how many training images to draw for each task, without repeats; None takes all.
-        evaluation: "test": train on the training set, test on the test set. "validation": leave the last tenth of the
-            training set (of digits, the last fifth) out and test on that, so that tuning never sees a test image.
-        first_identity: whether the first task of "permuted" leaves the pixels in place. The others are the same
+        dataset: the source of the images.
+        kind: how the tasks differ. "split": each has its own group of k = classes / T classes, in order (two tasks of
+            ten classes: 0-4, 5-9). "permuted": each has all k = classes and its own order of pixels. "rotated": each
+            has all k = classes, and task t = 0, 1, ... rotates the images counter-clockwise by 180 t / T degrees.
+        tasks: T, at least 1; for "split" it must divide the number of classes.
+        scenario: what a label y says about an image of class c in [0, k) in task t. "class": task and class,
+            y = k t + c of k T output units. "domain": the class, y = c of k units. "task": the class, with the task
+            given, y = c, a position in the task's ``outputs`` k t, ..., k t + k - 1 of k T units.
+        seed: seed of the generator that draws first the permutations, then the training images; in [0, 2**63).
+        samples_per_task: number of training images to draw for each task, without replacement; None takes all.
+        evaluation: "test": train on the training set, test on the test set. "validation": hold out the last tenth of
+            the training set (for digits, the last fifth) and test on it, so that tuning never sees a test image.
+        first_identity: whether the first task of "permuted" leaves the pixels in place. The other tasks are the same
             either way.
     """
     check_choice("kind", kind, get_args(Kind))
@@ -391,7 +391,7 @@ def make_stream(
 def _views(
     dataset: Dataset, kind: Kind, tasks: int, generator: torch.Generator, first_identity: bool
 ) -> list[tuple[str, View]]:
-    """Each task's name, and what it does to images."""
+    """The name of each task and how it transforms images."""
     if kind == "split":
         group = dataset.classes // tasks
         return [(f"classes {group * t}-{group * t + group - 1}", _same) for t in range(tasks)]
@@ -414,14 +414,14 @@ def _same(x: Tensor) -> Tensor:
 
 
 def _rotate(x: Tensor, image_shape: tuple[int, ...], background: float, degrees: float) -> Tensor:
-    """Images (n, d), of one plane or three, turned counter-clockwise; corners that come into sight are background."""
+    """Rotate images (n, d), of one plane or three, counter-clockwise; exposed corners are filled with background."""
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    # Where each pixel comes from, in a frame whose y points down and that is two wide and two high for any image.
+    # Where each pixel comes from, in a frame whose y axis points down and that is two wide and two high for any image.
     height, width = image_shape[-2:]
     aspect = height / width
     matrix = torch.tensor([[[cosine, -sine * aspect, 0], [sine / aspect, cosine, 0]]], dtype=x.dtype, device=x.device)
     grid = affine_grid(matrix, [1, 1, height, width], align_corners=False)
-    # All images as channels of one, so that they share the grid; less the background, because the outside is zero.
+    # All images are channels of one, to share the grid; the background is subtracted because the outside is zero.
     turned = grid_sample((x - background).reshape(1, -1, height, width), grid, align_corners=False)
     return turned.reshape(x.shape).add_(background)
 
@@ -430,6 +430,6 @@ def _train_and_test(dataset: Dataset, evaluation: Evaluation) -> tuple[tuple[Ten
     x, y = dataset.train_x, dataset.train_y
     if evaluation == "test":
         return (x, y), (dataset.test_x, dataset.test_y)
-    # A tenth of digits would be 14 images a class, too few to tune by.
+    # A tenth of digits would be 14 images per class, too few for tuning.
     kept = len(y) - len(y) // (5 if dataset.name == "digits" else 10)
     return (x[:kept], y[:kept]), (x[kept:], y[kept:])

@@ -1,7 +1,7 @@
-"""A digest of somebody's own callable: of its code, and of all that it closes over, so that no kept run goes stale.
+"""A digest of a user-supplied callable: of its code and all that it closes over, so that no kept run goes stale.
 
-joblib's and cloudpickle's pickles cannot carry it: what can be imported is in them by name, so that an edit is not
-seen; of what is in them by value a comment changes the bytes, and so does the order of a set, from process to process.
+The pickles of joblib and cloudpickle do not serve this purpose. They store importable objects by name, so an edit goes
+unseen. In what they store by value, comments change the bytes, and so does set order, which varies between processes.
 """
 
 import copyreg
@@ -28,38 +28,38 @@ import torch
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented))
 _RANDOM = (random.Random, np.random.Generator, np.random.RandomState, np.random.BitGenerator, torch.Generator)
 _REACHES_ANYTHING = (eval, exec, globals, __import__, importlib.import_module)
-# Of a class: where it lies, what it says of itself, and what Python or pickle adds to it on the way.
+# Attributes of a class that say where it lies or describe it, or that Python or pickle add along the way.
 _NOT_CONTENT = {
     *("__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__firstlineno__", "__static_attributes__"),
     *("__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__slotnames__", "_abc_impl"),
     *("__orig_bases__", "__parameters__", "__type_params__", "__conditional_annotations__"),
 }
-_HAS_DOCSTRING = 0x4000000  # a flag of code, from Python 3.13
+_HAS_DOCSTRING = 0x4000000  # a flag of code objects since Python 3.13
 _LOADS_GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 _LOADS_CELL = ("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF")
 _MISSING = "a name that is not there"
 
 
 class NoDigest(Exception):
-    """Why something has no digest, by the name of what is in the way."""
+    """Something has no digest; the message names what prevents it."""
 
 
 def digest(thing: Any, where: str | None = None) -> str:
-    """Of a callable and all that it closes over, 64 hexadecimal digits.
+    """Digest of a callable and all that it closes over: 64 hexadecimal digits.
 
     It changes with code and constants, defaults, cells, the globals that the code names and what these name in turn,
-    attributes and bases of classes, the content of values, arrays and tensors. What belongs to an installed
-    distribution counts by its name and version; one that was installed from a folder is somebody's own. A function with
-    an attribute ``counts_as``, such as `sp.lab.experiment.run`, which has a version, counts by that. Comments,
-    docstrings, annotations, line numbers and where a file lies are no part of it. It is the same in every process of
-    Python 3.11, say, and another in 3.12, which has other bytecode. What the callable reads from files, from attributes
-    whose names it computes, or from the global state of a library is not seen.
+    attributes and bases of classes, and the content of values, arrays and tensors. What belongs to an installed
+    distribution counts by its name and version; one installed from a folder counts as user code. A function with an
+    attribute ``counts_as``, such as `sp.lab.experiment.run`, which has a version, counts by that attribute. Comments,
+    docstrings, annotations, line numbers and file locations do not count. The digest is the same in every process of
+    Python 3.11, say, but differs in 3.12, which has different bytecode. What the callable reads from files, from
+    attributes whose names it computes, or from the global state of a library is not seen.
 
     Args:
         thing: a callable, or a value that it closes over. where: what messages call it; default: its own name.
 
     Raises:
-        NoDigest: there is none, since it holds what cannot be compared, such as a lock or a random generator.
+        NoDigest: it holds something that cannot be compared, such as a lock or a random generator.
     """
     writer = _Writer()
     try:
@@ -70,12 +70,12 @@ def digest(thing: Any, where: str | None = None) -> str:
 
 
 class _Writer:
-    """Writes things into a hash: plain ones where they are met; others by their number, and what they hold later."""
+    """Writes things into a hash: plain ones right away, others as a number, with their contents written later."""
 
     def __init__(self):
         self.hash = hashlib.sha256(_python().encode())
         self.numbers: dict[int, int] = {}
-        self.kept: list[Any] = []  # an object that is gone could leave its id to another
+        self.kept: list[Any] = []  # the id of a deleted object could be reused
         self.waiting: deque[tuple[Any, str]] = deque()
 
     def finish(self) -> str:
@@ -121,7 +121,7 @@ class _Writer:
         self.value((counts, names, code.co_exceptiontable), where)
         steps = list(dis.get_instructions(code))
         for step, after in zip(steps, [*steps[1:], steps[-1]], strict=True):
-            # A constant itself and not its place, which a docstring moves; none that says of a class where it lies.
+            # Constants by value, because a docstring shifts their positions; none that only says where a class lies.
             constant = None if after.opname == "STORE_NAME" and after.argval in _NOT_CONTENT else step.argval
             self.token(step.opname)
             self.value(constant if step.opcode in dis.hasconst else step.arg, where)
@@ -129,7 +129,7 @@ class _Writer:
 
 
 def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
-    """What makes a thing what it is, each part with a name for messages."""
+    """The parts that define a thing, each with a name for messages."""
     kind = type(thing)
     if isinstance(thing, _RANDOM):
         raise NoDigest("a random generator, whose state moves on")
@@ -188,7 +188,7 @@ def _pairs(mapping: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _unhooked(function: Any) -> Any:
-    """Without what torch wraps around `step`, in the class of an optimizer, when the first one is made."""
+    """Undo the wrapper that torch puts around `step` in an optimizer's class when its first instance is made."""
     return function.__wrapped__ if getattr(function, "hooked", False) is True else function
 
 
@@ -201,7 +201,7 @@ def _of_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 def _named(code: CodeType, function: FunctionType, cells: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What the code names outside itself: of a module of somebody's own only the attributes that it names."""
+    """What the code names outside itself; for a user's own module, only the attributes that the code names."""
     steps = list(dis.get_instructions(code))
     for place, step in enumerate(steps):
         name = step.argval
@@ -226,7 +226,7 @@ def _named(code: CodeType, function: FunctionType, cells: dict[str, Any]) -> Ite
 def _content(cell: Any) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # an empty one
+    except ValueError:  # an empty cell
         return _MISSING
 
 
@@ -245,7 +245,7 @@ def _imported(name: str, level: int, wanted: tuple | None, function: FunctionTyp
 
 
 def _of_object(thing: Any) -> Iterator[tuple[str, Any]]:
-    """Of any other object what pickle would take to make it again."""
+    """For any other object, what pickle would use to rebuild it."""
     if hasattr(thing, "cache_info") and hasattr(thing, "__wrapped__"):  # functools.cache
         yield "", ("cached", thing.__wrapped__)
         return
@@ -265,7 +265,7 @@ def _of_object(thing: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _installed(thing: Any) -> tuple[str, ...] | None:
-    """Name and version of what an installed distribution holds under the name that the thing itself tells."""
+    """Name and version of a thing that an installed distribution holds under the thing's own name."""
     module = getattr(thing, "__module__", None)
     version = version_of(module) if isinstance(module, str) else None
     if version is None:
@@ -283,7 +283,7 @@ def _installed(thing: Any) -> tuple[str, ...] | None:
 
 
 def version_of(module: str) -> str | None:
-    """Of the installed distribution, or the Python, that a module belongs to; None where it is somebody's own."""
+    """Version of the installed distribution, or of the Python, that a module belongs to; None for user code."""
     top = module.partition(".")[0]
     file = getattr(sys.modules.get(module), "__file__", None) or getattr(sys.modules.get(top), "__file__", None)
     if file is None:
@@ -302,7 +302,7 @@ def _python() -> str:
 def _distributed(top: str) -> str | None:
     names = sorted(set(_distributions().get(top, ())))
     if any('"dir_info"' in (metadata.distribution(name).read_text("direct_url.json") or "") for name in names):
-        return None  # from a folder, whose content may change under one version
+        return None  # installed from a folder, whose content may change within one version
     return " ".join(f"{name} {metadata.version(name)}" for name in names) or None
 
 

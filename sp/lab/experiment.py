@@ -1,4 +1,4 @@
-"""One run: an `Experiment` says everything that was chosen, `run` makes its `Result`; `sp.lab.ledger` remembers it."""
+"""One run: an `Experiment` holds every choice, `run` makes its `Result`, and `sp.lab.ledger` keeps it."""
 
 import hashlib
 import json
@@ -25,8 +25,8 @@ from sp.lab.own import Own, given
 from sp.replay import POLICIES, ReplayBuffer
 from sp.rivals import METHODS, GradientLearner, ReplaySource, cross_entropy, make_learner, masked, rehearses
 
-RULES_VERSION = 2  # raised whenever a change of the code changes results, so that kept ones are not taken for new
-# Raised instead where a change concerns the results of one method only, or of one method on one model or base.
+RULES_VERSION = 2  # increased whenever a change to the code changes results, so that kept ones are not taken for new
+# Increased instead if a change affects the results of one method only, or of one method on one model or base.
 METHOD_VERSIONS = {
     "mas": 2,
     "si": 2,
@@ -47,7 +47,7 @@ _ALLOWED = {
     "replay_adds": ("current", "whole"),
 }
 _MAY_BE_OWN = ("stream", "model", "optimizer", "loss")
-OWN_DATA = "own"  # the data set of a stream of somebody's own arrays
+OWN_DATA = "own"  # the data set of a stream of user-supplied arrays
 _LOWEST = {
     "tasks": 1,
     "samples_per_task": 1,
@@ -68,7 +68,7 @@ def _widths(hidden: Any) -> tuple[int, ...]:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A value as JSON gives it back, lists as tuples, so that it compares and hashes equal."""
+    """A value as JSON returns it, but with lists as tuples, so that it compares and hashes equal."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, list | tuple):
@@ -83,25 +83,25 @@ def _plain(name: str, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Every choice of one run. Hashable; equal experiments give equal results to the last bit on one machine.
+    """All choices of one run. Hashable; equal experiments give equal results to the last bit on one machine.
 
-    Stream, model, optimizer and loss may be an `Own` in place of a name: `sp.lab.compare` makes them.
+    Stream, model, optimizer and loss may each be an `Own` instead of a name; `sp.lab.compare` makes these.
 
     Attributes:
-        dataset: a name in `sp.files.DATASETS`; ``"own"`` of a stream of own arrays.
+        dataset: a name in `sp.files.DATASETS`; ``"own"`` for a stream of user-supplied arrays.
         stream, tasks, scenario, samples_per_task, first_identity, evaluation: as in `sp.lab.data.make_stream`.
             ``evaluation="validation"`` holds out training images, so that nothing is tuned on test images.
         model, hidden: a name in `sp.lab.networks.MODELS` and its hidden widths.
-        optimizer: a name in `sp.rivals.METHODS`: an optimizer of the network, or a method with one of its own.
+        optimizer: a name in `sp.rivals.METHODS`: an optimizer for the network, or a method with its own optimizer.
             ``"ridge"`` and ``"ranpac"`` have ``hidden[0]`` random features and no network, ``"slda"`` has neither.
-        loss: None, the stream's usual one, or an `Own` function of outputs and targets.
-        options: arguments of the optimizer or method; a dict is taken as well, and kept as sorted pairs.
-        epochs: passes over each task's data. batch_size: new examples in a batch.
+        loss: None for the stream's usual loss, or an `Own` function of outputs and targets.
+        options: arguments of the optimizer or method; a dict is accepted too, and kept as sorted pairs.
+        epochs: passes over each task's data. batch_size: new examples per batch.
         replay_capacity: size of the replay buffer, 0 for none. replay_policy, replay_distinct: as in `ReplayBuffer`.
         replay_batch: stored examples added to each batch. replay_adds: what goes into the buffer after a step:
-            ``"current"`` examples only, or the ``"whole"`` batch with the replayed ones, as the published loop does.
-        seed: of weights, data order, permutations and buffer. Methods with equal seeds share all of these.
-        curve_points: how often in each task every task is tested, 0 for at its end only.
+            ``"current"`` examples only, or the ``"whole"`` batch including replayed ones, as in the published loop.
+        seed: seed for weights, data order, permutations and buffer. Methods with equal seeds share all of these.
+        curve_points: number of times during each task that every task is tested; 0 means only at its end.
     """
 
     dataset: str = "digits"
@@ -140,7 +140,7 @@ class Experiment:
         for name, low in _LOWEST.items():
             if name != "samples_per_task" or self.samples_per_task is not None:
                 check_integer(name, getattr(self, name), low)
-                object.__setattr__(self, name, int(getattr(self, name)))  # NumPy's is not JSON
+                object.__setattr__(self, name, int(getattr(self, name)))  # NumPy integers are not JSON
         check_flag("first_identity", self.first_identity)
         if self.replay_distinct is not None:
             check_flag("replay_distinct", self.replay_distinct)
@@ -156,7 +156,7 @@ class Experiment:
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `Experiment.from_dict` reads them back, an `Own` without its content."""
+        """Plain JSON values; `Experiment.from_dict` reads them back, except for the content of an `Own`."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         if self.loss is None:
             del values["loss"]
@@ -165,26 +165,26 @@ class Experiment:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Experiment":
-        """The experiment with these choices, as `as_dict` gives them."""
+        """The experiment with these choices, in the form that `as_dict` returns."""
         own = {name: Own(**values[name]) for name in _MAY_BE_OWN if isinstance(values.get(name), dict)}
         return cls(**{**values, **own})
 
     @property
     def own(self) -> dict[str, Own]:
-        """What is somebody's own in it, by the name of the choice."""
+        """The user-supplied parts, by the name of the choice."""
         return {name: value for name in _MAY_BE_OWN if isinstance(value := getattr(self, name), Own)}
 
     def with_options(self, **options: Any) -> "Experiment":
-        """With other options of the optimizer; those that are not named stay."""
+        """A copy with the named options of the optimizer replaced; the others stay."""
         return replace(self, options={**dict(self.options), **options})
 
     def bare(self) -> "Experiment":
-        """Equal to it, without the content of what is somebody's own."""
+        """An equal experiment without the content of its user-supplied parts."""
         return replace(self, **{name: own.bare() for name, own in self.own.items()})
 
     @property
     def method_version(self) -> int | None:
-        """What `METHOD_VERSIONS` has of the method on this model or base, or else of the method; None where of none."""
+        """The entry of `METHOD_VERSIONS` for the method on this model or base, else for the method; None if absent."""
         base = dict(self.options).get("base")
         names = (f"{self.optimizer}, {self.model}", f"{self.optimizer}, {base}", self.optimizer)
         return next((METHOD_VERSIONS[name] for name in names if name in METHOD_VERSIONS), None)
@@ -192,7 +192,7 @@ class Experiment:
     def key(self) -> str:
         """Name of the experiment in a ledger: a hash of every choice that differs from its default.
 
-        The version of the rules is part of it, and the digest of what is somebody's own.
+        The hash includes the version of the rules and the digests of user-supplied parts.
         """
         chosen = {name: value for name, value in self.as_dict().items() if value != _DEFAULTS.get(name)}
         chosen |= {name: {"digest": own.digest} for name, own in self.own.items()}
@@ -212,17 +212,17 @@ class Result:
 
     Attributes:
         experiment: what was run.
-        accuracy: ``accuracy[i, j]``, test accuracy on task j after training on task i, in [0, 1], to six digits;
+        accuracy: ``accuracy[i, j]`` is the test accuracy on task j after training on task i, in [0, 1], to six digits;
             (T, T), NaN for j > i + 1. None for a run that was carried over from a table of its measures.
         initial: accuracy on each task before any training; (T,). None as above.
-        curve: one dict for each measurement inside a task: ``step`` (optimizer steps since the beginning), ``training``
-            and ``task`` (numbers, from 0, of the task that was learnt and of the one that was tested), ``accuracy``.
-        buffer: label -> how many of the replay buffer's examples have it, at the end; empty without replay.
-        seconds: wall time of training and tests. versions: of the software, and the kind of processor.
-        parameters: how many were trained at the end; None where there is no network.
-        diverged: whether outputs in a test were NaN or +infinity, so that the accuracies mean nothing.
-        measures: by name, of a run that was carried over; of one without boundaries ``prequential_loss``, the mean loss
-            on each batch before it was learnt; else empty.
+        curve: one dict per measurement during a task: ``step`` (optimizer steps since the beginning), ``training`` and
+            ``task`` (numbers, from 0, of the task being learnt and the task being tested), ``accuracy``.
+        buffer: label -> number of examples with it in the replay buffer at the end; empty without replay.
+        seconds: wall time of training and tests. versions: software versions, and the kind of processor.
+        parameters: number of parameters trained at the end; None if there is no network.
+        diverged: whether outputs in a test were NaN or +infinity, which makes the accuracies meaningless.
+        measures: measures by name for a run that was carried over; ``prequential_loss``, the mean loss on each batch
+            before it was learnt, for a run without boundaries; otherwise empty.
     """
 
     experiment: Experiment
@@ -237,7 +237,7 @@ class Result:
     measures: dict[str, float] = field(default_factory=dict)
 
     def as_row(self) -> dict[str, Any]:
-        """Plain JSON values; `Result.from_row` reads them back, bit by bit."""
+        """Plain JSON values; `Result.from_row` reads them back, bit for bit."""
         choices = self.experiment.as_dict()
         chosen = {name: value for name, value in choices.items() if value != _DEFAULTS.get(name)}
         row = {"experiment": chosen, "seconds": round(self.seconds, 3), "versions": self.versions}
@@ -272,13 +272,13 @@ CURVE = ("step", "training", "task", "accuracy")
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a run is, right after a step.
+    """The state of a run right after a step.
 
     Attributes:
-        step: optimizer steps so far. task: number of the task that is being learnt, from 1. first, last: whether this
-            was the task's first or last step.
-        learner: as it is now; the gradients of its network are those of the step.
-        stream: the tasks. curve: what was measured in earlier steps, as in `Result`.
+        step: optimizer steps so far. task: number of the task being learnt, from 1. first, last: whether this was the
+            task's first or last step.
+        learner: the learner in its current state; its network's gradients are those of the step.
+        stream: the tasks. curve: the measurements of earlier steps, as in `Result`.
     """
 
     step: int
@@ -291,7 +291,7 @@ class Moment:
 
 
 class Enough(Exception):
-    """Raised by a look to leave a run."""
+    """Raised by a ``look`` callback to stop a run."""
 
 
 def stream_of(experiment: Experiment) -> Tasks:
@@ -322,8 +322,8 @@ def run(
     as they were.
 
     Args:
-        device: where to train; the CPU and a GPU differ in the last digits.
-        look: called after every step; what it does to the learner is done.
+        device: device to train on; results on the CPU and a GPU differ in the last digits.
+        look: called after every step; any change it makes to the learner persists.
         until: number of the last task to learn, from 1; None: the stream's last. Later rows of the accuracy are NaN.
     """
     if until is not None:
@@ -332,18 +332,18 @@ def run(
         return _Run(experiment, stream_of(experiment), torch.device(device), look).train(until)
 
 
-run.counts_as = ("sp.lab.experiment.run", RULES_VERSION)  # for `sp.lab.digest`: what it runs has a key with versions
+run.counts_as = ("sp.lab.experiment.run", RULES_VERSION)  # for `sp.lab.digest`: the keys of its runs contain versions
 
 
 def network_of(experiment: Experiment, stream: Tasks) -> nn.Module:
-    """A new network with the weights that the global random state gives it."""
+    """A new network with weights drawn from the global random state."""
     if isinstance(experiment.model, Own):
         return experiment.model.given()()
     return MODELS[experiment.model](stream.inputs, experiment.hidden, stream.outputs)
 
 
 def loss_of(experiment: Experiment, stream: Tasks) -> Callable[[Tensor, Tensor], Tensor]:
-    """The experiment's own loss, else cross-entropy, or the mean squared error where targets are numbers."""
+    """The experiment's own loss, or else cross-entropy, or the mean squared error if targets are numbers."""
     if experiment.loss is not None:
         return experiment.loss.given()
     return nn.functional.mse_loss if stream.numbers else cross_entropy
@@ -356,7 +356,7 @@ def _processor(device: torch.device) -> str:
 
 
 class _Run:
-    """A network, its optimizer and its buffer on their way through a stream."""
+    """The network, optimizer and buffer of a run as it goes through the stream."""
 
     def __init__(self, experiment: Experiment, stream: Tasks, device: torch.device, look: Callable | None):
         self.start = time.perf_counter()
@@ -386,7 +386,7 @@ class _Run:
         self.curve: list[dict[str, float]] = []
         self.steps = 0
         self.diverged = False
-        self.answers: list[tuple[Tensor, Tensor]] = []  # without boundaries: of every batch before it was learnt
+        self.answers: list[tuple[Tensor, Tensor]] = []  # without boundaries: for every batch before it was learnt
         self.loss_before = 0.0
         self.accuracy = np.full((len(stream.tasks), len(stream.tasks)), np.nan)
 
@@ -399,7 +399,7 @@ class _Run:
             self._train_task(i, x, y, tests)
             if boundaries and self._finite():
                 self.learner.end_task(x, y, self._allowed(y))
-            # Of the tasks still to come only the next one is tested, which forward transfer needs.
+            # Of the tasks still to come, only the next one is tested, for forward transfer.
             self.accuracy[i, : i + 2] = [self._accuracy(j, test) for j, test in enumerate(tests[: i + 2])]
         if self.stream.scored_from is not None:
             self.accuracy[0, 0] = self._score(*self._answered(self.stream.scored_from))
@@ -466,11 +466,11 @@ class _Run:
         self.loss_before += float(self.criterion(outputs, y)) * len(x)
 
     def _answered(self, start: int) -> tuple[Tensor, ...]:
-        """What was answered and what was right, from this example on."""
+        """Answers and targets, from this example on."""
         return tuple(torch.cat(column)[start:] for column in zip(*self.answers, strict=True))
 
     def _finite(self) -> bool:
-        """Whether the network has not diverged; one that has knows nothing that a method could keep of a task."""
+        """Whether the network has not diverged; a diverged one knows nothing that a method could keep about a task."""
         model = getattr(self.learner, "model", None)
         return model is None or all(p.isfinite().all() for p in model.parameters())
 
@@ -483,7 +483,7 @@ class _Run:
         return sum(p.numel() for p in trained)
 
     def _class_counts(self) -> dict[int, int]:
-        if self.buffer is None or self.buffer.sample(1)[1].dim() > 1:  # numbers, and sequences, are of no one class
+        if self.buffer is None or self.buffer.sample(1)[1].dim() > 1:  # numbers and sequences have no single class
             return {}
         return self.buffer.class_counts()
 
@@ -499,7 +499,7 @@ class _Run:
         return self._score(self._answer(masked(logits, self._allowed(y))), y)
 
     def _watch(self, outputs: Tensor) -> None:
-        # -infinity may be meant: a class that is ruled out.
+        # -infinity may be intended: it rules out a class.
         if (outputs.isnan() | outputs.isposinf()).any():
             self.diverged = True
 
@@ -511,15 +511,15 @@ class _Run:
         return round(score, 6)  # as the ledger keeps it
 
     def _on_device(self, outputs: tuple[int, ...] | None, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The data, with labels that name output units whichever the scenario."""
+        """The data, with labels that name output units in every scenario."""
         labels = y if outputs is None else torch.tensor(outputs)[y]
         if x.dim() > 2 and isinstance(self.experiment.model, str):
-            x = x.flatten(1)  # as the networks by name take it
+            x = x.flatten(1)  # the named networks take flat inputs
         return x.to(self.device), labels.to(self.device)
 
 
 def explained_variance(answers: Tensor, y: Tensor) -> float:
-    """R2, the mean over outputs of ``1 - sum (y - answers)^2 / sum (y - mean y)^2``, and 0 where that is negative.
+    """R2, the mean over outputs of ``1 - sum (y - answers)^2 / sum (y - mean y)^2``, or 0 if that is negative.
 
     answers, y: (n, outputs).
     """
@@ -530,7 +530,7 @@ def explained_variance(answers: Tensor, y: Tensor) -> float:
 
 
 def _task_of_each_unit(stream: Tasks, device: torch.device) -> Tensor | None:
-    """Which task each output unit belongs to, where tasks have units of their own; (outputs,)."""
+    """The task that each output unit belongs to, if tasks have their own units; (outputs,)."""
     if stream.tasks[0].outputs is None:
         return None
     owner = torch.empty(stream.outputs, dtype=torch.int64)
@@ -545,14 +545,14 @@ _ONE_RUN = threading.RLock()
 
 @contextmanager
 def _isolated(seed: int, device: str | torch.device) -> Iterator[None]:
-    """One thread, a random state of its own and the usual default device: a run depends on its experiment alone."""
+    """Use one thread, a private random state and the usual default device: a run depends on its experiment alone."""
     threads, python, numpy = torch.get_num_threads(), random.getstate(), np.random.get_state()
     on_gpu = torch.device(device).type == "cuda"
-    # What sets a default device slows every call of PyTorch a little.
+    # Setting a default device slows every call to PyTorch a little.
     usual = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
     with _ONE_RUN, usual, torch.random.fork_rng(devices=[device] if on_gpu else []):
         torch.manual_seed(seed)
-        random.seed(seed)  # somebody's own method may draw from these
+        random.seed(seed)  # a user-supplied method may draw from these
         np.random.seed(seed % 2**32)
         torch.set_num_threads(1)
         try:

@@ -1,10 +1,10 @@
-"""The ledger: every finished run, a row each, in two layers of one format. What was run once is read, not run again.
+"""The ledger: one row per finished run, in two layers of one format. A run already in it is read, not run again.
 
 The *user's* layer grows as runs finish. The *committed* layer comes with the repository and holds the runs behind its
-figures and tables. Both are folders of text files, a line a row: ``KEY SEAL JSON``. The seal is a hash of key and JSON,
-so that a damaged or swapped row is known, and is computed again. Rows are data: reading one cannot run code.
+figures and tables. Both are folders of text files with one row per line: ``KEY SEAL JSON``. The seal is a hash of key
+and JSON, so that a damaged or swapped row is detected and computed again. Rows are data: reading one cannot run code.
 
-Each process appends to a file of its own, so that several share a folder, and one that is killed loses at most the row
+Each process appends to its own file, so that several can share a folder, and one that is killed loses at most the row
 that it was writing.
 """
 
@@ -27,18 +27,18 @@ from sp.lab.digest import NoDigest, digest
 from sp.lab.experiment import OWN_DATA, Experiment, Result
 
 SEAL = 16  # hexadecimal digits
-TABLES = "tables"  # their file in the committed layer, as data sets name those of runs
+TABLES = "tables"  # names the file of tables in the committed layer; files of runs are named after data sets
 
 
 class Ledger:
-    """Finished runs and tables of what was seen in them.
+    """Finished runs, and tables of what was found in them.
 
     Args:
-        folder: of the user's layer; default is `sp.files.folder("store")`.
-        committed: folder of the committed layer; default is `sp.files.folder("ledger")` beside the default user's
-            layer, and none beside another one.
+        folder: folder of the user's layer; default: `sp.files.folder("store")`.
+        committed: folder of the committed layer; default: `sp.files.folder("ledger")` if ``folder`` is the default,
+            otherwise none.
 
-    With ``SP_FRESH=DATASET`` in the environment the default committed layer has no runs on it, and no tables.
+    With ``SP_FRESH=DATASET`` in the environment, the default committed layer omits that data set's runs and all tables.
     With ``SP_LEDGER_LOG=FILE`` in the environment, a line is added to that file for every row that is used: ``read
     KEY`` or ``computed KEY``.
     """
@@ -56,7 +56,7 @@ class Ledger:
             self._layers.append(_Layer(Path(committed), left_out))
 
     def get(self, experiment: Experiment) -> Result | None:
-        """The result of an experiment, or None where there is none that can be trusted."""
+        """The result of an experiment, or None if there is none that can be trusted."""
         key = experiment.key()
         result = self._find(key, Result.from_row)
         if result is None:
@@ -68,7 +68,7 @@ class Ledger:
         return result
 
     def put(self, result: Result) -> None:
-        """Keep a result, unless something in its experiment has no digest; an OSError where it cannot be written."""
+        """Keep a result, unless something in its experiment has no digest; an OSError if it cannot be written."""
         if any(own.obstacle for own in result.experiment.own.values()):
             return
         key = result.experiment.key()
@@ -78,16 +78,16 @@ class Ledger:
     def table(
         self, make: Callable[..., pd.DataFrame], *arguments: Any, missing_too: bool = True, **aside: Any
     ) -> pd.DataFrame | None:
-        """What ``make(*arguments, **aside)`` returns, from the ledger or made now and kept.
+        """What ``make(*arguments, **aside)`` returns, read from the ledger or computed now and kept.
 
-        The key holds a digest of the function's code and of what it calls, so that a table of other code is never
-        taken for this one. Where no digest can be made the table is made anew each time.
+        The key includes a digest of the function's code and of what it calls, so that a table made by other code is
+        never taken for this one. If no digest can be made, the table is recomputed each time.
 
         Args:
-            make: gives a table of plain numbers and texts.
+            make: returns a table of plain numbers and strings.
             arguments: experiments, functions, plain values.
-            missing_too: False: None in place of a table that is not kept.
-            aside: what changes nothing in the table, such as who is told of progress, and is no part of the key.
+            missing_too: if False, return None for a table that is not kept.
+            aside: arguments that do not change the table, such as a progress callback; not part of the key.
         """
         try:
             parts = [digest(make), *(_part(argument) for argument in arguments)]
@@ -107,29 +107,29 @@ class Ledger:
         return pd.DataFrame(json.loads(json.dumps(row["table"])))  # as it will be read
 
     def results(self) -> list[Result]:
-        """Every result that can be trusted and that the present rules made, in the order of their keys."""
+        """Every result that can be trusted and was made under the present rules, sorted by key."""
         return [result for key, result in self.by_key().items() if result.experiment.key() == key]
 
     def by_key(self) -> dict[str, Result]:
-        """Every result by the key under which it is kept, also those that older rules made."""
+        """Every result by the key under which it is kept, including those made under older rules."""
         keys = sorted({key for layer in self._layers for key in layer.known()})
         rows = {key: self._find(key, lambda row: Result.from_row(row) if "experiment" in row else None) for key in keys}
         return {key: result for key, result in rows.items() if result is not None}
 
     def check_writable(self) -> None:
-        """Write something and delete it again, so that a long run does not end where its result cannot be kept."""
+        """Write a file and delete it again, so that a long run does not end with a result that cannot be kept."""
         probe = self.folder / f".probe{os.getpid()}"
         files.write_atomically(probe, bytes(2**16))
         probe.unlink(missing_ok=True)
 
     def commit(self, keys: Iterable[str], instead_of: str | None = None) -> int:
-        """Write rows of either layer into the project's committed layer, a file for each data set.
+        """Write rows from either layer into the project's committed layer, one file per data set.
 
-        Rows that the present rules would not make are left out, and so are, of the data set ``instead_of`` and of own
-        arrays, all others than these.
+        Rows that the present rules would not make are left out. If ``instead_of`` names a data set, so are rows on it
+        and on user-supplied arrays that are not in ``keys``.
 
         Returns:
-            How many rows the committed layer then has.
+            The number of rows that the committed layer then has.
         """
         folder = files.folder("ledger")
         wanted = set(keys)
@@ -165,7 +165,7 @@ class Ledger:
 
 
 def opened() -> Ledger:
-    """The ledger of the project, read once in a process."""
+    """The ledger of the project, opened once per process."""
     return _opened(files.folder("store"), files.folder("ledger"), files.fresh())
 
 
@@ -176,14 +176,14 @@ def _opened(*place: Any) -> Ledger:
 
 @dataclass
 class _Layer:
-    """Rows in a folder, by key; of two rows with one key the later counts. Files ``left_out`` are not read."""
+    """Rows in a folder, by key. If two rows share a key, the later one wins. Files in ``left_out`` are not read."""
 
     folder: Path
     left_out: tuple[str, ...] = ()
     _rows: dict[str, bytes] = field(default_factory=dict)
-    _read: dict[str, tuple[int, int]] = field(default_factory=dict)  # of each file: its inode, and how much
+    _read: dict[str, tuple[int, int]] = field(default_factory=dict)  # per file: its inode, and how much was read
     _file: Path | None = None
-    _reading: threading.Lock = field(default_factory=threading.Lock)  # a panel reads in a thread of its own
+    _reading: threading.Lock = field(default_factory=threading.Lock)  # a panel reads in its own thread
 
     def known(self) -> list[str]:
         self._catch_up()
@@ -205,12 +205,12 @@ class _Layer:
                 if file.write(line) != len(line):
                     raise OSError("only a part could be written: the disk is full")
         except OSError as error:
-            self._file = None  # what comes next must not stand behind half a line
+            self._file = None  # the next row must not follow half a line
             raise files.cannot_write(self.folder, error) from error
         self._rows[key] = _content(line)
 
     def _catch_up(self) -> None:
-        """Read what was added since, also by others."""
+        """Read what was added since the last time, also by other processes."""
         try:
             names = {entry.name for entry in os.scandir(self.folder) if entry.name.endswith(".jsonl")}
         except (FileNotFoundError, NotADirectoryError):
@@ -226,13 +226,13 @@ class _Layer:
         with path.open("rb") as file:
             about = os.fstat(file.fileno())
             inode, start = self._read.get(name, (about.st_ino, 0))
-            if inode != about.st_ino:  # another one was put in its place, such as by `Ledger.commit`
+            if inode != about.st_ino:  # the file was replaced, for example by `Ledger.commit`
                 start = 0
             if about.st_size <= start:
                 return
             file.seek(start)
             added = file.read()
-        # A last line without an end is being written, or was when its process was killed.
+        # A last line without a newline is still being written, or its process was killed while writing it.
         whole = added[: added.rfind(b"\n") + 1]
         self._read[name] = about.st_ino, start + len(whole)
         damaged = 0
@@ -261,7 +261,7 @@ def _seal(key: bytes, content: bytes) -> bytes:
 
 
 def _columns(table: pd.DataFrame) -> dict[str, list]:
-    """Plain values by column, numbers to six digits, which is more than any of them is good for."""
+    """Plain values by column, numbers to six digits, which is more than any of them warrants."""
     columns = {}
     for name in table:
         values = table[name].astype(object).where(table[name].notna(), None)
@@ -270,7 +270,7 @@ def _columns(table: pd.DataFrame) -> dict[str, list]:
 
 
 def _part(argument: Any) -> Any:
-    """What stands for an argument in a key."""
+    """What represents an argument in a key."""
     if isinstance(argument, Experiment):
         return argument.key()
     return digest(argument) if callable(argument) else {"value": argument}

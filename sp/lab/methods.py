@@ -1,4 +1,4 @@
-"""Methods by name, also those of one's own, and how a comparison takes what it is given."""
+"""Methods by name, including registered ones, and how a comparison resolves the methods it is given."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from sp.checks import check_choice
 from sp.lab.own import Own
 from sp.rivals import METHODS, OPTIMIZERS, TITLES
 
-# What is not written for classes alone, and so learns numbers, sequences and losses of one's own.
+# Methods not written for classification alone, which also learn numbers, sequences and custom losses.
 ANY_LOSS = (*OPTIMIZERS, "joint", "l2", "l2_init", "si", "stable_sgd")
 
 Method = str | Callable[..., Any]
@@ -15,12 +15,12 @@ _registered: dict[str, Callable[..., Any]] = {}
 
 
 def register(name: str, method: Callable[..., Any]) -> None:
-    """Let comparisons know a method by a name.
+    """Make a method available to comparisons by name.
 
     Args:
-        name: another than those of `sp.rivals.METHODS`; one that was registered before is replaced.
-        method: gives, of a network and options, a `torch.optim.Optimizer` of it or a learner: a class such as those in
-            `sp.rivals`, with ``needs``, ``learn``, ``logits`` and, where it is told of boundaries, ``end_task``.
+        name: a name not in `sp.rivals.METHODS`; a method registered earlier under this name is replaced.
+        method: takes a network and options, and returns a `torch.optim.Optimizer` for it or a learner: a class like
+            those in `sp.rivals`, with ``needs``, ``learn``, ``logits`` and, if it is told of boundaries, ``end_task``.
     """
     if name in METHODS:
         raise ValueError(f"name must not be that of a method of this package, got {name!r}")
@@ -30,15 +30,15 @@ def register(name: str, method: Callable[..., Any]) -> None:
 
 
 def registered() -> tuple[str, ...]:
-    """Names of the methods that were registered."""
+    """Names of the registered methods."""
     return tuple(_registered)
 
 
 def titled(methods: Mapping[str, Method] | Iterable[str]) -> dict[str, str | Own]:
-    """Title -> a name of `METHODS` or somebody's own.
+    """Title -> a name in `METHODS` or a user-supplied method.
 
     Args:
-        methods: title -> a name or a callable; or these alone, which have their usual titles.
+        methods: title -> a name or a callable; or names and callables alone, which get their usual titles.
     """
     if isinstance(methods, str) or not methods:
         raise ValueError(f"methods must be a dict of titles and methods, or a list of names, got {methods!r}")

@@ -1,7 +1,7 @@
-"""From accuracy matrices to the figures of continual learning, and from seeds to intervals and verdicts.
+"""Continual-learning metrics from accuracy matrices, and intervals and verdicts over seeds.
 
-Everywhere `R[i, j]` is the test accuracy on task j after training on task i, a fraction in [0, 1]; row: after which
-task, column: on which task. Leading axes, such as seeds, are kept: R of shape (..., T, T) gives shape (...).
+Throughout, `R[i, j]` is the test accuracy on task j after training on task i, a fraction in [0, 1]. Leading axes, such
+as seeds, are kept: R of shape (..., T, T) gives shape (...).
 """
 
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from scipy import stats
 
 from sp.checks import check_choice
 
-CONFIDENCE = 0.95  # share of intervals that are meant to cover the truth, and one less the level of the tests
+CONFIDENCE = 0.95  # nominal coverage of the intervals, and 1 minus the level of the tests
 RESAMPLES = 10_000
 
 
 def average_accuracy(R: ArrayLike) -> np.ndarray | float:
-    """Mean accuracy over all tasks after the last one (Lopez-Paz & Ranzato 2017): mean over j of R[T, j].
+    """Mean accuracy over all tasks after training on the last one (Lopez-Paz & Ranzato 2017): mean over j of R[T, j].
 
-    R: shape (..., T, T), in [0, 1]; R[i, j] is the accuracy on task j after training on task i; above the diagonal NaN
-    where not evaluated. Returns shape (...), in [0, 1]. Raises ValueError for another shape, range, or a NaN elsewhere.
+    R: shape (..., T, T), in [0, 1]; R[i, j] is the accuracy on task j after training on task i; NaN above the diagonal
+    means not evaluated. Returns shape (...), in [0, 1]. Raises ValueError for a wrong shape or range, or other NaN.
     """
     return _checked(R)[..., -1, :].mean(-1)
 
@@ -30,7 +30,7 @@ def average_accuracy(R: ArrayLike) -> np.ndarray | float:
 def learning_accuracy(R: ArrayLike) -> np.ndarray | float:
     """Mean accuracy on each task right after learning it, a measure of plasticity: mean over j of R[j, j].
 
-    R and errors as in `average_accuracy`. Returns shape (...), in [0, 1].
+    See `average_accuracy` for R and errors. Returns shape (...), in [0, 1].
     """
     return _diagonal(_checked(R)).mean(-1)
 
@@ -38,27 +38,27 @@ def learning_accuracy(R: ArrayLike) -> np.ndarray | float:
 def anytime_accuracy(R: ArrayLike) -> np.ndarray | float:
     """Average anytime accuracy: mean over i of the mean accuracy on the tasks learnt so far, R[i, j] for j <= i.
 
-    R and errors as in `average_accuracy`. Returns shape (...), in [0, 1].
+    See `average_accuracy` for R and errors. Returns shape (...), in [0, 1].
     """
     R = _checked(R)
     return np.mean([R[..., i, : i + 1].mean(-1) for i in range(R.shape[-1])], axis=0)
 
 
 def backward_transfer(R: ArrayLike) -> np.ndarray | float:
-    """What later tasks did to earlier ones (Lopez-Paz & Ranzato 2017): mean over j < T of R[T, j] - R[j, j].
+    """Effect of later tasks on earlier ones (Lopez-Paz & Ranzato 2017): mean over j < T of R[T, j] - R[j, j].
 
-    R and errors as in `average_accuracy`. Returns shape (...), in [-1, 1], negative where tasks were forgotten; NaN for
-    a single task, which nothing follows.
+    See `average_accuracy` for R and errors. Returns shape (...), in [-1, 1], negative if tasks were forgotten; NaN for
+    a single task.
     """
     R = _checked(R)
     return _mean_or_nan((R[..., -1, :] - _diagonal(R))[..., :-1])
 
 
 def forward_transfer(R: ArrayLike, initial: ArrayLike) -> np.ndarray | float:
-    """What earlier tasks did for later ones (Lopez-Paz & Ranzato 2017): mean over j > 1 of R[j - 1, j] - initial[j].
+    """Effect of earlier tasks on later ones (Lopez-Paz & Ranzato 2017): mean over j > 1 of R[j - 1, j] - initial[j].
 
-    R and errors as in `average_accuracy`, but R[j - 1, j], just above the diagonal, is needed too.
-    initial: accuracies before any training, shape (T,) or (..., T), or one number, in [0, 1].
+    See `average_accuracy` for R and errors; R[j - 1, j], just above the diagonal, is required as well.
+    initial: accuracies before any training, shape (T,) or (..., T), or a single number, in [0, 1].
     Returns shape (...), in [-1, 1]; NaN for a single task.
     """
     R = _checked(R)
@@ -71,10 +71,10 @@ def forward_transfer(R: ArrayLike, initial: ArrayLike) -> np.ndarray | float:
 
 
 def forgetting(R: ArrayLike) -> np.ndarray | float:
-    """How far tasks fell from their best (Chaudhry et al. 2018): mean over j < T of max_{l < T} R[l, j] - R[T, j].
+    """Drop from the best accuracy per task (Chaudhry et al. 2018): mean over j < T of max_{l < T} R[l, j] - R[T, j].
 
-    R and errors as in `average_accuracy`; NaN is left out of the maximum. Returns shape (...), in [-1, 1], positive
-    where tasks were forgotten, never below minus the backward transfer; NaN for a single task.
+    See `average_accuracy` for R and errors; the maximum ignores NaN. Returns shape (...), in [-1, 1], positive if tasks
+    were forgotten, and never below the negated backward transfer; NaN for a single task.
     """
     R = _checked(R)
     if R.shape[-1] == 1:
@@ -83,12 +83,12 @@ def forgetting(R: ArrayLike) -> np.ndarray | float:
 
 
 def interval_text(estimate: float, low: float, high: float, form: str = ".3f") -> str:
-    """ "estimate [low, high]" with each number in the format ``form``; "+.3f" shows the sign of a difference."""
+    """Format "estimate [low, high]", each number with ``form``; "+.3f" shows the sign of a difference."""
     return f"{estimate:{form}} [{low:{form}}, {high:{form}}]"
 
 
 class Interval(NamedTuple):
-    """An estimate from n values, and the interval [low, high] around it, in the unit of the values."""
+    """An estimate from n values, and the interval [low, high] around it, in the units of the values."""
 
     estimate: float
     low: float
@@ -100,7 +100,7 @@ class Interval(NamedTuple):
 
 
 class PairedDifference(NamedTuple):
-    """An `Interval` of the differences a - b over n pairs, the p-value of no difference, and the verdict on a."""
+    """An `Interval` for the difference a - b over n pairs, the p-value for no difference, and the verdict on a."""
 
     estimate: float
     low: float
@@ -116,19 +116,19 @@ class PairedDifference(NamedTuple):
 def bootstrap_interval(values: ArrayLike) -> Interval:
     """Mean over seeds and its 95 % percentile bootstrap interval (Efron 1979).
 
-    BCa is left aside as unstable at about ten values. Few values fall short of 95 %: for normal ones the interval
-    covers the truth about 84 % of the time at n = 5, 90 % at n = 10 and 92 % at n = 20.
+    BCa is not used because it is unstable at about ten values. With few values, coverage falls short of 95 %: for
+    normal values, the interval covers the true mean about 84 % of the time at n = 5, 90 % at n = 10 and 92 % at n = 20.
 
     Args:
-        values: one figure a seed, shape (n,), finite, n >= 1. The same values give the same interval.
+        values: one value per seed, shape (n,), finite, n >= 1. The same values always give the same interval.
 
     Returns:
-        Interval(estimate, low, high, n). Equal values give a width of zero, and a single value bounds of NaN.
+        Interval(estimate, low, high, n). Equal values give a width of zero; a single value gives NaN bounds.
     """
     values = _checked_values("values", values)
     if len(values) == 1:
         return Interval(float(values[0]), np.nan, np.nan, 1)
-    if (values == values[0]).all():  # exact, where a mean of equal numbers may be a rounding error off
+    if (values == values[0]).all():  # exact: the mean of equal numbers may have a rounding error
         return Interval(*[float(values[0])] * 3, len(values))
     low, high = stats.bootstrap(
         (values,),
@@ -142,16 +142,16 @@ def bootstrap_interval(values: ArrayLike) -> Interval:
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike) -> PairedDifference:
-    """Whether a differs from b, seed by seed: bootstrap interval of a - b, and a sign-flip test (Fisher 1935).
+    """Test whether a differs from b, seed by seed: bootstrap interval of a - b, and a sign-flip test (Fisher 1935).
 
     Args:
-        a, b: one figure a seed, shape (n,) each, finite; a[i] and b[i] come from the same seed.
+        a, b: one value per seed, shape (n,) each, finite; a[i] and b[i] come from the same seed.
 
     Returns:
-        PairedDifference(estimate, low, high, n, p_value, verdict); p_value two-sided, in (0, 1], from 10,000 sign
-        flips, or all 2^n where those are fewer. The verdict is "higher" or "lower" (a against b) where the interval
-        leaves zero out and p_value is below 0.05, else "no difference found". With so few pairs that no p_value can be
-        that low (below six), and whose interval is too narrow besides, it is "too few seeds to tell".
+        PairedDifference(estimate, low, high, n, p_value, verdict). p_value is two-sided, in (0, 1], from 10,000 sign
+        flips, or from all 2^n if there are fewer. The verdict is "higher" or "lower" (a relative to b) if the interval
+        excludes zero and p_value is below 0.05, else "no difference found". With fewer than six pairs no p_value can be
+        that low, and the interval is too narrow as well, so the verdict is "too few seeds to tell".
     """
     a, b = _checked_values("a", a), _checked_values("b", b)
     if len(a) != len(b):
@@ -176,10 +176,10 @@ def paired_difference(a: ArrayLike, b: ArrayLike) -> PairedDifference:
 
 
 def difference(rows: pd.DataFrame, first: str, second: str, value: str = "average_accuracy") -> PairedDifference:
-    """`paired_difference` of two methods in a column of tidy results.
+    """`paired_difference` of two methods, from one column of tidy results.
 
     Args:
-        rows: one row a run: ``method``, ``seed`` and the column ``value``. first, second: methods with the same seeds.
+        rows: one row per run: ``method``, ``seed`` and column ``value``. first, second: methods with the same seeds.
     """
     check_choice("first", first, rows.method.unique())
     check_choice("second", second, rows.method.unique())
@@ -190,16 +190,15 @@ def difference(rows: pd.DataFrame, first: str, second: str, value: str = "averag
 
 
 def summarise(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
-    """Mean, bootstrap interval and number of values of each group.
+    """Mean, bootstrap interval and number of values for each group.
 
     Args:
-        frame: tidy results, one row a run.
-        by: the columns that make a group, at least one; a missing value is a group of its own.
-        value: the column to summarise, finite numbers.
+        frame: tidy results, one row per run.
+        by: the columns to group by, at least one; missing values form their own group.
+        value: the column to summarise; its numbers must be finite.
 
     Returns:
-        One row a group, in the order in which groups first appear; columns `by`, then mean, low, high (in the unit of
-        `value`), n.
+        One row per group, in order of first appearance; columns `by`, then mean, low, high (in units of `value`), n.
     """
     for column in [*by, value]:
         check_choice("column", column, frame.columns)
@@ -209,13 +208,13 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFram
 
 
 def interval_table(frame: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
-    """`summarise` for several columns: a row for each group and value, with the value's name in ``metric``."""
+    """`summarise` for several columns: one row per group and value, with the name of the value in ``metric``."""
     tables = [summarise(frame, by, value).assign(metric=value) for value in values]
     return pd.concat(tables, ignore_index=True)
 
 
 def readable(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
-    """An `interval_table` as text, "mean [low, high]": a row for each group, a column for each metric, n over them."""
+    """An `interval_table` as text, "mean [low, high]": one row per group, one column per metric, n above them."""
     by = [column for column in table.columns if column not in ("metric", "mean", "low", "high", "n")]
     figures = table[["mean", "low", "high"]].itertuples(index=False, name=None)
     text = [interval_text(*row, f".{digits}f") for row in figures]
@@ -230,7 +229,7 @@ def _diagonal(R: np.ndarray) -> np.ndarray:
 
 
 def _mean_or_nan(values: np.ndarray) -> np.ndarray | float:
-    """Mean over the last axis; NaN, without numpy's warning, where there is nothing to average."""
+    """Mean over the last axis, or NaN (without NumPy's warning) if it is empty."""
     return values.mean(-1) if values.shape[-1] else np.full(values.shape[:-1], np.nan)[()]
 
 

@@ -1,7 +1,7 @@
-"""The networks of the experiments, built by name. Any other module works with the optimizers as well.
+"""The networks of the experiments, built by name. The optimizers work with any other module as well.
 
-Each takes images as flat rows, (B, inputs), and gives logits, (B, outputs). Three planes of a square make a colour
-image for the convolutional ones.
+Each network takes flattened images, (B, inputs), and returns logits, (B, outputs). The convolutional ones treat three
+square planes as a colour image.
 """
 
 from itertools import pairwise
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from sp.lab import pretrained
 
-GROUPS = 8  # of channels, each normalised by itself
+GROUPS = 8  # groups of channels, each normalised separately
 
 
 def mlp(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequential:
-    """A multilayer perceptron with ReLU and these hidden widths."""
+    """A multilayer perceptron with ReLU activations and the given hidden widths."""
     widths = (inputs, *hidden)
     layers: list[nn.Module] = []
     for width, following in pairwise(widths):
@@ -25,12 +25,12 @@ def mlp(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequential:
 
 
 def mlp_size(inputs: int, hidden: tuple[int, ...], outputs: int) -> int:
-    """How many weights and biases `mlp` has."""
+    """Number of weights and biases in `mlp`."""
     return sum((width + 1) * following for width, following in pairwise((inputs, *hidden, outputs)))
 
 
 def convolutional(inputs: int, hidden: tuple[int, int, int], outputs: int) -> nn.Sequential:
-    """Two 3x3 convolutions of stride 2 with ``hidden[0]`` and ``hidden[1]`` channels, then a layer of ``hidden[2]``."""
+    """Two stride-2 3x3 convolutions with ``hidden[0]`` and ``hidden[1]`` channels, then ``hidden[2]`` dense units."""
     if len(hidden) != 3:
         raise ValueError(
             f"hidden must be three widths for a convolutional network, two of channels and one of units, such as "
@@ -40,10 +40,10 @@ def convolutional(inputs: int, hidden: tuple[int, int, int], outputs: int) -> nn
 
 
 def normalised(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequential:
-    """3x3 convolutions of stride 2 with ``hidden[:-1]`` channels, each normalised, then a layer of ``hidden[-1]``.
+    """Stride-2 3x3 convolutions with ``hidden[:-1]`` channels, each normalised, then ``hidden[-1]`` dense units.
 
-    The normalisation is that of groups of channels (Wu & He 2018), without weights of its own: a convolution and the
-    layer after it have enough, and methods that protect matrices only can train all that there is.
+    Uses group normalisation (Wu & He 2018) without weights of its own: those of a convolution and of the layer after it
+    suffice, and methods that protect only matrices can then train all weights.
     """
     if len(hidden) < 2:
         raise ValueError(
@@ -69,14 +69,14 @@ def _convolutions(inputs: int, hidden: tuple[int, ...], outputs: int, normalised
 
 
 def _side(inputs: int) -> int:
-    """Of the square image that so many pixels make."""
+    """Side of a square image with this many pixels."""
     if isqrt(inputs) ** 2 != inputs:
         raise ValueError(f"inputs must be the pixels of a square image, such as 784, got {inputs}")
     return isqrt(inputs)
 
 
 class ResidualNetwork(nn.Module):
-    """A layer of width ``hidden[0]``, then ``len(hidden)`` blocks of two layers around a residual connection."""
+    """A layer of width ``hidden[0]``, then ``len(hidden)`` residual blocks of two layers each."""
 
     def __init__(self, inputs: int, hidden: tuple[int, ...], outputs: int):
         super().__init__()
@@ -95,7 +95,7 @@ class ResidualNetwork(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention with one head, and a layer on each token, both around a residual connection: (B, T, d) -> same."""
+    """Single-head self-attention and a per-token MLP, both with residual connections: (B, T, d) -> (B, T, d)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -112,7 +112,7 @@ class AttentionBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Rows of a square image as tokens of width ``hidden[0]``, ``len(hidden)`` attention blocks, and their mean."""
+    """Attention over rows of a square image: tokens of width ``hidden[0]``, ``len(hidden)`` blocks, token mean."""
 
     def __init__(self, inputs: int, hidden: tuple[int, ...], outputs: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Somebody's own callable or arrays where an `sp.lab.experiment.Experiment` otherwise has a name."""
+"""User-supplied callables and arrays, used where an `sp.lab.experiment.Experiment` otherwise has a name."""
 
 import sys
 from dataclasses import dataclass, field
@@ -13,16 +13,16 @@ from sp.lab import digest
 
 @dataclass(frozen=True, eq=False)
 class Own:
-    """A callable or a stream of arrays, equal to another one when their digests are equal.
+    """A user-supplied callable or stream of arrays. Two are equal if their digests are equal.
 
-    Pickled, a callable carries its code with it, also that of a notebook's cell or of a file that cannot be imported
-    elsewhere, so that worker processes and the machines of a cluster need not have it.
+    A pickled callable carries its code, even if that is in a notebook cell or a file that cannot be imported elsewhere,
+    so worker processes and cluster machines do not need a copy.
 
     Attributes:
-        title: what tables call it; no part of what it is.
-        digest: of its code and content (`sp.lab.digest.digest`), or a name that no other has where none can be made.
-        content: the callable or stream; None in what was read from a ledger.
-        obstacle: why there is no digest, and a run with it is not kept; None where there is one.
+        title: its name in tables; not part of its identity.
+        digest: computed from its code and content (`sp.lab.digest.digest`), or a unique name if that is impossible.
+        content: the callable or stream; None if this was read from a ledger.
+        obstacle: why there is no digest, in which case runs with it are not stored; None if there is one.
     """
 
     title: str
@@ -32,7 +32,7 @@ class Own:
 
     @classmethod
     def of(cls, title: str, content: Any, counts_as: Any = None) -> "Own":
-        """With the digest of the content, or of ``counts_as`` in its place."""
+        """Wrap the content, with its digest or that of ``counts_as`` if given."""
         stands_for = content if counts_as is None else counts_as
         try:
             return cls(title, digest.digest(stands_for), content)
@@ -40,7 +40,7 @@ class Own:
             return cls(title, f"without digest {uuid4().hex}", content, str(reason))
 
     def given(self) -> Any:
-        """The content; a ValueError where there is none."""
+        """The content; raises ValueError if there is none."""
         if self.content is None:
             raise ValueError(
                 f"{self.title!r} was read from a ledger, which has its digest only: give it again to run it"
@@ -48,11 +48,11 @@ class Own:
         return self.content
 
     def as_dict(self) -> dict[str, str]:
-        """What a row of a ledger keeps of it."""
+        """The part that a ledger row stores."""
         return {"title": self.title, "digest": self.digest}
 
     def bare(self) -> "Own":
-        """Without the content, which a result need not carry from a worker."""
+        """A copy without the content, which a worker need not send back with a result."""
         return Own(self.title, self.digest, None, self.obstacle)
 
     def __eq__(self, other: object) -> bool:
@@ -65,13 +65,13 @@ class Own:
         return self.title
 
     def __reduce__(self) -> tuple:
-        # Arrays go as they are: joblib shares those of a certain size with its workers instead of copying them.
+        # Arrays are passed as they are: joblib shares those above a certain size with its workers instead of copying.
         content = _Code(_with_its_code(self.content)) if callable(self.content) else self.content
         return _again, (self.title, self.digest, content, self.obstacle)
 
 
 def given(value: Any) -> Any:
-    """The content of an `Own`, anything else as it is."""
+    """The content of an `Own`; any other value unchanged."""
     return value.given() if isinstance(value, Own) else value
 
 
@@ -100,6 +100,6 @@ def _with_its_code(function: Any) -> bytes:
 
 
 def _is_own(module: ModuleType) -> bool:
-    """Of neither this package nor another installed one, nor the script or notebook, which goes by value anyway."""
+    """Whether it is user code: not ``sp``, an installed package, or ``__main__``, which is pickled by value anyway."""
     name = module.__name__
     return name != "__main__" and name.partition(".")[0] != "sp" and digest.version_of(name) is None

@@ -1,4 +1,4 @@
-"""Calls in worker processes: what one does to its process does not reach the others."""
+"""Calls in worker processes: nothing that one call does to its process affects the others."""
 
 import os
 import threading
@@ -15,7 +15,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 @dataclass(frozen=True)
 class Failed:
-    """In place of what a call returns: why it returned nothing. ``reason`` is a traceback, or how its process ended."""
+    """Stands in for the value of a call that failed. ``reason`` is a traceback, or says how the process ended."""
 
     reason: str
 
@@ -26,21 +26,21 @@ def call_all(
     workers: int | None = None,
     known: Callable[[Any], Any] = lambda item: None,
 ) -> Iterator[tuple[Any, Any]]:
-    """Pairs (item, ``function(item)``), as they come; a `Failed` in place of a value where a call raised or died.
+    """Yield (item, ``function(item)``) as calls finish, with a `Failed` as the value if a call raised or died.
 
     Args:
-        function: what to call, in processes that are started afresh and never forked.
-        items: each is called for once.
-        workers: how many processes; default: as many as there are cores. With one, it is this process.
-        known: called here, right before an item's turn; a value that is not None is taken and the call left out.
+        function: what to call, in newly started processes, never forked ones.
+        items: arguments of the calls; each is passed once.
+        workers: number of processes; defaults to the number of cores. With one, calls run in this process.
+        known: called in this process right before an item's turn. A value other than None is used instead of the call.
     """
     left = dict.fromkeys(items)
     suspects: list[Any] = []
     while left or suspects:
-        # When a process dies, nobody knows which of the calls in flight killed it: they are made one by one at the end.
+        # When a process dies, any of the calls in flight may have killed it, so they are retried one by one at the end.
         alone = not left
         turn = _Turn([suspects.pop()] if alone else list(left), function, known)
-        # With one worker joblib would call in this process, which a suspect must not take with it.
+        # With one worker, joblib would run the call in this process, which a suspect could kill.
         count = 2 if alone else min(workers or joblib.cpu_count(), len(left))
         try:
             for number, value in joblib.Parallel(count, return_as="generator_unordered", batch_size=1)(turn.tasks()):
@@ -61,7 +61,7 @@ def call_all(
 
 
 class _Turn:
-    """Items on their way through one pool of workers."""
+    """Items being processed by one pool of workers."""
 
     def __init__(self, items: list[Any], function: Callable, known: Callable):
         self.items, self.function, self.known = items, function, known
@@ -88,7 +88,7 @@ def _call(function: Callable, item: Any, number: int, parent: int) -> tuple[int,
 
 @cache
 def end_with(parent: int) -> None:
-    """End this process soon after its parent, which may be killed and then tells nobody."""
+    """End this process soon after its parent, which gives no notice if it is killed."""
 
     def watch() -> None:
         while os.getppid() == parent:

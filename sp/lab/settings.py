@@ -1,4 +1,4 @@
-"""What a comparison takes where it is not told otherwise: networks, batches, lengths of training, seeds."""
+"""Default settings of a comparison: networks, batch sizes, training lengths, seeds."""
 
 import re
 from typing import get_args
@@ -7,9 +7,9 @@ from sp.checks import check_choice, did_you_mean
 from sp.lab.data import Kind, Scenario
 from sp.lab.experiment import Experiment
 
-TUNING_SEEDS = (100, 101, 102)  # reported seeds count from 0
+TUNING_SEEDS = (100, 101, 102)  # reported seeds start at 0
 
-# The buffer for digits holds the same share of the training images as 2,000 would of 14,000.
+# The buffer for digits holds the same share of its training images as 2,000 of 14,000.
 SETTINGS = {
     "digits": {"hidden": (100, 100), "batch_size": 32, "epochs": 5, "replay_capacity": 200, "warmup_steps": 50},
     "mnist": {"hidden": (256, 256), "batch_size": 128, "epochs": 1, "replay_capacity": 2000, "warmup_steps": 100},
@@ -18,7 +18,7 @@ SETTINGS["fashion_mnist"] = SETTINGS["mnist"]
 SETTINGS["cifar10"] = {**SETTINGS["mnist"], "batch_size": 32}
 SETTINGS["cifar10_features"] = SETTINGS["cifar10_maps"] = SETTINGS["cifar10"]
 
-# The streams of the retention studies, on MNIST-like data and on digits, which has fewer images for each permutation.
+# The streams of the retention studies, on MNIST-like data and on digits, which has fewer images per permutation.
 STREAMS = {
     "split2_class": {"tasks": 2},
     "split5_class": {"tasks": 5},
@@ -33,24 +33,24 @@ INPUTS = {"digits": 64, "mnist": 784, "fashion_mnist": 784, "cifar10": 3072}  # 
 
 
 def settings(dataset: str) -> dict:
-    """The row of `SETTINGS`; an unknown data set is a ValueError that lists the known ones."""
+    """The `SETTINGS` of a data set; raises ValueError for an unknown one, listing those that are known."""
     check_choice("dataset", dataset, SETTINGS)
     return SETTINGS[dataset]
 
 
 def base(dataset: str, **choices) -> Experiment:
-    """An experiment with a data set's `SETTINGS` and these choices; on digits every task has all images."""
+    """An experiment with a data set's `SETTINGS` and the given choices; on digits, every task has all images."""
     usual = {name: settings(dataset)[name] for name in ("hidden", "batch_size", "epochs")}
     every = {"samples_per_task": None} if dataset == "digits" else {}
     return Experiment(dataset=dataset, **{**usual, **choices, **every})
 
 
 def on_stream(stream: str, dataset: str) -> Experiment:
-    """An experiment on a stream by its name; the rest is to be chosen.
+    """An experiment on a stream given by name; everything else is left at its default.
 
     Args:
         stream: one of `STREAMS`, or kind, number of tasks and scenario, such as ``rotated5_task``. Without a scenario,
-            ``split5`` is class-incremental, and the other kinds are domain-incremental.
+            ``split5`` is class-incremental and the other kinds are domain-incremental.
     """
     if stream in STREAMS:
         return base(dataset, **STREAMS[stream])

@@ -1,4 +1,4 @@
-"""What is learnt: tasks made of a data set by its name, or of anybody's arrays."""
+"""Streams of tasks to learn, made from a named data set or from user-supplied arrays."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,19 +17,19 @@ from sp.lab.own import Own
 from sp.lab.settings import on_stream, settings
 
 TARGETS = ("classes", "numbers")
-HELD_OUT = 5  # one training row in so many is what a method is tuned on
+HELD_OUT = 5  # methods are tuned on one training row in this many
 OWN_SETTINGS = {"hidden": (100, 100), "batch_size": 32, "epochs": 5}
 NAMES = ("x", "y", "x_test", "y_test")
 
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """Tasks in the order in which they are learnt; made by `named`, `split`, `from_arrays` and so on.
+    """Tasks in the order in which they are learnt. Create one with `named`, `split`, `from_arrays` and so on.
 
     Attributes:
-        title: for captions.
-        choices: those of an `sp.lab.experiment.Experiment` that say what the stream is.
-        usual: hidden widths, batch size and epochs where a comparison does not say otherwise.
+        title: used in captions.
+        choices: the choices of an `sp.lab.experiment.Experiment` that define the stream.
+        usual: default hidden widths, batch size and epochs of a comparison.
     """
 
     title: str
@@ -40,7 +40,7 @@ class Stream:
     def split(
         cls, dataset: str = "digits", tasks: int = 5, scenario: Scenario = "class", samples_per_task: int | None = None
     ) -> "Stream":
-        """Each task has classes of its own. Arguments and errors as `sp.lab.data.make_stream`."""
+        """Each task has its own classes. Arguments and errors as in `sp.lab.data.make_stream`."""
         return cls._named("split", dataset, tasks, scenario, samples_per_task)
 
     @classmethod
@@ -51,19 +51,19 @@ class Stream:
         scenario: Scenario = "domain",
         samples_per_task: int | None = None,
     ) -> "Stream":
-        """Each task has all classes and its own order of pixels. Arguments and errors as `sp.lab.data.make_stream`."""
+        """Each task has all classes and its own pixel order. Arguments and errors as in `sp.lab.data.make_stream`."""
         return cls._named("permuted", dataset, tasks, scenario, samples_per_task)
 
     @classmethod
     def rotated(
         cls, dataset: str = "digits", tasks: int = 5, scenario: Scenario = "domain", samples_per_task: int | None = None
     ) -> "Stream":
-        """Each task has all classes, turned by its own angle. Arguments and errors as `sp.lab.data.make_stream`."""
+        """Each task has all classes, rotated by its own angle. Arguments and errors as in `sp.lab.data.make_stream`."""
         return cls._named("rotated", dataset, tasks, scenario, samples_per_task)
 
     @classmethod
     def named(cls, name: str, dataset: str = "digits", samples_per_task: int | None = None) -> "Stream":
-        """A stream by a name that `sp.lab.settings.on_stream` knows, such as ``"split5"``."""
+        """A stream given by any name that `sp.lab.settings.on_stream` knows, such as ``"split5"``."""
         one = on_stream(name, dataset)
         stream = cls._named(one.stream, dataset, one.tasks, one.scenario, samples_per_task or one.samples_per_task)
         stream.choices["first_identity"] = one.first_identity
@@ -85,19 +85,19 @@ class Stream:
         outputs: int | None = None,
         title: str = "own arrays",
     ) -> "Stream":
-        """Tasks of one's own. Where methods are tuned, a fifth of each task's training rows, drawn once, judges them.
+        """Tasks from user-supplied arrays. Tuning holds out a fifth of each task's training rows, drawn once.
 
         Args:
-            tasks: one ``(x, y, x_test, y_test)`` a task, arrays or tensors. x: (n, ...), floating (taken as float32) or
-                whole numbers (int64, such as tokens); the rows of all tasks have one shape. y: whole numbers from 0,
-                (n,), or (n, T) for sequences, whose network gives (n, T, outputs); numbers, (n,) or (n, outputs).
-            scenario: what labels say. ``"class"``: classes are numbered over the whole stream, each belongs to one
-                task, and all share the output units. ``"domain"``: the tasks have the same classes. ``"task"``: classes
-                as in ``"class"``, and methods are told the task, whose units alone count.
-            target: ``"classes"``, learnt by cross-entropy, or ``"numbers"``, by the mean squared error; then, wherever
-                an accuracy stands, it is R2, the share of the variance that is explained, cut off at 0.
-            outputs: how many units the network has; None: as many as there are classes or columns.
-            title: for captions.
+            tasks: one ``(x, y, x_test, y_test)`` per task, arrays or tensors. x: (n, ...), floats (cast to float32) or
+                integers (int64, such as tokens); rows have the same shape in all tasks. y: integers from 0, (n,),
+                or (n, T) for sequences, whose network returns (n, T, outputs); or numbers, (n,) or (n, outputs).
+            scenario: what the labels mean. ``"class"``: classes are numbered across the whole stream, each belongs to
+                one task, and all share the output units. ``"domain"``: all tasks have the same classes. ``"task"``: as
+                in ``"class"``, but methods are told the task, and only its units count.
+            target: ``"classes"``, learnt with cross-entropy, or ``"numbers"``, with the mean squared error. For
+                numbers, every accuracy is R2 instead, the share of the variance that is explained, clipped at 0.
+            outputs: number of output units of the network; None means the number of classes or columns.
+            title: used in captions.
         """
         check_choice("scenario", scenario, get_args(Scenario))
         parts = []
@@ -129,9 +129,9 @@ class Stream:
         outputs: int | None = None,
         title: str = "own arrays, online",
     ) -> "Stream":
-        """One pass over data in their order, without boundaries; each batch is tested before it is learnt.
+        """One pass over the data in order, without task boundaries; each batch is tested before it is learnt.
 
-        The accuracy is that on all rows but the first fifth, on which methods are tuned. Arguments as `from_arrays`.
+        The accuracy covers all rows except the first fifth, on which methods are tuned. Arguments as in `from_arrays`.
         """
         parts = ((*_pair(["x", "y"], (x, y), target),),)
         if len(parts[0][0]) < HELD_OUT:
@@ -151,18 +151,18 @@ class Stream:
 
     @property
     def is_online(self) -> bool:
-        """Whether it is one pass over data in their order, without boundaries."""
+        """Whether the stream is one pass over the data in order, without task boundaries."""
         return self.arrays is not None and self.arrays.is_online
 
     @property
     def arrays(self) -> "Arrays | None":
-        """Of one's own, else None."""
+        """The user-supplied arrays, or None for a named data set."""
         return self.choices["stream"].content if isinstance(self.choices["stream"], Own) else None
 
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """Tasks of somebody's own: x, y, x_test, y_test of each; x and y alone where the stream is online."""
+    """User-supplied tasks: x, y, x_test, y_test for each, or only x and y if the stream is online."""
 
     parts: tuple[tuple[np.ndarray, ...], ...] = field(repr=False)
     outputs: int
@@ -171,7 +171,7 @@ class Arrays:
     is_online: bool = False
 
     def tasks_for(self, evaluation: Evaluation) -> data.Tasks:
-        """The tasks as a run takes them."""
+        """The tasks in the form that a run uses."""
         tasks = []
         for number, (x, y, *test) in enumerate(self.parts, 1):
             units = None
@@ -191,7 +191,7 @@ class Arrays:
 
 
 def _held_out(count: int, is_online: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows are learnt, and which are tested, where a method is tuned; all of an online stream's first fifth."""
+    """Rows to learn and rows to test on when tuning; for an online stream, both are its first fifth."""
     if is_online:
         return (first := np.arange(count // HELD_OUT)), first
     order = np.random.default_rng(0).permutation(count)

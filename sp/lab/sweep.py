@@ -1,7 +1,7 @@
-"""Many runs: experiments times seeds, in parallel, each kept as soon as it is finished.
+"""Many runs in parallel, experiments times seeds, each stored as soon as it finishes.
 
-A sweep that is killed, at any moment, loses the runs in flight and nothing else: the same call goes on. Two sweeps may
-share a ledger. A run that fails is reported when the others are finished.
+A sweep that is killed at any moment loses only the runs in flight; the same call resumes it. Two sweeps may share a
+ledger. Failed runs are reported once the others have finished.
 """
 
 import random
@@ -26,15 +26,15 @@ from sp.lab.ledger import Ledger, opened
 from sp.lab.parallel import Failed, call_all
 
 CONNECT_SECONDS = 30
-TIMED_METHODS = 6  # how many experiments an estimate times, for these steps, of which the first do not count
+TIMED_METHODS = 6  # experiments timed for an estimate, each for TIMED_STEPS; the first FIRST_STEPS do not count
 TIMED_STEPS, FIRST_STEPS = 60, 20
 
 
 class SweepError(RuntimeError):
-    """Some runs failed; the others are finished and kept.
+    """Some runs failed; the others are finished and stored.
 
     Attributes:
-        failures: (experiment, traceback) of the failed runs. results: of the others, in their order.
+        failures: (experiment, traceback) for each failed run. results: results of the other runs, in order.
     """
 
     def __init__(self, failures: list[tuple[Experiment, str]], results: list[Result]):
@@ -64,18 +64,18 @@ def run_all(
     carried: bool = False,
     device: str = "cpu",
 ) -> list[Result]:
-    """The results of experiments, in their order: read where the ledger has them, else run and kept.
+    """Results of experiments, in order: read from the ledger if it has them, otherwise run and stored.
 
     Args:
-        experiments: what to run; one that occurs twice runs once.
-        ledger: default `sp.lab.ledger.opened()`.
-        workers: processes, one thread each; default: as many as there are cores.
-        cluster: address of a dask.distributed scheduler (``tcp://host:port``) on whose workers to run instead. They
-            need this version of the package and one thread each, and no access to the ledger.
-        carried: take runs that were carried over from a table of their measures, and have nothing else, as well.
+        experiments: what to run; duplicates run once.
+        ledger: defaults to `sp.lab.ledger.opened()`.
+        workers: number of processes, one thread each; defaults to the number of cores.
+        cluster: address of a dask.distributed scheduler (``tcp://host:port``); its workers are used instead. They need
+            this version of the package and one thread each, but no access to the ledger.
+        carried: also accept runs that were carried over from a table of their measures and have nothing else.
 
     Raises:
-        SweepError: some runs failed, and the others are finished.
+        SweepError: some runs failed; the others are finished.
         OSError: the ledger cannot be written, or no scheduler answers.
     """
     ledger = ledger or opened()
@@ -86,7 +86,7 @@ def run_all(
     failures = []
     if todo:
         ledger.check_writable()
-        # A fair sample of what is left gives a fair estimate of the time, and two sweeps at once seldom meet.
+        # Random order gives a fair estimate of the time left, and two concurrent sweeps seldom run the same experiment.
         random.Random().shuffle(todo)
         here = cluster is None
         train = partial(_bare_run, device=device)
@@ -117,7 +117,7 @@ def _kept(ledger: Ledger, carried: bool, experiment: Experiment) -> Result | Non
 
 
 def missing(experiments: Iterable[Experiment], ledger: Ledger | None = None, carried: bool = False) -> list[Experiment]:
-    """Those of the experiments that the ledger does not have; ``carried`` as in `run_all`."""
+    """The experiments that are not in the ledger; ``carried`` as in `run_all`."""
     ledger = ledger or opened()
     return [experiment for experiment in dict.fromkeys(experiments) if _kept(ledger, carried, experiment) is None]
 
@@ -125,9 +125,9 @@ def missing(experiments: Iterable[Experiment], ledger: Ledger | None = None, car
 def _on_cluster(
     train: Callable[[Experiment], Result], experiments: list[Experiment], address: str
 ) -> Iterator[tuple[Experiment, Result | Failed]]:
-    """As `sp.lab.parallel.call_all`, on the workers of a dask scheduler.
+    """Like `sp.lab.parallel.call_all`, on the workers of a dask scheduler.
 
-    Not through joblib's backend for dask: that one waits for ever (joblib 1.6) for a run whose workers died.
+    This avoids joblib's dask backend, which waits forever (joblib 1.6) for a run whose workers died.
     """
     try:
         from distributed import Client, as_completed
@@ -169,7 +169,7 @@ def _same_rules(train: Callable[[Experiment], Result], experiment: Experiment, r
 
 
 def vary(experiment: Experiment, choices: Mapping[str, Any]) -> Experiment:
-    """The experiment with other choices: ``option_NAME`` is an argument of the optimizer, any other name a field."""
+    """The experiment with other choices: ``option_NAME`` is an optimizer argument, any other name is a field."""
     options = {name.removeprefix("option_"): value for name, value in choices.items() if name.startswith("option_")}
     chosen = {name: value for name, value in choices.items() if not name.startswith("option_")}
     known = [name for name in Experiment.__dataclass_fields__ if name != "options"]
@@ -179,7 +179,7 @@ def vary(experiment: Experiment, choices: Mapping[str, Any]) -> Experiment:
 
 
 def points_of(experiment: Experiment, points: Iterable[Mapping[str, Any]], seeds: Sequence[int]) -> list[Experiment]:
-    """The experiment varied to each of the points (`sp.lab.choices.grid` or `sample`), with every seed."""
+    """The experiment at each of the points (`sp.lab.choices.grid` or `sample`), with every seed."""
     return [replace(vary(experiment, point), seed=seed) for point in points for seed in seeds]
 
 
@@ -188,12 +188,12 @@ Seeded = Callable[[Experiment, int], Experiment]
 
 
 def with_seed(experiment: Experiment, seed: int) -> Experiment:
-    """The same with another seed, on the same data."""
+    """The same experiment with another seed, on the same data."""
     return replace(experiment, seed=seed)
 
 
 def with_seeds(methods: Mapping[str, Experiment], seeds: Sequence[int], seeded: Seeded = with_seed) -> Named:
-    """Every method with every seed, by the method's name; ``seeded`` gives an experiment another seed."""
+    """Pairs (method name, experiment) for every method and seed; ``seeded`` sets the seed of an experiment."""
     return [(method, seeded(experiment, seed)) for method, experiment in methods.items() for seed in seeds]
 
 
@@ -204,7 +204,7 @@ def runs(
     progress: bool = True,
     carried: bool = False,
 ) -> pd.DataFrame:
-    """`sp.lab.tables.table` of named experiments, each read or run, with a first column ``method``; see `run_all`."""
+    """`sp.lab.tables.table` of named experiments, read or run as in `run_all`, with a first column ``method``."""
     experiments = [experiment for _, experiment in named]
     rows = tables.table(run_all(experiments, ledger, workers, progress, carried=carried))
     rows.insert(0, "method", [method for method, _ in named])
@@ -214,15 +214,15 @@ def runs(
 def paired_runs(
     methods: Mapping[str, Experiment], seeds: Sequence[int], *options: Any, **named_options: Any
 ) -> pd.DataFrame:
-    """`runs` of every method with every seed.
+    """`runs` for every method with every seed.
 
-    Rows with one seed are paired: their networks began with the same weights and saw the same data in the same order.
+    Rows with the same seed are paired: networks start with the same weights and see the same data in the same order.
     """
     return runs(with_seeds(methods, seeds), *options, **named_options)
 
 
 def paired_curves(methods: Mapping[str, Experiment], seeds: Sequence[int]) -> pd.DataFrame:
-    """`sp.lab.tables.curves` of every method with every seed, with a first column ``method``."""
+    """`sp.lab.tables.curves` for every method with every seed, with a first column ``method``."""
     named = with_seeds(methods, seeds)
     results = run_all([experiment for _, experiment in named])
     found = [tables.curves([result]).assign(method=method) for (method, _), result in zip(named, results, strict=True)]
@@ -232,17 +232,17 @@ def paired_curves(methods: Mapping[str, Experiment], seeds: Sequence[int]) -> pd
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep would do: runs in all, those that the ledger does not have, and their time on one core."""
+    """What a sweep would do: the total number of runs, those not in the ledger, and their time on one core."""
 
     total: int
     missing: list[Experiment]
     seconds: float
 
     def describe(self, workers: int | None = None) -> str:
-        """In words, for so many processes; default: as many as there are cores."""
+        """The plan in words, for ``workers`` processes; by default one per core."""
         workers = workers or joblib.cpu_count()
         seconds = self.seconds / min(workers, max(len(self.missing), 1))
-        # To start the workers takes seconds as well, so that nothing shorter can be told.
+        # Starting the workers takes seconds as well, so shorter times cannot be estimated.
         long = "less than a minute" if seconds < 30 else f"about {tqdm.format_interval(seconds)}"
         text = f"{self.total} runs, {self.total - len(self.missing)} of them kept, {len(self.missing)} to do"
         return f"{text}: {long} with {workers} process{'es' if workers > 1 else ''}."
@@ -251,8 +251,8 @@ class Plan:
 def plan(experiments: Iterable[Experiment], ledger: Ledger | None = None, device: str = "cpu") -> Plan:
     """What `run_all` would run, and how long it should take.
 
-    A run takes as long as the kept ones that differ from it in the seed only; else as long as some of these runs
-    would, of which a few training steps are made here and now.
+    A run is expected to take as long as stored runs that differ from it only in the seed. If there are none, a few
+    training steps are timed now for a sample of these runs.
     """
     ledger = ledger or opened()
     results = {experiment: ledger.get(experiment) for experiment in dict.fromkeys(experiments)}
@@ -268,7 +268,7 @@ def plan(experiments: Iterable[Experiment], ledger: Ledger | None = None, device
 
 
 def _timed(experiment: Experiment, device: str) -> float:
-    """How long a run should take, from some of its steps, in seconds."""
+    """Estimated time of a run in seconds, from some of its steps."""
     stream = stream_of(experiment)  # also loads the data, which a worker does once
     tasks = len(stream.tasks)
     times = [time.perf_counter()]
@@ -286,6 +286,6 @@ def _timed(experiment: Experiment, device: str) -> float:
         return 0.0  # a run that fails takes no time
     steps = sum(-(-len(task.train()[1]) // experiment.batch_size) for task in stream.tasks) * experiment.epochs
     counted = times[min(FIRST_STEPS, len(times) // 2) :]
-    before = times[1] - times[0]  # all tasks tested once, and a step
+    before = times[1] - times[0]  # one test on all tasks, and one step
     tests = 1 + (tasks + 1) / 2 + 1 - 1 / tasks + tasks * experiment.curve_points
     return before * tests + steps * (counted[-1] - counted[0]) / max(len(counted) - 1, 1)

@@ -1,4 +1,4 @@
-"""Results as tidy tables, in one vocabulary: a row a run, or a row a measurement inside a run."""
+"""Results as tidy tables with consistent names: one row per run, or one row per measurement within a run."""
 
 from collections.abc import Iterable
 
@@ -10,15 +10,15 @@ from sp.lab.experiment import Result
 
 
 def table(results: Iterable[Result]) -> pd.DataFrame:
-    """One row a result: every choice of the experiment (options as ``option_NAME``), what was measured, and ``key``.
+    """One row per result: every choice of the experiment (options as ``option_NAME``), the measurements, and ``key``.
 
-    Measured are, as in `sp.lab.metrics`, ``average_accuracy``, ``backward_transfer``, ``forward_transfer``,
-    ``forgetting``, ``learning_accuracy`` and ``anytime_accuracy``; the accuracies on each task at the end, ``final_1``,
-    ``final_2``, ..., and right after it, ``learned_1``, ...; ``old``, the final accuracy on all tasks but the last, and
-    ``new``, on the last; ``after_N``, the mean accuracy on the first N tasks right after they were learnt;
-    `instability`; how many ``parameters`` were trained at the end; whether it ``diverged``; ``seconds``. On split
-    class-incremental streams ``buffer_share_1``, ... are the tasks' shares of the replay buffer at the end. A run that
-    was carried over has some of these.
+    The measurements are ``average_accuracy``, ``backward_transfer``, ``forward_transfer``, ``forgetting``,
+    ``learning_accuracy`` and ``anytime_accuracy``, as in `sp.lab.metrics`; the accuracy on each task at the end,
+    ``final_1``, ``final_2``, ..., and right after learning it, ``learned_1``, ...; ``old``, the final accuracy on all
+    tasks but the last, and ``new``, that on the last; ``after_N``, the mean accuracy on the first N tasks right after
+    they were learnt; `instability`; the number of ``parameters`` trained at the end; whether the run ``diverged``; and
+    ``seconds``. On split class-incremental streams, ``buffer_share_1``, ... are the tasks' shares of the replay buffer
+    at the end. Runs that were carried over have only some of these.
     """
     results = list(results)
     rows = []
@@ -44,8 +44,8 @@ def table(results: Iterable[Result]) -> pd.DataFrame:
 
 
 def matrices(named: Iterable[tuple[str, Result]]) -> pd.DataFrame:
-    """R[i, j] of results, by the names of their methods: ``method``, ``seed``, ``after`` (tasks learnt), ``on`` (task),
-    ``accuracy``; a row for each task learnt so far, j <= i."""
+    """R[i, j] of results with the names of their methods: ``method``, ``seed``, ``after`` (tasks learnt), ``on`` (task)
+    and ``accuracy``; one row per task learnt so far, j <= i."""
     rows = [
         {"method": method, "seed": result.experiment.seed, "after": i + 1, "on": j + 1, "accuracy": accuracy}
         for method, result in named
@@ -56,7 +56,7 @@ def matrices(named: Iterable[tuple[str, Result]]) -> pd.DataFrame:
 
 
 def _metrics(results: list[Result]) -> list[dict[str, float]]:
-    """Of each result; those with as many tasks are computed at once."""
+    """Metrics of each result; results with the same number of tasks are computed together."""
     measured: list[dict[str, float]] = [{} for _ in results]
     lengths = [0 if result.accuracy is None else len(result.accuracy) for result in results]
     for length in set(lengths) - {0}:
@@ -89,9 +89,9 @@ def _by_task(result: Result) -> dict[str, float]:
 
 
 def instability(result: Result) -> float:
-    """Mean fall of the accuracy on the task being learnt, from one point of the curve to the next.
+    """Mean drop in accuracy on the task being learnt, from one point of the curve to the next.
 
-    0 where it only rises; NaN without a curve.
+    0 if the accuracy only rises; NaN without a curve.
     """
     falls = []
     for task in range(len(result.accuracy)):
@@ -111,8 +111,8 @@ def _buffer_shares(result: Result) -> dict[str, float]:
 
 
 def curves(results: Iterable[Result]) -> pd.DataFrame:
-    """One row a measurement inside a task: ``key`` and ``seed`` of the experiment, ``step``, ``training``, ``task`` and
-    ``accuracy`` (tasks are numbered from 1)."""
+    """One row per measurement within a task: ``key`` and ``seed`` of the experiment, ``step``, ``training``, ``task``
+    and ``accuracy`` (tasks are numbered from 1)."""
     rows = [
         {
             "key": result.experiment.key(),

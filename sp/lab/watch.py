@@ -1,8 +1,8 @@
-"""Looking inside a training: traces, gates and memories while a stream of tasks goes by.
+"""Observing a network while it learns a stream of tasks: traces, gates and memories.
 
-`follow` trains as `sp.lab.experiment.run` does, and at chosen steps hands a `Moment` to a *look*: a function that
-measures something there and gives rows for a table. Looks change nothing: a followed network ends as an unwatched one
-does.
+`follow` trains like `sp.lab.experiment.run` and, at chosen steps, passes a `Moment` to a *look*: a function that
+measures something and returns rows for a table. Looks do not affect training: a followed network ends up the same as
+an unwatched one.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,16 +24,16 @@ Look = Callable[[Moment], list[dict]]
 
 
 def follow(experiment: Experiment, look: Look, until: int | None = None) -> pd.DataFrame:
-    """Run an experiment and look after every step.
+    """Run an experiment and call ``look`` after every step.
 
     Args:
-        experiment: what to run; one with an optimizer of a network.
-        look: what to measure; an empty list where there is nothing to tell.
-        until: number of the last task to learn, from 1; None: the stream's last.
+        experiment: what to run; its optimizer must train a network.
+        look: takes the measurements; returns an empty list if there is nothing to record.
+        until: number of the last task to learn, from 1; None means the last task of the stream.
 
     Returns:
-        All rows of all looks, with ``step`` and ``task``. ``sp.lab.ledger.opened().table(follow, experiment, look)``
-        keeps them.
+        All rows that ``look`` returned, with ``step`` and ``task``. To store them, call
+        ``sp.lab.ledger.opened().table(follow, experiment, look)``.
     """
     if experiment.optimizer in WITHOUT_NETWORK:
         raise ValueError(f"experiment must train a network, got optimizer={experiment.optimizer!r}")
@@ -47,17 +47,17 @@ def follow(experiment: Experiment, look: Look, until: int | None = None) -> pd.D
 
 
 class Plasticity:
-    """Look: LTP and LTD events and the mean gate of each layer, task by task.
+    """A look that records LTP and LTD events and the mean gate of each layer, task by task.
 
     Attributes:
         events: rows of `PlasticityCounter.rows`, with ``task``.
         gates: rows of ``task``, ``parameter``, ``row``, ``column`` and ``gate``: the mean over the looks in the task
-            and over a block of synapses, of which a weight has at most ``blocks`` in each direction; none for an
+            and over a block of synapses. A weight has at most ``blocks`` blocks in each direction. Empty for an
             optimizer without a gate.
         last_events: `PlasticityCounter.events` of the last task that ended, synapse by synapse.
 
     Args:
-        every: steps between two looks. blocks: as above.
+        every: number of steps between two looks. blocks: see ``gates``.
     """
 
     def __init__(self, every: int = 5, blocks: int = 25):
@@ -97,7 +97,7 @@ class Plasticity:
 
 @dataclass(frozen=True)
 class Observed:
-    """A run and what was seen in it.
+    """What was observed in a run.
 
     Attributes:
         accuracy: as in `sp.lab.experiment.Result`, None before the end. curve: `sp.lab.tables.curves`.
@@ -116,11 +116,11 @@ def observe(
     missing_too: bool = True,
     tell: Callable[[Plasticity, Moment], None] | None = None,
 ) -> Observed | None:
-    """Run an experiment and look at its plasticity, or read what the ledger has of it.
+    """Run an experiment and observe its plasticity, or read the observations from the ledger.
 
     Args:
-        missing_too: False: None in place of a run that the ledger does not have.
-        tell: called after every step of a run, with what was seen so far; an exception ends the run.
+        missing_too: if False, return None for a run that is not in the ledger.
+        tell: called after every step of a run with the observations so far; an exception ends the run.
     """
     seen = (ledger or opened()).table(_observed, experiment, missing_too=missing_too, tell=tell)
     if seen is None:
@@ -130,14 +130,14 @@ def observe(
 
 
 def so_far(look: Plasticity, moment: Moment) -> Observed:
-    """What was seen of a run until now: the curve, and events and gates of the tasks that have ended; no accuracy."""
+    """Observations of a run so far: the curve, and events and gates of the tasks that have ended; no accuracy."""
     parts = {"curve": moment.curve, "events": look.events, "gates": look.gates}
     tables = {name: pd.DataFrame(rows, columns=PARTS[name]) for name, rows in parts.items()}
     counted = {name: tables["curve"][name] + 1 for name in ("training", "task")}  # from 1, as in `sp.lab.tables.curves`
     return Observed(None, **{**tables, "curve": tables["curve"].assign(**counted)})
 
 
-# Columns of each table of an observed run; those that count something are whole numbers.
+# Columns of each table of an observed run; those that count something are integers.
 PARTS = {
     "curve": ["key", "seed", "step", "training", "task", "accuracy"],
     "events": ["task", "parameter", "synapses", "looks", "ltp", "ltd", "shut"],
@@ -172,7 +172,7 @@ def _observed(experiment: Experiment, tell: Callable[[Plasticity, Moment], None]
 
 
 def runs_with(look: Callable[[Moment], None], named: Named) -> pd.DataFrame:
-    """`sp.lab.sweep.runs` of trainings that a look changes; their rows are kept apart from those of the plain runs."""
+    """`sp.lab.sweep.runs` for runs that a look changes; their rows are stored separately from those of plain runs."""
     rows = [opened().table(_changed, experiment, look).assign(method=method) for method, experiment in named]
     return pd.concat(rows, ignore_index=True)
 
@@ -182,7 +182,7 @@ def _changed(experiment: Experiment, look: Callable[[Moment], None]) -> pd.DataF
 
 
 def accuracy_by_task(methods: dict[str, Experiment], seeds: Sequence[int]) -> pd.DataFrame:
-    """`sp.lab.tables.matrices` of every method with every seed. Runs that the ledger has are not run again."""
+    """`sp.lab.tables.matrices` for every method with every seed. Runs in the ledger are not repeated."""
     named = with_seeds(methods, seeds)
     results = run_all([experiment for _, experiment in named])
     return tables.matrices((method, result) for (method, _), result in zip(named, results, strict=True))

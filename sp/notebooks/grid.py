@@ -1,4 +1,4 @@
-"""A parameterised notebook over a grid: one executed copy for each combination of parameters, and one table of all."""
+"""Run a notebook over a grid of parameters: one executed copy per combination, and one table of all copies."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -15,20 +15,20 @@ from sp.notebooks.running import Copy, execute_all
 def make_grid(
     notebook: Path, points: Iterable[dict[str, Any]], workers: int | None = None, commit: bool = False
 ) -> int:
-    """Execute a notebook once for each point, side by side, and put the tables that the copies leave together.
+    """Execute a notebook once for each point, in parallel, and combine the tables that the copies write.
 
-    Copies lie in the folder of the notebook's name in `sp.files.other_figures`. A copy is named after those of its
-    parameters that are not the notebook's own, and its figures go to the folder of that name beside it. It is made anew
-    each time; what takes long are its runs, and the ledger keeps these.
+    Copies are stored in a folder named after the notebook in `sp.files.other_figures`. A copy is named after those of
+    its parameters that differ from the notebook's own, and its figures go to a folder of the same name beside it.
+    Copies are recreated each time; the runs are what takes long, and the ledger keeps those.
 
     Args:
-        notebook: has a cell tagged ``parameters``.
+        notebook: the notebook, with a cell tagged ``parameters``.
         points: parameters of each copy; the others keep the notebook's values.
-        workers: how many at a time; default: as many as there are cores, which they share.
+        workers: number of copies executed at a time; defaults to the number of cores, which they share.
         commit: as in `sp.notebooks.running.execute_all`.
 
     Returns:
-        Exit status: 0, or 1 when a copy failed.
+        Exit status: 0, or 1 if a copy failed.
     """
     own = parameters.of(notebook)
     points = [parameters.checked(point, own) for point in points]
@@ -37,7 +37,7 @@ def make_grid(
     folder = other_figures().absolute() / notebook.stem
     copies = {name: Copy(notebook.absolute(), folder / f"{name}.ipynb", named[name], folder / name) for name in named}
     for old in (table for name in named for table in (folder / name).rglob("*.csv")):
-        old.unlink()  # which a copy may not leave any more
+        old.unlink()  # which the new copy may no longer write
     failures = execute_all(list(copies.values()), workers, commit)
     finished = {name: point for name, point in named.items() if copies[name] not in failures}
     made = f"{len(finished)} of {len(named)} notebooks"
@@ -48,13 +48,13 @@ def make_grid(
 
 
 def tables_over_copies(folder: Path, named: Mapping[str, Mapping[str, Any]]) -> list[Path]:
-    """For each CSV of the copies, write one with the rows of all of them, and return these.
+    """For each CSV that the copies wrote, write one with the rows of all copies, and return the new paths.
 
-    The parameters of a copy are its first columns (``parameter_NAME`` where the CSV has a column NAME). Where the data
-    set varies, its name is left out of the name of the CSV.
+    The parameters of a copy are the first columns (``parameter_NAME`` if the CSV has a column NAME). If the data set
+    varies, its name is left out of the name of the CSV.
 
     Args:
-        folder: of the grid. named: for each copy, which has a folder of its name, the same parameters.
+        folder: the folder of the grid. named: parameters by copy, the same ones for each; a copy's folder has its name.
     """
     parts: dict[str, list[tuple[Mapping[str, Any], pd.DataFrame]]] = {}
     datasets_vary = len({point.get("dataset") for point in named.values()}) > 1
@@ -62,7 +62,7 @@ def tables_over_copies(folder: Path, named: Mapping[str, Mapping[str, Any]]) -> 
         for path in sorted((folder / name).rglob("*.csv")):
             stem = re.sub(rf"(^|_){point['dataset']}(?=_|$)", "", path.stem) if datasets_vary else path.stem
             target = f"{stem.strip('_') or 'datasets'}.csv"
-            # As text, so that every number stays as the copy wrote it.
+            # Read as text, so that every number stays as the copy wrote it.
             parts.setdefault(target, []).append((point, pd.read_csv(path, dtype=str, keep_default_na=False)))
     for target, tables in parts.items():
         taken = {column for _, table in tables for column in table}

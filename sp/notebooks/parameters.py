@@ -1,4 +1,4 @@
-"""The parameters of a notebook: its own, which it is committed with, and what a run with others is called."""
+"""Notebook parameters: a notebook's own, committed with it, and names for runs with other ones."""
 
 import ast
 import hashlib
@@ -11,18 +11,18 @@ from typing import Any
 
 from sp import files
 
-LONGEST_NAME = 120  # characters; file systems take 255 bytes
-OWN = "own"  # name of a run whose parameters are the notebook's own
-_WORD = re.compile(r"(?!(?:True|False|None)$)[A-Za-z_]\w*", re.ASCII)  # a text that needs no quotes
+LONGEST_NAME = 120  # characters; file systems allow 255 bytes
+OWN = "own"  # name of a run with the notebook's own parameters
+_WORD = re.compile(r"(?!(?:True|False|None)$)[A-Za-z_]\w*", re.ASCII)  # text that needs no quotes
 
 
 def file() -> Path:
-    """``notebooks/parameters.json``: the own parameters of every notebook, by its name, as `refresh` wrote them."""
+    """``notebooks/parameters.json``: every notebook's own parameters, by notebook name, as written by `refresh`."""
     return files.project() / "notebooks" / "parameters.json"
 
 
 def own(notebook: str) -> dict[str, Any]:
-    """The own parameters of a notebook, such as ``01_forgetting``, in the order of its ``parameters`` cell."""
+    """A notebook's own parameters, given a name such as ``01_forgetting``, in the order of its ``parameters`` cell."""
     if not file().is_file():
         raise FileNotFoundError(
             f"{file()} is not there: run the notebook in the project's folder (papermill --cwd notebooks), or write "
@@ -38,9 +38,9 @@ def own(notebook: str) -> dict[str, Any]:
 
 
 def of(notebook: Path) -> dict[str, Any]:
-    """What a notebook's cell tagged ``parameters`` says, in its order; nothing where there is no such cell."""
+    """The values in a notebook's cell tagged ``parameters``, in order; empty if there is no such cell."""
     import nbformat
-    import papermill  # takes a second, for which every figure would wait
+    import papermill  # takes a second, which every figure would wait for
 
     content = nbformat.read(notebook, as_version=4)
     content.metadata |= {"kernelspec": {"name": "python3", "language": "python"}}  # not every editor writes it
@@ -57,13 +57,13 @@ def of(notebook: Path) -> dict[str, Any]:
 
 
 def of_all(notebooks: Iterable[Path]) -> str:
-    """The text of `file`, from the cells of the notebooks that have parameters."""
+    """The text of `file`, from the ``parameters`` cells of the notebooks that have one."""
     found = {path.stem: values for path in notebooks if (values := of(path))}
     return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
 
 
 def checked(point: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """The point, `plain`; a ValueError unless its names are among the notebook's own, and its values of their types."""
+    """The point with `plain` values; raises ValueError unless its names and types are those of the notebook's own."""
     if unknown := sorted(set(point) - set(own)):
         known = ", ".join(f"{name} = {value!r}" for name, value in own.items())
         raise ValueError(f"unknown parameter(s) {', '.join(unknown)}; the notebook has {known or 'none'}")
@@ -77,10 +77,10 @@ def checked(point: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plain(value: Any, own: Any = None) -> Any:
-    """A value made of what JSON knows: tuples, arrays and tensors become lists, and 1 becomes 1.0 beside an own 0.5.
+    """A value of JSON types: tuples, arrays and tensors become lists, and 1 becomes 1.0 if the notebook's own is 0.5.
 
     Args:
-        value: None, a truth value, number or text, or any nesting of these. own: the notebook's own value.
+        value: None, a boolean, number or string, or any nesting of these. own: the notebook's own value.
     """
     if isinstance(value, Mapping):
         return {name: plain(one) for name, one in value.items()}
@@ -97,7 +97,7 @@ def plain(value: Any, own: Any = None) -> Any:
 
 
 def changed(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the values that are not the notebook's own, in the order of its cell."""
+    """The values that differ from the notebook's own, in the order of its cell."""
     return {
         name: values[name]
         for name in own
@@ -106,12 +106,12 @@ def changed(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
 
 
 def written(value: Any) -> str:
-    """A value as it is typed on a command line after ``-p NAME``."""
+    """A value as typed on a command line after ``-p NAME``."""
     return value if isinstance(value, str) and _WORD.fullmatch(value) else repr(value)
 
 
 def run_name(changed: Mapping[str, Any]) -> str:
-    """A file name that says these parameters, and is another one for other parameters: ``seeds=3,lr=0.1``."""
+    """A file name that lists these parameters and differs for any others: ``seeds=3,lr=0.1``."""
     if not changed:
         return OWN
     exact = ",".join(f"{name}={written(value)}" for name, value in changed.items())
@@ -122,6 +122,6 @@ def run_name(changed: Mapping[str, Any]) -> str:
 
 
 def command(notebook: str, changed: Mapping[str, Any]) -> str:
-    """The command that runs a notebook of the collection with these parameters in place of its own."""
+    """The command that runs a notebook of the collection with these parameters instead of its own."""
     chosen = [word for name, value in changed.items() for word in ("-p", name, written(value))]
     return shlex.join(["python", "-m", "sp", "figures", f"notebooks/{notebook}.ipynb", *chosen])

@@ -1,4 +1,4 @@
-"""Running notebooks side by side: executed copies, or afresh in place."""
+"""Running notebooks in parallel, as executed copies or in place."""
 
 import os
 import sys
@@ -19,9 +19,9 @@ from sp.files import bar, folder, fresh, write_atomically
 from sp.lab.parallel import Failed, call_all
 from sp.notebooks import all_notebooks, parameters
 
-PYTHON = {"kernel_name": "python3", "language": "python"}  # also where a notebook does not say it
-SILENT = ["--IPKernelApp.log_level=50"]  # a kernel would write into the bar
-QUIET = {"TQDM_DISABLE": "1"}  # bars would be stored as outputs, and no two runs draw them alike
+PYTHON = {"kernel_name": "python3", "language": "python"}  # even if a notebook does not specify it
+SILENT = ["--IPKernelApp.log_level=50"]  # a kernel would write over the progress bar
+QUIET = {"TQDM_DISABLE": "1"}  # progress bars would be stored as outputs, and they differ from run to run
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +29,9 @@ class Copy:
     """A notebook to execute.
 
     Attributes:
-        notebook: what to execute, in its own folder. target: its executed copy. Both are whole paths.
+        notebook: what to execute, in its own folder. target: its executed copy. Both are absolute paths.
         chosen: parameters; the others keep the notebook's values.
-        figures: folder for its figures, ``$SP_FIGURES``; None: where they usually go.
+        figures: folder for its figures, ``$SP_FIGURES``; None means the usual place.
     """
 
     notebook: Path
@@ -41,13 +41,13 @@ class Copy:
 
 
 def make_figures(dataset: str, notebooks: Sequence[Path] = (), workers: int | None = None, commit: bool = False) -> int:
-    """Execute notebooks on a data set, side by side; executed copies go to ``build/notebooks``.
+    """Execute notebooks on a data set, in parallel; executed copies go to ``build/notebooks``.
 
-    With ``SP_FRESH=DATASET`` in the environment no committed run on it is read, and how long that takes for all
-    notebooks is said first. ``commit`` as in `execute_all`.
+    With ``SP_FRESH=DATASET`` in the environment, no committed run on that data set is read, and if all notebooks are
+    executed, the expected time is printed first. ``commit`` as in `execute_all`.
 
     Returns:
-        Exit status: 0, or 1 when a notebook failed; the others are executed all the same.
+        Exit status: 0, or 1 if a notebook failed; the others are still executed.
     """
     if fresh() == dataset and not notebooks:
         minutes = _expected_seconds(dataset) / 60
@@ -56,7 +56,7 @@ def make_figures(dataset: str, notebooks: Sequence[Path] = (), workers: int | No
             f"{minutes / joblib.cpu_count():.0f} on {joblib.cpu_count()} cores.",
             flush=True,
         )
-        workers = workers or 1  # notebook 09 has half of all runs: side by side it would be left with one core
+        workers = workers or 1  # notebook 09 has half of all runs: in parallel it would be left with one core
     target = Path("build/notebooks").absolute() / dataset
     copies = []
     for path in notebooks or all_notebooks():
@@ -68,18 +68,18 @@ def make_figures(dataset: str, notebooks: Sequence[Path] = (), workers: int | No
 
 
 def _expected_seconds(dataset: str) -> float:
-    """How long the committed runs on a data set took, in seconds of one core."""
-    from sp.lab.ledger import Ledger  # brings PyTorch, for which each worker process would wait
+    """Total time of the committed runs on a data set, in seconds on one core."""
+    from sp.lab.ledger import Ledger  # imports PyTorch, which each worker process would wait for
 
     kept = Ledger(folder("ledger")).results()
     return sum(result.seconds for result in kept if result.experiment.dataset == dataset)
 
 
 def execute_all(copies: Sequence[Copy], workers: int | None = None, commit: bool = False) -> dict[Copy, str]:
-    """Execute copies side by side, and print what failed, and how many runs were read and computed.
+    """Execute copies in parallel, and print what failed and how many runs were read and computed.
 
     Args:
-        copies: what to execute. workers: how many at a time; default: as many as there are cores, which they share.
+        copies: what to execute. workers: number of copies at a time; defaults to the number of cores, which they share.
         commit: write the runs that the copies use into the committed layer of the ledger.
 
     Returns:
@@ -90,7 +90,7 @@ def execute_all(copies: Sequence[Copy], workers: int | None = None, commit: bool
     failures, read, computed = _side_by_side(_execute, copies, {}, workers)
     print(f"{len(read):,} runs were read, {len(computed):,} computed.")
     if commit:
-        from sp.lab.ledger import Ledger  # brings PyTorch
+        from sp.lab.ledger import Ledger  # imports PyTorch
 
         print(f"The committed ledger has {Ledger().commit(read | computed):,} runs and tables.")
     return failures
@@ -105,13 +105,13 @@ def _execute(environment: Mapping[str, str], copy: Copy) -> str | None:
 
 
 def _failure(notebook: nbformat.NotebookNode, folder: Path, environment: Mapping[str, str]) -> str | None:
-    """Execute it, and say what went wrong; outputs are in the notebook, also of the cell that failed."""
+    """Execute a notebook and return what went wrong; it holds the outputs, including those of a failed cell."""
     client = NotebookClient(
         notebook,
         kernel_name="python3",
         resources={"metadata": {"path": str(folder)}},
         extra_arguments=SILENT,
-        coalesce_streams=True,  # a busy machine sends a text in parts
+        coalesce_streams=True,  # a busy machine sends text in parts
     )
     try:
         client.execute(env=environment)
@@ -121,19 +121,19 @@ def _failure(notebook: nbformat.NotebookNode, folder: Path, environment: Mapping
 
 
 def refresh(notebooks: Sequence[Path] = ()) -> int:
-    """Execute notebooks in place on their own parameters, and store the outputs that the tests compare.
+    """Execute notebooks in place with their own parameters, and store the outputs that the tests compare.
 
-    First ``notebooks/parameters.json`` is written from the ``parameters`` cells of the whole collection. The runs that
-    the notebooks show are written into the committed layer of the ledger; where all were executed, it then has no other
-    runs on digits.
+    First, ``notebooks/parameters.json`` is written from the ``parameters`` cells of the whole collection. The runs that
+    the notebooks show are written to the committed layer of the ledger; if all notebooks were executed, no other runs
+    on digits remain in it.
 
     Returns:
-        Exit status: 0, or 1 when a notebook failed, which stays as it was.
+        Exit status: 0, or 1 if a notebook failed; that one stays as it was.
     """
-    from sp.lab.ledger import Ledger  # brings PyTorch
+    from sp.lab.ledger import Ledger  # imports PyTorch
 
     write_atomically(parameters.file(), parameters.of_all(all_notebooks()))
-    # Whole paths: worker processes may have been started in another folder.
+    # Absolute paths: worker processes may have been started in another folder.
     paths = [path.absolute() for path in notebooks or all_notebooks()]
     failures, read, computed = _side_by_side(_refresh, paths, QUIET)
     used = read | computed
@@ -159,14 +159,14 @@ def _side_by_side(
     environment: Mapping[str, str],
     workers: int | None = None,
 ) -> tuple[dict[Any, str], set[str], set[str]]:
-    """Make notebooks in worker processes, with one bar, and print what fails when it does.
+    """Make notebooks in worker processes with one progress bar, and print failures as they happen.
 
     Args:
         make: takes the environment of its kernel and an item; returns what went wrong, or None.
-        items: what to make. environment: what all kernels have besides.
+        items: what to make. environment: additional variables for all kernels.
 
     Returns:
-        What went wrong with each item that failed, and what `logged` reads.
+        What went wrong with each item that failed, and what `logged` returns.
     """
     workers = max(1, min(workers or joblib.cpu_count(), len(items)))
     failures = {}
@@ -176,7 +176,7 @@ def _side_by_side(
         for item, failure in call_all(partial(make, environment), items, workers):
             if failure is not None:
                 failures[item] = f"{item}: {failure.reason}" if isinstance(failure, Failed) else failure
-                shown.write(f"FAILED {failures[item]}", file=sys.stderr)  # at once: others may take an hour
+                shown.write(f"FAILED {failures[item]}", file=sys.stderr)  # immediately: others may take an hour
             shown.set_postfix(failed=len(failures))
             shown.update()
         read, computed = logged(log)
@@ -184,18 +184,18 @@ def _side_by_side(
 
 
 def kernel_environment(workers: int) -> dict[str, str]:
-    """The environment of a kernel beside others: its share of the cores, one thread for each of its processes."""
+    """The environment of a kernel that runs alongside others: its share of the cores, one thread per process."""
     cores = -(-joblib.cpu_count() // workers)
-    # How many threads share a sum decides how it is rounded: with one, every machine stores the same outputs.
+    # The number of threads that share a sum affects its rounding: with one, every machine stores the same outputs.
     return {"LOKY_MAX_CPU_COUNT": str(cores), "OMP_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
 
 def logged(log: Path) -> tuple[set[str], set[str]]:
-    """Keys of the runs that were read and not computed, and of those that were computed.
+    """Keys of the runs that were read but not computed, and of those that were computed.
 
     Args:
-        log: lines ``read KEY`` or ``computed KEY``, as the ledger writes them to ``$SP_LEDGER_LOG``; none: no runs. A
-            line that a killed kernel did not finish is left out.
+        log: lines ``read KEY`` or ``computed KEY``, as the ledger writes them to ``$SP_LEDGER_LOG``; no file means no
+            runs. A line that a killed kernel did not finish is left out.
     """
     lines = log.read_text().splitlines() if log.is_file() else []
     read, computed = ({line.removeprefix(w) for line in lines if line.startswith(w)} for w in ("read ", "computed "))

@@ -1,6 +1,6 @@
-"""The coincidence form of consolidation: one step of one watched layer, whichever it is.
+"""The coincidence form of consolidation: one step of one watched layer, of any kind.
 
-The constants, with what an ablation says of each, are in notebook 03.
+Notebook 03 lists the constants, with what an ablation says about each.
 """
 
 import math
@@ -15,50 +15,50 @@ from sp.optim.common import scalar_dtype, signed_rate
 from sp.optim.memory import Counts, ExactMemory, Memory, SketchedMemory, product, sampled
 
 AVERAGE = 0.99  # share of the old value that a running mean keeps in a step of `REFERENCE_BATCH` examples
-REFERENCE_BATCH = 128  # batch size for which the constants are meant; others are scaled to it
-SCALE_STEPS = 10  # steps in which the scale of a layer's gradient and the length of its inputs are measured
-OUTLYING = 10.0  # times the mean squared length so far: what a batch's inputs count for at most
-ODD, ODD_STEPS = 10.0, 4  # of gradients so many times one that follows in a layer's first steps nothing is kept
-FLOOR = 0.5  # of the norm at the beginning: a task learnt to the end must not leave the absorber shut for the next
-# The gain of the readout is its number of outputs k, since the curvature of a softmax is about 1 / k. With less than
-# the smallest a linear classifier learns too slowly; the largest is as far as it was tried. In other layers GAIN is
-# the most.
+REFERENCE_BATCH = 128  # batch size that the constants are meant for; others are scaled to it
+SCALE_STEPS = 10  # steps over which the scale of a layer's gradient and the length of its inputs are measured
+OUTLYING = 10.0  # most that a batch's inputs count for, in units of the mean squared length so far
+ODD, ODD_STEPS = 10.0, 4  # in a layer's first steps, gradients this many times a later one are forgotten
+FLOOR = 0.5  # share of the norm at the beginning; a fully learnt task must not leave the absorber shut for the next
+# The gain of the readout is its number of outputs k, since the curvature of a softmax is about 1 / k. Below
+# SMALLEST_GAIN a linear classifier learns too slowly; LARGEST_GAIN is the largest gain that was tried. In other layers
+# the gain is at most GAIN.
 SMALLEST_GAIN, GAIN, LARGEST_GAIN = 3, 10, 100
-# In a network of more matrices than SHALLOW the readout's step grows with (squared length / variance) of its inputs, up
-# to LARGEST_SHARE times: from features that hardly tell examples apart it learns too slowly, and the deeper the slower.
+# In a network of more matrices than SHALLOW, the readout's step grows with (squared length / variance) of its inputs,
+# up to LARGEST_SHARE times: it learns too slowly from features that hardly distinguish examples, the deeper the slower.
 SHALLOW, LARGEST_SHARE = 3, 2.0
-LARGEST = 10.0  # in units of the root mean squared length of a row so far: what a single input counts for at most
-LEAST_VARIANCE = 3e-5  # of the squared length: steps are divided by it, and with 1e-5 eight layers diverge
-BOOST = 0.25  # power of (squared length / variance) of the inputs with which a step grows
+LARGEST = 10.0  # most that a single input counts for, in units of the root mean squared length of a row so far
+LEAST_VARIANCE = 3e-5  # share of the squared length; the variance divides steps, and with 1e-5 eight layers diverge
+BOOST = 0.25  # steps grow with this power of (squared length / variance) of the inputs
 EARLY = 20  # a layer's first steps, in which everything is new and the memory is looked at often
-LOOK_WIDTH = 80  # inputs (or outputs) for which a step passes between two looks, so that wide layers can afford them
+LOOK_WIDTH = 80  # inputs (or outputs) per step between two looks, so that wide layers can afford them
 EXACT_WIDTH = 1024  # inputs, or outputs, up to which a layer remembers exactly unless a rank is given
 SPREAD_AVERAGE = 0.9  # share of the old value that the spread of a layer's outputs keeps at a look
-RANK = 128  # of the sketch of wider ones
-ROWS = 64  # of a batch that a memory takes in; more hardly help
-PATCHES = 256  # where an example has several
+RANK = 128  # rank of the sketch in wider layers
+ROWS = 64  # rows of a batch that a memory takes in; more hardly help
+PATCHES = 256  # rows if an example has several
 RESPONSE_ROWS = 16  # rows on which a layer's response is measured
-# Of a layer's state, without dimensions and never on a device.
+# Zero-dimensional entries of a layer's state, never on a device.
 NUMBERS = ("step", "measured", "power", "squared_length", "mean", "scale", "spread")
 
 
 def decay(examples: float) -> float:
-    """Share of the old value that a mean keeps in a step of so many examples, so that it spans equal data."""
+    """Share of the old value that a mean keeps in a step, so that it spans equal data at any batch size."""
     return AVERAGE ** (examples / REFERENCE_BATCH)
 
 
 def batch_factor(examples: int) -> float:
-    """What a batch counts for, in steps and in memory: more than a smaller one, but less than in proportion."""
+    """How much a batch counts, in steps and in memory: more than a smaller one, but less than proportionally."""
     return (examples / REFERENCE_BATCH) ** 0.5
 
 
 def gain_of(outputs: int, readout: bool) -> float:
-    """The gain of a layer of so many outputs."""
+    """The gain of a layer with this many outputs."""
     return min(max(outputs, SMALLEST_GAIN), LARGEST_GAIN if readout else GAIN)
 
 
 def memories(synapses: Synapses, group: dict[str, Any]) -> tuple[Memory, Memory | None]:
-    """The memory of a layer's inputs and the one of its errors; None where these are not seen, or not equalised.
+    """The memories of a layer's inputs and of its errors; the latter is None if errors are not seen or not equalised.
 
     A narrow layer's exact memory takes little more space than a sketch, and less time.
     """
@@ -80,7 +80,7 @@ def memories(synapses: Synapses, group: dict[str, Any]) -> tuple[Memory, Memory 
 
 
 def new_state(synapses: Synapses, group: dict[str, Any]) -> dict[str, Tensor]:
-    """What a layer's weight has before its first step."""
+    """The state of a layer's weight before its first step."""
     dtype, (groups, _, width) = scalar_dtype(synapses.weight), synapses.shape
     state = {name: torch.zeros((), dtype=dtype, device="cpu") for name in NUMBERS}
     if not synapses.kind.indices:
@@ -90,7 +90,7 @@ def new_state(synapses: Synapses, group: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _begin(state: dict[str, Tensor], synapses: Synapses, inputs: Memory, errors: Memory | None) -> bool:
-    """Make the memories that are not there; whether there were any."""
+    """Create the missing memories, and return whether any were missing."""
     groups, out, width = synapses.shape
     like = torch.empty((), dtype=scalar_dtype(synapses.weight), device=synapses.weight.device)
     begun = inputs.begin(state, groups, width, like)
@@ -98,12 +98,12 @@ def _begin(state: dict[str, Tensor], synapses: Synapses, inputs: Memory, errors:
 
 
 class WatchedLayer:
-    """A layer's parameters, memories and measures in one step.
+    """A layer's parameters, memories and measurements in one step.
 
     Args:
-        synapses: the layer's parameters and what was recorded of it.
+        synapses: the layer's parameters and what was recorded of the layer.
         state: the optimizer's state of the layer's weight.
-        group: options of its parameter group.
+        group: options of the weight's parameter group.
         activity: what the layer saw.
     """
 
@@ -117,14 +117,14 @@ class WatchedLayer:
         self.indices = synapses.kind.indices
         self.x = activity.presynaptic if self.indices else activity.presynaptic.to(self._dtype)
         self.d = None if activity.postsynaptic is None else activity.postsynaptic.to(self._dtype)
-        # Of several rows an example more are needed, since they are less alike.
+        # More rows are needed if an example has several, since they are less alike.
         self.several = not self.indices and self.x.shape[1] > activity.examples
         self.rows = PATCHES if self.several else ROWS
         self.factor = batch_factor(activity.examples)
-        self.for_each = self.x.shape[0 if self.indices else -2] / activity.terms  # inputs, of each term of the loss
+        self.for_each = self.x.shape[0 if self.indices else -2] / activity.terms  # inputs per term of the loss
         self.step = int(state["step"]) + 1
         state["step"].fill_(self.step)
-        if self.indices:  # one input of many is one
+        if self.indices:  # one-hot inputs have length one
             self.seen, self.sample, self.each, self.variance = self.x, self.x, 1.0, 1.0
             state["squared_length"].fill_(1.0)
         else:
@@ -138,21 +138,21 @@ class WatchedLayer:
         self.state[name].mul_(kept).add_((1 - kept) * value)
 
     def _held(self, x: Tensor) -> Tensor:
-        """Inputs without those that are far out, such as a mark of what is missing: one would fill a memory for good.
+        """Clip inputs that are far out, such as a marker for missing values: one would fill a memory for good.
 
-        Not in a layer's first steps, in which the layers below it may have begun to answer far more.
+        A layer's first steps are exempt: in them, the outputs of the layers below may have become far larger.
         """
         length = float(self.state["squared_length"]) ** 0.5
         return x.clamp(-LARGEST * length, LARGEST * length) if self.step > SCALE_STEPS and length > 0 else x
 
     def _variance(self) -> float:
-        """Of the inputs over the steps so far: their mean squared length less that of their mean; infinite where one
-        has overflowed.
+        """Variance of the inputs over the steps so far: their mean squared length minus that of their mean; infinite if
+        one has overflowed.
 
-        While the rows of all steps were alike no variance can be told: they are not counted, and the squared length
-        stands for the variance.
+        As long as the rows of all steps are alike, the variance cannot be determined: they are not counted, and the
+        squared length is used instead.
         """
-        # Of patches a sample may be one column of all images, which may be always dark.
+        # A sample of patches may be one column of all images, which may always be dark.
         x = self.seen if self.several else self.sample
         groups, rows, _ = x.shape
         state, measured = self.state, int(self.state["measured"]) + 1
@@ -174,12 +174,12 @@ class WatchedLayer:
         """Remember the activity, and move the weights along what is new.
 
         Args:
-            squared_norm: of the layer's gradient.
-            matrices: how many are watched.
-            bias: whether a bias is the optimizer's to change.
+            squared_norm: squared norm of the layer's gradient.
+            matrices: number of watched matrices.
+            bias: whether the optimizer may change the bias.
         """
         power = float(self.state["power"])
-        if power <= 0 or self.variance == math.inf:  # what was never active stays
+        if power <= 0 or self.variance == math.inf:  # a layer that was never active stays as it is
             return
         norm = (squared_norm / power) ** 0.5
         absorbed = self._absorbed(norm)
@@ -194,7 +194,7 @@ class WatchedLayer:
         if scale <= 0:
             return
         usual = max(float(self.state["spread"]), self._fresh(power))
-        # Of G (A + I / r)^-1, which is r G P.
+        # The step is along G (A + I / r)^-1, which is r G P.
         alike = power / self.variance
         gain = gain_of(self.outputs, self.activity.readout)
         gain *= self._share(matrices, alike) * self.group["retention"] * float(signed_rate(self.group))
@@ -203,16 +203,16 @@ class WatchedLayer:
         self.synapses.subtract_(change, self._bounded(size, change, usual), bias)
 
     def _share(self, matrices: int, alike: float) -> float:
-        """What of the learning rate this layer has, whose inputs are alike by so much: their length to their variance.
+        """This layer's share of the learning rate, for inputs whose ratio of squared length to variance is ``alike``.
 
-        Inputs of one term of the loss count for less than so many: each is remembered, but steps are shorter.
+        Inputs of one term of the loss count for less than their number: each is remembered, but steps are shorter.
         """
         share = (matrices * self.for_each) ** -0.5
         deep = self.activity.readout and matrices > SHALLOW
         return share * min(max(alike, 1.0), LARGEST_SHARE) if deep else share
 
     def _absorbed(self, norm: float) -> float:
-        """Move the running mean of the gradient's norm, and return the factor that the absorber leaves of it."""
+        """Update the running mean of the gradient's norm, and return the share of it that the absorber keeps."""
         mean, scale = float(self.state["mean"]), float(self.state["scale"])
         if self.step <= ODD_STEPS and mean > ODD * norm:
             mean = scale = 0.0
@@ -229,18 +229,18 @@ class WatchedLayer:
         rows = self.sample
         errors, of_errors = (None, 1.0) if self.d is None else sampled(self.d, self.step, self.rows)
         if self.several and errors is not None:
-            rows = rows * (errors != 0).any(-1, keepdim=True)  # padding had no error, and made no gradient
+            rows = rows * (errors != 0).any(-1, keepdim=True)  # padding has no error and no part in the gradient
         weight = self.factor / (self.activity.terms * self.variance)
         self.inputs.remember(self.state, rows, weight * self.each, math.exp(-examples / horizon))
         if self.errors is not None:
-            # A decayed sum, not a mean: of it only what one direction has beside the others is used.
+            # A decayed sum, not a mean: only the size of directions relative to each other is used.
             self.errors.remember(self.state, errors, examples * absorbed**2 * of_errors, decay(examples))
 
     def _due(self, every: int) -> bool:
         return self.begun or self.step % every == 0 or (self.step < EARLY and self.step % 4 == 1)
 
     def _change(self, squared_norm: float) -> Tensor:
-        """The gradient G projected, Q G P, (g, out, d); where that costs less, as ``(D Q)' (X P)``."""
+        """The projected gradient, Q G P, (g, out, d); computed as ``(D Q)' (X P)`` if that costs less."""
         factor = self._factor_of_rows(squared_norm)
         if factor is not None:
             back = self.d if self.errors is None else self.errors.multiply(self.state, self.d)
@@ -249,12 +249,12 @@ class WatchedLayer:
         return change if self.errors is None else self.errors.multiply(self.state, change.mT).mT
 
     def _factor_of_rows(self, squared_norm: float) -> float | None:
-        """The number by which D'X is multiplied in the gradient; None where it costs more than that, or is not in it.
+        """The factor between D'X and the gradient; None if D'X costs more, or the gradient is not a multiple of it.
 
-        The gradient may have been scaled or clipped since it was made, so that one row of it is compared with ``D'X``.
+        The gradient may have been scaled or clipped since it was computed, so one row of it is compared with ``D'X``.
         """
         weight = self.synapses.weight
-        if weight.device.type != "cpu":  # the answers below would be waited for
+        if weight.device.type != "cpu":  # the numbers below would have to wait for the device
             return None
         if self.d is None or weight.dim() > 2 or self.indices or 4 * self.x.shape[1] > 3 * len(weight):
             return None
@@ -265,12 +265,12 @@ class WatchedLayer:
         factor = float(made @ now) / power if power else 0.0
         if not power or float((now - factor * made).norm()) > 1e-3 * abs(factor) * power**0.5:
             return None
-        # No other row was changed either: |D'X|^2 is the sum of all products of DD' and XX'.
+        # Check that no other row was changed either: |D'X|^2 is the sum of all products of DD' and XX'.
         whole = float(((d @ d.T) * (x @ x.T)).sum())
         return factor if abs(squared_norm - factor**2 * whole) <= 1e-3 * squared_norm else None
 
     def _bounded(self, size: float, change: Tensor, usual: float) -> float:
-        """The size of a step, shortened where it would change what the layer answers by more than is allowed."""
+        """The size of a step, reduced if it would change the layer's outputs by more than is allowed."""
         bound = self.group["response_bound"]
         if bound is None:
             return size
@@ -279,7 +279,7 @@ class WatchedLayer:
         return 0.0 if math.isnan(moved) else size * rules.bounded(abs(size) * moved, bound * usual)
 
     def _response(self, x: Tensor, matrix: Tensor) -> Tensor:
-        """What a matrix (g, out, d) makes of some of the inputs x, (g, rows, out)."""
+        """The outputs of a matrix (g, out, d) for some of the inputs x, (g, rows, out)."""
         if self.indices:
             return matrix[0].T[x[:RESPONSE_ROWS]][None]
         return product(sampled(x, self.step, RESPONSE_ROWS)[0], matrix.mT)
@@ -290,5 +290,5 @@ class WatchedLayer:
         self._average("spread", value, SPREAD_AVERAGE if self.state["spread"] > 0 else 0.0)
 
     def _fresh(self, power: float) -> float:
-        """What a layer as PyTorch initialises it answers, root mean square; embeddings are drawn with deviation one."""
+        """Root mean square of a layer's outputs as PyTorch initialises it; embeddings have standard deviation one."""
         return 1.0 if self.indices else (power / (3 * self.width)) ** 0.5

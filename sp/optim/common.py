@@ -1,4 +1,4 @@
-"""What the optimizers share: gradients that are looked at before anything changes, skipped steps, state dicts."""
+"""Code shared by the optimizers: gradient checks before anything changes, skipped steps, state dicts."""
 
 import math
 import warnings
@@ -18,40 +18,40 @@ Calls = list[tuple[Callable[..., None], tuple]]
 
 
 def scalar_dtype(parameter: Tensor) -> torch.dtype:
-    """The type in which thresholds and corrections of a parameter are kept: never narrower than float32."""
+    """The dtype of a parameter's thresholds and corrections: never narrower than float32."""
     return torch.promote_types(parameter.dtype, torch.float32)
 
 
 def signed_rate(group: dict[str, Any]) -> float | Tensor:
-    """The learning rate of a group, a number or a tensor without dimensions; below zero where it climbs."""
+    """The learning rate of a group, a number or a zero-dimensional tensor; negative with ``maximize``."""
     rate = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
     return -rate if group["maximize"] else rate
 
 
 class PlasticityOptimizer(Optimizer):
-    """Base of the optimizers. A subclass defines
+    """Base class of the optimizers. A subclass defines
 
-    ``check_options(options)``: raise for the first wrong option of a parameter group, after those that all have;
-    ``new_state(parameter)``: what a parameter has before its first step, tensors and nothing else. Their shapes, dtypes
-    and devices are those that a state keeps when it is loaded;
-    ``measure(parameters)``: numbers whose sum is finite where all gradients of the parameters are;
-    ``calls(groups, measured)``: functions, with their arguments, that change parameters and their state, given each
-    group with those of its parameters that have a gradient, and what `measure` found; it is called only where every
-    gradient is finite, or nobody asks;
-    ``get_param_eligibility(param)`` and ``get_param_gate(param)``: a tensor of the parameter's shape, or None where it
+    ``check_options(options)``: raise for the first invalid option of a parameter group, after the shared options;
+    ``new_state(parameter)``: the state of a parameter before its first step, which holds only tensors. A loaded state
+    keeps their shapes, dtypes and devices;
+    ``measure(parameters)``: numbers whose sum is finite if all gradients of the parameters are;
+    ``calls(groups, measured)``: functions, with their arguments, that change parameters and their state. It is given
+    each group with its parameters that have a gradient, and the result of `measure`. It is called only if every
+    gradient is finite, or if this is not checked;
+    ``get_param_eligibility(param)`` and ``get_param_gate(param)``: a tensor of the parameter's shape, or None if it
     has no state.
 
-    ``torch.compile(optimizer.step)`` compiles these functions, and nothing else.
+    ``torch.compile(optimizer.step)`` compiles the functions that `calls` returns, and nothing else.
 
     Args:
-        params: parameters, or dicts of parameters with options of their own.
-        defaults: the options.
+        params: parameters, or dicts of parameters with their own options.
+        defaults: the default options.
         coincidence: a watcher of the model, or None.
     """
 
-    scratch = 1  # tensors of each parameter's shape that its fast form needs for intermediate results
-    coincidence: NMDACoincidence | None = None  # also while it is made, when the first groups are added
-    group_state: tuple[str, ...] = ("step_count",)  # what the first parameter group of a saved state has to hold
+    scratch = 1  # tensors of each parameter's shape that the fast form needs for intermediate results
+    coincidence: NMDACoincidence | None = None  # needed while __init__ adds the first groups
+    group_state: tuple[str, ...] = ("step_count",)  # keys that the first parameter group of a saved state must have
 
     def __init__(self, params: Iterable, defaults: dict[str, Any], coincidence: NMDACoincidence | None):
         if coincidence is not None and not isinstance(coincidence, NMDACoincidence):
@@ -80,7 +80,7 @@ class PlasticityOptimizer(Optimizer):
         self._warn_of_missed_layers([p for group in self.param_groups for p in group["params"]])
 
     def check_options(self, options: dict[str, Any]) -> None:
-        """Raise for the first wrong option; here for those that all optimizers have."""
+        """Raise for the first invalid option; this method checks those that all optimizers share."""
         check_number("lr", options["lr"], 0)
         check_number("weight_decay", options["weight_decay"], 0)
         check_flag("maximize", options["maximize"])
@@ -88,9 +88,9 @@ class PlasticityOptimizer(Optimizer):
         check_choice("on_nonfinite", options["on_nonfinite"], ("skip", "raise", "ignore"))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters with options of their own; wrong options raise before anything is added.
+        """Add parameters with their own options; invalid options raise before anything is added.
 
-        A warning says where they are a layer that came after the watcher, and so is not watched.
+        Warns if they belong to a layer that was added after the watcher was made, and so is not watched.
         """
         self.check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
@@ -109,7 +109,7 @@ class PlasticityOptimizer(Optimizer):
         return {**super().__getstate__(), "coincidence": self.coincidence}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients, and what the watcher recorded beside them."""
+        """Clear the gradients and what the watcher recorded along with them."""
         super().zero_grad(set_to_none)
         self._forget_passes()
 
@@ -119,7 +119,7 @@ class PlasticityOptimizer(Optimizer):
             self.coincidence.clear(keep=[s for user in others for s in user.layers().values()])
 
     def layers(self) -> dict[int, Synapses]:
-        """The layer of each parameter whose weight the watcher knows, by the parameter's id; frozen ones too."""
+        """Map the id of each parameter to its layer if the watcher knows the layer's weight, even a frozen one."""
         if self.coincidence is None:
             return {}
         own = {id(p) for group in self.param_groups for p in group["params"]}
@@ -132,30 +132,30 @@ class PlasticityOptimizer(Optimizer):
         }
 
     def watched(self) -> dict[int, Synapses]:
-        """Those of `layers` whose weight is trained."""
+        """The entries of `layers` whose weight is trained."""
         return {key: synapses for key, synapses in self.layers().items() if synapses.weight.requires_grad}
 
     def group_of(self, param: Tensor) -> dict[str, Any]:
-        """The parameter group that holds a parameter; ValueError where none does."""
+        """The parameter group that holds a parameter; ValueError if none does."""
         for group in self.param_groups:
             if any(p is param for p in group["params"]):
                 return group
         raise ValueError(f"param must be one of this optimizer's, got one of shape {tuple(param.shape)} that is not")
 
     def usual_gate(self, param: Tensor) -> float | Tensor:
-        """The gate of a synapse that counts as open, where a parameter has gates: 1."""
+        """The gate value of a synapse that counts as open, for parameters that have gates: 1."""
         return 1.0
 
-    # Not compiled itself, since it counts in Python, and every count would be a case of its own to a compiler.
+    # Not compiled itself: it counts in Python, and the compiler would specialise on every count.
     @torch.compiler.disable(recursive=False)
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Make one step from the gradients that are there.
+        """Perform one step with the current gradients.
 
         Args:
             closure: re-evaluates the model and returns the loss, as for any ``torch.optim`` optimizer.
 
         Returns:
-            What the closure returned, else None.
+            The result of the closure, or None without one.
 
         Raises:
             TypeError: a gradient is sparse or complex; nothing was changed.
@@ -169,7 +169,7 @@ class PlasticityOptimizer(Optimizer):
 
     @torch.compiler.disable
     def _prepare(self, closure: Callable[[], Any] | None) -> tuple[Any, Calls]:
-        """All that is not compiled, and the rest: nothing where the step is skipped, or there is no gradient."""
+        """Do all that is not compiled. Return the loss and the calls left: none if skipped or without gradients."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -205,12 +205,12 @@ class PlasticityOptimizer(Optimizer):
 
     @property
     def blocks(self) -> Blocks:
-        """What cuts this optimizer's tensors; a copy of the optimizer has its own."""
+        """Cuts this optimizer's tensors into blocks; a copy of the optimizer has its own."""
         return self.__dict__.setdefault("_blocks", Blocks(self.scratch))
 
     @property
     def asks(self) -> bool:
-        """Whether it is asked, once a step, if all gradients are finite: unless all groups ignore it."""
+        """Whether each step checks that all gradients are finite: True unless all groups ignore it."""
         return any(group["on_nonfinite"] != "ignore" for group in self.param_groups)
 
     def _skip(self, parameters: list[Tensor]) -> None:
@@ -222,22 +222,22 @@ class PlasticityOptimizer(Optimizer):
             )
         for group in self.param_groups:
             group["skipped_steps"] += 1
-        self._forget_passes()  # what made this gradient must not count in the next step
+        self._forget_passes()  # the passes behind this gradient must not count in the next step
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on exactly where ``state_dict()`` was taken; numbers keep their precision in half-precision models.
+        """Resume exactly where ``state_dict()`` was taken; numbers keep their precision in half-precision models.
 
         Raises:
-            ValueError: groups or shapes are those of other parameters, or the state is that of another optimizer;
+            ValueError: groups or shapes do not match the parameters, or the state is that of another optimizer;
                 nothing was changed.
         """
         loaded = []
 
-        def look(_: Optimizer, given: dict[str, Any]) -> None:  # after the hooks of a caller, which may change it
+        def look(_: Optimizer, given: dict[str, Any]) -> None:  # runs after the caller's hooks, which may change it
             self._check_state(given)
             loaded.append(given)
 
-        options = dict(self.defaults)  # to which PyTorch adds when it loads
+        options = dict(self.defaults)  # copied, since PyTorch adds to them when it loads
         handle = self.register_load_state_dict_pre_hook(look)
         try:
             super().load_state_dict(state_dict)
@@ -251,7 +251,7 @@ class PlasticityOptimizer(Optimizer):
                 self.state[p][name] = state[name].to(fresh[name].device, fresh[name].dtype, copy=True)
 
     def _pairs(self, state_dict: dict[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
-        """Each parameter with what a state dict has for it; the order of the parameters tells which is whose."""
+        """Each parameter with its entry in a state dict, matched by the order of the parameters."""
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         own = [p for group in self.param_groups for p in group["params"]]
         return [(p, state_dict["state"].get(i, {})) for i, p in zip(ids, own, strict=False)]
@@ -286,13 +286,13 @@ class PlasticityOptimizer(Optimizer):
 
     @torch.no_grad()
     def get_diagnostics(self) -> dict[str, float]:
-        """How the optimizer is doing (P2). Costs nothing in a step, a pass over parameters and state when called.
+        """Report how the optimizer is doing (P2). Free in a step; a call costs one pass over parameters and state.
 
         Returns:
-            ``step_count``: steps taken. ``skipped_steps``: steps skipped for a gradient that was not finite.
+            ``step_count``: steps taken. ``skipped_steps``: steps skipped because a gradient was not finite.
             ``eligibility_mean``, ``gate_mean``: means of `get_param_eligibility`, in its units, and of
             `get_param_gate`, in [0, 1], over all parameters that have a state. Before the first step they are 0 and 1:
-            nothing is tagged, everything is plastic. When the gate comes near zero, plasticity has run out.
+            nothing is tagged, everything is plastic. When the gate gets close to zero, plasticity has run out.
         """
         eligibility_sum, gate_sum, count = 0.0, 0.0, 0
         for p in (p for group in self.param_groups for p in group["params"]):
@@ -310,7 +310,7 @@ class PlasticityOptimizer(Optimizer):
 
 
 def _misfit(state: dict[str, Any], fresh: dict[str, Tensor]) -> str | None:
-    """What is wrong with a parameter's state beside the one that it begins with; None where it fits."""
+    """What is wrong with a parameter's state, compared with its initial state; None if it fits."""
     for name, value in fresh.items():
         if name not in state:
             return f"lacks {name!r}"

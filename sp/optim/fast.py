@@ -1,4 +1,4 @@
-"""What makes a step fast: pieces that stay in the cache, and shards instead of distributed tensors."""
+"""Tools for fast steps: blocks that stay in the cache, and shards instead of distributed tensors."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,21 +7,21 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-BLOCK = 262_144  # elements: so many of weights, gradients, state and intermediate results fit a CPU's cache
+BLOCK = 262_144  # elements; weights, gradients, state and intermediate results of this size fit in a CPU's cache
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What of a tensor lies in this process: itself, or its shard where ``fully_shard`` has distributed it."""
+    """The part of a tensor in this process: all of it, or its shard if ``fully_shard`` has distributed it."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, gathered from the other processes where ``fully_shard`` has distributed it."""
+    """All of a tensor, gathered from the other processes if ``fully_shard`` has distributed it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def summed_over_shards(values: Tensor, parameter: Tensor) -> Tensor:
-    """Sums over the processes that hold the shards of a parameter; the values themselves where there is only one."""
+    """Sum values over the processes that hold a parameter's shards; without shards, the values are unchanged."""
     if not isinstance(parameter, DTensor):
         return values
     values = values.clone()
@@ -32,7 +32,7 @@ def summed_over_shards(values: Tensor, parameter: Tensor) -> Tensor:
 
 
 def alike(parameters: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Parameters in lists that the foreach functions can take at once: of one device, one dtype and one sharding."""
+    """Group parameters for the foreach functions: each list has one device, one dtype and one sharding."""
     lists: dict[Any, list[Tensor]] = {}
     for p in parameters:
         sharding = (p.device_mesh, p.placements) if isinstance(p, DTensor) else None
@@ -43,13 +43,13 @@ def alike(parameters: Sequence[Tensor]) -> list[list[Tensor]]:
 class Blocks:
     """Cuts lists of tensors of equal shapes into blocks, one after another, along the tensors' first dimension.
 
-    A rule is a dozen elementwise operations. Over whole tensors each of them reads and writes memory; over a block the
-    intermediate results never leave the cache, and all blocks write theirs in the same place. An accelerator, where a
-    kernel costs more to start than it saves, gets everything as one block. To cut costs a small network as much time as
-    the arithmetic, so what lies where it lay before is not cut again.
+    A rule is a dozen elementwise operations. Over whole tensors, each of them reads and writes memory. Over a block,
+    the intermediate results never leave the cache, and all blocks write them to the same place. On an accelerator, a
+    kernel costs more to start than it saves, so everything is one block. In a small network, cutting takes as much time
+    as the arithmetic, so tensors that have not moved in memory are not cut again.
 
     Args:
-        scratch: how many tensors to write intermediate results to come with each piece.
+        scratch: number of tensors for intermediate results that come with each piece.
     """
 
     def __init__(self, scratch: int):
@@ -61,14 +61,14 @@ class Blocks:
         """Blocks of tensors.
 
         Args:
-            key: what the lists are known by from one step to the next.
-            gradients: may lie elsewhere in each step.
-            lists: as long as ``gradients``; tensors at one place have one shape and lie on one device. Scratch tensors
-                have the dtype of the last list.
+            key: identifies the lists from one step to the next.
+            gradients: may be elsewhere in memory in each step.
+            lists: lists as long as ``gradients``. Tensors at the same index have the same shape and device. Scratch
+                tensors have the dtype of the last list.
 
         Yields:
-            For each piece in the block which place it is from; and the pieces of ``gradients`` and of each list,
-            followed by the scratch ones.
+            For each block, the index that each piece is from, and the pieces of ``gradients`` and of each list,
+            followed by the scratch tensors.
         """
         if gradients[0].device.type != "cpu":
             results = [[torch.empty_like(t) for t in lists[-1]] for _ in range(self.scratch)]
@@ -82,7 +82,7 @@ class Blocks:
             yield places, [parts, *pieces]
 
     def _block(self, block: list[tuple[int, slice | None]], lists: Sequence[Sequence[Tensor]]) -> tuple:
-        """Which places a block is from, which of their rows, and the pieces of the lists with the scratch ones."""
+        """The indices that a block is from, their rows, and the pieces of the lists and of the scratch tensors."""
         pieces = [[ts[place] if rows is None else ts[place][rows] for place, rows in block] for ts in lists]
         counts = [piece.numel() for piece in pieces[-1]]
         dtype = pieces[-1][0].dtype
@@ -98,7 +98,7 @@ class Blocks:
 
 
 def _blocks(tensors: Sequence[Tensor]) -> list[list[tuple[int, slice | None]]]:
-    """For each block the places of its pieces, and their rows (None: all)."""
+    """For each block, the index and the rows of each piece (None means all rows)."""
     blocks: list[list[tuple[int, slice | None]]] = [[]]
     size = 0
     for place, tensor in enumerate(tensors):

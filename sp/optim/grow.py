@@ -1,4 +1,4 @@
-"""More outputs for a layer in mid-training, as when new classes come."""
+"""Adding outputs to a layer during training, as when new classes arrive."""
 
 import math
 from numbers import Number
@@ -16,39 +16,39 @@ from sp.optim.coincidence import gain_of, memories
 from sp.optim.common import PlasticityOptimizer
 from sp.optim.consolidating import ConsolidatingPlasticityOptimizer
 
-# A new output begins so far below zero, in units of the root mean square of what the layer answers. With an output for
-# every class from the start, those whose class has not come learn to answer below the others; from zero, new classes
-# take old ones over (digits, five tasks of two classes, ten seeds: final accuracy .928 from 0, .955 from -2, .962 all
-# from the start).
+# How far below zero a new output starts, in units of the root mean square of the layer's outputs. With an output for
+# every class from the start, outputs whose class has not appeared learn to stay below the others. From zero, new
+# classes take over old ones (digits, five tasks of two classes, ten seeds: final accuracy .928 from 0, .955 from -2,
+# .962 with all outputs from the start).
 BELOW = 2.0
 
 
 @torch.no_grad()
 def grow_outputs(layer: nn.Linear, out_features: int, optimizer: Optimizer, bias: float | None = None) -> None:
-    """Give the last layer of a network more outputs, in place, between two steps.
+    """Add outputs to the last layer of a network, in place, between two steps.
 
-    The first outputs answer as before. Parameters are the same objects, so that the hooks, watchers and counters that
-    hold them go on. The weights of new outputs are zero: they do not outvote what the network knows.
+    The existing outputs stay as they were. Parameters remain the same objects, so hooks, watchers and counters that
+    hold them keep working. The weights of new outputs are zero, so they do not outvote what the network knows.
 
-    The optimizer's state goes on as well. What it holds of each synapse (momentum, eligibility, what has consolidated)
-    is zero for the new ones, as before their first step; the step count is that of the layer. In the coincidence form
-    the memory of inputs stays as it is, the memory of errors gets outputs that have had none, and steps are no longer
-    than before, although the gain of a readout is its number of outputs. Other optimizers, such as
-    ``torch.optim.Adam``, are served where all that they hold of a parameter has its shape or is a number.
+    The optimizer's state is kept as well. What it holds for each synapse (momentum, eligibility, what has consolidated)
+    is zero for the new ones, as before their first step. The step count is that of the layer. In the coincidence form,
+    the memory of inputs stays as it is, and the memory of errors gets outputs without errors so far. Steps do not get
+    longer, although the gain of a readout is its number of outputs. Other optimizers, such as ``torch.optim.Adam``,
+    are supported if everything they hold for a parameter has its shape or is a number.
 
-    Gradients of the layer that are there are cleared. What was wrapped around the model before
-    (``DistributedDataParallel``, ``torch.compile``) has to be wrapped anew.
+    The layer's gradients are cleared. If the model was wrapped before (``DistributedDataParallel``,
+    ``torch.compile``), it has to be wrapped again.
 
     Args:
-        layer: with or without a bias; its weight is a parameter of its own, not one that is computed from others.
-        out_features: how many outputs it will have; as many as now changes nothing.
-        optimizer: the one that trains the layer.
-        bias: of the new outputs, any finite number. None: in the coincidence form, which measures what a layer
-            answers, minus twice its root mean square, as for logits of classes; else, and where the layer has no bias,
-            0. Give 0 where outputs are no logits.
+        layer: a layer with or without a bias. Its weight must be a parameter of its own, not computed from others.
+        out_features: the new number of outputs; the current number changes nothing.
+        optimizer: the optimizer that trains the layer.
+        bias: bias of the new outputs, any finite number. None means minus twice the root mean square of the layer's
+            outputs in the coincidence form, which measures them; this suits class logits. In other forms, or if the
+            layer has no bias, None means 0. Pass 0 if the outputs are not logits.
 
     Raises:
-        TypeError: ``layer`` is no ``nn.Linear``, ``optimizer`` no optimizer, or a number is none.
+        TypeError: ``layer`` is not an ``nn.Linear``, ``optimizer`` not an optimizer, or another argument not a number.
         ValueError: fewer outputs than now; a bias for a layer without one; a weight that the optimizer does not train,
             or that is computed, sharded or shared with an embedding; or a state that cannot grow. Nothing was changed.
     """
@@ -73,7 +73,7 @@ def grow_outputs(layer: nn.Linear, out_features: int, optimizer: Optimizer, bias
         optimizer.state[p].update(state)
     if errors is not None:
         _remember(optimizer, synapses, F.pad(errors, (0, more, 0, more)))
-        # The gain grows with the outputs, and the scale is that of a gradient of as many as there were.
+        # The gain grows with the number of outputs, but the scale is that of a gradient with the old number.
         optimizer.state[layer.weight]["scale"] *= gain_of(out_features, True) / gain_of(out_features - more, True)
     if synapses is not None:
         synapses.clear()
@@ -110,18 +110,18 @@ def _check(layer: nn.Linear, out_features: int, optimizer: Optimizer, bias: floa
 
 
 def _synapses(optimizer: Optimizer, weight: Tensor) -> Synapses | None:
-    """What a watcher of the optimizer recorded of a layer, frozen or not; None where there is none."""
+    """What the optimizer's watcher recorded of a layer, frozen or not; None if it does not watch the layer."""
     watcher = optimizer.coincidence if isinstance(optimizer, PlasticityOptimizer) else None
     return next((s for s in watcher.synapses if s.weight is weight), None) if watcher is not None else None
 
 
 def _padded(tensor: Tensor, more: int) -> Tensor:
-    """A tensor with so many rows of zeros more."""
+    """A tensor with ``more`` rows of zeros appended."""
     return F.pad(tensor, (0, 0) * (tensor.dim() - 1) + (0, more))
 
 
 def _grown_state(parameter: Tensor, state: dict[str, Any], more: int) -> dict[str, Tensor]:
-    """Those tensors of a parameter's state that have its shape, with rows more."""
+    """The tensors of a parameter's state that have its shape, with ``more`` rows appended."""
     for name, value in state.items():
         single = value is None or isinstance(value, Number) or (isinstance(value, Tensor) and value.numel() == 1)
         if not single and getattr(value, "shape", None) != parameter.shape:
@@ -138,25 +138,25 @@ def _grown_state(parameter: Tensor, state: dict[str, Any], more: int) -> dict[st
 def _grow(parameter: nn.Parameter, more: int) -> None:
     parameter.grad = None
     grown = _padded(parameter.data, more)
-    # A loss of an earlier step that is still held keeps the node through which gradients come, and this node expects
-    # gradients of the old shape. A parameter that changes its dtype gets another node.
+    # If the loss of an earlier step is still held, it keeps the parameter's autograd node, which expects gradients of
+    # the old shape. A parameter that changes its dtype gets a new node.
     parameter.data = parameter.data.new_empty(0, dtype=torch.float16 if grown.dtype == torch.float32 else torch.float32)
     parameter.data = grown
 
 
 def _errors(optimizer: ConsolidatingPlasticityOptimizer, synapses: Synapses) -> Tensor:
-    """The running mean of products of errors that a layer's memory holds, (out, out); zero where it holds none."""
+    """The running mean of products of errors that a layer's memory holds, (out, out); zero if it holds none."""
     _, memory = memories(synapses, optimizer.group_of(synapses.weight))
     _, out, _ = synapses.shape
     state, like = optimizer.state[synapses.weight], synapses.weight.new_zeros(out, out, dtype=torch.double)
     if memory is None or memory.name not in state:
         return like
-    memory.begin(state, 1, out, like)  # refuses what an option that was changed does not fit
+    memory.begin(state, 1, out, like)  # raises if an option has changed and no longer fits
     return memory.matrix(state)[0].double()
 
 
 def _remember(optimizer: ConsolidatingPlasticityOptimizer, synapses: Synapses, errors: Tensor) -> None:
-    """Make a layer's memory of errors anew, and have it hold these, (out, out)."""
+    """Recreate a layer's memory of errors so that it holds these, (out, out)."""
     state = optimizer.state[synapses.weight]
     for name in [name for name in state if name.startswith("errors")]:
         del state[name]

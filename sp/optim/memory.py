@@ -1,8 +1,8 @@
 """Memories of the directions in which a layer's inputs lie, or the errors that come back to it.
 
-Each keeps a weighted sum A of ``x x'`` over rows x, in tensors of a dict (a parameter's state), and multiplies a matrix
-by ``(I + c A)^-1``. The exact one keeps A; a sketch costs less time and space; the inputs of an embedding are one of
-many, so that A is diagonal and holds counts.
+Each keeps a weighted sum A of ``x x'`` over rows x, as tensors in a dict (a parameter's state), and multiplies a matrix
+by ``(I + c A)^-1``. The exact memory keeps A. A sketch costs less time and space. The inputs of an embedding are
+one-hot, so A is diagonal and holds counts.
 """
 
 from functools import lru_cache
@@ -12,37 +12,37 @@ from torch import Tensor
 
 from sp import rules
 
-SMALLEST = 1e-30  # in place of zero in a denominator
+SMALLEST = 1e-30  # instead of zero in a denominator
 
 
 class Memory:
-    """What all kinds share. Each has
+    """Base class of the memories. Each defines
 
-    ``shape(groups, width)``: that of what it keeps of A;
-    ``initialise(state, groups, width, like)``: make the tensors of a memory that has seen nothing, for g groups of
-    ``width`` inputs, of the dtype and device of ``like``;
-    ``remember(state, x, weight, kept)``: keep the share ``kept`` of A, and take in ``weight`` times the sum of ``x x'``
-    over the rows of x, (g, N, d), indices (N,) for `Counts`;
-    ``look(state)``: make the inverse anew;
+    ``shape(groups, width)``: the shape of what it keeps of A;
+    ``initialise(state, groups, width, like)``: create the tensors of an empty memory, for g groups of ``width`` inputs,
+    with the dtype and device of ``like``;
+    ``remember(state, x, weight, kept)``: keep the share ``kept`` of A, and add ``weight`` times the sum of ``x x'``
+    over the rows of x, (g, N, d); for `Counts`, x holds indices, (N,);
+    ``look(state)``: recompute the inverse;
     ``multiply(state, matrix)``: ``matrix (I + c A)^-1`` for a matrix of shape (g, n, d);
-    ``matrix(state)``: A, (g, d, d); `Counts` has its diagonal alone;
-    ``shares(state)``: the diagonal of ``(I + c A)^-1``, what passes of a change along one input alone, (g, d).
+    ``matrix(state)``: A, (g, d, d); `Counts` has only its diagonal;
+    ``shares(state)``: the diagonal of ``(I + c A)^-1``, (g, d): what share of a change along one input passes.
 
     Args:
-        name: of the tensors in the state.
+        name: name of the tensors in the state.
         strength: c > 0.
-        relative: c is in units of the mean of the diagonal of A, and the inverse is scaled so that the power of what A
-            has seen stays as it is: directions become more equal, and none of them is lost.
+        relative: if True, c is in units of the mean of the diagonal of A, and the inverse is scaled to preserve the
+            power of what A has seen: directions become more equal, and none of them is lost.
     """
 
     def __init__(self, name: str, strength: float, relative: bool = False):
         self.name, self.strength, self.relative = name, strength, relative
 
     def begin(self, state: dict[str, Tensor], groups: int, width: int, like: Tensor) -> bool:
-        """Make the memory's tensors where there are none; whether it did.
+        """Create the memory's tensors if there are none, and return whether it did.
 
         Raises:
-            ValueError: there are those of a memory of another kind.
+            ValueError: the state holds the tensors of another kind of memory.
         """
         if self.name not in state:
             self.initialise(state, groups, width, like)
@@ -56,12 +56,12 @@ class Memory:
         return False
 
     def diagonal(self, state: dict[str, Tensor]) -> Tensor:
-        """How much of each input A holds, (g, d)."""
+        """The diagonal of A: how much it holds of each input, (g, d)."""
         return self.matrix(state).diagonal(dim1=-2, dim2=-1)
 
 
 def sampled(x: Tensor, step: int, rows: int) -> tuple[Tensor, float]:
-    """At most about ``rows`` of the rows of x, (g, N, d), others in every step, and how many rows each stands for."""
+    """At most about ``rows`` rows of x, (g, N, d), different ones in each step; and how many rows each stands for."""
     stride = x.shape[-2] // rows
     if stride <= 1:
         return x, 1.0
@@ -70,15 +70,15 @@ def sampled(x: Tensor, step: int, rows: int) -> tuple[Tensor, float]:
 
 
 def product(one: Tensor, other: Tensor) -> Tensor:
-    """Of two batches of matrices; one of two matrices alone takes less time than a batch of one."""
+    """The product of two batches of matrices; a single matrix product takes less time than a batch of one."""
     return (one[0] @ other[0])[None] if len(one) == 1 else one @ other
 
 
 class ExactMemory(Memory):
-    """A and the inverse made of it at the last look, (g, d, d) each.
+    """A, and the inverse computed from it at the last look, (g, d, d) each.
 
-    What never forgets grows until new rows are lost in its rounding. So at each look what came since the last one is
-    added to a sum in double precision; errors, which are forgotten, need none.
+    A memory that never forgets grows until new rows are lost to rounding. So at each look, what came since the last one
+    is added to a sum in double precision. Errors are forgotten, so they need no such sum.
     """
 
     def shape(self, groups: int, width: int) -> tuple[int, ...]:
@@ -120,7 +120,7 @@ class ExactMemory(Memory):
 
 
 class Counts(Memory):
-    """A diagonal A: how often each of d inputs came, (d,)."""
+    """A diagonal A: how often each of d inputs occurred, (d,)."""
 
     def shape(self, groups: int, width: int) -> tuple[int, ...]:
         return (width,)
@@ -129,12 +129,12 @@ class Counts(Memory):
         state[self.name] = like.new_zeros(width)
 
     def remember(self, state: dict[str, Tensor], x: Tensor, weight: float, kept: float) -> None:
-        """Of rows that are indices, (N,)."""
+        """Remember rows given as indices, (N,)."""
         memory = state[self.name]
         memory.mul_(kept).index_add_(0, x, memory.new_ones(x.shape), alpha=weight)
 
     def look(self, state: dict[str, Tensor]) -> None:
-        """There is nothing to make."""
+        """There is nothing to recompute."""
 
     def multiply(self, state: dict[str, Tensor], matrix: Tensor) -> Tensor:
         return matrix * self.shares(state)
@@ -147,16 +147,16 @@ class Counts(Memory):
 
 
 class SketchedMemory(Memory):
-    """A through ``rank`` combinations of its columns: the Nystroem sketch of Tropp et al. 2017, updated as rows arrive.
+    """Keeps ``rank`` combinations of A's columns: the Nystroem sketch of Tropp et al. 2017, updated as rows arrive.
 
     With a fixed test matrix T, (d, rank), the sketch is ``Y = A T``, and with ``b = 1 + c rho``::
 
         A = Y C^-1 Y' + rho I,  C = T'Y    =>    (I + c A)^-1 = (I - V'V) / b
         V = F^-1 Y',  F F' = (1/c + rho) C + Y'Y
 
-    with a triangular F. rho spreads over all directions what the trace of A has more than ``Y C^-1 Y'``. T adds each
-    input, with a random sign, to one of ``rank`` sums, so that it needs no space. Y is linear in A: it grows and decays
-    as A does, and nothing is ever decomposed but (rank, rank) matrices. There is one group only.
+    with a triangular F. rho spreads the part of A's trace that ``Y C^-1 Y'`` lacks over all directions. T adds each
+    input, with a random sign, to one of ``rank`` sums, so it needs no space. Y is linear in A, so it grows and decays
+    as A does, and only (rank, rank) matrices are ever decomposed. There is only one group.
     """
 
     def __init__(self, name: str, strength: float, relative: bool = False, *, rank: int):
@@ -169,7 +169,7 @@ class SketchedMemory(Memory):
     def initialise(self, state: dict[str, Tensor], groups: int, width: int, like: Tensor) -> None:
         state[self.name] = like.new_zeros(width, self.rank)
         state[f"{self.name}_trace"] = like.new_zeros(())
-        # What the last look made: V, and 1 / b.
+        # Results of the last look: V, and 1 / b.
         state[f"{self.name}_known"] = like.new_zeros(self.rank, width)
         state[f"{self.name}_rest"] = like.new_ones(())
 
@@ -183,9 +183,9 @@ class SketchedMemory(Memory):
         return rows.new_zeros(len(rows), self.rank).index_add_(1, sums, rows * signs.to(rows.dtype))
 
     def _shifted(self, state: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Y and C of A with a little more than float32 can resolve added to its diagonal, a root of ``Y C^-1 Y'``, rho.
+        """Y and C, with A's diagonal raised by just over the float32 resolution; a root of ``Y C^-1 Y'``; and rho.
 
-        They are in double precision, in which the heaviest direction and the lightest can be told apart.
+        They are in double precision, which can distinguish the heaviest direction from the lightest.
         """
         sketch = state[self.name]
         width, rank = sketch.shape
@@ -217,7 +217,7 @@ class SketchedMemory(Memory):
         return (matrix - (matrix @ known.T) @ known) * state[f"{self.name}_rest"]
 
     def matrix(self, state: dict[str, Tensor]) -> Tensor:
-        """A as the sketch has it, (1, d, d)."""
+        """A as approximated by the sketch, (1, d, d)."""
         _, _, root, rest = self._shifted(state)
         identity = torch.eye(root.shape[1], dtype=root.dtype, device=root.device)
         return (root.T @ root + rest * identity).to(state[self.name].dtype)[None]
@@ -228,7 +228,7 @@ class SketchedMemory(Memory):
 
 @lru_cache(maxsize=64)
 def _test_matrix(width: int, rank: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """T: the sum to which each input is added, and its sign. Equal networks get equal ones."""
+    """T, as the sum to which each input is added and its sign. Equal networks get the same T."""
     generator = torch.Generator().manual_seed(width)
     signs = torch.randint(2, (width,), generator=generator, device="cpu") * 2.0 - 1
     return (torch.randperm(width, generator=generator, device="cpu") % rank).to(device), signs.to(device)

@@ -1,4 +1,4 @@
-"""The published rule: an Adam-like step whose size a plasticity gate decides, synapse by synapse."""
+"""The published rule: an Adam-like step whose size is set by a plasticity gate, synapse by synapse."""
 
 import math
 import warnings
@@ -16,14 +16,14 @@ from sp.optim.common import Calls, Groups, PlasticityOptimizer, scalar_dtype, si
 from sp.optim.fast import Blocks, alike, local, summed_over_shards, whole
 
 REFRESH_EVERY = 50  # steps between two looks at the distribution of the eligibility
-SMALLEST_THRESHOLD = 1e-30  # where most of a tensor was never used; its reciprocal is still finite
-THRESHOLD_MOMENTUM = 0.9  # share of the old threshold that a look keeps, so that one odd batch does not move the gate
+SMALLEST_THRESHOLD = 1e-30  # for tensors that are mostly unused; its reciprocal is still finite
+THRESHOLD_MOMENTUM = 0.9  # share of the old threshold kept at a look, so that one odd batch does not move the gate
 
 State = dict[str, Tensor]
 
 
 class SelectivePlasticityOptimizer(PlasticityOptimizer):
-    r"""Adam with a gate on every synapse: one that was used and is not being used now is held (P1 to P7).
+    r"""Adam with a gate on every synapse: synapses used before but not now are held (P1 to P7).
 
     For each parameter tensor at its step :math:`t`, with gradient :math:`g`::
 
@@ -34,42 +34,42 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         gate    = clamp(1 - k e_norm (1 - g_norm), gate_min, 1)                (P7); 1 while t <= warmup_steps
         w <- w - lr gate m_hat / (e_hat + eps)
 
-    With ``coincidence`` the gate also asks for presynaptic activity (P8, see below).
-    The trace is also the scale of the step, so the state is Adam's two tensors a parameter and no more (P15).
-    A trace forgets within about ``1 / (1 - trace_decay)`` steps, and with it the protection: on its own this rule does
-    not keep an old task, which the notebooks measure.
+    With ``coincidence``, the gate also requires presynaptic activity (P8, see below).
+    The trace is also the scale of the step, so the state is just two tensors per parameter, as in Adam (P15).
+    A trace decays within about ``1 / (1 - trace_decay)`` steps, and the protection with it. On its own, this rule does
+    not retain an old task, as measured in the notebooks.
 
     Args:
-        params: parameters, or dicts of parameters with options of their own.
-        lr: learning rate, >= 0. Start from Adam's, possibly 1.5 to 3 times it.
+        params: parameters, or dicts of parameters with their own options.
+        lr: learning rate, >= 0. Start from Adam's value, possibly 1.5 to 3 times that.
         trace_decay: decay beta of the eligibility trace, in [0, 1). Published: 0.95-0.99 adapts fast and protects less,
-            0.99-0.995 balanced, 0.995-0.999 protects strongly.
-        plasticity_k: sharpness k of the gate, >= 0; 0 switches the gate off. Published: 1-3 lenient, 3-7 balanced,
-            7-10 strict.
+            0.99-0.995 is balanced, 0.995-0.999 protects strongly.
+        plasticity_k: sharpness k of the gate, >= 0; 0 switches the gate off. Published: 1-3 is lenient, 3-7
+            balanced, 7-10 strict.
         threshold_percentile: percentile of the eligibility that counts as fully used, in [0, 100].
-        warmup_steps: steps before the gate begins to work, >= 0.
-        adaptive_threshold: True: the threshold follows the distribution, looked at every 50 steps (an exponential
-            average of the looks). False: it is fixed at the end of the warm-up.
+        warmup_steps: steps before the gate takes effect, >= 0.
+        adaptive_threshold: if True, the threshold follows the distribution, as an exponential average of measurements
+            taken every 50 steps. If False, it is fixed at the end of the warm-up.
         eps: added to the scale of the step, > 0.
-        momentum: decay of the averaged gradient, in [0, 1); 0 takes the gradient as it is.
-        normalisation: ``"percentile"``: both magnitudes in units of theta, as above. ``"max"``: each by the largest of
-            its tensor, which leaves most synapses unprotected since gradients are heavy-tailed; the percentile and its
-            threshold are then not used.
-        base: ``"adam"``: the step above. ``"sgd"``: ``w <- w - lr gate m_hat``.
-        gate_min: floor of the gate, in [0, 1]; above 0 no synapse is ever frozen.
-        coincidence: None, or ``NMDACoincidence(model)`` for P8: after the warm-up the gate of a watched synapse is
+        momentum: decay of the averaged gradient, in [0, 1); 0 uses the gradient as it is.
+        normalisation: ``"percentile"`` measures both magnitudes in units of theta, as above. ``"max"`` divides each by
+            the largest in its tensor, and does not use the percentile and its threshold. This leaves most synapses
+            unprotected, since gradients are heavy-tailed.
+        base: ``"adam"`` is the step above, ``"sgd"`` is ``w <- w - lr gate m_hat``.
+        gate_min: lower bound of the gate, in [0, 1]; above 0, no synapse is ever frozen.
+        coincidence: None, or ``NMDACoincidence(model)`` for P8: after the warm-up, the gate of a watched synapse is
             multiplied by ``a_norm g_norm``, where ``a_norm = min(a / rms(a), 1)`` and a is the root mean square of the
-            synapse's input in this batch. So it is low where either the gradient or the activation is absent. A bias
-            has a constant input, a_norm = 1. What the watcher did not see in a step is gated as without it.
-        weight_decay: decoupled, >= 0: every weight that has a gradient is multiplied by ``1 - lr weight_decay`` before
-            the step, as in AdamW; the gate does not hold this back.
-        maximize: climb the objective instead of descending.
-        foreach: True: all tensors at once through ``torch._foreach_*`` functions, in blocks that fit a CPU's cache.
-            False: the reference, one tensor at a time, which reads like the equations. Under
-            ``torch.compile(optimizer.step)`` both are the reference, of which the compiler makes a fast form.
-        on_nonfinite: what is done where a gradient holds NaN or infinity. ``"skip"``: nothing; the step is counted in
-            ``get_diagnostics()["skipped_steps"]``. ``"raise"``: FloatingPointError is raised, and nothing was changed.
-            ``"ignore"``: nobody asks, which spares an accelerator the wait for the answer.
+            synapse's input in this batch. So it is low if either the gradient or the activation is absent. A bias has a
+            constant input, a_norm = 1. What the watcher did not see in a step is gated as it would be without it.
+        weight_decay: decoupled weight decay, >= 0: every weight that has a gradient is multiplied by
+            ``1 - lr weight_decay`` before the step, as in AdamW. The gate does not reduce this.
+        maximize: maximise the objective instead of minimising it.
+        foreach: if True, update all tensors at once with ``torch._foreach_*`` functions, in blocks that fit in a CPU's
+            cache. If False, use the reference, one tensor at a time, which reads like the equations. Under
+            ``torch.compile(optimizer.step)`` both use the reference, which the compiler turns into a fast form.
+        on_nonfinite: what to do if a gradient contains NaN or infinity. ``"skip"`` changes nothing and counts the step
+            in ``get_diagnostics()["skipped_steps"]``. ``"raise"`` raises FloatingPointError and changes nothing.
+            ``"ignore"`` does not check, so an accelerator does not have to wait for the answer.
 
     Raises:
         ValueError, TypeError: an argument is outside its range or of the wrong type; the message names it.
@@ -141,14 +141,14 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         number = {"dtype": scalar_dtype(parameter), "device": parameter.device}
         return {
             "step": torch.zeros((), **number),
-            # An infinite threshold protects nothing, which is right until the distribution has been looked at.
+            # An infinite threshold protects nothing, which is right until the distribution has been measured.
             "threshold": torch.full((), math.inf, **number),
             "eligibility": torch.zeros_like(parameter, memory_format=torch.preserve_format),
             "momentum": torch.zeros_like(parameter, memory_format=torch.preserve_format),
         }
 
     def measure(self, parameters: list[Tensor]) -> Tensor | None:
-        """The sums of the gradients, since nothing costs less; None where nobody asks."""
+        """The sums of the gradients, since nothing costs less; None if finiteness is not checked."""
         if not self.asks:
             return None
         sums = []
@@ -165,7 +165,7 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
             age = group["step_count"] - group["calibration_start"]
             look = age % REFRESH_EVERY == 0 or age == max(group["warmup_steps"], 1)
             rate = signed_rate(group)
-            if not isinstance(rate, Tensor):  # of a number that changes a compiler would make one case after another
+            if not isinstance(rate, Tensor):  # the compiler would specialise on every value of a number
                 rate = torch.tensor(rate, dtype=torch.float64, device="cpu")
             for part, parameters in enumerate(alike(with_gradient)):
                 p8 = [activations.get(id(p)) for p in parameters]
@@ -174,8 +174,8 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
                     and group["normalisation"] == "percentile"
                     and not look
                     and all(activation is None for activation in p8)
-                    and parameters[0].dtype != torch.float16  # in which the thresholds of small gradients are zero
-                    and (self.asks or parameters[0].device.type == "cpu")  # else the device would be waited for
+                    and parameters[0].dtype != torch.float16  # in float16, the thresholds of small gradients are zero
+                    and (self.asks or parameters[0].device.type == "cpu")  # else this would wait for the device
                 )
                 gradients, states = [p.grad for p in parameters], [self.state[p] for p in parameters]
                 arguments = (parameters, gradients, states, p8, rate, group, look)
@@ -186,11 +186,11 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         return calls
 
     def _activations(self) -> dict[int, Tensor]:
-        """What the presynaptic side gives to each watched parameter, in [0, 1]; nothing where no pass was recorded."""
+        """The presynaptic factor of each watched parameter, in [0, 1]; there is none if no pass was recorded."""
         activations = {}
         for synapses in {id(synapses): synapses for synapses in self.watched().values()}.values():
             activity = synapses.take()
-            if activity is None or synapses.kind.indices:  # an embedding's inputs are there or not
+            if activity is None or synapses.kind.indices:  # an embedding's inputs are either present or absent
                 continue
             _, _, width = synapses.shape
             inputs = activity.presynaptic[..., : width - (synapses.bias is not None)].to(scalar_dtype(synapses.weight))
@@ -201,9 +201,9 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         return activations
 
     def reset_eligibility(self) -> None:
-        """Forget what was used, before a very different task (P3): every parameter's state as before its first step.
+        """Forget what was used, before a very different task (P3): reset every parameter's state to its initial state.
 
-        The warm-up begins again, since the threshold has to be calibrated anew; weights and counts stay.
+        The warm-up starts again, since the threshold has to be recalibrated. Weights and counts stay.
         """
         for group in self.param_groups:
             group["calibration_start"] = group["step_count"]
@@ -214,7 +214,7 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
     def get_param_eligibility(self, param: Tensor) -> Tensor | None:
         """The bias-corrected eligibility of one parameter, shaped like it, in units of its gradient (P4).
 
-        None where there is none: a parameter that never had a gradient, or does not belong to this optimizer.
+        None if there is none: the parameter never had a gradient, or does not belong to this optimizer.
         """
         state = self.state.get(param)
         if not state:
@@ -226,9 +226,9 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
     def get_param_gate(self, param: Tensor) -> Tensor | None:
         """The gate of each synapse, in [0, 1], shaped like the parameter; None before its first step.
 
-        It is made from the state and the gradient that is there: after a step the gate of that step, but for what
-        ``coincidence`` multiplies it with, since the activity is gone by then. Where the gradient was cleared, it is as
-        if the parameter were silent (g = 0).
+        It is computed from the state and the current gradient. After a step it is the gate of that step, without the
+        factor of ``coincidence``, since the activity is gone by then. If the gradient was cleared, it is as if the
+        parameter were silent (g = 0).
         """
         eligibility = self.get_param_eligibility(param)
         if eligibility is None:
@@ -241,8 +241,7 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
 def _gate(
     eligibility: Tensor, magnitude: Tensor, activation: Tensor | None, state: State, options: dict[str, Any]
 ) -> Tensor:
-    """The gate of one tensor: from its bias-corrected eligibility, the magnitude of its gradient and, with P8, what its
-    inputs were."""
+    """The gate of a tensor, from its bias-corrected eligibility, its gradient's magnitude and, with P8, its inputs."""
     if options["normalisation"] == "max":
         thresholds = [
             whole(t).max().to(state["step"].dtype).clamp(min=SMALLEST_THRESHOLD) for t in (eligibility, magnitude)
@@ -300,7 +299,7 @@ def _single_tensor(
         eligibility = rules.bias_corrected(state["eligibility"], decay, state["step"])
         mean_gradient = rules.bias_corrected(local(state["momentum"]), momentum, state["step"])
         gate = _gate(eligibility, g.abs(), activation, state, options)
-        # In float16 the usual eps is zero, and an unused synapse would be moved by 0 / 0.
+        # In float16 the default eps is zero, and an unused synapse would be moved by 0 / 0.
         eps = max(options["eps"], torch.finfo(w.dtype).tiny)
         scale = local(eligibility) + eps if options["base"] == "adam" else 1
         local(w).sub_(rate * gate * mean_gradient / scale)
@@ -317,12 +316,12 @@ def _multi_tensor(
     options: dict[str, Any],
     look: bool,
 ) -> None:
-    """The same for all tensors at once, in place and in as few passes as there can be.
+    """The same for all tensors at once, in place and in as few passes as possible.
 
-    The traces need no correction of their own: it is in the numbers that each tensor is multiplied by. Without
-    activations, for thresholds of the percentile that stay as they are.
+    The traces themselves are not corrected: the correction is in the numbers that each tensor is multiplied by. Only
+    for steps without activations, with percentile thresholds that stay as they are.
     """
-    if torch.compiler.is_compiling():  # the compiler makes of the reference what is done by hand here
+    if torch.compiler.is_compiling():  # the compiler turns the reference into what is done by hand here
         return _single_tensor(parameters, gradients, states, activations, rate, options, look)
     dtype = parameters[0].dtype
     steps = [state["step"] for state in states]
@@ -334,13 +333,13 @@ def _multi_tensor(
     lists = [gradients, parameters, *([state[name] for state in states] for name in ("eligibility", "momentum"))]
     for places, (g, w, e, m, a, b) in blocks.cut(key, *([local(t) for t in members] for members in lists)):
         sizes, eps, units, thresholds, shares, scales, floors = zip(*[factors[i] for i in places], strict=True)
-        # Where the result goes into another tensor a loop is faster than a copy and a foreach function.
+        # If the result goes into another tensor, a loop is faster than a copy and a foreach function.
         for out, x in zip(a, g, strict=True):
             torch.abs(x, out=out)
         torch._foreach_lerp_(e, a, 1 - options["trace_decay"])
         torch._foreach_lerp_(m, g, 1 - options["momentum"])
         if gated:
-            # b = unit e_norm (1 - g_norm), cut where the gate reaches its floor
+            # b = unit e_norm (1 - g_norm), clipped where the gate reaches its floor
             for out, x, unit in zip(b, e, units, strict=True):
                 torch.clamp(x, max=unit, out=out)
             torch._foreach_clamp_max_(a, thresholds)
@@ -363,9 +362,9 @@ def _multi_tensor(
 def _factors(
     step: float, threshold: float, rate: float, dtype: torch.dtype, options: dict[str, Any]
 ) -> tuple[float, ...]:
-    """The numbers of one tensor in one step, for traces that are not corrected: minus the size of the step; eps; the
-    largest trace that counts; the threshold, and minus one over it; minus k in units of the trace (0 in the warm-up);
-    and where the gate meets its floor."""
+    """The factors of one tensor in one step, for uncorrected traces: minus the size of the step; eps; the largest trace
+    that counts; the threshold, and minus its reciprocal; minus k in units of the trace (0 in the warm-up); and the
+    value at which the gate reaches its floor."""
     small, adam = torch.finfo(dtype), options["base"] == "adam"
     corrected = 1 - options["trace_decay"] ** step
     size = rate / (1 - options["momentum"] ** step) * (corrected if adam else 1)

@@ -1,4 +1,4 @@
-"""What learns a stream: a network with an optimizer, and the rivals that do something else with each batch."""
+"""Learners for a stream: a network with an optimizer, and baselines that do something else with each batch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -39,7 +39,7 @@ RIVALS: dict[str, type[GradientLearner]] = {
 WITHOUT_NETWORK = {"chance": ChanceLearner, "ranpac": RanPACLearner, "ridge": RidgeLearner, "slda": SLDALearner}
 OF_RANDOM_FEATURES = ("ranpac", "ridge")
 METHODS = (*OPTIMIZERS, *RIVALS, *WITHOUT_NETWORK)
-# What tables and figures call them.
+# Names in tables and figures.
 TITLES = {
     "active_dendrites": "Active dendrites",
     "adagrad": "Adagrad",
@@ -91,7 +91,7 @@ __all__ = [
 
 
 def needs(method: str, replay_capacity: int = 0) -> Needs:
-    """What a method of `METHODS` is told or given, with a replay buffer or without."""
+    """What a method of `METHODS` is told or given, with or without a replay buffer."""
     learner = {**RIVALS, **WITHOUT_NETWORK}.get(method, GradientLearner)
     if not replay_capacity:
         return learner.needs
@@ -99,7 +99,7 @@ def needs(method: str, replay_capacity: int = 0) -> Needs:
 
 
 def rehearses(method: str) -> bool:
-    """Whether a method has the replay buffer in its own hands; for others, stored examples are mixed into batches."""
+    """Whether a method manages the replay buffer itself; for others, stored examples are mixed into the batches."""
     return method in RIVALS and issubclass(RIVALS[method], Rehearsal)
 
 
@@ -111,15 +111,15 @@ def make_learner(
     options: dict[str, Any],
     store: ReplaySource | None = None,
 ) -> Any:
-    """A learner of `METHODS`, or of somebody's own.
+    """Make a learner of `METHODS`, or of a custom method.
 
     Args:
-        method: its name, or somebody's own as `own_learner` takes it.
-        network: makes the network, on its device.
-        sizes: inputs, hidden widths, outputs; those of `OF_RANDOM_FEATURES` have ``hidden[0]`` and no network.
-        device: where to learn.
+        method: its name, or a custom method as for `own_learner`.
+        network: function that makes the network on its device.
+        sizes: inputs, hidden widths, outputs; methods in `OF_RANDOM_FEATURES` use ``hidden[0]`` and no network.
+        device: the device to learn on.
         options: arguments of the optimizer or method.
-        store: for a method that `rehearses`.
+        store: replay source, for a method that `rehearses`.
     """
     if callable(method):
         return own_learner(method, network(), options)

@@ -1,8 +1,8 @@
-"""Active dendrites: segments that see a context, and let a unit through where they know it (Iyer et al. 2022).
+"""Active dendrites: segments that see a context, and open a unit's gate if they recognise it (Iyer et al. 2022).
 
-A unit has its weights and, apart from them, some dendritic segments. A segment is a weight vector over the context; the
-one that responds most strongly gates the unit. Of the units of a layer only the strongest few then speak. Different
-contexts leave different units to speak and so to learn, which is how these dendrites keep tasks apart.
+In addition to its weights, a unit has several dendritic segments. A segment is a weight vector over the context; the
+one that responds most strongly gates the unit. Only the few strongest units of a layer are then active. Different
+contexts activate different units, and only these learn. This is how the dendrites keep tasks separate.
 """
 
 import math
@@ -17,17 +17,17 @@ from sp.checks import check_integer, check_number
 class DendriticLinear(nn.Module):
     """A linear layer whose units are gated by their dendrites: ``(W x + b) sigmoid(d)``, ``d = u_s' c``.
 
-    Of a unit's segments u the one with the largest ``|u' c|`` counts, with its sign (Iyer et al. 2022, the form that
-    they use for permuted images).
+    Of a unit's segments u, ``u_s`` has the largest ``|u' c|``; the response keeps its sign (Iyer et al. 2022, the form
+    that they use for permuted images).
 
     Args:
-        linear: the feed-forward weights; taken over as they are.
+        linear: the layer of feed-forward weights, used as it is.
         context: length of a context vector, >= 1.
-        segments: segments of each unit, >= 1. Their weights begin standard normal, so that a context that is a unit
-            vector opens some units and shuts others from the start.
+        segments: segments per unit, >= 1. Their weights are initialised standard normal, so that a context that is a
+            unit vector opens some units and closes others from the start.
 
     Raises:
-        TypeError: ``linear`` is no `nn.Linear`. ValueError, TypeError: a number out of its range.
+        TypeError: ``linear`` is not an `nn.Linear`. ValueError, TypeError: a number is out of range.
     """
 
     def __init__(self, linear: nn.Linear, context: int, segments: int):
@@ -40,34 +40,34 @@ class DendriticLinear(nn.Module):
         self.segments = nn.Parameter(torch.randn(linear.out_features, segments, context).to(linear.weight.device))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Inputs (B, in) and contexts (B, context) to outputs (B, out)."""
+        """Map inputs (B, in) and contexts (B, context) to outputs (B, out)."""
         responses = torch.einsum("bc,osc->bos", context, self.segments)
         strongest = responses.gather(2, responses.abs().argmax(2, keepdim=True)).squeeze(2)
         return self.linear(x) * torch.sigmoid(strongest)
 
 
 def k_winners(x: Tensor, share: float) -> Tensor:
-    """The largest of each row of x, (B, n), as they are, zeros in place of the others; a ``share`` of n, rounded up."""
+    """Keep the largest entries in each row of x, (B, n), a ``share`` of n rounded up; set the others to zero."""
     count = math.ceil(share * x.shape[1])
     best = x.topk(count, dim=1)
     return torch.zeros_like(x).scatter(1, best.indices, best.values)
 
 
 class ActiveDendrites(nn.Module):
-    """A perceptron whose hidden units have active dendrites, in place of its ReLUs k-winners.
+    """A perceptron whose hidden units have active dendrites, with k-winners instead of its ReLUs.
 
-    The context is a task's number as a unit vector. Given, it gates all examples. Not given: in training it is the task
-    that is being learnt; else it is inferred for each example, as the task whose prototype is nearest. A prototype is
-    the mean of the inputs of a task that were learnt so far (Iyer et al. take it over all of the task beforehand).
+    The context is the task number as a one-hot vector. A given task gates all examples. Otherwise, training
+    mode uses the task being learnt, and evaluation mode infers for each example the task with the nearest prototype. A
+    prototype is the mean of a task's inputs learnt so far (Iyer et al. compute it over the whole task beforehand).
 
     Args:
-        model: an `nn.Sequential` of Linear layers with a ReLU between any two; its layers are taken over.
-        contexts: how many tasks there may be, >= 1.
-        segments: of each hidden unit, >= 1.
-        winners: share of a layer's units that speak, in (0, 1].
+        model: an `nn.Sequential` of Linear layers with a ReLU between any two; its layers are reused.
+        contexts: maximum number of tasks, >= 1.
+        segments: segments per hidden unit, >= 1.
+        winners: share of a layer's units that are active, in (0, 1].
 
     Raises:
-        TypeError: ``model`` is not such a perceptron. ValueError, TypeError: a number out of its range.
+        TypeError: ``model`` is not such a perceptron. ValueError, TypeError: a number is out of range.
     """
 
     def __init__(self, model: nn.Sequential, contexts: int = 10, segments: int = 10, winners: float = 0.2):
@@ -85,14 +85,14 @@ class ActiveDendrites(nn.Module):
         zeros = partial(torch.zeros, device=model[0].weight.device)
         self.register_buffer("prototypes", zeros(contexts, model[0].in_features))
         self.register_buffer("seen", zeros(contexts))  # examples behind each prototype
-        self.register_buffer("task", zeros((), dtype=torch.int64))  # that is being learnt
+        self.register_buffer("task", zeros((), dtype=torch.int64))  # the one being learnt
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Take inputs (B, in) of the present task into its prototype.
+        """Update the prototype of the current task with inputs (B, in).
 
         Raises:
-            ValueError: more tasks than ``contexts``.
+            ValueError: there are more tasks than ``contexts``.
         """
         if self.task >= len(self.seen):
             raise ValueError(
@@ -102,17 +102,17 @@ class ActiveDendrites(nn.Module):
         self.prototypes[self.task] += (x - self.prototypes[self.task]).sum(0) / self.seen[self.task]
 
     def end_task(self) -> None:
-        """The next inputs are another task's."""
+        """Move on to the next task."""
         self.task += 1
 
     @torch.no_grad()
     def infer(self, x: Tensor) -> Tensor:
-        """The task whose prototype is nearest to each input, among those that have one; (B, in) to (B,)."""
+        """The task with the prototype nearest to each input, among those that have one; (B, in) to (B,)."""
         distances = torch.cdist(x, self.prototypes).masked_fill(self.seen == 0, torch.inf)
         return distances.argmin(1)
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
-        """Inputs (B, in) to logits (B, out)."""
+        """Map inputs (B, in) to logits (B, out)."""
         if task is None:
             numbers = self.task.expand(len(x)) if self.training else self.infer(x)
         else:

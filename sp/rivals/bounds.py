@@ -1,4 +1,4 @@
-"""What frames a comparison: the ceiling and the floor. Heads in closed form are in `sp.rivals.closed_form`."""
+"""Bounds of a comparison: the ceiling and the floor. Closed-form heads are in `sp.rivals.closed_form`."""
 
 import copy
 from typing import Any
@@ -10,10 +10,10 @@ from sp.rivals.learner import GradientLearner, Needs
 
 
 class JointLearner(GradientLearner):
-    """The ceiling: when a task ends, a network is trained from the start on all tasks so far, shuffled together.
+    """The ceiling: when a task ends, a network is trained from scratch on all tasks so far, shuffled together.
 
-    It gets as many passes over all data, in batches of the same size, as the stream gave over each task. What it is
-    told and what it stores no continual learner is given.
+    It makes as many passes over all data, in batches of the same size, as the stream made over each task. No continual
+    learner is told or stores as much.
 
     Args:
         model: the network. base, options: optimizer and its arguments.
@@ -46,7 +46,7 @@ class ChanceLearner:
     """The floor: it learns nothing and answers at random.
 
     Args:
-        outputs: number of units.
+        outputs: number of output units.
     """
 
     needs = Needs()
@@ -55,7 +55,7 @@ class ChanceLearner:
         self.outputs = outputs
 
     def learn(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def logits(self, x: Tensor) -> Tensor:
         return torch.randn(len(x), self.outputs).to(x.device)

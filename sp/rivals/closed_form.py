@@ -1,7 +1,7 @@
-"""Heads in closed form: from running sums, in one pass, without gradients; the order of the data does not matter.
+"""Closed-form heads: fitted from running sums in one pass, without gradients; the order of the data does not matter.
 
-They learn no features: they take the inputs as they are, or random features of them, and are the rivals to beat where a
-network that was trained before gives the features.
+They learn no features: they use the inputs as they are, or random features of them. They are the baselines to beat if
+a pretrained network supplies the features.
 """
 
 import torch
@@ -13,10 +13,10 @@ from sp.rivals.learner import Needs
 
 
 class RidgeLearner:
-    """Ridge regression on fixed random ReLU features, from running sums: the order of the data does not matter to it.
+    """Ridge regression on fixed random ReLU features, fitted from running sums: the order of the data does not matter.
 
     ``W = (Z'Z + penalty n I)^-1 Z'T`` with features ``Z = relu(x R + b)``, a one appended, and one-hot targets T. It is
-    recursive least squares: the simple thing that a class-incremental stream may not need more than.
+    recursive least squares, a simple method that may be all that a class-incremental stream needs.
 
     Args:
         inputs, features, outputs: sizes; ``features * outputs`` numbers are learnt.
@@ -59,9 +59,9 @@ class RanPACLearner:
 
     ``s_k(x) = h(x)' (G + lambda I)^-1 c_k`` with ``h(x) = relu(x R)``, R normal, the Gram matrix ``G = sum h h'`` and
     the prototype ``c_k``, the sum of h over class k. As published, lambda is the power of ten in [1e-8, 1e8] with the
-    smallest squared error on a fifth of the training examples, which then join the others. Here that fifth is of every
-    batch and its sums are enough, so that nothing is stored and no boundary told (the authors draw it from the task
-    that ends). Their first phase, which adapts the network that gives the features on the first task, is left out.
+    smallest squared error on a fifth of the training examples, which then join the others. Here that fifth is drawn
+    from every batch and its sums suffice, so no examples are stored and no boundaries are needed (the authors draw it
+    from the task that ends). Their first phase, which adapts the feature network on the first task, is left out.
 
     Args:
         inputs, features, outputs: sizes; ``features`` is the authors' M. ``features * outputs`` numbers are learnt.
@@ -69,12 +69,12 @@ class RanPACLearner:
 
     needs = Needs()
     PENALTIES = tuple(10.0**power for power in range(-8, 9))
-    HELD_OUT = 5  # one example in so many
+    HELD_OUT = 5  # one example in this many
 
     def __init__(self, inputs: int, features: int, outputs: int, device: torch.device):
         self.projection = torch.randn(inputs, features).to(device)
         zeros = {"dtype": torch.float64, "device": device}
-        # Of the examples that are fitted, and of those on which lambda is chosen.
+        # For the examples that are fitted, and for those on which lambda is chosen.
         self.grams = [torch.zeros(features, features, **zeros) for _ in range(2)]
         self.prototypes = [torch.zeros(features, outputs, **zeros) for _ in range(2)]
         self.count, self.penalty, self.weight = 0, None, None
@@ -98,7 +98,7 @@ class RanPACLearner:
         errors = {}
         for penalty in self.PENALTIES:
             W = _regularised(fitted, penalty, self.prototypes[0])
-            if W is not None:  # of |H W - Y|^2 what depends on W
+            if W is not None:  # the part of |H W - Y|^2 that depends on W
                 errors[penalty] = float((W * (held_out @ W - 2 * self.prototypes[1])).sum())
         self.penalty = min(errors, key=errors.get)
         return _regularised(fitted + held_out, self.penalty, sum(self.prototypes)).float()
@@ -115,13 +115,13 @@ class SLDALearner:
     """Streaming linear discriminant analysis (Hayes & Kanan 2020) on the inputs as they are.
 
     ``s_k(x) = w_k' x - w_k' mu_k / 2`` with ``w_k = ((1 - shrinkage) S + shrinkage I)^-1 mu_k``, the mean ``mu_k`` of
-    class k and the covariance S of the examples around the means of their classes. The authors update S after each
-    example with the class's mean as it then is; sums of x and xx' give the same without that error, in any order.
+    class k and the covariance S of the examples around their class means. The authors update S after each example with
+    the class mean at that moment; sums of x and xx' give the same result without that error, in any order.
 
     Args:
-        inputs, outputs: sizes; ``inputs * outputs`` numbers are learnt. A class that was never met has no mean, and is
-            never answered.
-        shrinkage: in (0, 1); the authors take 1e-4.
+        inputs, outputs: sizes; ``inputs * outputs`` numbers are learnt. A class that was never seen has no mean and is
+            never predicted.
+        shrinkage: in (0, 1); the authors use 1e-4.
     """
 
     needs = Needs()
@@ -157,9 +157,9 @@ class SLDALearner:
 
 
 def _regularised(matrix: Tensor, penalty: float, right: Tensor) -> Tensor | None:
-    """``(matrix + penalty I)^-1 right``, or None where rounding leaves that matrix not positive.
+    """``(matrix + penalty I)^-1 right``, or None if rounding leaves that matrix not positive definite.
 
-    matrix: (d, d), symmetric and not negative. right: (d, k).
+    matrix: (d, d), symmetric positive semidefinite. right: (d, k).
     """
     identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     root, failed = torch.linalg.cholesky_ex(matrix + penalty * identity)

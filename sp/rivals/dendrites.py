@@ -1,11 +1,11 @@
-"""The bridge to `perforatedai`, which grows artificial dendrites on the layers of a network while it learns.
+"""Bridge to `perforatedai`, which grows artificial dendrites on the layers of a network while it learns.
 
 The package wraps each layer. When a validation score stalls, it goes back to the best weights and gives every wrapped
-layer one more dendrite: a copy of the layer with small random weights, whose sigmoid is added to the layer's output
-with a weight of its own for each unit, zero at first. What is here makes it quiet, gives it a folder to write to, and
-rebuilds the optimizer when the network has changed, with the state of the synapses that were there before.
+layer one more dendrite: a copy of the layer with small random weights. The dendrite's sigmoid is added to the layer's
+output with a separate weight for each unit, initially zero. This module silences the package, gives it a folder to
+write to, and rebuilds the optimizer when the network has changed, keeping the state of existing synapses.
 
-It is an extra: ``pip install 'selective-plasticity[dendrites]'``.
+Install it as an extra: ``pip install 'selective-plasticity[dendrites]'``.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ _NEWEST = re.compile(r"(.*)\.dendrites_to_top\.(\d+)$")
 
 
 def installed() -> bool:
-    """Whether the package is there."""
+    """Whether the package is installed."""
     try:
         _package()
     except ImportError:
@@ -42,7 +42,7 @@ def installed() -> bool:
 
 
 def _package() -> tuple[ModuleType, ModuleType]:
-    """Its settings and its functions, imported when they are first asked for.
+    """The package's settings and functions, imported on first use.
 
     Raises:
         ImportError: the package is missing; the message names the extra.
@@ -61,30 +61,30 @@ def _package() -> tuple[ModuleType, ModuleType]:
             f"make dendrites  in the project's folder ({error})"
         ) from error
     if first:
-        matplotlib.use(backend)  # it switches to one that shows nothing in a notebook
+        matplotlib.use(backend)  # the package switches to one that shows nothing in a notebook
     return settings, functions
 
 
 class Dendrites:
     """A network that grows dendrites, with the training cycle of the package.
 
-    The package keeps one tracker and one set of settings for the whole process. They are exchanged here before each
-    call, so that several networks may grow side by side, but not in threads that run at the same time.
+    The package keeps one tracker and one set of settings for the whole process. They are swapped here before each
+    call, so that several networks can grow side by side, but not in concurrent threads.
 
     Args:
-        model: a network with Linear, Conv1d, Conv2d or Conv3d layers inside; changed in place.
-        folder: where the package writes weights, settings and, in ``package.log``, what it prints. None: a temporary
+        model: a network that contains Linear, Conv1d, Conv2d or Conv3d layers; changed in place.
+        folder: where the package writes weights, settings and its printed output (``package.log``). None: a temporary
             folder, which is deleted with this object.
-        patience: scores without a new best before dendrites are added, >= 1.
-        most: dendrites that each unit may get, >= 1.
-        tries: how often new dendrites that did not improve the score are drawn anew before it gives up, >= 1.
+        patience: number of scores without a new best before dendrites are added, >= 1.
+        most: maximum number of dendrites per unit, >= 1.
+        tries: how often new dendrites that did not improve the score are redrawn before the package gives up, >= 1.
 
     Attributes:
         model: the network as it is now.
-        finished: whether the package is done with growing; until `new_scores`, it takes no more scores.
+        finished: whether the package has finished growing; it accepts no more scores until `new_scores` is called.
 
     Raises:
-        ImportError: the package is missing. ValueError, TypeError: a number out of its range.
+        ImportError: the package is missing. ValueError, TypeError: a number is out of range.
         RuntimeError: the package stopped, here or later; the message has the end of its log.
     """
 
@@ -105,9 +105,9 @@ class Dendrites:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.finished = False
         chosen = {
-            "configuration_confirmed": True,  # or it asks at the terminal
+            "configuration_confirmed": True,  # otherwise it asks at the terminal
             "unwrapped_modules_confirmed": True,
-            "testing_dendrite_capacity": False,  # or it adds three dendrites at once, whatever the score
+            "testing_dendrite_capacity": False,  # otherwise it adds three dendrites at once, whatever the score
             "silent": True,
             "test_saves": False,
             "find_best_lr": False,
@@ -125,11 +125,11 @@ class Dendrites:
 
     @contextlib.contextmanager
     def _quietly(self) -> Iterator[None]:
-        """The package at work for this network, in its folder, printing into its log."""
+        """Run the package for this network, in its folder, with its output in the log."""
         package, terminal = self._settings, sys.stdin
         log = self.folder / "package.log"
         package.pc, package.pai_tracker = self._config, self._tracker
-        sys.stdin = io.StringIO()  # where something is wrong it opens a debugger, which ends here instead of waiting
+        sys.stdin = io.StringIO()  # if something is wrong it opens a debugger, which ends here instead of waiting
         try:
             with (
                 log.open("a") as file,
@@ -138,7 +138,7 @@ class Dendrites:
                 contextlib.redirect_stderr(file),
                 warnings.catch_warnings(),
             ):
-                warnings.simplefilter("ignore", DeprecationWarning)  # its own use of numpy
+                warnings.simplefilter("ignore", DeprecationWarning)  # raised by its own use of numpy
                 yield
         except (BdbQuit, SystemExit) as end:
             raise RuntimeError(f"perforatedai stopped. Its log, {log}, ends: {log.read_text()[-600:]}") from end
@@ -147,17 +147,17 @@ class Dendrites:
             sys.stdin = terminal
 
     def validated(self, score: float, optimizer: Optimizer, make: Callable[[nn.Module], Optimizer]) -> Optimizer:
-        """Tell the package a validation score; it may change the network.
+        """Pass a validation score to the package, which may change the network.
 
         Args:
-            score: accuracy or another score of which more is better, on examples that are not learnt.
-            optimizer: of the network as it is.
-            make: makes an optimizer for the changed network, of the same class and with as many parameter groups, whose
-                options are carried over; for coincidence capture `coincidence_optimizer`.
+            score: accuracy, or another score where higher is better, on examples that are not learnt.
+            optimizer: the network's current optimizer.
+            make: makes an optimizer for the changed network, with the same class and number of parameter groups, whose
+                options are carried over; for coincidence capture, use `coincidence_optimizer`.
 
         Returns:
-            The optimizer to go on with: the same one, or where the network changed a new one, in which the synapses
-            that were there before have the state that they had and new ones have none.
+            The optimizer to continue with: the same one or, if the network changed, a new one, in which existing
+            synapses keep their state and new ones have none.
         """
         if self.finished:
             raise RuntimeError("the package has finished growing: call new_scores() where another task begins")
@@ -173,7 +173,7 @@ class Dendrites:
         return new
 
     def new_scores(self) -> None:
-        """Another task begins: its scores are not compared with those of the last."""
+        """Start a new task, whose scores are not compared with those of the last."""
         found = self._tracker.member_vars
         found.update(
             current_best_validation_score=0,
@@ -186,7 +186,7 @@ class Dendrites:
 
     @property
     def count(self) -> int:
-        """How many dendrites each unit has."""
+        """Number of dendrites per unit."""
         return max((m.dendrite_modules_added for m in self._wrapped()), default=0)
 
     def _wrapped(self) -> list[nn.Module]:
@@ -196,8 +196,8 @@ class Dendrites:
 def acting(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that take part in the forward pass and learn.
 
-    The package keeps besides, in each wrapped layer, a template from which dendrites are made, and the weights that
-    earlier dendrites had towards their unit; both are in ``model.parameters()``.
+    In each wrapped layer, the package also keeps a template for new dendrites, and the former weights from earlier
+    dendrites to their unit; both are in ``model.parameters()``.
     """
     return [p for name, p in model.named_parameters() if p.requires_grad and "parent_module" not in name]
 
@@ -205,9 +205,9 @@ def acting(model: nn.Module) -> list[nn.Parameter]:
 def coincidence_optimizer(model: nn.Module, **options: Any) -> ConsolidatingPlasticityOptimizer:
     """The coincidence form of consolidation for a network that grows dendrites; ``options`` as for any network.
 
-    The weights from dendrites to their units are watched by nobody, so that the rule takes their input as constant. To
-    count it from the first step of all would fix them at zero, where they begin: they are a group of their own, which
-    `carry_over` tells the step in which the last of them was ``born``.
+    The weights from dendrites to their units are not watched, so the rule treats their input as constant. Counting it
+    from the very first step would fix them at zero, their initial value. They therefore form a separate group, for
+    which `carry_over` records the step in which the last of them was ``born``.
     """
     late = [p for name, p in model.named_parameters() if "dendrites_to_top" in name]
     others = [p for name, p in model.named_parameters() if "dendrites_to_top" not in name]
@@ -222,20 +222,20 @@ def carry_over(
     after: dict[str, nn.Parameter],
     grown: bool = True,
 ) -> None:
-    """Give a new optimizer the state that an old one has of the same synapses, and its counts of steps.
+    """Give a new optimizer the state of an old one for the same synapses, and its step counts.
 
     Args:
-        old, before: the optimizer until now, and its network's parameters by name.
-        new, after: the same of the changed network.
-        grown: whether each wrapped layer's last dendrite is new, so that a parameter of the same name in ``before``
-            belonged to one that was taken back.
+        old, before: the previous optimizer, and its network's parameters by name.
+        new, after: the same for the changed network.
+        grown: whether each wrapped layer's last dendrite is new; a parameter of the same name in ``before`` then
+            belonged to one that was discarded.
     """
     was, now = _newest(before), _newest(after)
     for name, parameter in after.items():
         layer = next((layer for layer in now if name.startswith(f"{layer}.")), None)
         place = now.get(layer)
         if name == f"{layer}.dendrites_to_top.{place}":
-            # The package replaces the weights of dendrites towards their unit by a tensor with a row more.
+            # The package replaces the weights from dendrites to their unit with a tensor that has one more row.
             source = before.get(f"{layer}.dendrites_to_top.{was.get(layer)}")
             rows = place + (not grown)
         else:
@@ -254,7 +254,7 @@ def carry_over(
 
 
 def _newest(parameters: dict[str, nn.Parameter]) -> dict[str, int]:
-    """Number of each wrapped layer's last dendrite, by the layer's name."""
+    """Number of each wrapped layer's last dendrite, by layer name."""
     found: dict[str, int] = {}
     for name in parameters:
         if match := _NEWEST.match(name):
@@ -263,7 +263,7 @@ def _newest(parameters: dict[str, nn.Parameter]) -> dict[str, int]:
 
 
 def _rows(value: Any, source: Tensor, parameter: Tensor, rows: int) -> Any:
-    """Of the state of ``source`` the first rows, zero in the others; what has another shape is of the whole tensor."""
+    """The first rows of the state of ``source``, zeros elsewhere; state of another shape is returned unchanged."""
     whole = parameter.dim() == 0 or (rows == len(parameter) and parameter.shape == source.shape)
     if whole or not isinstance(value, Tensor) or value.shape != source.shape:
         return value

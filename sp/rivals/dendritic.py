@@ -1,4 +1,4 @@
-"""Networks with dendrites as learners: dendrites that are grown (`perforatedai`), and dendrites that see a context."""
+"""Learners with dendrites: dendrites that grow (`perforatedai`), and dendrites that see a context."""
 
 import os
 from dataclasses import replace
@@ -14,20 +14,20 @@ from sp.rivals.dendrites import Dendrites, acting, coincidence_optimizer
 from sp.rivals.learner import GradientLearner, Needs, masked
 from sp.rivals.optimizers import OPTIMIZERS
 
-HELD_OUT = 10  # one example of so many validates
-KEPT = 1000  # examples by which the network is validated, at most
+HELD_OUT = 10  # one example in this many is used for validation
+KEPT = 1000  # maximum number of validation examples
 
 
 class GrowingLearner(GradientLearner):
-    """A network that grows dendrites where its validation stalls (P23): the cycle of `perforatedai`, its free part.
+    """A network that grows dendrites when its validation score stalls (P23): the free part of `perforatedai`.
 
-    A tenth of the examples, always the same ones, are not learnt but validate. They are kept while their task lasts.
-    When dendrites were added, the network goes on from the best weights of the task so far, as the package does.
+    A tenth of the examples, always the same ones, are held out for validation and kept until their task ends. When
+    dendrites are added, the network continues from the best weights of the task so far, as the package does.
 
     Args:
         model: the network; changed in place.
         base: a name in `sp.rivals.optimizers.OPTIMIZERS`; options: its arguments.
-        check_every: steps from one validation to the next, >= 1.
+        check_every: number of steps between validations, >= 1.
         patience, most, tries, folder: as in `sp.rivals.dendrites.Dendrites`.
 
     Raises:
@@ -85,23 +85,23 @@ class GrowingLearner(GradientLearner):
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """Those that take part in the forward pass and are trained."""
+        """The trained parameters that take part in the forward pass."""
         return acting(self.model)
 
 
 def held_out(x: Tensor) -> Tensor:
-    """Which of the rows of x validate, (B,): decided by the row itself, so that every epoch decides alike."""
+    """Mask of the rows of x used for validation, (B,); an entry depends only on its row, so that all epochs agree."""
     places = torch.arange(1, x.shape[1] + 1, device=x.device)
     return ((x * 255).round().long() * places).sum(1) % HELD_OUT == 0
 
 
 class ActiveDendritesLearner(GradientLearner):
-    """A perceptron with active dendrites (Iyer et al. 2022), as `ActiveDendrites` describes it; not for replay.
+    """A perceptron with active dendrites (Iyer et al. 2022), as described in `ActiveDendrites`; not for replay.
 
     Args:
-        model: a perceptron; its layers are taken over.
+        model: a perceptron; its layers are reused.
         base: a name in `sp.rivals.optimizers.OPTIMIZERS`; options: its arguments.
-        told: whether it is told in tests, too, which task an example is of; else it infers that.
+        told: whether the task of an example is given in tests, too; otherwise it is inferred.
         contexts, segments, winners: as in `ActiveDendrites`.
     """
 

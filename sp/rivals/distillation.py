@@ -1,4 +1,4 @@
-"""Distillation: the network as it was teaches the network as it is."""
+"""Distillation: the old network teaches the new one."""
 
 import copy
 from typing import Any
@@ -12,11 +12,11 @@ from sp.rivals.learner import GradientLearner, Needs, masked
 
 
 class LwF(GradientLearner):
-    """Learning without forgetting (Li & Hoiem 2017): on the new images, keep the answers that the old network gives.
+    """Learning without forgetting (Li & Hoiem 2017): keep the old network's answers on the new images.
 
-    ``loss + strength T^2 H(softmax(old / T), softmax(new / T))``, H the cross-entropy over the units of the old tasks;
-    where tasks have units of their own, the mean of H over the tasks. T^2 keeps gradients at one size (Hinton et al.
-    2015).
+    ``loss + strength T^2 H(softmax(old / T), softmax(new / T))``, with the cross-entropy H over the units of the old
+    tasks; if tasks have separate units, H is averaged over the tasks. T^2 keeps the size of gradients the same (Hinton
+    et al. 2015).
 
     Args:
         model: the network. strength: >= 0. temperature: T > 0. base, options: optimizer and its arguments.
@@ -32,7 +32,7 @@ class LwF(GradientLearner):
         super().__init__(model, base, options)
         self.strength, self.temperature = strength, temperature
         self.teacher: nn.Module | None = None
-        self.groups: list[Tensor] = []  # masks of units, (outputs,), that are softened together
+        self.groups: list[Tensor] = []  # masks of units, (outputs,), that share a softmax
 
     def loss(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> Tensor:
         logits = self.model(x)

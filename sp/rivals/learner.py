@@ -1,9 +1,9 @@
-"""What a learner is, what it may ask for, and the one that most others build on: a network with an optimizer.
+"""What a learner is, what it may ask for, and the base of most learners: a network with an optimizer.
 
-A learner has ``learn(x, y, allowed)`` for one batch and ``logits(x)``. ``allowed`` is None, or says which output units
-count for each example, (B, outputs). One that needs boundaries has ``end_task(x, y, allowed)`` as well, which gets the
-whole training set of the task that ends. One that needs the task in tests is given its number from 0,
-``logits(x, task)``. Nobody else is told.
+A learner has ``learn(x, y, allowed)`` for one batch and ``logits(x)``. ``allowed`` is None, or a mask of the output
+units that count for each example, (B, outputs). A learner that needs boundaries also has ``end_task(x, y, allowed)``,
+which gets the whole training set of the task that ends. A learner that needs the task in tests is given its number,
+counted from 0: ``logits(x, task)``. No other learner is told.
 """
 
 from collections.abc import Callable
@@ -22,14 +22,14 @@ from sp.rivals.optimizers import OPTIMIZERS
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method is told or given beyond one pass over the stream: a column each in every comparison.
+    """What a method is told or given beyond one pass over the stream; each is a column in every comparison.
 
     Attributes:
         boundaries: it is told when a task ends.
-        examples: ``"none"`` are stored, a ``"buffer"`` of them (an `Experiment`'s ``replay_capacity``), or ``"all"``.
-        again: it looks at a task's data once more when the task is over.
+        examples: what it stores: ``"none"``, a ``"buffer"`` (an `Experiment`'s ``replay_capacity``), or ``"all"``.
+        again: it goes through a task's data once more when the task is over.
         second_network: it keeps and evaluates a copy of the network.
-        task: it is told in tests, too, which task an example is of.
+        task: it is told the task of each example in tests, too.
     """
 
     boundaries: bool = False
@@ -45,13 +45,13 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 class GradientLearner:
-    """A network trained with an optimizer, by cross-entropy or the ``criterion`` that a stream puts in its place.
+    """A network trained with an optimizer, with cross-entropy or the ``criterion`` that a stream uses instead.
 
-    Others override `loss`, or `adjust_gradients`, which is called between ``backward()`` and the step, or `after_step`.
+    Subclasses override `loss`, `adjust_gradients` (called between ``backward()`` and the step) or `after_step`.
 
     Args:
         model: the network.
-        optimizer: a name in `OPTIMIZERS`, or an optimizer of the network. options: arguments of one that is named.
+        optimizer: a name in `OPTIMIZERS`, or an optimizer of the network. options: arguments of a named one.
 
     Raises:
         ValueError, TypeError: an argument is outside its range or of the wrong type; the message names it.
@@ -82,7 +82,7 @@ class GradientLearner:
         """Change the gradients before the step."""
 
     def after_step(self) -> None:
-        """Note what the step did."""
+        """Record what the step did."""
 
     def logits(self, x: Tensor) -> Tensor:
         self.model.eval()
@@ -92,20 +92,20 @@ class GradientLearner:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """Those that are trained."""
+        """The trained parameters."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
 
 def own_learner(method: Callable[..., Any], model: nn.Module, options: dict[str, Any]) -> Any:
-    """The learner that somebody's own method makes.
+    """Make the learner of a custom method.
 
     Args:
-        method: gives, of a model and options, an optimizer of it or a learner. An optimizer's class, or a
+        method: takes a model and options, and returns an optimizer of the model or a learner. An optimizer class, or a
             `functools.partial` of one, is given the model's parameters instead.
         model: the network. options: further arguments.
 
     Raises:
-        TypeError: it gives something else.
+        TypeError: it returns something else.
     """
     inner = method.func if isinstance(method, partial) else method
     of_parameters = isinstance(inner, type) and issubclass(inner, Optimizer)
@@ -121,5 +121,5 @@ def own_learner(method: Callable[..., Any], model: nn.Module, options: dict[str,
 
 
 def masked(logits: Tensor, allowed: Tensor | None) -> Tensor:
-    """Logits in which units that do not count are minus infinity."""
+    """Logits with minus infinity for units that do not count."""
     return logits if allowed is None else logits.masked_fill(~allowed, -torch.inf)

@@ -1,4 +1,4 @@
-"""Optimizers of the comparison by name: those of PyTorch, those of this package, UPGD."""
+"""Optimizers of the comparison by name: those of PyTorch, those of this package, and UPGD."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -18,12 +18,12 @@ class UPGD(Optimizer):
     ``U <- beta U + (1 - beta) (-g w)``, ``s = sigmoid(U_hat / max U)``,
     ``w <- (1 - lr decay) w - lr (g + noise) (1 - s)``
 
-    U_hat is U with its start at zero corrected, the maximum is over all parameters, and the noise is normal with
-    deviation ``sigma``. What is useful (removing it would raise the loss) is protected, the rest is perturbed.
+    U_hat is U corrected for its start at zero, the maximum is over all parameters, and the noise is normal with
+    standard deviation ``sigma``. Useful weights (removing one would raise the loss) are protected, the rest perturbed.
 
     Args:
-        params: parameters. lr: learning rate >= 0. decay: weight decay >= 0. beta: of the utility's trace, in [0, 1).
-        sigma: deviation of the noise, >= 0.
+        params: parameters. lr: learning rate >= 0. decay: weight decay >= 0. beta: decay of the utility, in [0, 1).
+        sigma: standard deviation of the noise, >= 0.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Penalties: the loss of a new task plus a spring that holds each weight where the old tasks left it, or it began.
+"""Penalties: the loss of a new task plus a spring that holds each weight at its old or initial value.
 
 All add ``strength / 2 * sum_i importance_i (w_i - anchor_i)^2`` to the loss and differ in the importance. The gradient
-of the penalty is written down instead of differentiated.
+of the penalty is written out instead of differentiated.
 """
 
 from collections.abc import Callable
@@ -15,15 +15,15 @@ from torch.func import functional_call, grad, vmap
 from sp.checks import check_integer, check_number
 from sp.rivals.learner import GradientLearner, Needs, masked
 
-CHUNK = 64  # examples whose gradients are held at once
+CHUNK = 64  # number of examples whose gradients are held at once
 
 
 class Penalty(GradientLearner):
-    """A network held at anchors. Subclasses say in `end_task` how importance and anchor follow from a task.
+    """A network held at anchors. Subclasses define in `end_task` how importance and anchor follow from a task.
 
     Args:
         model: the network.
-        strength: of the penalty, >= 0; 0 is the base optimizer alone.
+        strength: strength of the penalty, >= 0; 0 gives the plain base optimizer.
         base, options: optimizer and its arguments.
     """
 
@@ -48,7 +48,7 @@ class Penalty(GradientLearner):
 
 
 class L2(Penalty):
-    """Every weight counts the same: importance 1, anchored at the last task (control of Kirkpatrick et al. 2017)."""
+    """All weights count equally: importance 1, anchored at the last task (control of Kirkpatrick et al. 2017)."""
 
     def end_task(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
         for importance in self.importance:
@@ -57,10 +57,10 @@ class L2(Penalty):
 
 
 class L2Init(Penalty):
-    """L2-init (Kumar, Marklund & Van Roy 2023): a spring of the same strength to where each weight began.
+    """L2-init (Kumar, Marklund & Van Roy 2023): springs of equal strength pull weights to their initial values.
 
-    It keeps a network plastic on a stream without an end, without task boundaries. The penalty of the paper is
-    ``lambda sum (w - w_0)^2``: ``strength`` is ``2 lambda``.
+    It keeps a network plastic on an endless stream, without task boundaries. The paper's penalty is
+    ``lambda sum (w - w_0)^2``, so ``strength`` is ``2 lambda``.
     """
 
     needs = Needs()
@@ -75,7 +75,7 @@ class MeasuredPenalty(Penalty):
     """A penalty whose importance is a mean over examples of a task, measured when the task ends.
 
     Args:
-        samples: how many examples it is measured on, >= 1.
+        samples: number of examples it is measured on, >= 1.
     """
 
     needs = Needs(boundaries=True, again=True)
@@ -89,12 +89,12 @@ class MeasuredPenalty(Penalty):
 
 
 class EWC(MeasuredPenalty):
-    """Elastic weight consolidation (Kirkpatrick et al. 2017, eq. 3): one spring for each task that was learnt.
+    """Elastic weight consolidation (Kirkpatrick et al. 2017, eq. 3): one spring for each task learnt.
 
-    Importance of task t is the diagonal Fisher information F_t, the mean over examples of squared gradients of the
-    log-likelihood of a label drawn from the network's own prediction. The sum over tasks of springs
-    ``F_t (w - w_t)^2 / 2`` is one spring of strength ``sum F_t`` at the mean of the ``w_t`` weighted by ``F_t``, up to
-    a constant (Huszár 2018), so that memory does not grow with the number of tasks.
+    The importance for task t is the diagonal Fisher information F_t: the mean over examples of the squared gradient of
+    the log-likelihood of a label drawn from the network's own prediction. The sum over tasks of springs
+    ``F_t (w - w_t)^2 / 2`` equals, up to a constant, one spring of strength ``sum F_t`` at the mean of the ``w_t``
+    weighted by ``F_t`` (Huszár 2018). Memory therefore does not grow with the number of tasks.
     """
 
     @torch.no_grad()
@@ -120,7 +120,7 @@ class OnlineEWC(EWC):
     """Online EWC (Schwarz et al. 2018, eq. 9): one spring, ``F <- gamma F + F_t``, anchored at the last task.
 
     Args:
-        gamma: what is left of older importance after a task, in [0, 1].
+        gamma: share of the older importance that is left after a task, in [0, 1].
     """
 
     def __init__(self, model: nn.Module, strength: float = 1.0, base: str = "adam", gamma: float = 1.0, **options: Any):
@@ -138,8 +138,8 @@ class OnlineEWC(EWC):
 class MAS(MeasuredPenalty):
     """Memory aware synapses (Aljundi et al. 2018, eq. 2): importance is how much the output depends on a weight.
 
-    ``Omega <- Omega + mean over examples of |d ||f(x)||^2 / dw|``, f the units that count for an example; labels are
-    not used.
+    ``Omega <- Omega + mean over examples of |d ||f(x)||^2 / dw|``, with f the units that count for an example. Labels
+    are not used.
     """
 
     @torch.no_grad()
@@ -156,12 +156,12 @@ class MAS(MeasuredPenalty):
 
 
 class SI(Penalty):
-    """Synaptic intelligence (Zenke, Poole & Ganguli 2017, eq. 3-5): importance is what a weight did for the loss.
+    """Synaptic intelligence (Zenke, Poole & Ganguli 2017, eq. 3-5): importance is what a weight did to lower the loss.
 
-    Along the way ``omega <- omega - g dw``, g the gradient of the loss without the penalty; when a task ends
-    ``Omega <- max(Omega + omega / (d^2 + xi), 0)``, d the way that the weight came in the task: a task may take from an
-    importance, but no spring pushes away (as in the authors' code). The penalty of the paper is
-    ``c sum Omega (w - anchor)^2``: ``strength`` is ``2 c``.
+    At each step ``omega <- omega - g dw``, with g the gradient of the loss without the penalty. When a task ends,
+    ``Omega <- max(Omega + omega / (d^2 + xi), 0)``, with d the change of the weight over the task. A task may lower an
+    importance, but no spring pushes away (as in the authors' code). The paper's penalty is
+    ``c sum Omega (w - anchor)^2``, so ``strength`` is ``2 c``.
 
     Args:
         xi: damping, > 0.
@@ -198,11 +198,11 @@ def mean_over_examples(
 ) -> list[Tensor]:
     """Mean over examples of ``size(gradient of objective(logits, ...))``, for each trained parameter.
 
-    The network is in evaluation mode meanwhile: one example has no statistics of its own, and none is to be random.
+    The network runs in evaluation mode: a single example has no batch statistics, and no result should be random.
 
     Args:
-        model: the network. objective: of one example's logits, (1, outputs), and its row of each further column.
-        size: element by element, such as `torch.square`. columns: x (N, ...), then what the objective takes; (N, ...).
+        model: the network. objective: takes one example's logits, (1, outputs), and its row of each further column.
+        size: elementwise function such as `torch.square`. columns: x (N, ...), then the objective's arguments (N, ...).
     """
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
@@ -210,7 +210,7 @@ def mean_over_examples(
         return objective(functional_call(model, parameters, (x[None],)), *(column[None] for column in others))
 
     chunk, each = CHUNK, vmap(grad(one), in_dims=(None, *[0] * len(columns)))
-    if any(isinstance(module, nn.RNNBase) for module in model.modules()):  # which vmap cannot take
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):  # not supported by vmap
         chunk, each = 1, _of_one(grad(one))
     totals = {name: torch.zeros_like(p) for name, p in trained.items()}
     model.eval()
@@ -222,7 +222,7 @@ def mean_over_examples(
 
 
 def _of_one(gradient: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
-    """What ``vmap(gradient)`` would give of a batch of one example."""
+    """What ``vmap(gradient)`` would return for a batch of one example."""
 
     def each(parameters: dict[str, Tensor], *rows: Tensor) -> dict[str, Tensor]:
         found = gradient(parameters, *(row[0] for row in rows))
@@ -232,11 +232,11 @@ def _of_one(gradient: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[st
 
 
 def _counting(x: Tensor, allowed: Tensor | None) -> Tensor:
-    """Which units count for each example, as a column that can be split and broadcast."""
+    """Mask of the units that count for each example, which can be split and broadcast."""
     return torch.ones(len(x), 1, dtype=torch.bool, device=x.device) if allowed is None else allowed
 
 
 def _some(count: int, x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-    """At most so many rows, drawn without replacement."""
+    """At most ``count`` rows, drawn without replacement."""
     rows = torch.randperm(len(x))[:count].to(x.device)
     return tuple(None if column is None else column[rows] for column in (x, *others))

@@ -1,7 +1,7 @@
-"""Projections: a step is bent so that it changes little of what old tasks need. No stored examples.
+"""Projections: each step is altered so that it changes little of what old tasks need. No examples are stored.
 
 A layer's inputs x are columns with a 1 appended for its bias, and G is the gradient of [weight, bias], (out, d + 1).
-What coincidence capture does from step to step these do from task to task.
+These methods do from task to task what coincidence capture does from step to step.
 """
 
 from typing import Any
@@ -16,16 +16,16 @@ from sp.rivals.learner import GradientLearner, Needs, masked
 
 
 class Projection(GradientLearner):
-    """A network whose layers are watched. Subclasses change gradients with what `recorded` shows of a finished task.
+    """A network whose layers are watched. Subclasses change gradients using what `recorded` shows of a finished task.
 
-    The optimizer is SGD, since one that scales each weight by itself would turn a step out of its subspace.
+    The optimizer is SGD, since one that scales each weight separately would turn a step out of its subspace.
 
     Args:
         model: the network. options: arguments of SGD.
 
     Raises:
-        ValueError: the model trains parameters that nothing would protect: outside its fully connected layers and its
-            convolutions without groups.
+        ValueError: the model trains parameters outside its fully connected layers and its convolutions without groups,
+            which nothing would protect.
     """
 
     needs = Needs(boundaries=True, again=True)
@@ -57,7 +57,7 @@ class Projection(GradientLearner):
 
 
 def _is_one_matrix(synapses: Synapses) -> bool:
-    """Whether a layer is one matrix whose inputs are vectors, and whose errors are seen."""
+    """Whether a layer is a single matrix with vector inputs and observed errors."""
     return synapses.kind.groups == 1 and synapses.kind.errors and not synapses.kind.indices
 
 
@@ -67,7 +67,7 @@ def gradient(synapses: Synapses) -> Tensor:
 
 
 def set_gradient(synapses: Synapses, matrix: Tensor) -> None:
-    """Give a layer this gradient of [weight, bias]."""
+    """Set a layer's gradient of [weight, bias]."""
     columns = synapses.kind.matrix(synapses.weight).shape[2]
     synapses.weight.grad.copy_(synapses.kind.unmatrix(matrix[None, :, :columns], synapses.weight.shape))
     if synapses.bias is not None:
@@ -77,11 +77,11 @@ def set_gradient(synapses: Synapses, matrix: Tensor) -> None:
 class OWM(Projection):
     """Orthogonal weights modification (Zeng et al. 2019, eq. 1-2): steps orthogonal to the mean inputs of old batches.
 
-    ``G <- G P``, and when a task ends, for the mean input x of each of its batches, recursive least squares:
-    ``P <- P - P x x'P / (alpha + x'P x)``, from ``P = I``.
+    ``G <- G P``, starting from ``P = I``. When a task ends, recursive least squares updates P with the mean input x of
+    each of its batches: ``P <- P - P x x'P / (alpha + x'P x)``.
 
     Args:
-        alpha: > 0; the smaller, the more of a direction is closed by one batch.
+        alpha: > 0; the smaller it is, the more of a direction one batch closes.
         batch: size of the batches whose means are taken.
     """
 
@@ -111,12 +111,12 @@ class OWM(Projection):
 class GPM(Projection):
     """Gradient projection memory (Saha, Garg & Roy 2021): steps orthogonal to the space that old inputs span.
 
-    ``G <- G - G M M'``, M (d + 1, r) an orthonormal basis. When a task ends, the inputs X of some of its examples are
-    freed of what M spans, ``X - X M M'``, and M gets as many of the leading right singular vectors of the rest as it
-    takes to hold a share ``threshold`` of ``||X||^2`` (eq. 9).
+    ``G <- G - G M M'``, with an orthonormal basis M, (d + 1, r). When a task ends, what M already spans is removed from
+    the inputs X of some of its examples, ``X - X M M'``. The leading right singular vectors of the rest are added to M
+    until it holds a share ``threshold`` of ``||X||^2`` (eq. 9).
 
     Args:
-        threshold: in [0, 1]. samples: examples of a task whose inputs are taken.
+        threshold: in [0, 1]. samples: number of examples per task whose inputs are used.
     """
 
     def __init__(self, model: nn.Module, threshold: float = 0.95, samples: int = 300, **options: Any):
@@ -140,28 +140,28 @@ class GPM(Projection):
 
 
 def extended(M: Tensor, X: Tensor, threshold: float) -> Tensor:
-    """The basis M, (d, r), with the fewest new directions that make it hold ``threshold`` of the power of X, (N, d)."""
+    """Add to the basis M, (d, r), the fewest directions that make it hold ``threshold`` of the power of X, (N, d)."""
     total = X.square().sum()
     rest = X - X @ M @ M.T
     _, singular, directions = torch.linalg.svd(rest, full_matrices=False)
     held = 1 - (rest.square().sum() - torch.cat([singular.new_zeros(1), singular.square().cumsum(0)])) / total
     count = int((held < threshold).sum())
-    # Rounding leaves a little of M in new directions; QR takes it out, and keeps the basis within d columns.
+    # Rounding leaves a little of M in new directions; QR removes it, and keeps the basis within d columns.
     return torch.linalg.qr(torch.cat([M, directions[:count].T], 1))[0]
 
 
 class NCL(Projection):
     """Natural continual learning (Kao et al. 2021, eq. 8): natural gradients in the metric of the old tasks.
 
-    ``[w, b] <- [w, b] - lr prior (S^-1 G A^-1 + [w, b] - anchor)``. A ⊗ S is the precision of the posterior that old
-    tasks left, in units of one task's data, in Kronecker factors (Martens & Grosse 2015): at first
-    ``sqrt(prior) I`` each and the anchor zero, so that the first task is learnt by SGD with a small weight decay. When
-    a task ends, the precision of its likelihood, mean of xx' ⊗ mean of dd' for labels drawn from the network's own
-    prediction, is added approximately (`kronecker_sum`). In a convolution xx' is summed over positions and dd' is a
-    mean over them (Grosse & Martens 2016).
+    ``[w, b] <- [w, b] - lr prior (S^-1 G A^-1 + [w, b] - anchor)``. A ⊗ S is the posterior precision after the old
+    tasks, in units of one task's data, as Kronecker factors (Martens & Grosse 2015). Each factor starts as
+    ``sqrt(prior) I`` and the anchor as zero, so that the first task is learnt by SGD with a small weight decay. When a
+    task ends, the precision of its likelihood is added approximately (`kronecker_sum`): the mean of xx' ⊗ the mean of
+    dd', for labels drawn from the network's own prediction. In a convolution, xx' is summed over positions and dd' is
+    averaged over them (Grosse & Martens 2016).
 
     Args:
-        prior: precision before any task, > 0. samples: examples of a task on which its precision is measured.
+        prior: precision before any task, > 0. samples: number of examples per task used to measure its precision.
         lr: learning rate.
     """
 
@@ -202,10 +202,10 @@ class NCL(Projection):
 
 
 def kronecker_sum(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """``(A1 + A2 / pi) ⊗ (S1 + pi S2)`` in place of ``A1 ⊗ S1 + A2 ⊗ S2`` (Kao et al. 2021, appendix).
+    """Approximate ``A1 ⊗ S1 + A2 ⊗ S2`` by ``(A1 + A2 / pi) ⊗ (S1 + pi S2)`` (Kao et al. 2021, appendix).
 
-    ``pi = sqrt(tr A2 tr S1 / (tr A1 tr S2))`` balances the two; all factors are symmetric and positive, and the result
-    is no smaller than the sum. Without a second precision (its trace is zero) the first is returned.
+    ``pi = sqrt(tr A2 tr S1 / (tr A1 tr S2))`` balances the two. All factors are symmetric and positive, and the result
+    is no smaller than the sum. If there is no second precision (its trace is zero), the first is returned.
     """
     (A1, S1), (A2, S2) = first, second
     if min(A2.trace(), S2.trace()) <= 0:

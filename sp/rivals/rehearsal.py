@@ -1,6 +1,6 @@
-"""Replay beyond mixing stored examples into the batch, which any learner can (ER: Chaudhry et al. 2019).
+"""Replay beyond mixing stored examples into the batch, which any learner can do (ER: Chaudhry et al. 2019).
 
-These treat stored examples in another way than new ones, so they have the buffer in their own hands.
+These methods treat stored examples differently from new ones, so they manage the buffer themselves.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from sp.rivals.learner import GradientLearner, Needs, masked
 
 @dataclass(frozen=True)
 class ReplaySource:
-    """A replay buffer, how many examples are drawn from it for a step, and which units count for given labels."""
+    """A replay buffer, the number of examples drawn from it per step, and which units count for given labels."""
 
     buffer: ReplayBuffer
     batch: int
@@ -29,10 +29,10 @@ class ReplaySource:
 
 
 class Rehearsal(GradientLearner):
-    """A network with a store, which subclasses use in `loss` or `adjust_gradients`, and which is offered every batch.
+    """A network with a store that is offered every batch; subclasses use it in `loss` or `adjust_gradients`.
 
     Args:
-        model: the network. store: of examples. base, options: optimizer and its arguments.
+        model: the network. store: the stored examples. base, options: optimizer and its arguments.
     """
 
     needs = Needs(examples="buffer")
@@ -49,7 +49,7 @@ class Rehearsal(GradientLearner):
 class AGEM(Rehearsal):
     """A-GEM, averaged gradient episodic memory (Chaudhry et al. 2019, eq. 11): no step against the stored examples.
 
-    With g the gradient of the batch and r that of a sample of stored examples: where ``g'r < 0``,
+    With g the gradient of the batch and r that of a sample of stored examples: if ``g'r < 0``, then
     ``g <- g - (g'r / r'r) r``.
     """
 
@@ -66,7 +66,7 @@ class AGEM(Rehearsal):
 
 
 class DERpp(Rehearsal):
-    """Dark experience replay ++ (Buzzega et al. 2020, eq. 6): stored examples keep label and the logits they then had.
+    """Dark experience replay ++ (Buzzega et al. 2020, eq. 6): stored examples keep their label and old logits.
 
     ``loss + alpha mean (f(x1) - z1)^2 + beta H(y2, f(x2))`` for two samples of stored examples (x, y, z).
 

@@ -12,11 +12,11 @@ from sp.rivals.learner import GradientLearner, Needs
 class StableSGD(GradientLearner):
     """Stable SGD (Mirzadeh et al. 2020): dropout, and a learning rate that falls from task to task.
 
-    ``lr_t = lr decay^(t - 1)`` in task t; after every ReLU, dropout. Flat minima are meant to be left less easily.
+    ``lr_t = lr decay^(t - 1)`` in task t, with dropout after every ReLU. Flat minima are meant to be harder to leave.
 
     Args:
-        model: its hidden layers are followed by `nn.ReLU`.
-        dropout: share of hidden units that are silent, in [0, 1). decay: in (0, 1]. lr: of the first task.
+        model: a network whose hidden layers are followed by `nn.ReLU`.
+        dropout: share of hidden units that are dropped, in [0, 1). decay: in (0, 1]. lr: rate of the first task.
 
     Raises:
         ValueError: the model has no `nn.ReLU`.

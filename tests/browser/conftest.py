@@ -1,4 +1,4 @@
-"""A JupyterLab server of its own, and a page in a real Chromium, for tests of the panels."""
+"""A separate JupyterLab server, and a page in a real Chromium, for tests of the panels."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-# What a browser does behind the scenes, in a place that may have no network.
+# Turn off what a browser does behind the scenes, because there may be no network.
 ARGUMENTS = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 ARGUMENTS += ["--disable-component-update", "--disable-sync"]
 
@@ -49,7 +49,7 @@ def browser():
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory):
-    """Address of the server, and the folder with its ``notebooks``, ``figures`` and ``store``."""
+    """The server's address, and the folder with its ``notebooks``, ``figures`` and ``store``."""
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
     for name, choice in SETTINGS.items():

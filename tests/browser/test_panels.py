@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 PANELS = {"gate": 0, "learning": 1, "results": 2}
-LONG = 120_000  # milliseconds; a machine that does other things as well is slow
+LONG = 120_000  # milliseconds; a busy machine is slow
 ERRORS = "[data-mime-type='application/vnd.jupyter.error'], [data-mime-type='application/vnd.jupyter.stderr']"
 
 
@@ -59,7 +59,7 @@ class PanelOnPage:
         )
 
     def note_pictures(self):
-        """From now on, put into ``window.notes`` when the picture or the status changes, and what the status is."""
+        """Start recording in ``window.notes`` when the picture or the status changes, and what the status is."""
         self.box.evaluate(
             """box => {
                 const status = box.querySelector(".sp-left > .widget-html:not(.sp-readout)"), begin = performance.now();
@@ -165,7 +165,7 @@ def test_learning_opens_on_what_surprises_and_streams_the_last_position_only(pag
     assert "one epoch" in stages and stages.count("training") > 1 and stages[-1] == "up to date"
     assert panel.readout("replay (images)") == "400" and "ReplayBuffer(capacity=400, seed=0)" in panel.code()
     assert "sp-stale" not in panel.image.get_attribute("class")
-    assert 2 <= tables_in(lab[1] / "store") - runs < 16  # eight positions of two methods, had they queued up
+    assert 2 <= tables_in(lab[1] / "store") - runs < 16  # 16 if eight positions of two methods had queued up
     assert saved_files(panel, lab, "learning")["choices"]["replay_capacity"] == 400
 
     with_replay = panel.picture()

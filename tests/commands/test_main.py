@@ -1,4 +1,4 @@
-"""Which commands there are, what they need, and what is said of a word that none of them knows."""
+"""Which commands there are, what they need, and the message for a word that none of them knows."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from sp.lab.settings import SETTINGS
 
 
 def refused(command, capsys):
-    """What is said of a command whose arguments are wrong."""
+    """The message for a command with wrong arguments."""
     with pytest.raises(SystemExit) as stopped:
         main(command)
     assert stopped.value.code == 2

@@ -175,7 +175,7 @@ def test_learning_answers_for_two_methods_with_one_seed_and_is_kept(tmp_path):
 
 
 def shown_by(panel):
-    """The texts that stood beside the pictures, one for each picture, from now on."""
+    """The answers shown with the pictures from now on, one per picture."""
     texts = []
     panel._image.observe(lambda _: texts.append(panel.answer), "value")
     return texts
@@ -187,7 +187,7 @@ def test_learning_shows_a_glimpse_then_the_training_as_it_goes(tmp_path):
     assert panel.wait(120) and panel._error.value == ""
     stages = list(dict.fromkeys(answer.pending for answer in shown))
     assert stages == [training.GLIMPSE, training.UNDER_WAY, ""]
-    whole = learning.learning_answer(Ledger(tmp_path))  # as computed at once
+    whole = learning.learning_answer(Ledger(tmp_path))  # as computed in one go
     pd.testing.assert_frame_equal(panel.answer.data, whole.data, check_dtype=False)
     lengths = [(answer.data.quantity == "accuracy").sum() for answer in shown if answer.pending != training.GLIMPSE]
     assert lengths[-1] == 96 and lengths[0] < 96  # two methods, two tasks, 24 points
@@ -199,7 +199,7 @@ def test_what_is_shown_up_to_a_step_begins_no_training_anew(tmp_path, monkeypatc
     submit = training._submit
     monkeypatch.setattr(training, "_submit", lambda *call: trained.append(call) or submit(*call))
     panel = explore.learning_panel(Ledger(tmp_path))
-    for step in (0, 50, 100, 150, 200):  # as play moves it
+    for step in (0, 50, 100, 150, 200):  # as the play button moves it
         panel.controls["step"].value = step
         time.sleep(0.2)
     assert panel.wait(120) and panel._error.value == ""

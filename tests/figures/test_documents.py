@@ -1,4 +1,4 @@
-"""What the README says is what the committed files say."""
+"""The README agrees with the committed files."""
 
 import json
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""Figures have their size in print, embed their fonts, can be told apart, and are drawn again as the same bytes."""
+"""Figures have their print size, embed their fonts, can be distinguished, and are redrawn byte for byte."""
 
 import itertools
 import json
@@ -209,7 +209,7 @@ def test_own_parameters_lead_to_the_notebook_s_folder_and_are_all_in_the_record(
     made = provenance(project / "figures" / "01_toy" / "mnist")
     assert made["parameters"] == {"dataset": "mnist", "seeds": 3}
     assert made["command"] == "python -m sp figures --dataset mnist notebooks/01_toy.ipynb"
-    # A figure of no data set has the same record whichever its notebook ran on.
+    # A figure that is not of a data set has the same record, whichever data set its notebook ran on.
     made = provenance(drawn("units"))
     assert made["parameters"]["dataset"] == "digits"
     assert made["command"] == "python -m sp figures notebooks/01_toy.ipynb"
@@ -236,10 +236,10 @@ def test_other_parameters_never_touch_the_project_s_figures(project, monkeypatch
     assert figures.stored("mnist")[0]["provenance"] == made
     assert not (project / "figures").exists()
 
-    # The next notebook in the same process has nothing of it.
+    # The next notebook in the same process inherits none of it.
     figures.begin("02_toy", {"rate": 0.5, "units": [3, 4]})
     assert drawn("all").parent == project / "figures" / "02_toy"
-    # Names of figures do not tell it from digits.
+    # The names of figures do not distinguish it from digits.
     figures.begin("01_toy", {"dataset": "letters", "seeds": 3})
     assert figures.path_of("letters").parent == folder.parent / "dataset=letters"
 
@@ -256,7 +256,7 @@ def test_another_folder_for_figures_is_that_of_other_parameters_as_well(project,
     assert figures.path_of("all") == project / "mine" / "02_toy" / "all"
     figures.begin("02_toy", {"rate": 1, "units": [3, 4]})
     assert figures.path_of("all") == project / "mine" / "02_toy" / "rate=1.0" / "all"
-    monkeypatch.setenv("SP_FIGURES", str(project / "grid" / "rate=1.0"))  # as a grid has it
+    monkeypatch.setenv("SP_FIGURES", str(project / "grid" / "rate=1.0"))  # as a grid sets it
     assert figures.path_of("all") == project / "grid" / "rate=1.0" / "all"
     with pytest.raises(ValueError, match="02_toy has no units: run the cell with its parameters before this one"):
         figures.begin("02_toy", {"rate": 1.0})
@@ -280,7 +280,7 @@ def test_colours_of_methods_are_told_apart_with_any_colour_vision():
         seen = cspace_convert(colours, space, "sRGB1") if deficiency else colours
         places = cspace_convert(seen.clip(0, 1), "sRGB1", "CAM02-UCS")
         nearest = min(np.linalg.norm(a - b) for a, b in itertools.combinations(places, 2))
-        assert nearest > 15, (deficiency, nearest)  # 1 is what can just be seen side by side
+        assert nearest > 15, (deficiency, nearest)  # 1 is just visible side by side
 
 
 LONG = ["Adam", "Adam, fused", "Selective plasticity, compiled", "Consolidation, counted", "Coincidence, rank 128"]
@@ -299,7 +299,7 @@ LONG_OPTIONS = {
 
 
 def examples():
-    """The figures of the collection, by kind of plot, and long names in lines."""
+    """One figure of the collection for each kind of plot, and lines with long names."""
     found = [("line_panels", LONG_NAMES, LONG_OPTIONS, "column")]
     for path in sorted((ROOT / "figures").glob("*/*.json")):
         known = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Arrays of one's own are a stream in every scenario, and those that cannot be learnt say so."""
+"""User-supplied arrays make a stream in every scenario, and the ones that cannot be learnt say so."""
 
 from functools import partial
 
@@ -26,7 +26,7 @@ def kept(tmp_path):
 
 
 def blobs(number=0, classes=2, rows=60, shape=(4,)):
-    """Arrays of one task with classes that a linear network tells apart."""
+    """Arrays of one task with classes that a linear network can separate."""
     chance = np.random.default_rng(number)
     centres = chance.normal(size=(classes, *shape)) * 3
 
@@ -128,7 +128,7 @@ def test_sequences_of_tokens(kept):
     runs = compare(["adam"], stream, fresh, 1, {"Adam": {"lr": [0.1]}}, workers=1, ledger=kept, progress=False)
     assert runs.data.average_accuracy.item() == 1
     stored = compare(["adam"], stream, fresh, 1, workers=1, ledger=kept, progress=False, replay_capacity=10)
-    assert stored.results[0].buffer == {}  # sequences are of no one class
+    assert stored.results[0].buffer == {}  # a sequence has no single class
     with pytest.raises(ValueError, match=r"network must be your own for sequences|x holds whole numbers"):
         compare(["adam"], stream, workers=1, ledger=kept)
     with pytest.raises(ValueError, match="method 'EWC' is written for classes and cross-entropy"):
@@ -136,12 +136,12 @@ def test_sequences_of_tokens(kept):
 
 
 def test_online_each_batch_is_tested_before_it_is_learnt_and_order_is_kept(kept):
-    x = np.eye(10, dtype=np.float32)[np.arange(100) // 10]  # ten rows alike, then ten others
+    x = np.eye(10, dtype=np.float32)[np.arange(100) // 10]  # ten equal rows, then ten others, and so on
     y = np.arange(100) // 10
     seen = []
 
     class Last:
-        """Answers with the label that it saw last."""
+        """Predicts the label that it saw last."""
 
         needs = Needs()
 

@@ -1,4 +1,4 @@
-"""An audit finds kept runs that are not what their experiments give."""
+"""An audit finds kept runs that differ from what their experiments give."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ def kept():
 
 
 def altered(result, by: float, row: int = 1):
-    """With another accuracy on the second task, in the end, or after the first task."""
+    """The result with another accuracy on the second task, at the end or after the first task."""
     accuracy = result.accuracy.copy()
     accuracy[row, 1] += by if accuracy[row, 1] < 1 - by else -by
     return replace(result, accuracy=accuracy)
@@ -88,7 +88,7 @@ def test_one_accuracy_that_was_altered_in_ten_rows_is_found_whichever_it_is(kept
     ten = set(list(kept)[:10])
     wrong = {key: altered(result, 0.2, row) if key in ten else result for key, result in kept.items()}
     with pytest.raises(AuditError, match="in a single one") as found:
-        audit(wrong, sample=6, seed=row, workers=1)  # five rows are as they were, so that one at least is in the sample
+        audit(wrong, sample=6, seed=row, workers=1)  # five rows are unaltered, so at least one of the six is altered
     assert set(found.value.rows["key"]) == ten & set(draw(wrong, 6, seed=row))
 
 

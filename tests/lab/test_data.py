@@ -1,4 +1,4 @@
-"""Data sets: the images that were published or an error, from a folder, a mirror or the cache."""
+"""Data sets give the published images or an error, from a folder, a mirror or the cache."""
 
 import gzip
 import hashlib
@@ -172,7 +172,7 @@ PACKED = {name: gzip.compress(content, mtime=0) for name, content in FILES.items
 
 @st.composite
 def damaged(draw: st.DrawFn, name: str, packed: bool) -> bytes:
-    """A file cut short, with a byte changed, or with bytes put in; the header is hit often."""
+    """A file cut short, with a byte changed, or with bytes inserted; the header is hit often."""
     content = (PACKED if packed else FILES)[name]
     place = draw(st.integers(0, min(31, len(content) - 1)) | st.integers(0, len(content) - 1))
     change = draw(st.sampled_from(("cut", "change", "insert")))
@@ -191,7 +191,7 @@ QUICK = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCh
 
 
 class Mirror:
-    """A web server on this machine: what it serves, what it was asked for."""
+    """A local web server: what it serves, and what was requested."""
 
     def __init__(self):
         self.files: dict[str, bytes] = {}

@@ -1,4 +1,4 @@
-"""A digest changes with whatever a callable could compute otherwise, and with nothing else."""
+"""A digest changes with anything that could change what a callable computes, and with nothing else."""
 
 import functools
 import importlib

@@ -148,7 +148,7 @@ def test_replay_keeps_the_first_task_and_a_flushed_buffer_does_not():
 def test_a_task_incremental_stream_only_asks_for_the_labels_of_the_task(replay_capacity):
     known = run(replace(SMALL, scenario="task", tasks=5, epochs=3, replay_capacity=replay_capacity))
     assert known.accuracy[-1].mean() > 0.8
-    assert 0.2 < known.initial.mean() < 0.8  # chance is one in two, where it would be one in ten
+    assert 0.2 < known.initial.mean() < 0.8  # chance is one in two, not one in ten
 
 
 @pytest.mark.parametrize("stream", ["permuted", "rotated"])

@@ -1,4 +1,4 @@
-"""Anybody's rule, network and data stand in one fair comparison, and what cannot says so before anything runs."""
+"""Custom rules, networks and data join one fair comparison, and those that cannot say so before anything runs."""
 
 import json
 import math
@@ -59,7 +59,7 @@ SMALL = {"network": network, "epochs": 2, "workers": 1, "progress": False}
 
 
 class Anchored(GradientLearner):
-    """A rival: each weight is pulled to where the last task left it."""
+    """A baseline: each weight is pulled to where the last task left it."""
 
     needs = Needs(boundaries=True)
 
@@ -173,7 +173,7 @@ def test_a_rival_stands_under_its_registered_name_or_as_its_class(kept, monkeypa
 
 
 def everything(monkeypatch):
-    """Methods and a stream all of which must travel: a lambda, a function of this file, a registered class, arrays."""
+    """Methods and a stream that must reach workers: a lambda, a function of this file, a registered class, arrays."""
     monkeypatch.setattr("sp.lab.methods._registered", {"anchored": Anchored})
     rate = 1e-3
     methods = {"lambda": lambda model: Lion(model.parameters(), lr=rate), "function": lion, "name": "anchored"}

@@ -1,4 +1,4 @@
-"""The ledger gives back what it was given, or nothing: whatever happens to its files, and whoever shares them."""
+"""The ledger returns what it was given or nothing, whatever happens to its files and however they are shared."""
 
 import io
 import json
@@ -43,7 +43,7 @@ def project(tmp_path, monkeypatch):
 
 @pytest.fixture
 def often_switched():
-    """Python changes from thread to thread as often as it can."""
+    """Make Python switch threads as often as it can."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -255,7 +255,7 @@ def test_tables_are_kept_by_the_code_and_the_arguments(tmp_path):
         (other_table_of, (SMALL, 2.0)),
     ):
         assert ledger.table(make, *arguments, missing_too=False) is None
-    assert ledger.results() == []  # a table is no run
+    assert ledger.results() == []  # a table is not a run
 
 
 def test_a_table_of_what_has_no_digest_is_made_anew_and_says_so(tmp_path):

@@ -1,4 +1,4 @@
-"""The networks of the experiments take flat images and say what they cannot be made of."""
+"""The networks of the experiments take flat images and say what they cannot be built from."""
 
 import pytest
 import torch

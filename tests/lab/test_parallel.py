@@ -1,4 +1,4 @@
-"""Calls in processes of their own: one that raises or dies takes no other with it."""
+"""Calls in separate processes: one that raises or dies does not take the others with it."""
 
 import os
 import signal

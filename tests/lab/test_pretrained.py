@@ -13,7 +13,7 @@ from sp.lab.networks import MODELS
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """A file such as the package brings, with random numbers."""
+    """A weights file like the package's, with random numbers."""
     torch.manual_seed(0)
     before, after = pretrained.network()
     rows = {}

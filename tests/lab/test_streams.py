@@ -1,4 +1,4 @@
-"""Streams of tasks: every image in its place, the same for the same seed, and the caller's own."""
+"""Streams of tasks: every image in its place, the same for the same seed, and user-supplied streams."""
 
 import pickle
 import re
@@ -117,7 +117,7 @@ def test_rotation_is_even_and_fills_corners_with_background():
     eighth = make_stream(digits, "rotated", 4, "domain", seed=0).tasks[1].train()[0].reshape(-1, 8, 8)
     assert torch.allclose(eighth[:, 0, 0], background) and torch.allclose(eighth[:, 7, 7], background)
     assert eighth.min() >= background - 1e-5 and eighth.max() <= digits.train_x.max() + 1e-5
-    # A picture that does not change under a quarter turn takes 45 and 135 degrees alike.
+    # An image that does not change under a quarter turn looks the same at 45 and 135 degrees.
     x = torch.randn(3, 6, 6, generator=torch.Generator().manual_seed(0))
     x = sum(x.rot90(k, (1, 2)) for k in range(4)).flatten(1)
     shape, low = (6, 6), float(x.min())

@@ -83,7 +83,7 @@ def rows_in(folder):
 
 @contextmanager
 def started(*arguments, **options):
-    """A command that runs in a process of its own, which is gone afterwards."""
+    """A command that runs in a separate process, which is gone afterwards."""
     process = subprocess.Popen([sys.executable, *map(str, arguments)], stderr=subprocess.DEVNULL, **options)
     try:
         yield process

@@ -45,7 +45,7 @@ def test_each_point_has_a_copy_and_one_table_has_those_that_finished(notebook, c
     made = grid / "seeds=4,lr=0.5.ipynb"
     seeds, lr, figures = ast.literal_eval(nbformat.read(made, 4).cells[-1].outputs[0].text)
     assert (seeds, lr, figures) == (4, 0.5, str(grid / "seeds=4,lr=0.5"))
-    # What the copies have a column for already is not taken for the parameter of that name.
+    # A column that the copies already have is not mistaken for the parameter of that name.
     table = grid / "toy_digits.csv"
     assert f"One table over 1 of 2 notebooks: {table}" in out
     assert table.read_text() == "lr,parameter_seeds,seeds,error\n0.5,4,0,0.500\n0.5,4,1,0.250\n"

@@ -1,4 +1,4 @@
-"""What a notebook's own parameters are, and the names and commands of runs with others."""
+"""What a notebook's own parameters are, and the names and commands of runs with other values."""
 
 import json
 import shlex

@@ -1,4 +1,4 @@
-"""Notebooks are executed side by side, leave their figures where they belong, and say what that took."""
+"""Notebooks run side by side, leave their figures where they belong, and report how long that took."""
 
 import json
 import shutil
@@ -184,7 +184,7 @@ SHOWN = {
 
 
 def compared(path: Path) -> subprocess.CompletedProcess:
-    """What a comparison with the stored outputs says, as ``make test`` makes it."""
+    """What a comparison with the stored outputs says, run as in ``make test``."""
     command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-p", "no:cacheprovider", path]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 

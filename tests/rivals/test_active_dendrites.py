@@ -1,4 +1,4 @@
-"""Active dendrites by hand-computed cases: segments gate a unit, the strongest speak, prototypes tell the task."""
+"""Active dendrites in hand-computed cases: segments gate units, the strongest are active, prototypes infer the task."""
 
 import math
 
@@ -72,7 +72,7 @@ def two_tasks():
 
 def test_a_prototype_is_the_mean_of_its_task_and_the_nearest_one_is_the_context(two_tasks):
     assert two_tasks.prototypes.tolist() == [[2.0, 1.0], [-2.0, 5.0], [0.0, 0.0]]
-    x = torch.tensor([[2.0, 2.0], [0.0, 0.0], [-1.0, 6.0]])  # the third prototype is none: nothing was seen of it
+    x = torch.tensor([[2.0, 2.0], [0.0, 0.0], [-1.0, 6.0]])  # the third task was never seen, so it has no prototype
     assert two_tasks.infer(x).tolist() == [0, 0, 1]
 
 
@@ -80,7 +80,7 @@ def test_the_context_is_given_or_the_task_that_is_learnt_or_inferred(two_tasks):
     x = torch.tensor([[2.0, 2.0], [-1.0, 6.0]])
     given = [two_tasks(x, task) for task in (0, 1)]
     assert not torch.equal(*given)
-    assert torch.equal(two_tasks(x), given[1])  # in training it is the present task
+    assert torch.equal(two_tasks(x), given[1])  # in training it is the current task
     two_tasks.eval()
     assert torch.equal(two_tasks(x), torch.stack([given[0][0], given[1][1]]))
     hidden = two_tasks.hidden[0]

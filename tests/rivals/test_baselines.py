@@ -1,4 +1,4 @@
-"""Each rival does what its equation says, and that does something: one test of its arithmetic, one of its effect."""
+"""Each baseline follows its equation and has an effect: one test of its arithmetic, one of its effect."""
 
 import copy
 from functools import cache
@@ -26,7 +26,7 @@ from sp.rivals.stable import StableSGD
 
 @cache
 def first_task_left(optimizer, capacity=0, tasks=2, **options):
-    """Accuracy on the first task when all are learnt; class-incremental, five passes over digits."""
+    """Accuracy on the first task after all are learnt; class-incremental, five passes over digits."""
     return run(
         Experiment(optimizer=optimizer, options=options, tasks=tasks, epochs=5, replay_capacity=capacity)
     ).accuracy[-1, 0]

@@ -79,7 +79,7 @@ def test_slda_is_a_discriminant_analysis_with_equal_priors_whatever_the_order():
 
 
 class _Covariance:
-    """Of all classes around their means, shrunk; scikit-learn asks for that of each class."""
+    """Shrunk covariance of all classes around their means; scikit-learn asks for that of each class."""
 
     def __init__(self, x, y, shrinkage):
         residuals = x - np.stack([x[y == label].mean(0) for label in range(3)])[y]

@@ -1,4 +1,4 @@
-"""The bridge to perforatedai: what was learnt survives each change of the network, and nothing is left lying about."""
+"""The bridge to perforatedai: what was learnt survives each change of the network, and nothing is left behind."""
 
 import importlib.util
 import os
@@ -63,7 +63,7 @@ GROW = (0.5, 0.5, 0.5, 0.5, 0.5)  # no better than the first, three times in a r
 def test_without_the_package_the_error_names_the_extra(monkeypatch):
     for name in [name for name in sys.modules if name.startswith("perforatedai")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "perforatedai", None)  # as Python says of a package that is not there
+    monkeypatch.setitem(sys.modules, "perforatedai", None)  # how Python marks a missing package
     with pytest.raises(ImportError, match=r"perforatedai: pip install 'selective-plasticity\[dendrites\]'"):
         Dendrites(network())
 
@@ -108,7 +108,7 @@ def test_the_second_dendrite_leaves_the_first_one_s_state_and_weights_alone():
     learn(learner, 2, seed=20)
     trained = states(learner)["0.dendrites_to_top.1"]["eligibility"]
     assert trained.abs().sum(1).gt(0).all()
-    score(learner, 0.4, 0.4, 0.4, 0.4)  # taken back and drawn anew, under the same name
+    score(learner, 0.4, 0.4, 0.4, 0.4)  # undone and redrawn under the same name
     again = states(learner)
     assert learner.dendrites.count == 2 and not [name for name in again if ".layers.1." in name]
     kept = again["0.dendrites_to_top.1"]["eligibility"]

@@ -1,4 +1,4 @@
-"""The comparison is fair by construction, goes on where it stopped, and its verdicts follow from numbers."""
+"""The comparison is fair by construction, resumes where it stopped, and its verdicts follow from numbers."""
 
 import json
 from dataclasses import replace
@@ -26,7 +26,7 @@ COMMITTED = Path(__file__).parents[2] / "figures" / "09_comparison"
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
-    """Two rivals on one small scenario, with a table of tuned values and a folder of their own."""
+    """Two methods on one small scenario, with their own table of tuned values and folder."""
     monkeypatch.setenv("SP_FIGURES", str(tmp_path / "figures"))
     monkeypatch.setattr(studies, "TUNED", tmp_path / "tuned.csv")
     small = {"hidden": (8, 8), "epochs": 1}
@@ -119,7 +119,7 @@ def test_what_is_kept_is_every_number_besides_the_weights():
     learner.learn(x, y, None)
     assert comparison.kept_bytes(learner) == 4 * (2 * weights + 4)  # two moments, and a count for each of four tensors
     published = GradientLearner(mlp(4, (3,), 2), "selective", {})
-    published.learn(x, y, None)  # its pieces of weights and state are no more than these
+    published.learn(x, y, None)  # its pieces of weights and state add nothing to these
     assert 0 <= comparison.kept_bytes(published) - 4 * 2 * weights < 200
     lwf = LwF(mlp(4, (3,), 2), base="sgd", lr=0.1)
     lwf.end_task(x, y, None)
@@ -127,7 +127,7 @@ def test_what_is_kept_is_every_number_besides_the_weights():
 
 
 def test_who_is_ahead_is_read_seed_by_seed():
-    noise = np.array([0.0, 0.05, -0.05, 0.1, 0.02, -0.1])  # shared by the methods, and larger than what sets A apart
+    noise = np.array([0.0, 0.05, -0.05, 0.1, 0.02, -0.1])  # shared by the methods, and larger than A's advantage
     level = noise + np.array([0.01, -0.01, 0.01, -0.01, 0.01, -0.01])
     values = {"Coincidence": 0.8 + noise, "A": 0.82 + noise, "B": 0.8 + level, "C": 0.4 + noise}
     rows = runs(**values).assign(stream="s", capacity=0)
@@ -166,7 +166,7 @@ def test_every_method_has_a_colour():
 
 
 def runs(**values):
-    """One row a seed and method, from method -> values of ``average_accuracy``, or of the named columns."""
+    """One row per seed and method, from method -> values of ``average_accuracy``, or of the named columns."""
     return pd.concat(
         [
             pd.DataFrame({"seed": range(len(v)), "average_accuracy": v, "final_1": v}).assign(method=a)
@@ -275,7 +275,7 @@ def test_recipes_that_the_ledger_has_stand_beside_what_was_published(monkeypatch
     ledger = Results(tmp_path)
     for seed in range(2):
         ledger.put(run(replace(small, tasks=5, seed=seed)))
-    ledger.put(run(small))  # of the other recipe a seed is missing
+    ledger.put(run(small))  # the other recipe lacks a seed
     table = recipes.table(seeds=2, ledger=ledger)
     assert list(table.recipe) == ["two"] and table.n.tolist() == [2]
     accuracies = [result.accuracy[-1].mean() for result in ledger.results() if result.experiment.tasks == 5]

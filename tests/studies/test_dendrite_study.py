@@ -1,4 +1,4 @@
-"""What notebook 13 compares: networks of the sizes that it says, every method tuned, and verdicts from paired seeds."""
+"""What notebook 13 compares: networks of the stated sizes, every method tuned, and verdicts from paired seeds."""
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ def test_the_wide_network_is_of_the_size_of_the_one_with_dendrites(inputs, hidde
     width = study.equal_width(grown, inputs, 10)
     wide = sum(p.numel() for p in mlp(inputs, (width, width), 10).parameters())
     assert grown == 2 * plain + sum(hidden) + 10
-    assert abs(wide - grown) < inputs + 2 * width  # a unit more or less
+    assert abs(wide - grown) < inputs + 2 * width  # give or take a unit
 
 
 def test_published_parameters_are_those_of_a_wrapped_network_without_a_dendrite():

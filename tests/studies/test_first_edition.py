@@ -1,4 +1,4 @@
-"""The first edition beside today's: means are those of the committed tables, and what is missing is left out."""
+"""The first edition next to today's: means are those of the committed tables, and what is missing is left out."""
 
 import pandas as pd
 import pytest

@@ -1,4 +1,4 @@
-"""The study of natural images is tuned alike, runs from one command that goes on, and says what it lacks."""
+"""The study of natural images tunes all alike, runs from one command that can resume, and says what it lacks."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ KNOWN = pd.DataFrame(columns=["study", "dataset", "method", "options", "accuracy
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
-    """Digits in place of CIFAR-10, with tables and a ledger of their own."""
+    """Digits instead of CIFAR-10, with their own tables and ledger."""
     small = replace(study.PIXELS, dataset="digits", hidden=(8, 16), samples_per_task=100)
     monkeypatch.setattr(study, "SETTINGS", {"pixels": small})
     monkeypatch.setitem(study.INPUTS, "cifar10", 64)

@@ -1,4 +1,4 @@
-"""Streams of words, flights and permutations are what their version says, and kept runs need none of these data."""
+"""Streams of words, flights and permutations match their version, and kept runs need none of these data."""
 
 import hashlib
 from dataclasses import replace
@@ -36,7 +36,7 @@ def words(monkeypatch):
 
 
 def content(stream):
-    """A sum of all that a stream holds."""
+    """A checksum of everything in a stream."""
     found = hashlib.sha256()
     for task in stream.tasks:
         for column in (*task.train(), *task.test()):
@@ -58,7 +58,7 @@ def flights(folder):
     weather.to_csv(folder / "data" / "weather.csv", index=False)
 
 
-# Who changes one of these on purpose raises VERSION in the study, and runs it again.
+# If you change one of these on purpose, raise VERSION in the study and rerun it.
 MADE = {
     "languages": partial(languages.telling, languages.LANGUAGES[:10]),
     "next letter": partial(languages.spelling, languages.LANGUAGES[:5]),
@@ -114,7 +114,7 @@ def test_a_month_s_held_out_flights_are_never_learnt_and_nothing_comes_before_it
 @pytest.mark.parametrize("what", ["labels", "pixels"])
 def test_a_permutation_is_of_one_thing_and_the_same_for_all_images_of_a_task(what):
     first, second = replace(drift.SHORT_LABELS, dataset="digits", what=what, tasks=2).tasks_for("test").tasks
-    # By its grey levels in order an image is known whatever the places of its pixels.
+    # Its sorted grey levels identify an image wherever its pixels are.
     (x, known), (other, found) = (
         (image, {tuple(sorted(row)): label for row, label in zip(image.tolist(), y.tolist(), strict=True)})
         for image, y in (first.test(), second.test())

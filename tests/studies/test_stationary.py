@@ -1,4 +1,4 @@
-"""Problems that never change are learnt."""
+"""Stationary problems are learnt."""
 
 from dataclasses import replace
 
