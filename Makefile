@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 DENDRITES_READY := $(VENV)/.dendrites
 PIP := -m pip install --quiet --disable-pip-version-check -c requirements.lock
 SITE_READY := $(VENV)/.site
-# What a target needs: the environment, and the package of notebook 13 in it where its runs are made anew, or are asked for.
+# What a target needs: the environment, and the package of notebook 13 in it where its runs are made again or asked for.
 ENVIRONMENT := $(READY) $(if $(filter-out 0,$(DENDRITES) $(FRESH)),$(DENDRITES_READY))
 
 .DEFAULT_GOAL := help
@@ -34,14 +34,14 @@ $(DENDRITES_READY): $(READY)
 	@touch $@
 
 $(SITE_READY): $(READY)
-	@echo "Installing what builds the site into $(VENV) ..."
+	@echo "Installing the packages that build the site into $(VENV) ..."
 	@$(BIN)/python $(PIP) -e '.[site]'
 	@touch $@
 
 ## All of it
-figures: $(ENVIRONMENT) ## run every notebook (SP_DATASET=digits|mnist|fashion_mnist; FRESH=1: all runs on it) for its figures in figures/
+figures: $(ENVIRONMENT) ## run every notebook and write its figures to figures/ (SP_DATASET=digits|mnist|fashion_mnist; FRESH=1 recomputes all runs)
 	@$(if $(filter-out 0,$(FRESH)),SP_FRESH=$(SP_DATASET)) $(BIN)/python -m sp figures --dataset $(SP_DATASET)
-test: $(ENVIRONMENT) ## lint, unit tests, the notebooks against their stored outputs, and 20 committed runs computed anew
+test: $(ENVIRONMENT) ## lint, unit tests, the notebooks against their stored outputs, and 20 committed runs, recomputed
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal tests
@@ -56,27 +56,27 @@ site: $(SITE_READY) ## documents, notebooks and reference as pages that need nei
 	@echo "Open build/site/index.html"
 
 ## Reproduce
-paper: $(ENVIRONMENT) ## five figures of several panels and three tables for a paper, from stored results, in build/paper
+paper: $(ENVIRONMENT) ## five multi-panel figures and three tables for a paper, from stored results, in build/paper
 	@$(BIN)/python -m sp paper
-results: $(ENVIRONMENT) ## every stored table behind notebooks 09 to 11, on MNIST (hours; goes on where it stopped; says first how long)
+results: $(ENVIRONMENT) ## every stored table behind notebooks 09 to 11, on MNIST (takes hours, says first how long; resumes where it stopped)
 	@$(BIN)/python notebooks/studies comparison --dataset mnist
 	@$(BIN)/python notebooks/studies comparison --dataset fashion_mnist --scenarios split5_class split5_domain permuted10
 	@$(BIN)/python notebooks/studies recipes
 	@$(BIN)/python -m sp figures --dataset mnist notebooks/09_comparison.ipynb notebooks/10_claims.ipynb notebooks/11_replay.ipynb
-bench: $(ENVIRONMENT) ## measure time and memory of a step beside Adam, and what a sweep costs, on a quiet machine; kept in notebooks/studies/bench.csv
+bench: $(ENVIRONMENT) ## measure time and memory of a step against Adam's, and the cost of a sweep, on an idle machine; writes notebooks/studies/bench.csv
 	@$(BIN)/python notebooks/studies bench
-gpu: $(ENVIRONMENT) ## conformance on an accelerator, and time of a step beside Adam there, in build/on_a_gpu.csv
+gpu: $(ENVIRONMENT) ## conformance tests on an accelerator, and the time of a step against Adam's there, in build/on_a_gpu.csv
 	@$(BIN)/python -m tests.on_a_gpu
-dendrites: $(DENDRITES_READY) ## the package of notebook 13, perforatedai, without torchvision (DENDRITES=1 does it for any target)
+dendrites: $(DENDRITES_READY) ## install the package of notebook 13, perforatedai, without torchvision (DENDRITES=1 does so for any target)
 
 ## Maintain
-notebooks: $(ENVIRONMENT) ## run every notebook afresh in place (default data), outputs stored for the tests
+notebooks: $(ENVIRONMENT) ## rerun every notebook in place (default data), storing the outputs for the tests
 	@$(BIN)/python -m sp refresh
-readme: $(ENVIRONMENT) ## write the README's tables, and the pages of figures/ and notebooks/, from what is committed
+readme: $(ENVIRONMENT) ## write the README's tables, and the pages of figures/ and notebooks/, from committed files
 	@$(BIN)/python -m sp readme
 test-browser: $(ENVIRONMENT) ## the panels of notebook 05 in a real JupyterLab and Chromium
 	@$(BIN)/python -m pytest tests/browser
-test-alone: ## what `pip install .` brings, torch alone, in an environment of its own
+test-alone: ## test what `pip install .` installs, with torch alone, in a separate environment
 	@rm -rf build/lib && $(PYTHON) -m venv --clear build/alone
 	@build/alone/bin/python $(PIP) .
 	@build/alone/bin/python -I tests/alone.py

@@ -11,17 +11,17 @@ from sp.extras import check_lab
 # Each command is the module of the same name in `sp.commands`, imported on demand because some take seconds.
 COMMANDS = {
     "explore": {
-        "compare": "compare methods, your own among them, on one stream",
+        "compare": "compare methods, including your own, on one stream",
         "sweep": "run a grid or a sample of experiments, with every seed",
     },
     "reproduce": {
-        "figures": "run notebooks for their figures, also with other parameters, or a grid of them",
-        "paper": "figures and tables for a paper, from what is stored, at the size of a journal",
-        "audit": "compute a random sample of the committed runs anew, and fail where one differs",
+        "figures": "run notebooks for their figures, optionally with other parameters or over a grid",
+        "paper": "make figures and tables for a paper from stored results, at a journal's size",
+        "audit": "recompute a random sample of the committed runs, and fail if one differs",
     },
     "maintain": {
-        "refresh": "run notebooks afresh in place, with the outputs that the tests compare",
-        "readme": "write the tables of the documents, the gallery of figures, the index of notebooks",
+        "refresh": "rerun notebooks in place, storing the outputs that the tests compare",
+        "readme": "write the tables of the documents, the gallery of figures and the index of notebooks",
     },
 }
 
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(
         prog="python -m sp",
         usage="%(prog)s COMMAND ...",
-        description="What a command takes:  python -m sp COMMAND --help",
+        description="Options of a command:  python -m sp COMMAND --help",
         epilog="\n\n".join(
             "\n".join([f"{group}:", *(f"  {name:9}{about}" for name, about in members.items())])
             for group, members in COMMANDS.items()

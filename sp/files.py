@@ -44,8 +44,8 @@ def existing(path: Path) -> Path:
     """Return a path in a figures folder if the file exists; else raise FileNotFoundError, saying how to make it."""
     if not path.is_file():
         made = made_by(f"{path.parent.name}/{path.stem}")
-        how = f"make it with  {made},  or fetch" if made else "fetch"
-        raise FileNotFoundError(f"{path} is not there: {how} it with the repository")
+        how = f"make it with  {made} , or get" if made else "get"
+        raise FileNotFoundError(f"{path} does not exist: {how} it from the repository")
     return path
 
 
@@ -118,6 +118,6 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def cannot_write(path: Path, error: OSError) -> OSError:
     """The error to raise if a file cannot be written."""
     return OSError(
-        f"cannot write {path} ({error.strerror or error}): free some disk space, or name a folder that can be written "
+        f"cannot write {path} ({error.strerror or error}): free some disk space, or name a writable folder "
         "(SP_STORE for results, SP_FIGURES for figures)"
     )

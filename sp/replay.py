@@ -109,7 +109,7 @@ class ReplayBuffer:
         """
         check_integer("n", n, 0)
         if self._x is None:
-            raise ValueError("the replay buffer is empty; add(x, y) before the first sample(n)")
+            raise ValueError("the replay buffer is empty: call add(x, y) before the first sample(n)")
         chosen = torch.randperm(len(self), generator=self._sampling, device="cpu")[:n].to(self._x.device)
         return self._x[chosen], self._y[chosen]
 
@@ -123,7 +123,7 @@ class ReplayBuffer:
             return {}
         if self._y.dim() > 1:
             raise ValueError(
-                f"class_counts needs one label an example, y of shape (B,); the buffer holds rows of shape "
+                f"class_counts needs one label per example, y of shape (B,); the buffer holds rows of shape "
                 f"{tuple(self._y.shape[1:])}: count the y of sample(len(buffer)) instead"
             )
         labels, counts = self._y[: len(self)].unique(return_counts=True)
@@ -185,11 +185,11 @@ class ReplayBuffer:
                 )
         if len(x) != len(y):
             raise ValueError(
-                f"x and y must have one row an example each; got {len(x)} rows of x and {len(y)} rows of y"
+                f"x and y must each have one row per example; got {len(x)} rows of x and {len(y)} rows of y"
             )
         if self.policy == "class_balanced" and (y.dim() > 1 or y.is_floating_point() or y.is_complex()):
             raise ValueError(
-                f"y must hold one integer label an example for policy='class_balanced', shape (B,); got shape "
+                f"y must hold one integer label per example for policy='class_balanced', shape (B,); got shape "
                 f"{tuple(y.shape)} and {y.dtype}: pass class indices, or use policy='reservoir'"
             )
 

@@ -149,7 +149,7 @@ def test_a_watcher_of_another_model_or_options_without_one_are_pointed_out():
     model = nn.Linear(3, 2)
     with pytest.raises(ValueError, match="coincidence watches none of the parameters"):
         ConsolidatingPlasticityOptimizer(model.parameters(), coincidence=NMDACoincidence(nn.Linear(3, 2)))
-    with pytest.raises(ValueError, match="params must hold a parameter to train, and all of them are frozen"):
+    with pytest.raises(ValueError, match="params must hold a parameter to train, but all are frozen"):
         ConsolidatingPlasticityOptimizer(model.requires_grad_(False).parameters(), coincidence=NMDACoincidence(model))
     with pytest.raises(TypeError, match=r"params must be parameters, got a Linear: pass model.parameters\(\)"):
         ConsolidatingPlasticityOptimizer(model)

@@ -328,7 +328,7 @@ def factored(model):
         (coincidence, lambda m: nn.Linear(8, 4), 6, {}, ValueError, "in none of its parameter groups"),
         (coincidence, lambda m: m[-1], 6, {"bias": float("nan")}, ValueError, "bias must be a finite number"),
         (adam, lambda m: parametrizations.weight_norm(m[-1]), 6, {}, ValueError, "remove the parametrisation"),
-        (factored, lambda m: m[-1], 6, {}, ValueError, r"holds 'rows' of a parameter of shape \(4, 8\)"),
+        (factored, lambda m: m[-1], 6, {}, ValueError, r"holds 'rows' for a parameter of shape \(4, 8\)"),
     ],
 )
 def test_errors_name_what_is_wrong_and_nothing_is_changed(make, layer, out_features, options, error, message):

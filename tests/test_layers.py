@@ -118,3 +118,27 @@ def test_a_subclass_with_a_forward_of_its_own_follows_the_diagonal_rule():
     F.cross_entropy(model["head"](features), y).backward()
     optimizer.step()
     assert all(not torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+class LastState(nn.GRU):
+    def forward(self, x):
+        return super().forward(x.flip(1))[0][:, -1]
+
+
+class SelfAttention(nn.MultiheadAttention):
+    def forward(self, x):
+        return super().forward(x, x, x)[0]
+
+
+def test_so_does_a_recurrent_or_attention_layer_with_a_custom_forward():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"attention": SelfAttention(4, 2), "last": LastState(4, 8), "head": nn.Linear(8, CLASSES)})
+    optimizer = watched(model)
+    assert list(optimizer.coincidence.covered()) == ["head.weight", "head.bias"]
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    x, y = batch(0)
+    features = model["last"](model["attention"](x[:, :, None] * torch.ones(4)))
+    F.cross_entropy(model["head"](features), y).backward()
+    optimizer.step()
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name, p in model.named_parameters() if p.grad.any()} >= {"attention.out_proj.weight"}

@@ -352,7 +352,7 @@ def test_wrong_batches_are_refused_and_change_nothing():
 
 def test_wrong_samples_are_refused():
     buffer = ReplayBuffer(10)
-    with pytest.raises(ValueError, match=r"empty; add\(x, y\) before"):
+    with pytest.raises(ValueError, match=r"empty: call add\(x, y\) before"):
         buffer.sample(3)
     buffer.add(*stream(0, 5))
     for n in (-1, 1.5):
@@ -363,11 +363,11 @@ def test_wrong_samples_are_refused():
 def test_labels_are_needed_where_classes_matter():
     x, _ = stream(0, 5)
     for y in (torch.rand(5), torch.zeros(5, 2, dtype=torch.long)):
-        with pytest.raises(ValueError, match="one integer label an example for policy='class_balanced'"):
+        with pytest.raises(ValueError, match="one integer label per example for policy='class_balanced'"):
             ReplayBuffer(10, "class_balanced").add(x, y)
     buffer = ReplayBuffer(10)
     buffer.add(x, torch.zeros(5, 2))
-    with pytest.raises(ValueError, match="class_counts needs one label an example"):
+    with pytest.raises(ValueError, match="class_counts needs one label per example"):
         buffer.class_counts()
 
 

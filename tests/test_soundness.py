@@ -155,10 +155,10 @@ def renamed(state_dict):
     [
         (setting("exp_avg", torch.zeros(12, 6)), "has 'exp_avg', which this optimizer does not know"),
         (of_another_shape, r"of shape \(7, 6\) for a parameter of shape \(12, 6\)"),
-        (lambda state: state["state"].update({99: {}}), "a state for 99, which is none of its parameters"),
+        (lambda state: state["state"].update({99: {}}), "a state for 99, which is not one of its parameters"),
         (lambda state: state["state"].update({"note": {}}), "a state for 'note'"),
         (renamed, r"lacks '(momentum|consolidated|errors_\w+)'"),
-        (lambda state: state.update(state=None), r"must be what optimizer.state_dict\(\) gave"),
+        (lambda state: state.update(state=None), r"must be what optimizer.state_dict\(\) returned"),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(make, change, message):

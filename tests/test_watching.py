@@ -418,7 +418,7 @@ def test_a_layer_that_was_replaced_before_the_optimizer_was_made_is_pointed_out(
     model = made()
     watcher = NMDACoincidence(model)
     model.head = nn.Linear(16, CLASSES)
-    with pytest.warns(UserWarning, match=r"came after the watcher"):
+    with pytest.warns(UserWarning, match=r"added after the watcher"):
         ConsolidatingPlasticityOptimizer(model.parameters(), coincidence=watcher)
 
 
@@ -431,7 +431,7 @@ def test_a_layer_that_came_after_its_watcher_is_pointed_out():
             UserWarning, match=r"make a new NMDACoincidence\(model\) and a new optimizer, or .*sp.grow_out"
         ):
             copy.deepcopy(optimizer).add_param_group({"params": late.parameters()})
-    with pytest.warns(UserWarning, match="came after the watcher"):
+    with pytest.warns(UserWarning, match="added after the watcher"):
         optimizer.add_param_group({"params": model[2].parameters()})
 
 
@@ -498,5 +498,5 @@ def test_an_optimizer_of_biases_alone_is_told_what_to_do():
     model = made()
     for p in model.parameters():
         p.requires_grad_(p.dim() == 1)
-    with pytest.raises(ValueError, match="thaw a weight first, or leave coincidence out"):
+    with pytest.raises(ValueError, match="unfreeze a weight first, or leave coincidence out"):
         watched(model)

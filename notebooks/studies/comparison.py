@@ -140,7 +140,7 @@ def methods(
     tuned = tuned_values(scenario, dataset)
     if missing := [method for method in chosen if method not in DEFAULTS and method not in tuned.index]:
         raise LookupError(
-            f"{', '.join(missing)} of {scenario!r} not tuned on {TUNED_ON[dataset]}: run  "
+            f"{', '.join(missing)} of {scenario!r}: not tuned on {TUNED_ON[dataset]}: run  "
             f"python notebooks/studies comparison --dataset {TUNED_ON[dataset]} --scenarios {scenario}"
         )
     return {

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import sp
 from sp.lab.data import Evaluation, Tasks
 from sp.lab.experiment import METHOD_VERSIONS, Experiment, Moment, Result, run
-from sp.lab.networks import AttentionBlock
+from sp.lab.networks import transformer_block
 from sp.lab.streams import Stream
 from sp.lab.sweep import Named, with_seeds
 from sp.rivals import TITLES, GradientLearner
@@ -132,7 +132,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(letters + 1, width)
         self.place = nn.Parameter(torch.randn(length, width) * 0.1)
-        self.block = AttentionBlock(width)
+        self.block = transformer_block(width)
         self.head = nn.Linear(width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -151,7 +151,8 @@ class Growing(GradientLearner):
 
 # Networks by name. The number of letters follows from the languages, so that naming a network loads nothing.
 NETWORKS = {"GRU": Recurrent, "Transformer": Transformer}
-VERSION = 1  # of streams and networks; raise it when what they produce changes
+# Versions of networks and of streams; raise one when what it produces changes.
+NETWORK_VERSIONS, VERSION = {"GRU": 1, "Transformer": 2}, 1
 BUFFER = 500  # pieces, or 100 texts
 
 # Points to tune on, the same number for each method.
@@ -188,7 +189,7 @@ def methods(network: str, count: int = 10, only: Sequence[str] | None = None) ->
 
     def outputs(number: int) -> dict:
         name = f"{network}, {count} languages, {number} outputs"
-        return {"model": named(name, VERSION, partial(_network, network, languages, number))}
+        return {"model": named(name, NETWORK_VERSIONS[network], partial(_network, network, languages, number))}
 
     plain = Experiment(
         stream=named(f"{count} languages", VERSION, Source(partial(telling, languages))),

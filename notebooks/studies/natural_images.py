@@ -155,13 +155,13 @@ def what_is_missing() -> str:
         needed.append(
             "CIFAR-10 is not in $SP_DATA/cifar10: put its binary files there, or unset SP_DATA."
             if own
-            else "CIFAR-10 was not downloaded yet: python notebooks/studies natural_images  does it (170 MB)."
+            else "CIFAR-10 is not downloaded yet: python notebooks/studies natural_images  downloads it (170 MB)."
         )
     try:
         pretrained.weights_file()
     except pretrained.MissingWeights as error:
         needed.append(f"{error}.")
-    return " ".join(needed) or "CIFAR-10 and the weights of EfficientNet-Lite0 are here: all of it can be run anew."
+    return " ".join(needed) or "CIFAR-10 and the weights of EfficientNet-Lite0 are here: everything can be rerun."
 
 
 HEADS = ("Ridge", "SLDA", "RanPAC")

@@ -363,8 +363,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=1, help="processes, each of one thread")
-    parser.add_argument("--out", help="a CSV file, one line a problem, budget, method and seed")
+    parser.add_argument("--workers", type=int, default=1, help="processes, with one thread each")
+    parser.add_argument("--out", help="CSV file to write, with one line per problem, budget, method and seed")
     chosen = parser.parse_args(arguments)
     methods = {name: METHODS[name] for name in chosen.methods}
     problems = {name: PROBLEMS[name] for name in chosen.problems}

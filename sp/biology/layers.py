@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-PLAIN = (nn.Linear, *TRANSPOSED, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+RECURRENT = (nn.RNN, nn.GRU, nn.LSTM)
+TYPES = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, nn.Embedding, *RECURRENT, nn.MultiheadAttention)
 
 
 Kept = tuple[Any, tuple[Tensor, ...]]  # as returned by `Kind.keep`
@@ -242,28 +244,31 @@ def watchable(model: nn.Module) -> Iterator[Watchable]:
     """Every matrix of a model whose inputs can be seen."""
     inside = {id(part) for m in model.modules() if isinstance(m, nn.MultiheadAttention) for part in m.children()}
     for name, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention):
-            found = _attention(module)
-        elif isinstance(module, nn.RNNBase):
-            found = _recurrent(module)
-        elif id(module) not in inside:
-            found = _plain(module)
-        for kind, weight, bias in found if id(module) not in inside else ():
+        for kind, weight, bias in _kinds(module) if id(module) not in inside else ():
             parameter = _parameter(module, weight)
             if parameter is not None:
                 yield Watchable(f"{name}.{weight}".lstrip("."), module, kind, parameter, _parameter(module, bias))
 
 
-def _plain(module: nn.Module) -> list[tuple[Kind, str, str | None]]:
-    # There is no way to know what a custom forward does with its inputs: it may pad, join or average them.
-    kind = next((kind for kind in PLAIN if isinstance(module, kind) and type(module).forward is kind.forward), None)
-    if kind is nn.Linear:
+def _type_of(module: nn.Module) -> type[nn.Module] | None:
+    """Which of the types that can be watched a module is. A custom forward may pad, join or average its inputs."""
+    return next((kind for kind in TYPES if isinstance(module, kind) and type(module).forward is kind.forward), None)
+
+
+def _kinds(module: nn.Module) -> list[tuple[Kind, str, str | None]]:
+    """Of each matrix of a module: its kind, and the names of weight and bias."""
+    found = _type_of(module)
+    if found is nn.MultiheadAttention:
+        return _attention(module)
+    if found in RECURRENT:
+        return _recurrent(module)
+    if found is nn.Linear:
         return [(Kind(), "weight", "bias")]
-    if kind in TRANSPOSED:
+    if found in TRANSPOSED:
         return [(TransposedConvolution(module), "weight", None)]
-    if kind is nn.Embedding:
+    if found is nn.Embedding:
         return [(Lookup(), "weight", None)]
-    return [(Convolution(module), "weight", "bias")] if kind else []
+    return [(Convolution(module), "weight", "bias")] if found else []
 
 
 def _recurrent(module: nn.RNNBase) -> list[tuple[Kind, str, str | None]]:

@@ -43,6 +43,11 @@ class Activity:
     terms: int
     readout: bool = False
 
+    @property
+    def several(self) -> bool:
+        """Whether an example has several rows, such as patches or time steps."""
+        return self.presynaptic.shape[0 if self.presynaptic.dim() == 1 else 1] > self.examples
+
 
 @dataclass
 class Pass:
@@ -257,7 +262,7 @@ class NMDACoincidence(Hooked):
                 synapses = by_weight[id(weight)] = Synapses(name, weight, bias, kind, synchronise)
                 handles.append(_when_gradient_arrives(weight, weakly(synapses.gradient_made)))
             elif type(synapses.kind) is not type(kind):
-                # Two memories of one weight cannot both decide: the one that holds more than counts does.
+                # Two memories of one weight cannot both decide: the layer that comes first in the model does.
                 continue
             elif synapses.bias is not bias:
                 synapses.bias = None  # tied weights with separate biases, which follow the diagonal rule
@@ -289,7 +294,7 @@ class NMDACoincidence(Hooked):
     def misses(self, parameters: Iterable[nn.Parameter]) -> bool:
         """Whether one of the parameters is the matrix of a layer that was added after the watcher was made.
 
-        Of the model's own parameters, any layer that could be watched counts; of others, any with two dimensions.
+        Of the model's own parameters, any layer that could be watched counts; of others, any that is no vector.
         """
         watched = {id(synapses.weight) for synapses in self.synapses}
         new = {id(p) for p in parameters if p.dim() > 1} - watched

@@ -52,7 +52,7 @@ def values_of(pairs: Sequence[Sequence[str]]) -> dict[str, Any]:
     varied = {}
     for name, text in pairs:
         if name in varied:
-            raise ValueError(f"-p {name} is given twice: put all its values into one, v1,v2,...")
+            raise ValueError(f"-p {name} was given twice: give all its values at once, as v1,v2,...")
         try:
             varied[name] = choices.parse(text)
         except ValueError as error:
@@ -72,7 +72,7 @@ def carry_out(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
     try:
         return chosen.run(chosen) or 0
     except KeyboardInterrupt:
-        print("Stopped. What is finished is stored: the same command goes on.", file=sys.stderr)
+        print("Stopped. Finished work is stored: run the same command again to continue.", file=sys.stderr)
         return 130
     except (OSError, ValueError, ImportError, LookupError) as error:
         if isinstance(error, KeyError | IndexError):  # a bug in the program

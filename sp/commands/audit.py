@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options: how many runs, and which."""
     add_dataset(parser)
     parser.add_argument("--sample", type=positive, default=20, help="how many runs (default: 20)")
-    parser.add_argument("--seed", type=int, help="of the draw, to make it again; default: another one each time")
-    parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
+    parser.add_argument("--seed", type=int, help="seed of the draw, to repeat it; default: a new one each time")
+    parser.add_argument("--workers", type=positive, help="processes (default: one per core)")
 
 
 def run(chosen: argparse.Namespace) -> int:

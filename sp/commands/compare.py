@@ -29,27 +29,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"--tune lion:lr=3e-5,1e-4 --figure lion. Methods: {', '.join(METHODS)}."
     )
     add = parser.add_argument
-    add("--method", action="append", required=True, metavar="NAME|FILE.py:NAME", help="once for each; first: baseline")
+    add("--method", action="append", required=True, metavar="NAME|FILE.py:NAME", help="once per method, baseline first")
     add(
         "--stream",
         default="split5",
         metavar="NAME|FILE.py:NAME",
-        help=f"{', '.join(STREAMS)}, or such as split5, rotated5_task (default: split5)",
+        help=f"{', '.join(STREAMS)}, or a name like split5, rotated5_task (default: split5)",
     )
-    add("--samples-per-task", type=positive, help="training images of each task; default: all")
+    add("--samples-per-task", type=positive, help="training images per task; default: all")
     add("--network", metavar="NAME|FILE.py:NAME", help="such as convolutional (default: mlp, a perceptron)")
-    add("--hidden", type=_widths, metavar="W1,W2,...", help="of a network by name, such as 256,256")
-    add("--tune", action="append", default=[], metavar="METHOD:OPTION=v1,v2,...", help="as often as needed")
-    add("--seeds", type=positive, default=6, help="how many seeds (default: 6; below six no verdict is given)")
+    add("--hidden", type=_widths, metavar="W1,W2,...", help="hidden widths of a named network, such as 256,256")
+    add("--tune", action="append", default=[], metavar="METHOD:OPTION=v1,v2,...", help="can be repeated")
+    add("--seeds", type=positive, default=6, help="number of seeds (default: 6; fewer than six give no verdict)")
     add("--epochs", type=positive, help="passes over each task")
     add("--batch-size", type=positive)
-    add("--replay-capacity", type=int, default=0, help="examples in a buffer of every method (default: 0)")
+    add("--replay-capacity", type=int, default=0, help="examples in each method's replay buffer (default: 0)")
     add("--baseline", metavar="METHOD", help="default: the first method")
     add("--device", default="cpu", help="such as cuda (default: cpu)")
-    add("--workers", type=positive, help="processes (default: one a core)")
-    add("--cluster", metavar="tcp://HOST:PORT", help="a dask scheduler on whose workers to run")
+    add("--workers", type=positive, help="processes (default: one per core)")
+    add("--cluster", metavar="tcp://HOST:PORT", help="dask scheduler whose workers to use")
     add("--figure", metavar="NAME", help="draw the figure figures/NAME")
-    add("--kind", choices=PLOTS, help="of the figure (default: accuracy)")
+    add("--kind", choices=PLOTS, help="kind of figure (default: accuracy)")
     add("--csv", type=Path, help="write the table of all runs to this file")
     add_dataset(parser)
 
@@ -57,9 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> None:
     """Compare, print the table, and write the files that were asked for."""
     if chosen.kind and not chosen.figure:
-        raise ValueError(f"--kind {chosen.kind} is of a figure: give --figure NAME as well")
+        raise ValueError(f"--kind {chosen.kind} needs a figure: give --figure NAME as well")
     if chosen.figure and (made := files.made_by(chosen.figure)):
-        raise ValueError(f"--figure {chosen.figure} is what  {made}  draws: give another name, without its folder")
+        raise ValueError(f"--figure {chosen.figure} is drawn by  {made} : give another name, without its folder")
     titles = _titles(chosen.method)
     methods = {title: named(word) for word, title in titles.items()}
     try:
@@ -82,7 +82,7 @@ def run(chosen: argparse.Namespace) -> None:
         raise ValueError(str(error)) from error
     print(runs.table().to_string())
     if len(methods) > 1:
-        print("higher or lower: the interval leaves out 0 and a sign-flip test agrees")
+        print("higher or lower: the interval excludes 0 and a sign-flip test agrees")
     for title, options in tuned(runs.tuning).items():
         print(f"{title}: {options}")
     if chosen.csv:
@@ -102,11 +102,11 @@ def named(text: str) -> Any:
     file, colon, name = text.rpartition(":")
     if not colon:
         if text.endswith(".py"):
-            raise ValueError(f"{text} is a file: name what is meant in it, as {text}:NAME")
+            raise ValueError(f"{text} is a file: say which object in it, as {text}:NAME")
         return text
     path = Path(file).absolute()
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: name a file as FILE.py:NAME")
+        raise FileNotFoundError(f"{path} does not exist: give FILE.py:NAME")
     key = f"own_{path.stem}"
     module = sys.modules.get(key)
     if module is None or module.__file__ != str(path):
@@ -149,7 +149,7 @@ def _tune(texts: list[str], titles: dict[str, str]) -> dict[str, dict[str, list]
         if not colon and len(words) > 1:
             each = [f"--tune {word.rpartition(':')[2]}:{text}" for word in words if word != WITH_DEFAULTS]
             raise ValueError(
-                f"--tune {text} does not say of which method, and what suits one seldom suits another: write such as  "
+                f"--tune {text} does not say for which method, and what suits one seldom suits another: write, say,  "
                 f"{' '.join(each)}"
             )
         parsed = choices.parse(values)

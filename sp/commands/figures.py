@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_notebooks(parser)
     add_dataset(parser)
     parser.set_defaults(dataset=None)
-    add_values(parser, "a name in the cell of parameters; v1,v2,...")
-    parser.add_argument("--workers", type=positive, help="notebooks at a time (default: one a core)")
+    add_values(parser, "a name in the parameters cell, and its values v1,v2,...")
+    parser.add_argument("--workers", type=positive, help="notebooks at a time (default: one per core)")
     parser.add_argument("--commit", action="store_true", help="put the runs that they use into figures/ledger")
 
 
@@ -37,7 +37,7 @@ def which(chosen: argparse.Namespace) -> list[Path]:
     """The notebooks that were named; raises FileNotFoundError if one does not exist."""
     for path in chosen.notebooks:
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is not there{did_you_mean(path, all_notebooks())}")
+            raise FileNotFoundError(f"{path} does not exist{did_you_mean(path, all_notebooks())}")
     return chosen.notebooks
 
 
@@ -50,7 +50,7 @@ def run(chosen: argparse.Namespace) -> int:
     if not chosen.p:
         return running.make_figures(chosen.dataset or "digits", notebooks, *how)
     if len(notebooks) != 1:
-        raise ValueError(f"-p is of one notebook: name it, got {len(notebooks)} notebooks")
+        raise ValueError(f"-p needs exactly one notebook, got {len(notebooks)}: name one")
     always = {"dataset": chosen.dataset} if chosen.dataset else {}
     points = [{**always, **point} for point in choices.grid(values_of(chosen.p))]
     return grid.make_grid(notebooks[0], points, *how)

@@ -17,14 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options: which figures, and how they look."""
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="default: the five figures and three tables")
-    add("--journal", choices=figures.JOURNALS, help="whose width (default: icml; of a NAME, as it was)")
-    add("--width", type=_width, help="of a NAME: column, page, or inches; default: as it was")
-    add("--format", nargs="+", choices=figures.FORMATS, dest="formats", help="of a NAME (default: pdf)")
-    add("--only", nargs="+", metavar="METHOD", help="of a NAME: these methods, in this order")
+    add("--journal", choices=figures.JOURNALS, help="journal whose width to use (default: icml; for a NAME, unchanged)")
+    add("--width", type=_width, help="for a NAME: column, page, or inches; default: unchanged")
+    add("--format", nargs="+", choices=figures.FORMATS, dest="formats", help="for a NAME (default: pdf)")
+    add("--only", nargs="+", metavar="METHOD", help="for a NAME: only these methods, in this order")
     pairs = {"nargs": "+", "default": [], "type": _pair}
-    add("--rename", metavar="METHOD=TEXT", help="of a NAME: what methods are called", **pairs)
-    add("--colour", metavar="METHOD=COLOUR", help="of a NAME: colours of methods, such as Adam=#CF5100", **pairs)
-    add("--to", type=Path, default=Path("build/paper"), help="folder (default: build/paper)")
+    add("--rename", metavar="METHOD=TEXT", help="for a NAME: new names of methods", **pairs)
+    add("--colour", metavar="METHOD=COLOUR", help="for a NAME: colours of methods, such as Adam=#CF5100", **pairs)
+    add("--to", type=Path, default=Path("build/paper"), help="target folder (default: build/paper)")
 
 
 def run(chosen: argparse.Namespace) -> None:
@@ -34,13 +34,13 @@ def run(chosen: argparse.Namespace) -> None:
     if not chosen.names:
         if chosen.width or chosen.formats or style:
             raise ValueError(
-                "--width, --format, --only, --rename and --colour are of a NAME: the figures of several panels are "
-                "PDF, of a page"
+                "--width, --format, --only, --rename and --colour need a NAME: the multi-panel figures are "
+                "always PDFs of page width"
             )
         print(*paper.make(chosen.to, chosen.journal or "icml"), sep="\n")
     files_of = [figures.path_of(name).name for name in chosen.names]
     if again := next((file for file in files_of if files_of.count(file) > 1), None):
-        raise ValueError(f"the NAMEs must end in different names, got {again!r} twice: give each a folder, by --to")
+        raise ValueError(f"the NAMEs must end in different names, got {again!r} twice: give each a folder, with --to")
     for name in chosen.names:
         look = {"width": chosen.width, "journal": chosen.journal, "style": style}
         plt.close(figures.redraw(name, to=chosen.to, formats=chosen.formats or ["pdf"], **look))

@@ -30,13 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dataset(parser)
     add_values(parser, f"a choice of Experiment, or option_NAME for an argument of the optimizer; {VALUES}")
     add = parser.add_argument
-    streams = f"{', '.join(STREAMS)}, or such as split5, rotated5_task (default: %(default)s)"
+    streams = f"{', '.join(STREAMS)}, or a name like split5, rotated5_task (default: %(default)s)"
     add("--stream", default="split2_class", metavar="NAME", help=streams)
-    add("--sample", type=positive, metavar="COUNT", help="draw so many points (Latin hypercube) from all combinations")
-    add("--seeds", type=positive, default=3, help="how many seeds (default: 3)")
-    add("--ledger", type=Path, help="folder of the results (default: $SP_STORE, else .store)")
-    add("--workers", type=positive, help="processes (default: one a core)")
-    add("--cluster", metavar="tcp://HOST:PORT", help="a dask scheduler on whose workers to run")
+    add("--sample", type=positive, metavar="COUNT", help="draw this many points (Latin hypercube) of all combinations")
+    add("--seeds", type=positive, default=3, help="number of seeds (default: 3)")
+    add("--ledger", type=Path, help="folder for the results (default: $SP_STORE, else .store)")
+    add("--workers", type=positive, help="processes (default: one per core)")
+    add("--cluster", metavar="tcp://HOST:PORT", help="dask scheduler whose workers to use")
     add("--csv", type=Path, help="write the table of all runs to this file")
     add("--dry-run", action="store_true", help="say what would run and how long it should take")
 
@@ -45,7 +45,7 @@ def run(chosen: argparse.Namespace) -> int:
     """Run what is missing and print the means; exit status 1 if runs failed."""
     varied = values_of(chosen.p)
     if "seed" in varied:
-        raise ValueError("every point gets every seed: give --seeds in place of -p seed")
+        raise ValueError("every point is run with every seed: give --seeds instead of -p seed")
     try:
         experiments = points_of(
             on_stream(chosen.stream, chosen.dataset),

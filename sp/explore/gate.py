@@ -39,7 +39,7 @@ def gate_panel() -> Panel:
         value=DEFAULTS["normalisation"],
         options=["percentile", "max"],
         description="normalisation",
-        tooltip='"percentile": in units of θ. "max": each magnitude in units of its largest.',
+        tooltip='"percentile": in units of θ. "max": each magnitude in units of its maximum.',
     )
     controls = {
         **sliders((*PUBLISHED, "gate_min"), DEFAULTS),
@@ -55,7 +55,7 @@ def gate_panel() -> Panel:
         "gate",
         "The gate: which synapses may move?",
         "A network has learnt task A, and task B begins. Press play, or move 'steps into task B', and watch the "
-        "synapses (dots) leave the dark corner, in which the gate holds them.",
+        "synapses (dots) leave the dark corner, where the gate holds them.",
         controls,
         make,
         _code,
@@ -83,12 +83,12 @@ def _in_words(step: int, held: float) -> str:
     moment = f"Step {step} of task B" if step else "Task A ends"
     why = "the network has learnt its batches, and most synapses are silent"
     if now > 2 * at_end:
-        why = f"gradients are {now / at_end:.0f} times those at the end of task A, and what is in use is not held"
+        why = f"gradients are {now / at_end:.0f} times those at the end of task A, and synapses in use are not held"
     return (
         f"{moment}: the gate is below one half for {held:.0%} of the synapses; {why}.\n\n"
-        "Left: a dot is a synapse, higher where it was used more of late, further right where this batch asks more of "
-        "it. Above the dashed line, θ, it counts as fully used. Dark: the gate is closed.\n"
-        "Middle: the gate along three heights of the left plot.\nRight: how many synapses have which gate.\n\n"
+        "Left: each dot is a synapse. The higher it is, the more it was used lately; the further right, the more this "
+        "batch asks of it. Above the dashed line, θ, it counts as fully used. Dark: the gate is closed.\n"
+        "Middle: the gate at three heights of the left plot.\nRight: how the gates of the synapses are distributed.\n\n"
         "gate = clamp(1 − k ê (1 − ĝ), gate_min, 1)\nê = min(e / θ, 1), ĝ = min(|g| / θ, 1)"
     )
 

@@ -57,7 +57,7 @@ def learning_panel(ledger: Ledger | None = None, methods: Mapping[str, Method] |
         methods: more to choose from, title -> method as for `sp.lab.compare`; those of `sp.lab.register` are included.
 
     Raises:
-        ValueError, TypeError: as for `sp.lab.compare` with ``methods``, or one of them has the title "Adam".
+        ValueError, TypeError: as for `sp.lab.compare` with ``methods``, or a title is one that the panel uses itself.
     """
     ledger, rules = ledger or opened(), _rules(methods)
     controls = _controls(rules)
@@ -91,8 +91,8 @@ def learning_panel(ledger: Ledger | None = None, methods: Mapping[str, Method] |
     return Panel(
         "learning",
         "Learning B after A: what is left of A?",
-        "Two equal networks learn digits 0-4 (task A), then 5-9 (task B), from the same images. Look for the curve of "
-        "task A right of the vertical line, where task B begins: Adam, at its tuned rate, loses it.",
+        "Two equal networks learn digits 0-4 (task A), then 5-9 (task B), from the same images. Look at the curve of "
+        "task A to the right of the vertical line, where task B begins: Adam, at its tuned rate, loses it.",
         controls,
         make,
         lambda choices: _code(rules, choices),
@@ -126,7 +126,7 @@ def experiments(
 def _rules(methods: Mapping[str, Method] | None) -> dict[str, str | Own]:
     own = titled({**{name: name for name in registered()}, **(methods or {})}) if methods or registered() else {}
     if taken := sorted({*RULES, "Adam"} & set(own)):
-        raise ValueError(f"methods must have titles of their own, got {taken[0]!r}, which the panel has")
+        raise ValueError(f"methods must have titles that the panel does not use itself, got {taken[0]!r}")
     return {**RULES, **own}
 
 
@@ -173,7 +173,7 @@ def _answer(seen: dict[str, watch.Observed], step: int, pending: str = "") -> An
         if len(rows)
     )
     when = "After task B" if step == STEPS and not pending else "So far"
-    return Answer("learning", data, f"{when}: {now or 'nothing was tested'}.", numbers, pending=pending)
+    return Answer("learning", data, f"{when}: {now or 'nothing has been tested'}.", numbers, pending=pending)
 
 
 def _numbers(curve: pd.DataFrame) -> dict[str, str]:
@@ -187,7 +187,7 @@ def _controls(rules: Mapping[str, str | Own]) -> dict[str, Widget]:
         value=DEFAULTS["method"],
         options=list(rules),
         description="method",
-        tooltip="What is compared with Adam. Choosing one sets the learning rate it starts from.",
+        tooltip="The method to compare with Adam. Choosing one sets its initial learning rate.",
     )
     return {
         "method": method,

@@ -127,9 +127,9 @@ class Panel(widgets.VBox):
         self._text_as = widgets.ToggleButtons(options=["Code", "LaTeX", "CSV"], style={"button_width": "70px"})
         self._text_as.observe(lambda _: self._show_text(), "value")
         self._error = widgets.HTML()
-        reset = widgets.Button(description="Reset", icon="undo", tooltip="Back to where the panel began")
+        reset = widgets.Button(description="Reset", icon="undo", tooltip="Back to the initial settings")
         save = widgets.Button(
-            description="Save figure", icon="save", tooltip="Write PDF, PNG and CSV, with what was chosen, to figures/"
+            description="Save figure", icon="save", tooltip="Write PDF, PNG and CSV, with your choices, to figures/"
         )
         reset.on_click(lambda _: self.reset())
         save.on_click(lambda _: self.save())
@@ -252,7 +252,7 @@ class Panel(widgets.VBox):
 
     def _show_error(self, error: Exception) -> None:
         self._error.value = f'<div class="sp-error">{html.escape(f"{type(error).__name__}: {error}")}</div>'
-        self._status.value = "&#9888; not done: see the message beside"
+        self._status.value = "&#9888; failed: see the error message"
 
 
 class _Live:
@@ -284,7 +284,7 @@ def _player(slider: widgets.Widget) -> widgets.Play:
         step=max(1, (slider.max - slider.min) // 50),
         interval=200,
         show_repeat=False,
-        tooltip="Move the slider by itself",
+        tooltip="Move the slider automatically",
     )
     widgets.jslink((player, "value"), (slider, "value"))
     return player

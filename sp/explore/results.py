@@ -48,7 +48,7 @@ def results_panel(ledger: Ledger | None = None) -> Panel:
         "metric": widgets.Dropdown(
             options=[(_readable(name), name) for name in METRICS],
             description="metric",
-            tooltip="As defined in sp.lab.metrics; shares, without unit.",
+            tooltip="As defined in sp.lab.metrics; fractions, without a unit.",
         ),
         "axis": widgets.Dropdown(
             options=[BESIDE],
@@ -56,7 +56,7 @@ def results_panel(ledger: Ledger | None = None) -> Panel:
             tooltip="Methods side by side, or a choice that was varied along the axis.",
         ),
         "methods": widgets.SelectMultiple(
-            options=[""], rows=9, description="methods", tooltip="Which methods; hold Ctrl or Shift to choose several."
+            options=[""], rows=9, description="methods", tooltip="Which methods to show; Ctrl or Shift adds more."
         ),
     }
 
@@ -75,8 +75,8 @@ def results_panel(ledger: Ledger | None = None) -> Panel:
     return Panel(
         "results",
         "Finished runs: table and figure",
-        "Dots are means over seeds, lines 95 % bootstrap intervals; whether two methods differ is for a paired test to "
-        "say (notebook 01). Variants of one method differ in what stands in brackets.",
+        "Dots are means over seeds, lines 95 % bootstrap intervals; only a paired test can say whether two methods "
+        "differ (notebook 01). Brackets tell variants of a method apart.",
         controls,
         make,
         _code,
@@ -93,7 +93,7 @@ def finished_runs(ledger: Ledger) -> pd.DataFrame:
     """
     results = ledger.results()
     if not results:
-        how = "run a notebook or make figures first, or name another folder with SP_STORE"
+        how = "run a notebook or make figures first, or set SP_STORE to another folder"
         raise LookupError(f"{ledger.folder} holds no finished runs: {how}")
     rows = tables.table(results)
     rows["stream_name"] = [_stream_name(row) for row in rows[list(STREAM)].to_dict("records")]

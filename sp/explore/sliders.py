@@ -28,16 +28,16 @@ TOOLTIPS = {
     "plasticity_k": "Protection strength, without unit. Published: 1-3 lenient, 3-7 balanced, 7-10 strict; 0: no gate.",
     "trace_decay": "Decay of the eligibility trace: it remembers about 1 / (1 - β) steps. Published: 0.95 to 0.999.",
     "threshold_percentile": "Percentile of the eligibility that counts as fully used: the threshold θ. Published: 75.",
-    "gate_min": "Floor of the gate, as a share of a step: above 0 no synapse is ever frozen.",
-    "steps_into_b": "When the network is looked at: 0 is the last step of task A.",
-    "warmup_steps": "Selective plasticity: steps before the gate begins to work. Consolidation: steps in which θ is "
+    "gate_min": "Floor of the gate, as a fraction of a step: above 0, no synapse is ever frozen.",
+    "steps_into_b": "When to look at the network: 0 is the last step of task A.",
+    "warmup_steps": "Selective plasticity: steps before the gate begins to work. Consolidation: steps over which θ is "
     "measured. A task has 110 steps.",
-    "threshold_quantile": "Consolidation strength: share of synapses that the warm-up leaves plastic; smaller protects "
-    "more.",
-    "retention": "Coincidence: an input that was met n times counts as new by about 1 / (1 + r n).",
-    "replay_capacity": "Size of the replay buffer of both methods, a reservoir; 0: no replay.",
-    "seed": "Of the weights and of the order of the images, for both.",
-    "step": "Of the training; press play to watch it.",
+    "threshold_quantile": "Consolidation strength: fraction of synapses left plastic by the warm-up; smaller values "
+    "protect more.",
+    "retention": "Coincidence: the novelty of an input met n times is about 1 / (1 + r n).",
+    "replay_capacity": "Size of each method's replay buffer, a reservoir; 0: no replay.",
+    "seed": "Seed of the weights and of the order of the images, for both methods.",
+    "step": "Training step up to which to show it; press play to watch.",
 }
 
 

@@ -26,7 +26,7 @@ from sp.lab.parallel import end_with
 
 IDLE = 1800  # seconds after which idle processes end
 EVERY = 0.1  # seconds between two looks at a training run
-GLIMPSE = "one epoch of five; all of them follow"
+GLIMPSE = "one epoch of five; the full training follows"
 UNDER_WAY = "training &hellip;"
 
 Seen = tuple[watch.Observed, str]  # the text says what is still missing; empty for a complete run

@@ -32,7 +32,7 @@ def fill_tables(text: str, root: Path = Path()) -> str:
     def filled(match: re.Match) -> str:
         table, words = pd.read_csv(root / match[2]), dict(word.partition("=")[::2] for word in match[3].split())
         if unknown := set(words) - set(WORDS):
-            raise ValueError(f"a table mark knows {'=, '.join(WORDS)}=, got {sorted(unknown)}")
+            raise ValueError(f"a table mark takes {'=, '.join(WORDS)}=, got {sorted(unknown)}")
         if words and "metric" not in words:
             raise ValueError(f"a table mark with {sorted(words)} needs metric= as well")
         if words:

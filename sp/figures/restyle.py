@@ -32,7 +32,7 @@ def restyled(
     names, colours, shown = style.get("names", {}), style.get("colours", {}), style.get("only", known)
     for method, colour in colours.items():
         if not is_color_like(colour):
-            raise ValueError(f"the colour of {method!r} must be one of matplotlib's, such as '#CF5100', got {colour!r}")
+            raise ValueError(f"the colour of {method!r} must be a matplotlib colour, such as '#CF5100', got {colour!r}")
 
     def chosen_of(value: Any) -> Any:
         """Restrict an option that lists methods, or titles by method, to those that are shown."""

@@ -49,13 +49,13 @@ def audit(results: Mapping[str, Result], sample: int, seed: int, workers: int | 
         raise ValueError("results is empty: there is nothing to audit")
     if foreign := [key for key, result in results.items() if key != result.experiment.key()]:
         rows = pd.DataFrame([_row(key, results[key]) for key in foreign])
-        raise AuditError("The key of these kept runs is not that of their experiment:", rows)
+        raise AuditError("These kept runs do not have the key of their experiment:", rows)
     kept = {results[key].experiment: results[key] for key in draw(results, sample, seed)}
     computed = dict(call_all(run, kept, workers))
     if failed := [experiment for experiment in kept if isinstance(computed[experiment], Failed)]:
         reasons = [computed[experiment].reason.strip().splitlines()[-1] for experiment in failed]
         rows = pd.DataFrame([_row(experiment.key(), kept[experiment]) for experiment in failed])
-        raise AuditError(f"These kept runs cannot be computed (seed {seed}):", rows.assign(reason=reasons))
+        raise AuditError(f"These kept runs cannot be recomputed (seed {seed}):", rows.assign(reason=reasons))
     rows = pd.DataFrame([_row(experiment.key(), result) for experiment, result in kept.items()])
     rows["computed"] = [_average(computed[experiment]) for experiment in kept]
     rows["difference"] = rows["computed"] - rows["kept"]
@@ -64,9 +64,9 @@ def audit(results: Mapping[str, Result], sample: int, seed: int, workers: int | 
     wrong = rows[~((rows["difference"].abs() <= MOST_IN_AVERAGE) & (rows["largest"] <= MOST_IN_ONE))]
     if len(wrong):
         limits = f"{MOST_IN_AVERAGE} in average accuracy, or by more than {MOST_IN_ONE} in a single one"
-        raise AuditError(f"These kept runs differ by more than {limits}, from those made now (seed {seed}):", wrong)
+        raise AuditError(f"These kept runs differ from the recomputed ones by more than {limits} (seed {seed}):", wrong)
     if (mean := rows["difference"].abs().mean()) > MOST_IN_MEAN:
-        message = f"Average accuracies of kept runs differ by {mean:.4f} in the mean from those made now, more than"
+        message = f"Average accuracies of kept and recomputed runs differ by {mean:.4f} on average, more than"
         raise AuditError(f"{message} {MOST_IN_MEAN} (seed {seed}):", rows)
     return rows
 
@@ -87,9 +87,9 @@ def describe(rows: pd.DataFrame, results: Mapping[str, Result], seed: int) -> st
     methods = {result.experiment.optimizer for result in results.values()}
     size = rows["difference"].abs()
     return (
-        f"{len(rows)} of {len(results)} kept runs, of {rows['method'].nunique()} of {len(methods)} methods, were "
-        f"computed anew (seed {seed}): average accuracies differ by {size.mean():.4f} in the mean, by {size.max():.4f} "
-        "at most."
+        f"{len(rows)} of {len(results)} kept runs, from {rows['method'].nunique()} of {len(methods)} methods, were "
+        f"recomputed (seed {seed}): average accuracies differ by {size.mean():.4f} on average and {size.max():.4f} at "
+        "most."
     )
 
 

@@ -52,7 +52,7 @@ def _check_sending(own: Own) -> None:
             pickle.dumps(own)
     except Exception as error:
         raise ValueError(
-            f"{own.title!r} cannot be sent to another process ({error}): make inside it what it closes over, or give "
+            f"{own.title!r} cannot be sent to another process ({error}): create inside it what it closes over, or give "
             "workers=1"
         ) from error
 
@@ -61,17 +61,17 @@ def _check_network(experiment: Experiment, stream: Tasks, x: Tensor, y: Tensor) 
     own = experiment.own.get("model")
     if own is None:
         if not x.is_floating_point():
-            raise ValueError("x holds whole numbers: give floating ones, such as x / 255, or a network that takes them")
+            raise ValueError("x holds whole numbers: give floats, such as x / 255, or a network that takes integers")
         if y.dim() > 1 and not stream.numbers:
-            raise ValueError("network must be your own for sequences: a callable whose module gives (n, T, outputs)")
+            raise ValueError("for sequences, network must be your own: a callable whose module returns (n, T, outputs)")
         x = x.flatten(1)
     model = network_of(experiment, stream)
     if not isinstance(model, nn.Module):
-        raise TypeError(f"network must make a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(f"network must return a torch.nn.Module, got {type(model).__name__}")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("network has nothing to train: none of its parameters has requires_grad=True")
     if own and {id(p) for p in model.parameters()} & {id(p) for p in network_of(experiment, stream).parameters()}:
-        raise ValueError("network must make a new module each time, got the same parameters twice: build it inside")
+        raise ValueError("network must return a new module each time, got the same parameters twice: build it inside")
     try:
         outputs = model(x)
     except Exception as error:
@@ -80,7 +80,7 @@ def _check_network(experiment: Experiment, stream: Tasks, x: Tensor, y: Tensor) 
     if getattr(outputs, "shape", None) != wanted:
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(
-            f"network must give outputs of shape {wanted} for {len(x)} examples, got {got}: make its last layer "
+            f"network must return outputs of shape {wanted} for {len(x)} examples, got {got}: make its last layer "
             f"{stream.outputs} wide{_labels(stream)}"
             + ("" if own is None or stream.numbers else ", or give the stream outputs=...")
         )
@@ -90,7 +90,7 @@ def _check_network(experiment: Experiment, stream: Tasks, x: Tensor, y: Tensor) 
         if any(len(task.train()[1]) % experiment.batch_size == 1 for task in stream.tasks):
             raise ValueError(
                 f"network cannot take a batch of one example, and batch_size {experiment.batch_size} leaves one at the "
-                f"end of a task: give another ({error})"
+                f"end of a task: give another batch_size ({error})"
             ) from error
     if "loss" in experiment.own:
         value = loss_of(experiment, stream)(outputs, y)
@@ -104,15 +104,15 @@ def _labels(stream: Tasks) -> str:
         return ""
     labels = torch.cat([task.train()[1].flatten() for task in stream.tasks])
     low, high = int(labels.min()), int(labels.max())
-    return f", for labels go from {low} to {high}" if high + 1 == stream.outputs else ""
+    return f", since labels go from {low} to {high}" if high + 1 == stream.outputs else ""
 
 
 def _check_method(title: str, experiment: Experiment, stream: Tasks, usual: bool) -> None:
     method, options = experiment.optimizer, dict(experiment.options)
     if isinstance(method, str) and not usual and method not in ANY_LOSS:
         raise ValueError(
-            f"method {title!r} is written for classes and cross-entropy; numbers, sequences and own losses are for "
-            f"{', '.join(ANY_LOSS)} and your own"
+            f"method {title!r} is only for classes and cross-entropy; for numbers, sequences and your own losses, use "
+            f"{', '.join(ANY_LOSS)} or your own method"
         )
     sizes = (stream.inputs, experiment.hidden, stream.outputs)
     network = partial(network_of, experiment, stream)
@@ -120,13 +120,13 @@ def _check_method(title: str, experiment: Experiment, stream: Tasks, usual: bool
         learner = _made_once(method, network, sizes, options)
     except Exception as error:
         chosen = f" with options {options}" if options else ""
-        raise ValueError(f"method {title!r}{chosen} cannot be made: {_why(error, options)}") from error
+        raise ValueError(f"method {title!r}{chosen} cannot be built: {_why(error, options)}") from error
     if stream.scored_from is not None and learner.needs.boundaries:
-        raise ValueError(f"method {title!r} is told when a task ends, and an online stream has no tasks: leave it out")
+        raise ValueError(f"method {title!r} must know when a task ends, but an online stream has none: leave it out")
     optimizer = getattr(learner, "optimizer", None)
     step = inspect.unwrap(getattr(optimizer, "step", None))  # torch wraps it
     if step is inspect.unwrap(torch.optim.Optimizer.step):
-        raise ValueError(f"method {title!r}: its optimizer, {type(optimizer).__name__}, has no method step: write one")
+        raise ValueError(f"method {title!r}: its optimizer, {type(optimizer).__name__}, has no step method: write one")
     if isinstance(method, Own) and isinstance(optimizer, torch.optim.Optimizer) and getattr(learner, "model", None):
         known = {id(p) for p in learner.model.parameters()}
         if not known & {id(p) for group in optimizer.param_groups for p in group["params"]}:
@@ -148,8 +148,8 @@ def check_options(experiments: Iterable[Experiment]) -> None:
 
 def _why(error: Exception, options: dict[str, Any]) -> str:
     """The message of an error, plus the options that are strings if a number may have been expected there."""
-    texts = [f"{name} is {value!r}, a text" for name, value in options.items() if isinstance(value, str)]
-    return f"{', '.join(texts)}, and no number ({error})" if texts and isinstance(error, TypeError) else str(error)
+    texts = [f"{name} is the string {value!r}" for name, value in options.items() if isinstance(value, str)]
+    return f"{' and '.join(texts)}, not a number ({error})" if texts and isinstance(error, TypeError) else str(error)
 
 
 def _made_once(method: str | Own, network: Callable[[], nn.Module], sizes: tuple, options: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,9 +28,9 @@ class Range:
     log: bool = False
 
     def __post_init__(self):
-        if not self.low < self.high or (self.log and self.low <= 0):
+        if not -math.inf < self.low < self.high < math.inf or (self.log and self.low <= 0):
             above = " and low > 0 for a logarithmic range" if self.log else ""
-            raise ValueError(f"a range needs low < high{above}, got {self.low!r}:{self.high!r}")
+            raise ValueError(f"a range needs finite low < high{above}, got {self.low!r}:{self.high!r}")
 
     def at(self, share: float) -> float | int:
         """The value below which a fraction ``share`` of the range lies, share in [0, 1)."""
@@ -57,7 +58,7 @@ def parse(text: str) -> Values:
     words = [word.strip() for word in text.split(",")]
     if "" in words or set(text) & set("([{"):
         raise ValueError(
-            f"expected values as v1,v2,... or low:high or low:high:log, got {text!r}: a text with brackets needs quotes"
+            f"expected values as v1,v2,... or low:high or low:high:log, got {text!r}: text with brackets needs quotes"
         )
     return [_literal(word) for word in words]
 
@@ -74,8 +75,8 @@ def grid(choices: Mapping[str, Values]) -> list[dict[str, Any]]:
     for name, values in choices.items():
         if isinstance(values, Range):
             raise ValueError(
-                f"{name} has a range, got {values}: name its values, or draw points from it (on the command line "
-                "--sample COUNT)"
+                f"{name} is a range, {values}: list its values instead, or draw points from it (--sample COUNT on the "
+                "command line)"
             )
     return [dict(zip(choices, point, strict=True)) for point in itertools.product(*choices.values())]
 
@@ -90,7 +91,7 @@ def sample(choices: Mapping[str, Values], count: int) -> list[dict[str, Any]]:
         count: number of points, >= 1. Equal arguments give equal points.
     """
     if count < 1 or not choices:
-        raise ValueError(f"a sample needs count >= 1 and something to vary, got {count!r} of {len(choices)} names")
+        raise ValueError(f"a sample needs count >= 1 and something to vary, got {count!r} and {len(choices)} names")
     shares = qmc.LatinHypercube(len(choices), seed=np.random.default_rng(0)).random(count)
     return [
         {name: _pick(values, share) for (name, values), share in zip(choices.items(), row, strict=True)}

@@ -79,7 +79,7 @@ def compare(
         sp.lab.sweep.SweepError: some runs failed; the others are kept.
     """
     if not isinstance(stream, Stream):
-        raise TypeError(f"stream must be made by Stream.split(...), Stream.from_arrays(...) and so on, got {stream!r}")
+        raise TypeError(f"stream must be made by Stream.split(...), Stream.from_arrays(...) or similar, got {stream!r}")
     titles, tune = titled(methods), dict(tune or {})
     baseline = next(iter(titles)) if baseline is None else baseline
     check_choice("baseline", baseline, titles)
@@ -87,13 +87,13 @@ def compare(
     usual = {"hidden": hidden, "epochs": epochs, "batch_size": batch_size}
     usual = {name: stream.usual[name] if value is None else value for name, value in usual.items()}
     if hidden is not None and callable(network):
-        raise ValueError(f"hidden is for a network by name, got {hidden!r} with {network!r}: leave it out")
+        raise ValueError(f"hidden is only for networks given by name, got {hidden!r} with {network!r}: leave it out")
     choices = {**stream.choices, **usual, **_network(network, usual["hidden"]), "replay_capacity": replay_capacity}
     if loss is not None:
         choices["loss"] = Own.of("own loss", loss)
     if stream.is_online:
         if choices["epochs"] != 1:
-            raise ValueError(f"epochs must be 1 online, where data are seen once, got {epochs!r}")
+            raise ValueError(f"epochs must be 1 for an online stream, whose data are seen once, got {epochs!r}")
         choices["curve_points"] = POINTS_ONLINE
     base = {title: Experiment(optimizer=method, seed=seeds[0], **choices) for title, method in titles.items()}
     tried = _tried(base, tune)
@@ -144,8 +144,7 @@ def _seeds(seeds: int | Sequence[int], tuned: bool) -> list[int]:
     whole = all(isinstance(seed, Integral) for seed in found)
     if not found or not whole or len(set(found)) < len(found) or (tuned and set(found) & set(TUNING_SEEDS)):
         raise ValueError(
-            f"seeds must be how many, or different whole numbers of which none is a tuning seed {TUNING_SEEDS}, "
-            f"got {seeds!r}"
+            f"seeds must be a count, or distinct whole numbers that are not tuning seeds {TUNING_SEEDS}, got {seeds!r}"
         )
     return [int(seed) for seed in found]
 
@@ -153,13 +152,13 @@ def _seeds(seeds: int | Sequence[int], tuned: bool) -> list[int]:
 def _tried(base: dict[str, Experiment], tune: Tune) -> dict[str, list[Experiment]]:
     """For each method, the experiments that tuning chooses from; a single one if it is not tuned."""
     for title, options in tune.items():
-        check_choice("a key of tune, which is the title of a method,", title, base)
+        check_choice("each key of tune, the title of a method,", title, base)
         if not isinstance(options, Mapping) or not all(isinstance(values, list | tuple) for values in options.values()):
-            raise TypeError(f"tune must be such as {{{title!r}: {{'lr': [1e-4, 1e-3]}}}}, got {options!r} of {title!r}")
+            raise TypeError(f"tune must look like {{{title!r}: {{'lr': [1e-4, 1e-3]}}}}, got {options!r} for {title!r}")
     points = {title: grid(options) for title, options in tune.items()}
     if len({len(found) for found in points.values()}) > 1:
         counts = ", ".join(f"{title}: {len(found)}" for title, found in points.items())
-        raise ValueError(f"tune must have as many points for each method, to be fair, got {counts}")
+        raise ValueError(f"tune must have the same number of points for every method, to be fair, got {counts}")
     return {title: [replace(one, options=point) for point in points.get(title, [{}])] for title, one in base.items()}
 
 
@@ -169,7 +168,7 @@ def _network(network: Any, hidden: tuple[int, ...]) -> dict[str, Any]:
         return {"model": network or "mlp", "hidden": hidden}
     if isinstance(network, nn.Module) or not callable(network):
         raise TypeError(
-            "network must be a name or a callable that makes a new module, such as  lambda: MyNetwork() , got "
+            "network must be a name or a callable that returns a new module, such as  lambda: MyNetwork() , got "
             f"{type(network).__name__}"
         )
     return {"model": Own.of("own network", network), "hidden": Experiment().hidden}
@@ -195,7 +194,7 @@ def _warn_of_ends(judged: pd.DataFrame) -> None:
     """Warn once, when tuning runs: a comparison read from the ledger has nothing new to report."""
     ends = [f"{title}: {options}" for title, options in tuned(judged).items() if LONGER in options]
     if ends:
-        warnings.warn(f"tuning chose an end of a list: {'; '.join(ends)}", stacklevel=3)
+        warnings.warn(f"tuning chose a value at the end of its list: {'; '.join(ends)}", stacklevel=3)
 
 
 def _warn_of_what_is_not_kept(experiments: Iterable[Experiment]) -> None:
@@ -203,5 +202,5 @@ def _warn_of_what_is_not_kept(experiments: Iterable[Experiment]) -> None:
     if reasons:
         said = "; ".join(f"{title}: {reason}" for title, reason in reasons.items())
         warnings.warn(
-            f"runs are computed and not kept, for it cannot be told whether they change: {said}", stacklevel=3
+            f"runs are computed but not kept, because it cannot be determined whether they change: {said}", stacklevel=3
         )

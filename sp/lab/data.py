@@ -184,14 +184,14 @@ def _content(name: str, file: str) -> Tensor:
     except (OSError, EOFError, zlib.error) as error:
         raise _wrong(path, f"a readable file, gzipped or not, found: {error}") from error
     if hashlib.md5(content).hexdigest() != SUMS[name][file]:
-        raise _wrong(path, f"the published content of {name}/{file} (MD5 {SUMS[name][file]}), found another")
+        raise _wrong(path, f"the published content of {name}/{file} (MD5 {SUMS[name][file]}), found other content")
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
 def _wrong(path: Path, expected: str) -> DataError:
     return DataError(
         f"{path}: expected {expected}. Delete it and put an intact copy in its place, or unset SP_DATA to have the "
-        "data downloaded. Data of your own go into sp.lab.Stream.from_arrays(...)."
+        "data downloaded. For your own data, use sp.lab.Stream.from_arrays(...)."
     )
 
 
@@ -238,8 +238,8 @@ def _fetched(name: str, served: str, file: str, md5: str, **how: Callable) -> st
         except (OSError, ValueError, EOFError, zlib.error) as error:
             failures += f"\n  {url}: {error}"
     raise DataError(
-        f"{folder / file}: expected to download it, found no mirror that gave it:{failures}\nCheck the network and run "
-        "again, set SP_MIRROR to the base URL of another mirror (it serves "
+        f"{folder / file}: expected to download it, found no mirror that has it:{failures}\nCheck the network and run "
+        "again, set SP_MIRROR to the base URL of another mirror (one that serves "
         f"{name}/{served}), or set SP_DATA to a folder that holds {', '.join(f'{name}/{one}' for one in SUMS[name])}."
     )
 
@@ -351,7 +351,7 @@ def make_stream(
     group = dataset.classes // tasks if kind == "split" else dataset.classes
     if group == 1 and scenario != "class":
         raise ValueError(
-            f"tasks must leave each task two classes or more to tell apart unless scenario is 'class', got {tasks} "
+            f"tasks must leave each task at least two classes to tell apart unless scenario is 'class', got {tasks} "
             f"with {scenario!r}"
         )
     generator = torch.Generator().manual_seed(int(seed))
@@ -364,8 +364,8 @@ def make_stream(
         rows = ((y >= start) & (y < start + group)).nonzero().flatten()
         if len(rows) < (samples or 1):
             raise ValueError(
-                f"samples_per_task must be at most {len(rows)}, the images that {dataset.name} has for task {number} "
-                f"({views[number][0]}), got {samples}; ask for fewer, or make fewer tasks"
+                f"samples_per_task must be at most {len(rows)}, the number of images in {dataset.name} for task "
+                f"{number} ({views[number][0]}), got {samples}; ask for fewer, or make fewer tasks"
             )
         if samples is not None:
             rows = rows[torch.randperm(len(rows), generator=generator, device="cpu")[:samples]]

@@ -132,16 +132,14 @@ def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
     """The parts that define a thing, each with a name for messages."""
     kind = type(thing)
     if isinstance(thing, _RANDOM):
-        raise NoDigest("a random generator, whose state moves on")
+        raise NoDigest("a random generator, whose state changes")
     if any(thing is one for one in _REACHES_ANYTHING):
-        raise NoDigest("a way to reach anything by its name")
+        raise NoDigest("a way to access anything by its name")
     if kind is FunctionType and "counts_as" in vars(thing):
         yield "", ("counts as", thing.counts_as)
     elif kind is ModuleType:
         if (version := version_of(thing.__name__)) is None:
-            raise NoDigest(
-                "a module as a whole: name in the code what it uses, as MODULE.NAME or from MODULE import NAME"
-            )
+            raise NoDigest("a whole module: name what the code uses of it, as MODULE.NAME or from MODULE import NAME")
         yield "", (thing.__name__, version)
     elif (installed := _installed(thing)) is not None:
         yield "", installed
@@ -152,7 +150,7 @@ def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
         yield from _of_function(_unhooked(thing))
     elif isinstance(thing, type):
         if not thing.__flags__ & 1 << 9:  # Python's Py_TPFLAGS_HEAPTYPE
-            raise NoDigest("a class of compiled code of somebody's own")
+            raise NoDigest("a compiled class that is not part of an installed package")
         yield "", ("class", thing.__name__, type(thing), thing.__bases__)
         for name, part in vars(thing).items():
             below = (_unhooked(vars(base).get(name)) for base in thing.__mro__[1:])
@@ -252,10 +250,10 @@ def _of_object(thing: Any) -> Iterator[tuple[str, Any]]:
     try:
         made = copyreg.dispatch_table.get(type(thing), lambda one: one.__reduce_ex__(4))(thing)
     except Exception as error:
-        raise NoDigest(f"of type {type(thing).__qualname__}, of which no digest can be made ({error})") from error
+        raise NoDigest(f"of type {type(thing).__qualname__}, for which no digest can be made ({error})") from error
     owner = getattr(thing, "__objclass__", None)
     if isinstance(made, str) or (owner is not None and _installed(owner) is None):
-        raise NoDigest(f"of type {type(thing).__qualname__}, compiled code of which no digest can be made")
+        raise NoDigest(f"of type {type(thing).__qualname__}, compiled code for which no digest can be made")
     function, arguments, state, items, pairs, *_ = *made, None, None, None
     yield "", ("object", type(thing), function)
     yield "an argument", arguments

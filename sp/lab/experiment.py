@@ -30,8 +30,8 @@ RULES_VERSION = 2  # increased whenever a change to the code changes results, so
 METHOD_VERSIONS = {
     "mas": 2,
     "si": 2,
-    "coincidence": 7,
-    "coincidence, mlp": 6,  # the last change left perceptrons of up to two hidden layers as they were
+    "coincidence": 8,
+    "coincidence, mlp": 6,  # perceptrons of up to two hidden layers have been the same since
     "dendrites, coincidence": 5,
     "active_dendrites, coincidence": 5,
 }
@@ -76,8 +76,8 @@ def _plain(name: str, value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(
-        f"{name} must be a number, a text, True, False, None or a list of these, got {value!r} of type "
-        f"{type(value).__name__}: give a plain one, such as float(...) of it"
+        f"{name} must be a number, a string, True, False, None or a list of these, got {value!r} of type "
+        f"{type(value).__name__}: convert it, for example with float(...)"
     )
 
 
@@ -146,7 +146,7 @@ class Experiment:
             check_flag("replay_distinct", self.replay_distinct)
         if self.optimizer == "active_dendrites" and self.replay_capacity:
             raise ValueError(
-                "optimizer 'active_dendrites' takes every example for one of the present task, stored ones too: give "
+                "optimizer 'active_dendrites' takes all examples, even stored ones, to be from the current task: give "
                 f"replay_capacity 0, got {self.replay_capacity!r}"
             )
         if rehearses(self.optimizer) and (not self.replay_capacity or self.replay_adds != "current"):
@@ -316,7 +316,7 @@ def run(
     look: Callable[[Moment], None] | None = None,
     until: int | None = None,
 ) -> Result:
-    """Train one network on the stream, task by task, and test it on every task after each.
+    """Train one network on the stream, task by task. After each it is tested on the tasks so far and the next one.
 
     The run uses one thread and leaves the global random states (PyTorch's, NumPy's, Python's) and the number of threads
     as they were.

@@ -62,7 +62,7 @@ class Ledger:
         if result is None:
             return None
         if result.experiment != experiment:
-            warnings.warn(f"row {key} of the ledger is of another experiment and is computed again", stacklevel=2)
+            warnings.warn(f"row {key} of the ledger belongs to another experiment and is recomputed", stacklevel=2)
             return None
         _log("read", key)
         return result
@@ -141,13 +141,19 @@ class Ledger:
                 continue
             name = TABLES
             if "experiment" in row:
-                experiment = Experiment.from_dict(row["experiment"])
+                try:
+                    experiment = Experiment.from_dict(row["experiment"])
+                except ValueError:  # it names a method or network that no longer exists
+                    continue
                 name = experiment.dataset
                 if experiment.key() != key:
                     continue
             if key not in wanted and instead_of is not None and name in (instead_of, TABLES, OWN_DATA):
                 continue
             rows.setdefault(name, {})[key] = row
+        for path in folder.glob("*.jsonl"):
+            if path.stem not in rows:
+                path.unlink()
         for name, found in rows.items():
             lines = b"".join(_line(key, row) for key, row in found.items())
             files.write_atomically(folder / f"{name}.jsonl", lines)
@@ -160,7 +166,7 @@ class Ledger:
                 if row is not None:
                     return read(row)
             except (ValueError, KeyError, TypeError, AttributeError) as damage:
-                warnings.warn(f"row {key} of {layer.folder} is damaged ({damage}); it is computed again", stacklevel=3)
+                warnings.warn(f"row {key} of {layer.folder} is damaged ({damage}); it is recomputed", stacklevel=3)
         return None
 
 
@@ -203,7 +209,7 @@ class _Layer:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._file.open("ab", buffering=0) as file:
                 if file.write(line) != len(line):
-                    raise OSError("only a part could be written: the disk is full")
+                    raise OSError("only part of it could be written: the disk is full")
         except OSError as error:
             self._file = None  # the next row must not follow half a line
             raise files.cannot_write(self.folder, error) from error
@@ -244,7 +250,7 @@ class _Layer:
             else:
                 damaged += 1
         if damaged:
-            warnings.warn(f"{path}: {damaged} damaged row(s), which are computed again", stacklevel=5)
+            warnings.warn(f"{path}: {damaged} damaged row(s), which are recomputed", stacklevel=5)
 
 
 def _line(key: str, row: dict) -> bytes:

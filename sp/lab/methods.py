@@ -20,10 +20,10 @@ def register(name: str, method: Callable[..., Any]) -> None:
     Args:
         name: a name not in `sp.rivals.METHODS`; a method registered earlier under this name is replaced.
         method: takes a network and options, and returns a `torch.optim.Optimizer` for it or a learner: a class like
-            those in `sp.rivals`, with ``needs``, ``learn``, ``logits`` and, if it is told of boundaries, ``end_task``.
+            those in `sp.rivals`, with ``needs``, ``learn``, ``logits`` and, if given task boundaries, ``end_task``.
     """
     if name in METHODS:
-        raise ValueError(f"name must not be that of a method of this package, got {name!r}")
+        raise ValueError(f"name must not be one of this package's own methods, got {name!r}")
     if not callable(method):
         raise TypeError(f"method must be callable, got {method!r}")
     _registered[name] = method
@@ -56,7 +56,7 @@ def _resolved(title: str, method: Any) -> str | Own:
         return Own.of(title, method)
     if not isinstance(method, str):
         raise TypeError(
-            f"method {title!r} must be a name or something to call with a network, such as  lambda model: "
+            f"method {title!r} must be a name or a callable that takes a network, such as  lambda model: "
             f"MyOptimizer(model.parameters()) , got {type(method).__name__}: give options in that call, or as tune="
             f"{{{title!r}: {{'lr': [0.01]}}}}"
         )

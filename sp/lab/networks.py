@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sp.lab import pretrained
 
+HEADS = 4  # of attention
 GROUPS = 8  # groups of channels, each normalised separately
 
 
@@ -94,44 +95,52 @@ class ResidualNetwork(nn.Module):
         return self.readout(x)
 
 
-class AttentionBlock(nn.Module):
-    """Single-head self-attention and a per-token MLP, both with residual connections: (B, T, d) -> (B, T, d)."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.before_attention, self.before_dense = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
-        self.mix = nn.Linear(width, width)
-        self.dense = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = self.before_attention(x)
-        attended = nn.functional.scaled_dot_product_attention(self.query(tokens), self.key(tokens), self.value(tokens))
-        x = x + self.mix(attended)
-        return x + self.dense(self.before_dense(x))
-
-
-class Transformer(nn.Module):
-    """Attention over rows of a square image: tokens of width ``hidden[0]``, ``len(hidden)`` blocks, token mean."""
+class Recurrent(nn.Module):
+    """A GRU of width ``hidden[0]`` reads a square image row by row; the readout takes its last state."""
 
     def __init__(self, inputs: int, hidden: tuple[int, ...], outputs: int):
         super().__init__()
-        self.side, width = _side(inputs), hidden[0]
-        self.embed = nn.Linear(self.side, width)
-        self.place = nn.Parameter(torch.randn(self.side, width) * 0.1)
-        self.blocks = nn.Sequential(*(AttentionBlock(width) for _ in hidden))
+        if len(hidden) != 1:
+            raise ValueError(f"hidden must be one width for a recurrent network, such as (64,), got {hidden}")
+        side = _side(inputs)
+        self.rows = nn.Unflatten(1, (side, side))
+        self.gru = nn.GRU(side, hidden[0], batch_first=True)
+        self.readout = nn.Linear(hidden[0], outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, _ = self.gru(self.rows(x))
+        return self.readout(states[:, -1])
+
+
+def transformer_block(width: int) -> nn.TransformerEncoderLayer:
+    """Self-attention with `HEADS` heads, then two dense layers, each with a residual connection: (B, T, d) -> same."""
+    if width % HEADS:
+        raise ValueError(f"hidden must be a multiple of {HEADS}, the number of heads, for a transformer, got {width}")
+    return nn.TransformerEncoderLayer(width, HEADS, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+
+
+class Transformer(nn.Module):
+    """Attention over the rows of a square image: tokens of width ``hidden[0]``, ``len(hidden)`` blocks, token mean."""
+
+    def __init__(self, inputs: int, hidden: tuple[int, ...], outputs: int):
+        super().__init__()
+        side, width = _side(inputs), hidden[0]
+        self.rows = nn.Unflatten(1, (side, side))
+        self.embed = nn.Linear(side, width)
+        self.place = nn.Parameter(torch.randn(side, width) * 0.1)
+        self.blocks = nn.Sequential(*(transformer_block(width) for _ in hidden))
         self.readout = nn.Linear(width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.embed(x.reshape(len(x), self.side, self.side)) + self.place
-        return self.readout(self.blocks(tokens).mean(1))
+        return self.readout(self.blocks(self.embed(self.rows(x)) + self.place).mean(1))
 
 
 MODELS = {
-    "attention": Transformer,
     "convolutional": convolutional,
     "last_block": pretrained.last_block,
     "mlp": mlp,
     "normalised": normalised,
+    "recurrent": Recurrent,
     "residual": ResidualNetwork,
+    "transformer": Transformer,
 }

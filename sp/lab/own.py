@@ -43,7 +43,7 @@ class Own:
         """The content; raises ValueError if there is none."""
         if self.content is None:
             raise ValueError(
-                f"{self.title!r} was read from a ledger, which has its digest only: give it again to run it"
+                f"{self.title!r} was read from a ledger, which has only its digest: give it again to run it"
             )
         return self.content
 

@@ -113,7 +113,7 @@ def last_block(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequent
         inputs: size of a flattened `SHAPE`. hidden: not used. outputs: number of output units.
     """
     if inputs != np.prod(SHAPE):
-        raise ValueError(f"inputs must be {np.prod(SHAPE)}, what enters the last block, flat, got {inputs}")
+        raise ValueError(f"inputs must be {np.prod(SHAPE)}, the last block's flattened input, got {inputs}")
     before, after = network()
     load_weights(before, after)
     for module in after.modules():

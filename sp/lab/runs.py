@@ -125,17 +125,13 @@ class Runs:
             return "interval_plot", table, {"panels": panels, "label": label}
         if kind == "matrix":
             if self.stream.is_online:
-                raise ValueError(
-                    "kind 'matrix' needs tasks, which an online stream has not: take 'accuracy' or 'curve'"
-                )
-            cells = [
-                {"method": title, "after": i + 1, "on": j + 1, "accuracy": accuracy}
-                for title in titles
-                for (i, j), accuracy in np.ndenumerate(self.matrix(title))
-                if j <= i
-            ]
-            options = {"panels": titles, "value": "accuracy", "labels": [label, "After task", "On task"]}
-            return "heat_maps", pd.DataFrame(cells), options
+                raise ValueError("kind 'matrix' needs tasks, and an online stream has none: use 'accuracy' or 'curve'")
+            table = tables.matrices(zip(self.data.method, self.results, strict=True))
+            return (
+                "heat_maps",
+                table,
+                {"panels": titles, "value": "accuracy", "labels": [label, "After task", "On task"]},
+            )
         table = self.curve()
         x = "Training step" if self.stream.is_online else "Tasks learnt"
         shown = f"{label} before learning" if self.stream.is_online else f"{label} on these tasks"
@@ -165,4 +161,4 @@ def _end(value: Any, tried: set[Any]) -> str:
         return ""
     if min(tried) < value < max(tried):
         return ""
-    return f", the {'lowest' if value == min(tried) else 'highest'} of the list: {LONGER}"
+    return f", the {'lowest' if value == min(tried) else 'highest'} in the list: {LONGER}"

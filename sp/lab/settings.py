@@ -58,7 +58,7 @@ def on_stream(stream: str, dataset: str) -> Experiment:
     if match is None:
         near = did_you_mean(stream, [*STREAMS, "split5", "permuted10", "rotated5"])
         raise ValueError(
-            f"stream must be one of {', '.join(STREAMS)}, or such as split5, rotated5_task, got {stream!r}{near}"
+            f"stream must be one of {', '.join(STREAMS)}, or a name like split5, rotated5_task, got {stream!r}{near}"
         )
     kind, tasks, scenario = match.groups()
     usual = "class" if kind == "split" else "domain"

@@ -105,7 +105,7 @@ class Stream:
             if len(task) != len(NAMES):
                 raise ValueError(
                     f"task {number} must be (x, y, x_test, y_test), got {len(task)} values: tasks is a list of such "
-                    "tuples, so put the tuple in a list, also where there is one task"
+                    "tuples, so put the tuple in a list, even if there is only one task"
                 )
             where = [f"{name} of task {number}" for name in NAMES]
             x, y = _pair(where[:2], task[:2], target)
@@ -117,7 +117,7 @@ class Stream:
         if target == "classes":
             _check_classes(parts, scenario)
         elif scenario != "domain":
-            raise ValueError(f"scenario must be 'domain' where target is 'numbers', got {scenario!r}")
+            raise ValueError(f"scenario must be 'domain' when target is 'numbers', got {scenario!r}")
         return cls._own(title, Arrays(tuple(parts), width, scenario, target == "numbers"))
 
     @classmethod
@@ -135,7 +135,7 @@ class Stream:
         """
         parts = ((*_pair(["x", "y"], (x, y), target),),)
         if len(parts[0][0]) < HELD_OUT:
-            raise ValueError(f"x must have {HELD_OUT} rows or more, got {len(parts[0][0])}")
+            raise ValueError(f"x must have at least {HELD_OUT} rows, got {len(parts[0][0])}")
         width = _outputs([parts[0][1]], target, outputs)
         return cls._own(title, Arrays(parts, width, "domain", target == "numbers", is_online=True))
 
@@ -207,10 +207,10 @@ def _pair(names: Sequence[str], values: Sequence[Any], target: str) -> tuple[np.
     check_choice("target", target, TARGETS)
     (x_name, y_name), (x, y) = names, (_array(name, value) for name, value in zip(names, values, strict=True))
     if x.ndim < 2:
-        raise ValueError(f"{x_name} must have a row for each example, shape (n, ...), got shape {x.shape}")
+        raise ValueError(f"{x_name} must have one row per example, shape (n, ...), got shape {x.shape}")
     if y.ndim == 0 or len(x) != len(y) or len(x) < 2:
         raise ValueError(
-            f"{x_name} and {y_name} must have as many rows, two or more: got shapes {x.shape} and {y.shape}"
+            f"{x_name} and {y_name} must have the same number of rows, at least two: got shapes {x.shape} and {y.shape}"
         )
     if y.ndim > 2:
         raise ValueError(f"{y_name} must have shape (n,) or (n, T), got {y.shape}")
@@ -218,11 +218,11 @@ def _pair(names: Sequence[str], values: Sequence[Any], target: str) -> tuple[np.
         y = y.astype(np.float32)
         y = y[:, None] if y.ndim == 1 else y
         if constant := [column for column in range(y.shape[1]) if np.ptp(y[:, column]) == 0]:
-            raise ValueError(f"{y_name} has one value only in column {constant[0]}: there is nothing to explain")
+            raise ValueError(f"{y_name} has only one value in column {constant[0]}: there is nothing to explain")
     elif y.dtype != np.int64:
         raise ValueError(
             f"{y_name} must hold classes, whole numbers from 0, got {y.flat[0]} of type {y.dtype}: turn them into "
-            "integers, or give target='numbers' to learn numbers by their squared error"
+            "integers, or give target='numbers' to learn them with the squared error"
         )
     elif y.min() < 0:
         raise ValueError(f"{y_name} must hold classes, whole numbers from 0, got {y.min()}")
@@ -236,9 +236,9 @@ def _array(name: str, value: Any) -> np.ndarray:
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise ValueError(f"{name} must be an array whose rows have one shape ({error})") from error
+        raise ValueError(f"{name} must be an array whose rows all have the same shape ({error})") from error
     if array.dtype.kind not in "fiub":
-        raise TypeError(f"{name} must hold numbers, got an array of type {array.dtype}: turn texts into whole numbers")
+        raise TypeError(f"{name} must hold numbers, got an array of type {array.dtype}: turn text into whole numbers")
     if array.dtype.kind == "f":
         wrong = np.argwhere(~np.isfinite(array))
         if len(wrong):
@@ -253,7 +253,7 @@ def _check_rows(inputs: list[np.ndarray]) -> None:
     for x in inputs:
         if (x.shape[1:], x.dtype) != (first.shape[1:], first.dtype):
             raise ValueError(
-                f"the rows of x must have one shape and type in all tasks and tests, got {first.shape[1:]} of "
+                f"the rows of x must have the same shape and type in all tasks and tests, got {first.shape[1:]} of "
                 f"{first.dtype} and {x.shape[1:]} of {x.dtype}"
             )
 
@@ -262,11 +262,11 @@ def _outputs(targets: list[np.ndarray], target: str, outputs: int | None) -> int
     if outputs is not None:
         check_integer("outputs", outputs, 1)
     if len({y.shape[1:] for y in targets}) > 1 and (target == "numbers" or len({y.ndim for y in targets}) > 1):
-        raise ValueError(f"y must have as many columns in all tasks, got shapes {[y.shape for y in targets]}")
+        raise ValueError(f"y must have equally many columns in all tasks, got shapes {[y.shape for y in targets]}")
     needed = targets[0].shape[1] if target == "numbers" else 1 + max(int(y.max()) for y in targets)
     if outputs is not None and (outputs < needed or (target == "numbers" and outputs != needed)):
-        what = f"{needed} columns" if target == "numbers" else f"class {needed - 1}"
-        raise ValueError(f"outputs must be {needed} or more, for y has {what}, got {outputs}")
+        must, what = ("", f"{needed} columns") if target == "numbers" else ("at least ", f"class {needed - 1}")
+        raise ValueError(f"outputs must be {must}{needed}, because y has {what}, got {outputs}")
     return outputs or needed
 
 
@@ -274,16 +274,16 @@ def _check_classes(parts: list[tuple[np.ndarray, ...]], scenario: str) -> None:
     learnt = [set(np.unique(y).tolist()) for _, y, *_ in parts]
     for number, (classes, part) in enumerate(zip(learnt, parts, strict=True), 1):
         if part[1].ndim == 1 and (unknown := set(np.unique(part[3]).tolist()) - classes):
-            raise ValueError(f"y_test of task {number} has class {min(unknown)}, which y of task {number} has not")
+            raise ValueError(f"y_test of task {number} has class {min(unknown)}, which is not in y of task {number}")
         others = set().union(*(other for place, other in enumerate(learnt, 1) if place != number))
         if scenario == "domain" and len(parts) > 1 and not classes & others:
             raise ValueError(
-                f"scenario 'domain' has the same classes in all tasks, and no other task has those of task {number}: "
+                f"in scenario 'domain' all tasks have the same classes, but no other task has those of task {number}: "
                 "number them alike, or give scenario='class'"
             )
         if scenario != "domain" and (shared := classes & others):
             raise ValueError(
-                f"class {min(shared)} is in task {number} and in another one, and in scenario {scenario!r} each class "
-                "belongs to one task: number them over the whole stream (0, 1 in the first task, 2, 3 in the second), "
-                "or give scenario='domain'"
+                f"class {min(shared)} is in task {number} and in another one, but in scenario {scenario!r} each class "
+                "belongs to one task: number them across the stream (0, 1 in the first task, 2, 3 in the second), or "
+                "give scenario='domain'"
             )

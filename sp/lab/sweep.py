@@ -139,19 +139,19 @@ def _on_cluster(
     except (OSError, ValueError) as error:
         raise OSError(
             f"no dask scheduler with workers answers at {address} ({error}): start one with  dask scheduler , workers "
-            "with  dask worker ADDRESS --nworkers CORES --nthreads 1 , and name the address, tcp://host:port"
+            "with  dask worker ADDRESS --nworkers CORES --nthreads 1 , and give the scheduler's, tcp://host:port"
         ) from error
     with client:
         if any(threads > 1 for threads in client.nthreads().values()):
             warnings.warn(
-                "a dask worker with several threads runs one experiment at a time: start one worker a core instead, "
+                "a dask worker with several threads runs one experiment at a time: start one worker per core instead, "
                 "with  dask worker ADDRESS --nworkers CORES --nthreads 1",
                 stacklevel=3,
             )
         futures = {client.submit(_same_rules, train, e, RULES_VERSION, pure=False): e for e in experiments}
         for future in as_completed(futures, loop=client.loop):
             if future.cancelled():
-                raise OSError(f"the dask scheduler at {address} is gone; what is finished is kept, start again")
+                raise OSError(f"the dask scheduler at {address} is gone; finished runs are kept, so start again")
             if (error := future.exception()) is None:
                 yield futures[future], future.result()
             else:
@@ -162,7 +162,7 @@ def _on_cluster(
 def _same_rules(train: Callable[[Experiment], Result], experiment: Experiment, rules_version: int) -> Result:
     if rules_version != RULES_VERSION:
         raise RuntimeError(
-            f"the worker has version {RULES_VERSION} of the rules and the sweep version {rules_version}: install the "
+            f"the worker has version {RULES_VERSION} of the rules, the sweep has version {rules_version}: install the "
             "same version of the package in both places"
         )
     return train(experiment)

@@ -1,4 +1,4 @@
-"""Run a notebook over a grid of parameters: one executed copy per combination, and one table of all copies."""
+"""Run a notebook over a grid of parameters: one executed copy per combination, and its tables put together."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -43,7 +43,7 @@ def make_grid(
     made = f"{len(finished)} of {len(named)} notebooks"
     print(f"{made} are in {folder}.")
     for table in tables_over_copies(folder, {n: {v: p.get(v, own[v]) for v in varied} for n, p in finished.items()}):
-        print(f"One table over {made}: {table}")
+        print(f"Combined table of {made}: {table}")
     return 1 if failures else 0
 
 

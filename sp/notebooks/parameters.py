@@ -25,13 +25,13 @@ def own(notebook: str) -> dict[str, Any]:
     """A notebook's own parameters, given a name such as ``01_forgetting``, in the order of its ``parameters`` cell."""
     if not file().is_file():
         raise FileNotFoundError(
-            f"{file()} is not there: run the notebook in the project's folder (papermill --cwd notebooks), or write "
+            f"{file()} does not exist: run the notebook in the project's folder (papermill --cwd notebooks), or write "
             "the file with  python -m sp refresh"
         )
     known = json.loads(file().read_text())
     if notebook not in known:
         raise ValueError(
-            f"{file()} has no parameters of {notebook!r}, it has those of {', '.join(known)}: write them with  "
+            f"{file()} has no parameters for {notebook!r}, only for {', '.join(known)}: write them with  "
             "python -m sp refresh"
         )
     return known[notebook]
@@ -50,7 +50,7 @@ def of(notebook: Path) -> dict[str, Any]:
             found[name] = plain(ast.literal_eval(about["default"]))
         except (ValueError, SyntaxError) as error:
             raise ValueError(
-                f"{notebook}: the own value of {name} must be a number, a text, or a list or dict of these, got "
+                f"{notebook}: the value of {name} must be a number, a string, or a list or dict of these, got "
                 f"{about['default']}: write it out, or compute it in a later cell"
             ) from error
     return found
@@ -90,7 +90,7 @@ def plain(value: Any, own: Any = None) -> Any:
         return plain(value.tolist(), own)
     if value is not None and not isinstance(value, bool | int | float | str):
         raise ValueError(
-            f"a parameter must be None, a truth value, a number, a text, or a list or dict of these, got {value!r}: "
+            f"a parameter must be None, True or False, a number, a string, or a list or dict of these, got {value!r}: "
             "build other objects from it in a later cell"
         )
     return float(value) if type(own) is float and type(value) is int else value

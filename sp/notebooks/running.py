@@ -52,7 +52,7 @@ def make_figures(dataset: str, notebooks: Sequence[Path] = (), workers: int | No
     if fresh() == dataset and not notebooks:
         minutes = _expected_seconds(dataset) / 60
         print(
-            f"All runs on {dataset} anew: about {minutes:.0f} minutes of CPU time, "
+            f"Recomputing all runs on {dataset}: about {minutes:.0f} minutes of CPU time, "
             f"{minutes / joblib.cpu_count():.0f} on {joblib.cpu_count()} cores.",
             flush=True,
         )
@@ -138,7 +138,7 @@ def refresh(notebooks: Sequence[Path] = ()) -> int:
     failures, read, computed = _side_by_side(_refresh, paths, QUIET)
     used = read | computed
     count = Ledger().commit(used, instead_of=None if failures or notebooks else "digits")
-    print(f"{len(used):,} runs and tables are shown; the committed ledger has {count:,}.")
+    print(f"The notebooks show {len(used):,} runs and tables; the committed ledger has {count:,}.")
     return 1 if failures else 0
 
 
@@ -197,6 +197,7 @@ def logged(log: Path) -> tuple[set[str], set[str]]:
         log: lines ``read KEY`` or ``computed KEY``, as the ledger writes them to ``$SP_LEDGER_LOG``; no file means no
             runs. A line that a killed kernel did not finish is left out.
     """
-    lines = log.read_text().splitlines() if log.is_file() else []
+    whole = log.read_text().rpartition("\n")[0] if log.is_file() else ""
+    lines = whole.splitlines()
     read, computed = ({line.removeprefix(w) for line in lines if line.startswith(w)} for w in ("read ", "computed "))
     return read - computed, computed

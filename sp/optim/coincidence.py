@@ -4,6 +4,7 @@ Notebook 03 lists the constants, with what an ablation says about each.
 """
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -24,8 +25,9 @@ FLOOR = 0.5  # share of the norm at the beginning; a fully learnt task must not 
 # SMALLEST_GAIN a linear classifier learns too slowly; LARGEST_GAIN is the largest gain that was tried. In other layers
 # the gain is at most GAIN.
 SMALLEST_GAIN, GAIN, LARGEST_GAIN = 3, 10, 100
-# In a network of more matrices than SHALLOW, the readout's step grows with (squared length / variance) of its inputs,
-# up to LARGEST_SHARE times: it learns too slowly from features that hardly distinguish examples, the deeper the slower.
+# In a deep network, the readout's step grows with (squared length / variance) of its inputs, up to LARGEST_SHARE times:
+# it learns too slowly from features that hardly distinguish examples. A network is deep if it has more matrices than
+# SHALLOW, or layers that see several inputs per example.
 SHALLOW, LARGEST_SHARE = 3, 2.0
 LARGEST = 10.0  # most that a single input counts for, in units of the root mean squared length of a row so far
 LEAST_VARIANCE = 3e-5  # share of the squared length; the variance divides steps, and with 1e-5 eight layers diverge
@@ -55,6 +57,11 @@ def batch_factor(examples: int) -> float:
 def gain_of(outputs: int, readout: bool) -> float:
     """The gain of a layer with this many outputs."""
     return min(max(outputs, SMALLEST_GAIN), LARGEST_GAIN if readout else GAIN)
+
+
+def is_deep(matrices: int, activities: Iterable[Activity | None]) -> bool:
+    """Whether a network of this many watched matrices, with these activities in a step, counts as deep."""
+    return matrices > SHALLOW or any(activity is not None and activity.several for activity in activities)
 
 
 def memories(synapses: Synapses, group: dict[str, Any]) -> tuple[Memory, Memory | None]:
@@ -118,7 +125,7 @@ class WatchedLayer:
         self.x = activity.presynaptic if self.indices else activity.presynaptic.to(self._dtype)
         self.d = None if activity.postsynaptic is None else activity.postsynaptic.to(self._dtype)
         # More rows are needed if an example has several, since they are less alike.
-        self.several = not self.indices and self.x.shape[1] > activity.examples
+        self.several = not self.indices and activity.several
         self.rows = PATCHES if self.several else ROWS
         self.factor = batch_factor(activity.examples)
         self.for_each = self.x.shape[0 if self.indices else -2] / activity.terms  # inputs per term of the loss
@@ -170,12 +177,12 @@ class WatchedLayer:
             state["measured"].fill_(measured)
         return variance * measured * rows / (measured * rows - 1) if told else length
 
-    def update(self, squared_norm: float, matrices: int, bias: bool) -> None:
+    def update(self, squared_norm: float, matrices: int, deep: bool, bias: bool) -> None:
         """Remember the activity, and move the weights along what is new.
 
         Args:
             squared_norm: squared norm of the layer's gradient.
-            matrices: number of watched matrices.
+            matrices: number of watched matrices. deep: as `is_deep` says.
             bias: whether the optimizer may change the bias.
         """
         power = float(self.state["power"])
@@ -197,19 +204,18 @@ class WatchedLayer:
         # The step is along G (A + I / r)^-1, which is r G P.
         alike = power / self.variance
         gain = gain_of(self.outputs, self.activity.readout)
-        gain *= self._share(matrices, alike) * self.group["retention"] * float(signed_rate(self.group))
+        gain *= self._share(matrices, deep, alike) * self.group["retention"] * float(signed_rate(self.group))
         size = gain * self.factor * absorbed * usual * alike**BOOST / (scale * self.variance)
         change = self._change(squared_norm)
         self.synapses.subtract_(change, self._bounded(size, change, usual), bias)
 
-    def _share(self, matrices: int, alike: float) -> float:
+    def _share(self, matrices: int, deep: bool, alike: float) -> float:
         """This layer's share of the learning rate, for inputs whose ratio of squared length to variance is ``alike``.
 
         Inputs of one term of the loss count for less than their number: each is remembered, but steps are shorter.
         """
         share = (matrices * self.for_each) ** -0.5
-        deep = self.activity.readout and matrices > SHALLOW
-        return share * min(max(alike, 1.0), LARGEST_SHARE) if deep else share
+        return share * min(max(alike, 1.0), LARGEST_SHARE) if deep and self.activity.readout else share
 
     def _absorbed(self, norm: float) -> float:
         """Update the running mean of the gradient's norm, and return the share of it that the absorber keeps."""

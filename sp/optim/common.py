@@ -65,14 +65,14 @@ class PlasticityOptimizer(Optimizer):
         self.coincidence = coincidence
         if coincidence is not None and not self.watched():
             if not any(p.requires_grad for group in self.param_groups for p in group["params"]):
-                raise ValueError("params must hold a parameter to train, and all of them are frozen: thaw some first")
+                raise ValueError("params must hold a parameter to train, but all are frozen: unfreeze some first")
             if self.layers():
                 raise ValueError(
                     "the weights of all layers that coincidence watches are frozen, and biases alone follow the "
-                    "diagonal rule: thaw a weight first, or leave coincidence out"
+                    "diagonal rule: unfreeze a weight first, or leave coincidence out"
                 )
             raise ValueError(
-                "coincidence watches none of the parameters in params: pass NMDACoincidence(model) of the model that "
+                "coincidence watches none of the parameters in params: pass NMDACoincidence(model) for the model that "
                 "they belong to"
             )
         if coincidence is not None:
@@ -99,9 +99,9 @@ class PlasticityOptimizer(Optimizer):
     def _warn_of_missed_layers(self, parameters: list[Tensor]) -> None:
         if self.coincidence is not None and self.coincidence.misses(parameters):
             warnings.warn(
-                "coincidence does not watch a layer that is added, which came after the watcher and follows the "
-                "diagonal rule: make a new NMDACoincidence(model) and a new optimizer, or give a layer more classes "
-                "with sp.grow_outputs(layer, out_features, optimizer)",
+                "coincidence does not watch a layer that was added after the watcher was made; it follows the diagonal "
+                "rule: make a new NMDACoincidence(model) and a new optimizer, or add classes to an existing layer with "
+                "sp.grow_outputs(layer, out_features, optimizer)",
                 stacklevel=4,
             )
 
@@ -140,7 +140,7 @@ class PlasticityOptimizer(Optimizer):
         for group in self.param_groups:
             if any(p is param for p in group["params"]):
                 return group
-        raise ValueError(f"param must be one of this optimizer's, got one of shape {tuple(param.shape)} that is not")
+        raise ValueError(f"param must be one of this optimizer's, got another one, of shape {tuple(param.shape)}")
 
     def usual_gate(self, param: Tensor) -> float | Tensor:
         """The gate value of a synapse that counts as open, for parameters that have gates: 1."""
@@ -259,29 +259,29 @@ class PlasticityOptimizer(Optimizer):
     def _check_state(self, state_dict: dict[str, Any]) -> None:
         if not state_dict.get("param_groups") or not isinstance(state_dict.get("state"), dict):
             raise ValueError(
-                "state_dict must be what optimizer.state_dict() gave, with 'state' and 'param_groups'; got one with "
-                f"{', '.join(map(repr, list(state_dict)[:3])) or 'nothing'}. Nothing was changed."
+                "state_dict must be what optimizer.state_dict() returned, with 'state' and 'param_groups'; got one "
+                f"with {', '.join(map(repr, list(state_dict)[:3])) or 'nothing'}. Nothing was changed."
             )
         lacking = [name for name in self.group_state if name not in state_dict["param_groups"][0]]
         if lacking:
             raise ValueError(
-                f"state_dict is not that of a {type(self).__name__}, its first group lacks {lacking[0]!r}; nothing was "
-                "changed. Load it into an optimizer of the kind that was saved, or begin with a new one."
+                f"state_dict is not that of a {type(self).__name__}: its first group lacks {lacking[0]!r}; nothing was "
+                "changed. Load it into an optimizer of the kind that was saved, or start with a new one."
             )
         ids = {i for group in state_dict["param_groups"] for i in group["params"]}
         foreign = [i for i in state_dict["state"] if i not in ids]
         if foreign:
             raise ValueError(
-                f"state_dict has a state for {foreign[0]!r}, which is none of its parameters; nothing was changed. "
-                "Take that entry out of its 'state'."
+                f"state_dict has a state for {foreign[0]!r}, which is not one of its parameters; nothing was changed. "
+                "Remove that entry from its 'state'."
             )
         for p, state in self._pairs(state_dict):
             if state and (wrong := _misfit(state, self.new_state(p))):
                 raise ValueError(
                     f"state_dict {wrong} for a parameter of shape {tuple(p.shape)}; nothing was changed. Load it into "
-                    f"an optimizer made as the saved one was, here a {type(self).__name__} "
-                    f"with{'' if self.coincidence is not None else 'out'} coincidence, with the parameters of the same "
-                    "model in the same order; or begin with a new one."
+                    f"an optimizer made like the saved one (this is a {type(self).__name__} "
+                    f"with{'' if self.coincidence is not None else 'out'} coincidence), with the parameters of the "
+                    "same model in the same order, or start with a new one."
                 )
 
     @torch.no_grad()
@@ -315,7 +315,7 @@ def _misfit(state: dict[str, Any], fresh: dict[str, Tensor]) -> str | None:
         if name not in state:
             return f"lacks {name!r}"
         if not isinstance(state[name], Tensor):
-            return f"has {name!r} of type {type(state[name]).__name__} in place of a tensor"
+            return f"has {name!r} of type {type(state[name]).__name__} instead of a tensor"
         if state[name].shape != value.shape:
             return f"has {name!r} of shape {tuple(state[name].shape)}"
     foreign = [name for name in state if name not in fresh]

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from sp import rules
 from sp.biology import NMDACoincidence, Synapses
 from sp.checks import check_integer, check_number
-from sp.optim.coincidence import FLOOR, REFERENCE_BATCH, SCALE_STEPS, WatchedLayer, decay, memories, new_state
+from sp.optim.coincidence import FLOOR, REFERENCE_BATCH, SCALE_STEPS, WatchedLayer, decay, is_deep, memories, new_state
 from sp.optim.common import Calls, Groups, PlasticityOptimizer, scalar_dtype, signed_rate
 from sp.optim.fast import Blocks, alike, local, summed_over_shards, whole
 from sp.optim.memory import Memory
@@ -44,13 +44,14 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
     Q is scaled to preserve the power of all errors together. y is the root mean square of the layer's outputs, n is the
     number of watched matrices, and B is the number of terms of the loss. For each term the layer saw T inputs: 1, or
     the number of time steps or patches. The curvature of a softmax over k outputs is about 1 / k. In the readout, which
-    the error reaches first, k is the number of outputs, from 3 to 100; in other layers it is at most 10. If n is more
-    than 3, the readout's step also grows with m / v, up to twice its length: it would otherwise learn too slowly from
-    very similar inputs. A batch of b examples counts ``sqrt(b / 128)`` times as much as one of 128, in A and in the
-    step. All layers follow this one rule. A synapse moves only along what is new in its input. v is in A because
-    differences between inputs that share a large mean, if measured by the length of the inputs, would soon count as
-    known. Unwatched parameters follow the diagonal form, and also count as having a constant input: their step is
-    multiplied by ``1 / (1 + 10 t)``, where t is the number of examples so far in units of 128.
+    the error reaches first, k is the number of outputs, from 3 to 100; in other layers it is at most 10. In a deep
+    network (n is more than 3, or layers see several inputs per example, such as patches or time steps), the readout's
+    step also grows with m / v, up to twice its length: it would otherwise learn too slowly from very similar inputs. A
+    batch of b examples counts ``sqrt(b / 128)`` times as much as one of 128, in A and in the step. All layers follow
+    this one rule. A synapse moves only along what is new in its input. v is in A because differences between inputs
+    that share a large mean, if measured by the length of the inputs, would soon count as known. Unwatched parameters
+    follow the diagonal form, and also count as having a constant input: their step is multiplied by
+    ``1 / (1 + 10 t)``, where t is the number of examples so far in units of 128.
 
     The norm of the gradient (in the coincidence form, of each layer's gradient) is limited to ``absorber`` times its
     own running mean or half the norm at the beginning, whichever is larger. Multiplying the loss by a constant changes
@@ -262,7 +263,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         weights = [(group, p) for group, members in groups for p in members if id(p) in squares]
         # All are taken before any weight moves, since the input of attention's last projection is recomputed.
         activities = [covered[id(p)].take() for _, p in weights]
-        seen = 0
+        deep, seen = is_deep(matrices, activities), 0
         for (group, p), activity in zip(weights, activities, strict=True):
             synapses = covered[id(p)]
             if not squares[id(p)]:  # a zero gradient changes nothing and counts for nothing
@@ -272,7 +273,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
                 continue
             seen = max(seen, activity.examples)
             layer = WatchedLayer(synapses, self.state[p], group, activity)
-            layer.update(squares[id(p)], matrices, bias=all(id(q) in covered for q in synapses.parameters))
+            layer.update(squares[id(p)], matrices, deep, bias=all(id(q) in covered for q in synapses.parameters))
         return seen or REFERENCE_BATCH
 
     def _diagonal(self, rest: Groups, shared: dict[str, Any], factor: Tensor) -> Calls:

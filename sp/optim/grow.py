@@ -88,14 +88,14 @@ def _check(layer: nn.Linear, out_features: int, optimizer: Optimizer, bias: floa
     if bias is not None:
         check_number("bias", bias, -math.inf)
         if layer.bias is None:
-            raise ValueError(f"bias must be None for a layer that has none, got {bias!r}")
+            raise ValueError(f"bias must be None for a layer without one, got {bias!r}")
     if "weight" not in dict(layer.named_parameters(recurse=False)):
         raise ValueError(
             "layer must have its weight as a parameter, got one whose weight is computed from others: remove the "
             "parametrisation first"
         )
     if isinstance(layer.weight, DTensor):
-        raise ValueError("layer must be whole, got one that fully_shard has sharded: grow it before it is sharded")
+        raise ValueError("layer must be whole, got one that fully_shard has sharded: grow it before sharding")
     if not any(p is layer.weight for group in optimizer.param_groups for p in group["params"]):
         raise ValueError(
             "layer must be one that optimizer trains, got one whose weight is in none of its parameter groups: pass "
@@ -126,8 +126,8 @@ def _grown_state(parameter: Tensor, state: dict[str, Any], more: int) -> dict[st
         single = value is None or isinstance(value, Number) or (isinstance(value, Tensor) and value.numel() == 1)
         if not single and getattr(value, "shape", None) != parameter.shape:
             raise ValueError(
-                f"optimizer holds {name!r} of a parameter of shape {tuple(parameter.shape)}, which has neither that "
-                "shape nor is a number, so that it cannot be grown; nothing was changed. Grow the layer by hand and "
+                f"optimizer holds {name!r} for a parameter of shape {tuple(parameter.shape)}, which neither has that "
+                "shape nor is a number, so it cannot be grown; nothing was changed. Grow the layer by hand and "
                 "make a new optimizer."
             )
     return {

@@ -119,7 +119,7 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         super().__init__(params, defaults, coincidence)
         if 0 < threshold_percentile < 1:
             warnings.warn(
-                f"threshold_percentile is in percent, and {threshold_percentile:g} is less than one of them: did you "
+                f"threshold_percentile is a percentage, and {threshold_percentile:g} is less than 1 %: did you "
                 f"mean {100 * threshold_percentile:g}?",
                 stacklevel=2,
             )

@@ -96,7 +96,7 @@ class ActiveDendrites(nn.Module):
         """
         if self.task >= len(self.seen):
             raise ValueError(
-                f"contexts must be at least the number of tasks, got {len(self.seen)} and a task {int(self.task) + 1}"
+                f"contexts must be at least the number of tasks, got {len(self.seen)} for task {int(self.task) + 1}"
             )
         self.seen[self.task] += len(x)
         self.prototypes[self.task] += (x - self.prototypes[self.task]).sum(0) / self.seen[self.task]

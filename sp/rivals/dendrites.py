@@ -141,7 +141,7 @@ class Dendrites:
                 warnings.simplefilter("ignore", DeprecationWarning)  # raised by its own use of numpy
                 yield
         except (BdbQuit, SystemExit) as end:
-            raise RuntimeError(f"perforatedai stopped. Its log, {log}, ends: {log.read_text()[-600:]}") from end
+            raise RuntimeError(f"perforatedai stopped. Its log, {log}, ends with: {log.read_text()[-600:]}") from end
         finally:
             self._tracker = package.pai_tracker
             sys.stdin = terminal
@@ -160,7 +160,7 @@ class Dendrites:
             synapses keep their state and new ones have none.
         """
         if self.finished:
-            raise RuntimeError("the package has finished growing: call new_scores() where another task begins")
+            raise RuntimeError("the package has finished growing: call new_scores() when another task begins")
         before = dict(self.model.named_parameters())
         with self._quietly():
             tracker = self._settings.pai_tracker

@@ -37,9 +37,9 @@ class Projection(GradientLearner):
         protected = {id(p) for synapses in self.layers for p in synapses.parameters}
         if outside := sorted(n for n, p in model.named_parameters() if p.requires_grad and id(p) not in protected):
             raise ValueError(
-                f"{type(self).__name__} protects fully connected layers and convolutions without groups only, and "
-                f"model also trains {', '.join(outside)}: freeze them with requires_grad_(False), or take a model "
-                "without"
+                f"{type(self).__name__} protects only fully connected layers and convolutions without groups, but "
+                f"model also trains {', '.join(outside)}: freeze them with requires_grad_(False), or use a model "
+                "without them"
             )
 
     def after_step(self) -> None:

@@ -200,7 +200,7 @@ def test_results_show_what_is_wrong_and_recover(page, lab):
     panel.changed_from(begin)
     over_k = panel.picture()
     methods.select_option([])
-    panel.settle("not done")
+    panel.settle("failed")
     assert "choose at least one method" in panel.box.locator(".sp-error").inner_text()
     methods.select_option(index=0)
     panel.changed_from(over_k)

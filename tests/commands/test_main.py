@@ -70,13 +70,13 @@ def test_a_misspelt_notebook_gets_a_suggestion(tmp_path, monkeypatch, capsys):
     (tmp_path / "notebooks" / "01_toy.ipynb").write_text("{}")
     monkeypatch.chdir(tmp_path)
     assert main(["refresh", "notebooks/01_tye.ipynb"]) == 2
-    assert capsys.readouterr().err.endswith("01_tye.ipynb is not there: did you mean 'notebooks/01_toy.ipynb'?\n")
+    assert capsys.readouterr().err.endswith("01_tye.ipynb does not exist: did you mean 'notebooks/01_toy.ipynb'?\n")
 
 
 def test_a_value_that_cannot_be_read_or_is_given_twice_is_refused(capsys):
     for words, message in (
         (["-p", "seeds", "(1,2"], "-p seeds: expected values as v1,v2,..."),
-        (["-p", "tasks", "2", "-p", "tasks", "5"], "-p tasks is given twice"),
+        (["-p", "tasks", "2", "-p", "tasks", "5"], "-p tasks was given twice"),
     ):
         assert main(["sweep", *words]) == 2
         assert message in capsys.readouterr().err

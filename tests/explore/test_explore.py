@@ -258,7 +258,7 @@ def test_ones_own_rule_stands_in_the_list(tmp_path, monkeypatch):
     assert "'Mine': partial(own, lr=0.05)" in panel._texts["Code"] and names["own"] is ...
     panel.controls["method"].value = "fixed"
     assert panel.controls["lr"].layout.display == "none"
-    with pytest.raises(ValueError, match="titles of their own, got 'Adam'"):
+    with pytest.raises(ValueError, match="titles that the panel does not use itself, got 'Adam'"):
         explore.learning_panel(Ledger(tmp_path), methods={"Adam": mine})
     assert panel.wait(120) and panel._error.value == ""
 

@@ -54,7 +54,7 @@ def test_a_table_over_streams_takes_those_and_the_buffer_that_are_asked_for(tmp_
     filled = fill_tables("<!-- table: t.csv metric=x streams=d,a capacity=7 -->\n<!-- end -->", tmp_path).splitlines()
     assert filled[1] == "| | d (n = 10) | a (n = 10) |"
     assert filled[3:5] == [f"| {method} | 0.500 [7.000, 1.000] | 0.500 [7.000, 1.000] |" for method in ("two", "one")]
-    with pytest.raises(ValueError, match=r"knows metric=, .*, got \['metrics'\]"):
+    with pytest.raises(ValueError, match=r"takes metric=, .*, got \['metrics'\]"):
         fill_tables("<!-- table: t.csv metrics=x -->\n<!-- end -->", tmp_path)
 
 

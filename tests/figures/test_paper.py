@@ -57,7 +57,7 @@ def test_a_figure_by_its_name_has_its_caption_beside_it(tmp_path, capsys):
     assert main(["paper", "01_forgetting/digits", "02_consolidation/digits", "--to", str(tmp_path)]) == 2
     assert "got 'digits' twice" in capsys.readouterr().err
     assert main(["paper", "--width", "page"]) == 2
-    assert "--colour are of a NAME" in capsys.readouterr().err
+    assert "--colour need a NAME" in capsys.readouterr().err
 
 
 def test_a_table_of_results_is_latex_with_intervals_and_seeds():

@@ -152,7 +152,7 @@ def test_a_style_of_one_s_own_is_recorded_and_drawn_again(folder):
     for wrong, message in (
         ({"only": ["SGD"]}, r"method must be one of 'Adam', 'Adam \+ replay', got 'SGD'"),
         ({"colors": {}}, "style must be one of 'only', 'names', 'colours', got 'colors'"),
-        ({"colours": {"Adam": "reddish"}}, "colour of 'Adam' must be one of matplotlib's.* got 'reddish'"),
+        ({"colours": {"Adam": "reddish"}}, "colour of 'Adam' must be a matplotlib colour.* got 'reddish'"),
     ):
         with pytest.raises(ValueError, match=message):
             figures.redraw("plot", style=wrong, formats=["png"])

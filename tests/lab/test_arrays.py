@@ -119,7 +119,7 @@ def test_sequences_of_tokens(kept):
     parts = (tokens[:80], (tokens[:80] + 1) % 5, tokens[80:], (tokens[80:] + 1) % 5)
     stream = Stream.from_arrays([parts], scenario="domain")
     net = partial(nn.Sequential, nn.Embedding(5, 8), nn.Linear(8, 5))
-    with pytest.raises(ValueError, match="network must make a new module each time"):
+    with pytest.raises(ValueError, match="network must return a new module each time"):
         compare(["adam"], stream, net, workers=1, ledger=kept)
 
     def fresh():
@@ -129,9 +129,9 @@ def test_sequences_of_tokens(kept):
     assert runs.data.average_accuracy.item() == 1
     stored = compare(["adam"], stream, fresh, 1, workers=1, ledger=kept, progress=False, replay_capacity=10)
     assert stored.results[0].buffer == {}  # a sequence has no single class
-    with pytest.raises(ValueError, match=r"network must be your own for sequences|x holds whole numbers"):
+    with pytest.raises(ValueError, match=r"for sequences, network must be your own|x holds whole numbers"):
         compare(["adam"], stream, workers=1, ledger=kept)
-    with pytest.raises(ValueError, match="method 'EWC' is written for classes and cross-entropy"):
+    with pytest.raises(ValueError, match="method 'EWC' is only for classes and cross-entropy"):
         compare(["ewc"], stream, fresh, workers=1, ledger=kept)
 
 
@@ -162,13 +162,13 @@ def test_online_each_batch_is_tested_before_it_is_learnt_and_order_is_kept(kept)
     assert runs.data.average_accuracy.item() == pytest.approx(0.5)  # right on the second of two batches
     assert runs.curve().accuracy.tolist() == [1, 1, *[0, 1] * 9]
     assert runs.plot("curve").axes and stream.is_online
-    with pytest.raises(ValueError, match="an online stream has not: take 'accuracy' or 'curve'"):
+    with pytest.raises(ValueError, match="an online stream has none: use 'accuracy' or 'curve'"):
         runs.plot("matrix")
     tuned = stream.arrays.tasks_for("validation")
     assert len(tuned.tasks[0].train()[1]) == 20 and stream.arrays.tasks_for("test").scored_from == 20
-    with pytest.raises(ValueError, match="method 'EWC' is told when a task ends"):
+    with pytest.raises(ValueError, match="method 'EWC' must know when a task ends"):
         compare(["ewc"], stream, **options)
-    with pytest.raises(ValueError, match="epochs must be 1 online"):
+    with pytest.raises(ValueError, match="epochs must be 1 for an online stream"):
         compare(["sgd"], stream, epochs=2, **options)
     rate = {"SGD": {"lr": [0.01, 0.5]}}
     numbers = compare(["sgd"], Stream.online(x, x @ np.arange(10), target="numbers"), None, 1, rate, **options)
@@ -183,17 +183,17 @@ BROKEN[7, 1] = np.nan
 @pytest.mark.parametrize(
     ("task", "options", "message"),
     [
-        ((X, Y[:-1], X_TEST, Y_TEST), {}, r"x of task 1 and y of task 1 must have as many rows.*\(60, 4\) and \(59,\)"),
+        ((X, Y[:-1], X_TEST, Y_TEST), {}, r"y of task 1 must have the same number of rows.*\(60, 4\) and \(59,\)"),
         ((BROKEN, Y, X_TEST, Y_TEST), {}, r"x of task 1 must be finite, got nan at \[7, 1\]"),
         ((X, Y + 0.5, X_TEST, Y_TEST), {}, "y of task 1 must hold classes.*got 0.5.*or give target='numbers'"),
         ((X, Y - 1, X_TEST, Y_TEST), {}, "y of task 1 must hold classes, whole numbers from 0, got -1"),
-        ((X, Y, X_TEST, Y_TEST + 5), {}, "y_test of task 1 has class 5, which y of task 1 has not"),
-        ((X, Y, X_TEST, Y_TEST), {"outputs": 1}, "outputs must be 2 or more, for y has class 1, got 1"),
-        ((X, Y, X_TEST[:, :3], Y_TEST), {}, r"rows of x must have one shape.*\(4,\) of float32 and \(3,\)"),
+        ((X, Y, X_TEST, Y_TEST + 5), {}, "y_test of task 1 has class 5, which is not in y of task 1"),
+        ((X, Y, X_TEST, Y_TEST), {"outputs": 1}, "outputs must be at least 2, because y has class 1, got 1"),
+        ((X, Y, X_TEST[:, :3], Y_TEST), {}, r"rows of x must have the same shape.*\(4,\) of float32 and \(3,\)"),
         ((X, Y.astype(str), X_TEST, Y_TEST), {}, "y of task 1 must hold numbers, got an array of type <U"),
-        ((X, Y * 0.0, X_TEST, Y_TEST), {"target": "numbers"}, "y of task 1 has one value only in column 0"),
+        ((X, Y * 0.0, X_TEST, Y_TEST), {"target": "numbers"}, "y of task 1 has only one value in column 0"),
         ((X, Y, X_TEST, Y_TEST), {"scenario": "clas"}, "scenario must be one of .*, got 'clas': did you mean 'class'"),
-        ((X, Y, X_TEST, Y_TEST), {"target": "numbers"}, "scenario must be 'domain' where target is 'numbers'"),
+        ((X, Y, X_TEST, Y_TEST), {"target": "numbers"}, "scenario must be 'domain' when target is 'numbers'"),
         ((X, Y), {}, r"task 1 must be \(x, y, x_test, y_test\), got 2 values"),
         (X, {}, "got 60 values: .* put the tuple in a list"),
     ],

@@ -36,9 +36,9 @@ def test_honest_runs_pass_and_are_told_row_by_row_and_in_a_sentence(kept):
     )
     told = describe(rows, kept, seed=1)
     assert told.startswith(
-        "4 of 15 kept runs, of 3 of 3 methods, were computed anew (seed 1): average accuracies differ"
+        "4 of 15 kept runs, from 3 of 3 methods, were recomputed (seed 1): average accuracies differ"
     )
-    assert "by 0.0000 in the mean, by 0.0000 at most" in told
+    assert "by 0.0000 on average and 0.0000 at most" in told
 
 
 def test_a_run_of_which_only_measures_are_kept_is_compared_by_them(kept):
@@ -64,13 +64,13 @@ def test_a_default_rate_that_was_doubled_is_found(kept, monkeypatch):
 
 def test_two_rows_that_were_swapped_are_found(kept):
     one, *_, other = kept
-    with pytest.raises(AuditError, match="not that of their experiment") as found:
+    with pytest.raises(AuditError, match="do not have the key of their experiment") as found:
         audit({**kept, one: kept[other], other: kept[one]}, sample=1, seed=0, workers=1)
     assert set(found.value.rows["key"]) == {one, other}
 
     accuracies = {**kept, one: replace(kept[one], accuracy=kept[other].accuracy)}
     accuracies[other] = replace(kept[other], accuracy=kept[one].accuracy)
-    with pytest.raises(AuditError, match=r"differ by more than 0.1 .*\(seed 0\)") as found:
+    with pytest.raises(AuditError, match=r"differ from the recomputed ones by more than 0.1 .*\(seed 0\)") as found:
         audit(accuracies, sample=15, seed=0, workers=1)
     assert set(found.value.rows["key"]) == {one, other}
 
@@ -78,7 +78,7 @@ def test_two_rows_that_were_swapped_are_found(kept):
 def test_a_run_that_was_altered_is_told_with_the_seed(kept):
     drawn = draw(kept, 3, seed=5)
     wrong = {**kept, drawn[-1]: altered(kept[drawn[-1]], 0.25)}
-    with pytest.raises(AuditError, match=r"differ by more than 0.1 .*\(seed 5\)") as found:
+    with pytest.raises(AuditError, match=r"differ from the recomputed ones by more than 0.1 .*\(seed 5\)") as found:
         audit(wrong, sample=3, seed=5, workers=1)
     assert list(found.value.rows["key"]) == drawn[-1:]
 
@@ -94,14 +94,14 @@ def test_one_accuracy_that_was_altered_in_ten_rows_is_found_whichever_it_is(kept
 
 def test_small_differences_in_all_are_found_by_their_mean(kept):
     wrong = {key: altered(result, 0.03) for key, result in kept.items()}
-    with pytest.raises(AuditError, match=r"differ by 0.0150 in the mean .* \(seed 2\)") as found:
+    with pytest.raises(AuditError, match=r"differ by 0.0150 on average.* \(seed 2\)") as found:
         audit(wrong, sample=3, seed=2, workers=1)
     assert len(found.value.rows) == 3
 
 
 def test_a_run_that_cannot_be_made_is_named_with_the_reason(kept, monkeypatch):
     monkeypatch.setattr(UPGD, "step", lambda self: 1 / 0)
-    with pytest.raises(AuditError, match=r"(?s)cannot be computed \(seed 0\).*upgd.*ZeroDivisionError"):
+    with pytest.raises(AuditError, match=r"(?s)cannot be recomputed \(seed 0\).*upgd.*ZeroDivisionError"):
         audit(kept, sample=3, seed=0, workers=1)
 
 

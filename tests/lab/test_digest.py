@@ -263,8 +263,8 @@ REFUSED = {
     "NUMBERS is a random generator": lambda: NUMBERS.normal(),
     "self is a random generator": NUMBERS.normal,
     "partial.* is a random generator": functools.partial(torch.rand, 2, generator=TORCH_NUMBERS),
-    "HERE is a module as a whole": lambda name: getattr(HERE, name),
-    "eval is a way to reach anything": lambda: eval("1"),
+    "HERE is a whole module": lambda name: getattr(HERE, name),
+    "eval is a way to access anything": lambda: eval("1"),
     "is of type ufunc": np.frompyfunc(lambda x: x, 1, 1),
 }
 

@@ -191,7 +191,7 @@ def test_the_key_knows_a_correction_of_one_method(monkeypatch):
     keys = [replace(SMALL, optimizer=optimizer).key() for optimizer in ("adam", "si")]
     monkeypatch.setattr("sp.lab.experiment.METHOD_VERSIONS", {"si": 99})
     assert replace(SMALL, optimizer="adam").key() == keys[0] and replace(SMALL, optimizer="si").key() != keys[1]
-    images = [replace(SMALL, model=model, hidden=(2, 3, 4)) for model in ("convolutional", "attention")]
+    images = [replace(SMALL, model=model, hidden=(2, 3, 4)) for model in ("convolutional", "residual")]
     keys = [experiment.key() for experiment in images]
     monkeypatch.setattr("sp.lab.experiment.METHOD_VERSIONS", {f"{SMALL.optimizer}, convolutional": 2})
     assert [experiment.key() == key for experiment, key in zip(images, keys, strict=True)] == [False, True]

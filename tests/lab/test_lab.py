@@ -134,7 +134,7 @@ def test_what_is_kept_is_known_by_content_and_not_by_title(kept):
     (result,) = [result for result in kept.results() if result.experiment.key() == first[0]]
     again = Result.from_row(json.loads(json.dumps(result.as_row()))).experiment
     assert again == result.experiment and again.key() == first[0] and str(again.optimizer) == "Own"
-    with pytest.raises(ValueError, match="'Own' was read from a ledger, which has its digest only: give it again"):
+    with pytest.raises(ValueError, match="'Own' was read from a ledger, which has only its digest: give it again"):
         run(again)
     with pytest.raises(ValueError, match="'own network' was read from a ledger"):
         run(replace(again, optimizer="adam"))
@@ -168,7 +168,7 @@ def test_a_rival_stands_under_its_registered_name_or_as_its_class(kept, monkeypa
     assert plain.tolist() == loose.tolist() and held[1, 0] > loose[1, 0]
     with pytest.raises(ValueError, match=r"method must be one of .*, got 'ancored': did you mean 'anchored'"):
         compare(["ancored"], digits())
-    with pytest.raises(ValueError, match="must not be that of a method of this package, got 'adam'"):
+    with pytest.raises(ValueError, match="must not be one of this package's own methods, got 'adam'"):
         lab.register("adam", Anchored)
 
 
@@ -278,38 +278,38 @@ def fails(model):
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        (lambda model: model, {}, "method 'M' cannot be made: it must return a torch.optim.Optimizer, or a learner"),
-        (lion, {"tune": {"M": {"lr": [1.0], "decay": [1]}}}, "'M' with options .* cannot be made: .*'decay'"),
-        ("adam", {"tune": {"M": {"rate": [1]}}}, r"'M' with options \{'rate': 1\} cannot be made: .*'rate'"),
-        ("sgd", {"tune": {"M": {"lr": [-1.0]}}}, "cannot be made: Invalid learning rate: -1.0"),
+        (lambda model: model, {}, "method 'M' cannot be built: it must return a torch.optim.Optimizer, or a learner"),
+        (lion, {"tune": {"M": {"lr": [1.0], "decay": [1]}}}, "'M' with options .* cannot be built: .*'decay'"),
+        ("adam", {"tune": {"M": {"rate": [1]}}}, r"'M' with options \{'rate': 1\} cannot be built: .*'rate'"),
+        ("sgd", {"tune": {"M": {"lr": [-1.0]}}}, "cannot be built: Invalid learning rate: -1.0"),
         (other_parameters, {}, "method 'M' trains none of the network's parameters"),
         (fails, {}, "method 'M' fails at its first step: ZeroDivisionError"),
         (lion, {"device": "cuda:99"}, "device 'cuda:99' cannot be used.*give 'cpu'"),
-        (WithoutStep, {}, "method 'M': its optimizer, WithoutStep, has no method step"),
-        ("adam", {"tune": {"M": {"lr": ["abc"]}}}, "'M' with options .* cannot be made: lr is 'abc', a text, and no n"),
+        (WithoutStep, {}, "method 'M': its optimizer, WithoutStep, has no step method"),
+        ("adam", {"tune": {"M": {"lr": ["abc"]}}}, "'M' with .* cannot be built: lr is the string 'abc', not a n"),
         (("adam", {"lr": 1.0}), {}, r"got tuple: give options in that call, or as tune=\{'M': \{'lr': \[0.01\]\}\}"),
         ("coincidence", {"network": frozen}, "network has nothing to train"),
         ("adm", {}, "method must be one of .*, got 'adm': did you mean 'adam'"),
-        (3, {}, "method 'M' must be a name or something to call with a network"),
+        (3, {}, "method 'M' must be a name or a callable that takes a network"),
         ("agem", {}, "give replay_capacity >= 1"),
-        (lion, {"network": nn.Linear(64, 10)}, "network must be a name or a callable that makes a new module"),
+        (lion, {"network": nn.Linear(64, 10)}, "network must be a name or a callable that returns a new module"),
         (
             lion,
             {"network": linear(64, 7)},
-            r"network must give outputs of shape \(2, 10\) .*got \(2, 7\): make its last .* labels go from 0 to 9",
+            r"network must return outputs of shape \(2, 10\) .*got \(2, 7\): make its last .* labels go from 0 to 9",
         ),
         (lion, {"network": linear(60, 10)}, r"network cannot take x of shape \(2, 64\)"),
-        (lion, {"network": lambda: 3}, "network must make a torch.nn.Module, got int"),
+        (lion, {"network": lambda: 3}, "network must return a torch.nn.Module, got int"),
         (lion, {"network": "mpl"}, "network must be one of .*, got 'mpl': did you mean 'mlp'"),
         (lion, {"baseline": "L"}, "baseline must be one of 'M', got 'L'"),
-        (lion, {"tune": {"N": {"lr": [1.0]}}}, "key of tune, which is the title of a method, must be one of 'M'"),
-        (lion, {"tune": {"M": {"lr": 1.0}}}, "tune must be such as {'M': {'lr': .*got {'lr': 1.0} of 'M'"),
+        (lion, {"tune": {"N": {"lr": [1.0]}}}, "key of tune, the title of a method, must be one of 'M'"),
+        (lion, {"tune": {"M": {"lr": 1.0}}}, "tune must look like {'M': {'lr': .*got {'lr': 1.0} for 'M'"),
         (lion, {"stream": "split5"}, r"stream must be made by Stream.split\(...\).*got 'split5'"),
         (lion, {"tune": {"M": {"lr": [1.0]}}, "stream": Stream.split("digits", 2, samples_per_task=600)}, "at most 5"),
-        (lion, {"tune": {"M": {"lr": [1.0]}}, "seeds": [0, 100]}, "none is a tuning seed"),
-        (lion, {"seeds": [1, 1]}, r"different whole numbers .*got \[1, 1\]"),
+        (lion, {"tune": {"M": {"lr": [1.0]}}, "seeds": [0, 100]}, "that are not tuning seeds"),
+        (lion, {"seeds": [1, 1]}, r"distinct whole numbers .*got \[1, 1\]"),
         (lion, {"seeds": 2.0}, "got 2.0"),
-        (lion, {"hidden": (9,)}, "hidden is for a network by name, got .9,."),
+        (lion, {"hidden": (9,)}, "hidden is only for networks given by name, got .9,."),
         (
             lion,
             {"network": with_batch_norm, "batch_size": 79},
@@ -336,15 +336,15 @@ def test_what_cannot_be_sent_to_workers_says_so(kept):
 
 def test_methods_that_are_tuned_get_as_many_points(kept):
     tune = {"a": {"lr": [1e-3, 1e-2]}, "b": {"lr": [1e-3]}}
-    with pytest.raises(ValueError, match="as many points for each method, to be fair, got a: 2, b: 1"):
+    with pytest.raises(ValueError, match="the same number of points for every method, to be fair, got a: 2, b: 1"):
         compare({"a": lion, "b": "adam", "c": "sgd"}, digits(), tune=tune, ledger=kept)
 
 
 def test_a_value_at_an_end_of_its_list_is_warned_of_once_and_told_in_every_row(kept):
     tune = {"SGD": {"lr": [1e-6, 1e-3, 1e-1]}, "M": {"lr": [1e-6, 1e-2, 1e2]}}
     call = partial(compare, {"SGD": "sgd", "M": "sgd"}, digits(), tune=tune, seeds=1, ledger=kept, **SMALL)
-    said = "SGD: lr=0.1, the highest of the list: a longer list may do better"
-    with pytest.warns(UserWarning, match=f"tuning chose an end of a list: {said}$"):
+    said = "SGD: lr=0.1, the highest in the list: a longer list may do better"
+    with pytest.warns(UserWarning, match=f"tuning chose a value at the end of its list: {said}$"):
         runs = call()
     assert tuned(runs.tuning) == {"SGD": said.removeprefix("SGD: "), "M": "lr=0.01"}
     assert tuned(call().tuning) == tuned(runs.tuning)
@@ -410,7 +410,7 @@ def test_the_same_from_the_shell(tmp_path, monkeypatch, capsys):
     assert main([*words, "--baseline", "adam", "--figure", "lion"]) == 0
     out, err = capsys.readouterr()
     assert "lion" in out and "minus Adam" in out and "14 runs, 0 of them kept" in err
-    assert "\nhigher or lower: the interval leaves out 0 and a sign-flip test agrees\nlion: lr=" in out
+    assert "\nhigher or lower: the interval excludes 0 and a sign-flip test agrees\nlion: lr=" in out
     record = json.loads((tmp_path / "figures" / "lion.json").read_text())
     assert record["provenance"]["command"].startswith("python -m sp compare --method mine.py:lion")
     assert len((tmp_path / "runs.csv").read_text().splitlines()) == 3
@@ -424,16 +424,16 @@ def test_the_same_from_the_shell(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     for wrong, message in {
         "mine.py:lino": "has no 'lino': did you mean 'lion'?",
-        "nowhere.py:lion": "nowhere.py is not there",
+        "nowhere.py:lion": "nowhere.py does not exist",
         "adm": "got 'adm': did you mean 'adam'?",
-        "mine.py": "mine.py is a file: name what is meant in it, as mine.py:NAME",
+        "mine.py": "mine.py is a file: say which object in it, as mine.py:NAME",
     }.items():
         assert main(["compare", "--method", wrong]) == 2
         assert message in capsys.readouterr().err
     for wrong, message in {
-        "--tune lr=1e-3,1e-2": "write such as  --tune adam:lr=1e-3,1e-2 --tune sgd:lr=1e-3,1e-2\n",
+        "--tune lr=1e-3,1e-2": "write, say,  --tune adam:lr=1e-3,1e-2 --tune sgd:lr=1e-3,1e-2\n",
         "--kind matrix": "give --figure NAME as well",
-        "--figure 01_forgetting/x": "notebooks/01_forgetting.ipynb  draws: give another name",
+        "--figure 01_forgetting/x": "notebooks/01_forgetting.ipynb : give another name",
     }.items():
         command = "compare --method adam --method sgd --method coincidence"
         assert main([*command.split(), *wrong.split()]) == 2

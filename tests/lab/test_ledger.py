@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 from sp import files
-from sp.lab import sweep
+from sp.lab import experiment, sweep
 from sp.lab.experiment import Experiment, run
 from sp.lab.ledger import Ledger, opened
 from tests.lab.test_experiment import same
@@ -109,7 +109,7 @@ def test_a_thousand_damages_are_never_read(results, tmp_path):
             assert found is None or same(found, result)
         lost += sum(found is None for found in read)
         if caught:
-            assert "computed again" in str(caught[0].message)
+            assert "recomputed" in str(caught[0].message)
     assert lost > DAMAGES / 2
 
 
@@ -120,12 +120,12 @@ def test_swapped_and_foreign_rows_are_computed_again_with_a_warning(results, tmp
     path = only_file(tmp_path)
     first, second = (line.split(b" ", 1) for line in path.read_bytes().splitlines())
     path.write_bytes(b" ".join([first[0], second[1]]) + b"\n" + b" ".join([second[0], first[1]]) + b"\n")
-    with pytest.warns(UserWarning, match=r"2 damaged row\(s\), which are computed again"):
+    with pytest.warns(UserWarning, match=r"2 damaged row\(s\), which are recomputed"):
         assert Ledger(tmp_path).get(results[0].experiment) is None
     path.unlink()
     writer = Ledger(tmp_path)
     writer._own.append(results[0].experiment.key(), results[1].as_row())  # sealed, but of another experiment
-    with pytest.warns(UserWarning, match="of another experiment"):
+    with pytest.warns(UserWarning, match="belongs to another experiment"):
         assert Ledger(tmp_path).get(results[0].experiment) is None
 
 
@@ -311,6 +311,17 @@ def test_a_commit_leaves_out_what_is_not_used_and_what_older_rules_made(results,
     assert ledger.commit(keys[:1], instead_of="mnist") == 3 and ledger.commit(keys[:1], instead_of="digits") == 1
     monkeypatch.setattr("sp.lab.experiment.RULES_VERSION", -1)
     assert Ledger().results() == [] and Ledger().commit([]) == 0
+    assert not list(files.folder("ledger").glob("*.jsonl"))
+
+
+def test_a_commit_leaves_out_methods_that_no_longer_exist(results, project, monkeypatch):
+    ledger = Ledger()
+    for result in results[:2]:
+        ledger.put(result)
+    keys = [result.experiment.key() for result in results[:2]]
+    assert ledger.commit(keys) == 2
+    monkeypatch.setitem(experiment._ALLOWED, "optimizer", ("sgd",))
+    assert Ledger().commit(keys) == 0
 
 
 def test_a_commit_by_another_is_seen_and_nothing_is_taken_for_damaged(results, project):

@@ -10,7 +10,8 @@ from sp.lab.networks import MODELS, mlp_size
 @pytest.mark.parametrize("inputs", [64, 784])
 def test_each_gives_logits_that_depend_on_the_image_and_trains_every_parameter(name, inputs):
     torch.manual_seed(0)
-    model = MODELS[name](inputs, (4, 6, 8) if name == "convolutional" else (8, 8), 10)
+    hidden = {"convolutional": (4, 6, 8), "recurrent": (8,)}.get(name, (8, 8))
+    model = MODELS[name](inputs, hidden, 10)
     logits = model(torch.randn(3, inputs))
     assert logits.shape == (3, 10) and not torch.allclose(logits[0], logits[1])
     logits.square().sum().backward()
@@ -39,7 +40,9 @@ def test_the_size_of_a_perceptron_is_counted_without_making_it():
         ("convolutional", 64, (8, 8), r"hidden must be three widths for a convolutional network.*got \(8, 8\)"),
         ("convolutional", 60, (4, 4, 8), "inputs must be the pixels of a square image, such as 784, got 60"),
         ("normalised", 192, (8,), r"hidden must be two widths or more for a normalised network.*got \(8,\)"),
-        ("attention", 60, (8,), "inputs must be the pixels of a square image, such as 784, got 60"),
+        ("transformer", 60, (8,), "inputs must be the pixels of a square image, such as 784, got 60"),
+        ("transformer", 64, (6,), "hidden must be a multiple of 4, the number of heads, for a transformer, got 6"),
+        ("recurrent", 64, (8, 8), r"hidden must be one width for a recurrent network, such as \(64,\), got \(8, 8\)"),
     ],
 )
 def test_what_a_network_cannot_be_made_of_is_an_error(name, inputs, hidden, message):

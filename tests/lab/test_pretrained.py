@@ -82,7 +82,7 @@ def test_the_last_block_begins_as_imagenet_left_it_and_its_filters_stay(random_w
     trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     assert 1.0e6 < sum(trained.values()) < 1.02e6
     assert [p.shape[1] for p in model.parameters() if not p.requires_grad and p.dim() > 1] == [1]
-    with pytest.raises(ValueError, match="inputs must be 3072, what enters the last block, flat, got 64"):
+    with pytest.raises(ValueError, match="inputs must be 3072, the last block's flattened input, got 64"):
         MODELS["last_block"](64, (), 10)
 
 

@@ -152,7 +152,7 @@ def test_a_failing_run_is_reported_and_the_others_finish(tmp_path, capsys):
     [
         ("optimizr", "adam", "got 'optimizr': did you mean 'optimizer'?"),
         ("lr", "1", "'option_NAME', got 'lr'"),
-        ("tasks", "2:5", "tasks has a range"),
+        ("tasks", "2:5", "tasks is a range"),
         ("tasks", "0,2", "tasks must be a whole number >= 1, got 0"),
         ("seed", "0,1", "--seeds"),
     ],

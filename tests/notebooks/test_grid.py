@@ -47,7 +47,7 @@ def test_each_point_has_a_copy_and_one_table_has_those_that_finished(notebook, c
     assert (seeds, lr, figures) == (4, 0.5, str(grid / "seeds=4,lr=0.5"))
     # A column that the copies already have is not mistaken for the parameter of that name.
     table = grid / "toy_digits.csv"
-    assert f"One table over 1 of 2 notebooks: {table}" in out
+    assert f"Combined table of 1 of 2 notebooks: {table}" in out
     assert table.read_text() == "lr,parameter_seeds,seeds,error\n0.5,4,0,0.500\n0.5,4,1,0.250\n"
 
     changed = nbformat.read(notebook, 4)
@@ -55,7 +55,7 @@ def test_each_point_has_a_copy_and_one_table_has_those_that_finished(notebook, c
     nbformat.write(changed, notebook)
     assert main(command) == 0
     assert pd.read_csv(table).groupby("lr").error.max().to_dict() == {0.5: 0.5, 2.0: 2.0}
-    assert f"One table over 2 of 2 notebooks: {table}" in capsys.readouterr().out
+    assert f"Combined table of 2 of 2 notebooks: {table}" in capsys.readouterr().out
 
 
 def test_a_table_that_is_no_longer_made_is_left_out(notebook, capsys):
@@ -91,8 +91,8 @@ def test_a_grid_is_of_one_notebook_that_has_the_parameters(tmp_path, capsys):
     nbformat.write(v4.new_notebook(cells=[v4.new_code_cell("1")], metadata=KERNEL), none)
     for words, message in (
         ([none], "unknown parameter(s) lr; the notebook has none"),
-        ([str(tmp_path / "absent.ipynb")], "absent.ipynb is not there"),
-        ([], "-p is of one notebook: name it, got 0"),
+        ([str(tmp_path / "absent.ipynb")], "absent.ipynb does not exist"),
+        ([], "-p needs exactly one notebook, got 0"),
     ):
         assert main(["figures", *words, "-p", "lr", "1"]) == 2
         assert message in capsys.readouterr().err

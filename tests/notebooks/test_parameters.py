@@ -77,12 +77,12 @@ def test_the_command_gives_the_same_parameters_and_names_are_short_and_differ(ch
 
 
 def test_what_cannot_be_known_is_an_error_that_says_what_to_do(project):
-    with pytest.raises(FileNotFoundError, match=r"parameters.json is not there.*papermill --cwd notebooks"):
+    with pytest.raises(FileNotFoundError, match=r"parameters.json does not exist.*papermill --cwd notebooks"):
         parameters.own("01_toy")
     parameters.file().write_text('{"01_toy": {"k": 1}}')
-    with pytest.raises(ValueError, match=r"no parameters of '02_toy', it has those of 01_toy: .*python -m sp refresh"):
+    with pytest.raises(ValueError, match=r"no parameters for '02_toy', only for 01_toy: .*python -m sp refresh"):
         parameters.own("02_toy")
-    with pytest.raises(ValueError, match=r"a parameter must be None, a truth value, .* got <object"):
+    with pytest.raises(ValueError, match=r"a parameter must be None, True or False, .* got <object"):
         parameters.plain([object()])
 
 
@@ -97,7 +97,7 @@ def notebook(folder, cell):
 
 def test_own_values_have_to_be_literals(project):
     toy = notebook(project, "k = 2 * 3")
-    with pytest.raises(ValueError, match=r"toy.ipynb: the own value of k must be .* got 2 \* 3: write it out"):
+    with pytest.raises(ValueError, match=r"toy.ipynb: the value of k must be .* got 2 \* 3: write it out"):
         parameters.of(toy)
 
 

