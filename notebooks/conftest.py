@@ -7,7 +7,7 @@ Cells that train live are tagged ``nbval-ignore-output``.
 import os
 import tempfile
 
-from sp.notebooks.running import QUIET, kernel_environment
+from sp.commands.running import QUIET, kernel_environment
 
 SCRATCH = tempfile.TemporaryDirectory()  # so that tests leave no runs or figures behind
 

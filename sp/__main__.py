@@ -6,7 +6,6 @@ import sys
 from importlib import import_module
 
 from sp.commands import Parser, carry_out
-from sp.extras import check_lab
 
 # Each command is the module of the same name in `sp.commands`, imported on demand because some take seconds.
 COMMANDS = {
@@ -47,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     name = parser.parse_args(arguments[:1]).command
     try:
-        check_lab(f"{parser.prog} {name}")
+        import_module("sp.lab")  # says what to install if something is missing
         command = import_module(f"sp.commands.{name}")
     except ImportError as error:
         print(error, file=sys.stderr)

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # From bottom to top: a room imports those below it. Rooms on one line do not import each other.
 ORDER = [
-    ("checks", "extras", "files"),
+    ("checks", "files"),
     ("rules",),
     ("biology",),
     ("optim",),
@@ -23,12 +23,9 @@ ORDER = [
     ("explore",),
     ("commands",),
 ]
-HEART = ("checks", "extras", "rules", "biology", "optim", "replay", "sp")
-# Modules that lie outside the rooms they belong to.
-ROOM_OF = {
-    "notebooks.parameters": "figures",
-    **dict.fromkeys(("__main__", "notebooks", "pages"), "commands"),
-}
+HEART = ("checks", "rules", "biology", "optim", "replay", "sp")
+# Modules that lie outside the room they belong to.
+ROOM_OF = {"__main__": "commands"}
 MODULES = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "sp").rglob("*.py")}
 MODULES = {path: name.removesuffix(".__init__") for path, name in MODULES.items()}
 NAMES = set(MODULES.values())

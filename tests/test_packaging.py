@@ -15,7 +15,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from setuptools import find_packages
 
-from sp import extras
+from sp import lab as laboratory
 from sp.__main__ import main
 
 ROOT = Path(__file__).parent.parent
@@ -80,7 +80,7 @@ def test_torch_alone_is_installed_unless_an_extra_is_asked_for(project):
     assert [Requirement(line).name for line in project["dependencies"]] == ["torch"]
     assert {*required(project, "lab"), *required(project, "cluster")} < set(required(project))
     lab = set(required(project, "lab")) - {"torch"}
-    assert {IMPORT_NAMES.get(name, name) for name in lab} | {"IPython"} == set(extras.LAB)
+    assert {IMPORT_NAMES.get(name, name) for name in lab} | {"IPython"} == set(laboratory.LAB)
 
 
 def test_what_is_missing_is_said_with_the_command_that_brings_it(monkeypatch, capsys):
@@ -90,7 +90,7 @@ def test_what_is_missing_is_said_with_the_command_that_brings_it(monkeypatch, ca
         importlib.import_module("sp.lab")
     assert main(["compare", "--method", "adam"]) == 2
     assert capsys.readouterr().err == (
-        "python -m sp compare needs pandas: install what is missing with  pip install 'selective-plasticity[lab]'\n"
+        "sp.lab needs pandas: install what is missing with  pip install 'selective-plasticity[lab]'\n"
     )
 
 

@@ -1,9 +1,10 @@
-"""What commands share: options and exit statuses. Each command is the module of the same name."""
+"""What commands share. Each command is the module of the same name; `running` and `grid` run notebooks for them."""
 
 import argparse
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from sp.checks import did_you_mean
@@ -34,7 +35,7 @@ def positive(text: str) -> int:
 
 def add_dataset(parser: argparse.ArgumentParser) -> None:
     """Add ``--dataset``, digits by default."""
-    from sp.files import DATASETS  # needs packages that `sp.extras` checks for; listing the commands does not
+    from sp.files import DATASETS  # needs packages that `sp.lab` checks for; listing the commands does not
 
     about = f"{', '.join(DATASETS)} (default: digits)"
     parser.add_argument("--dataset", default="digits", choices=DATASETS, metavar="NAME", help=about)
@@ -58,6 +59,14 @@ def values_of(pairs: Sequence[Sequence[str]]) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f"-p {name}: {error}") from error
     return varied
+
+
+def all_notebooks() -> list[Path]:
+    """The notebooks of the collection, in order; raises FileNotFoundError if the working directory has none."""
+    found = sorted(Path("notebooks").glob("*.ipynb"))
+    if not found:
+        raise FileNotFoundError(f"{Path('notebooks').absolute()} has no notebooks: go to the project's folder first")
+    return found
 
 
 def carry_out(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:

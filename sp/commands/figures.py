@@ -11,8 +11,7 @@ import argparse
 from pathlib import Path
 
 from sp.checks import did_you_mean
-from sp.commands import add_dataset, add_values, positive, values_of
-from sp.notebooks import all_notebooks
+from sp.commands import add_dataset, add_values, all_notebooks, positive, values_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,8 +42,8 @@ def which(chosen: argparse.Namespace) -> list[Path]:
 
 def run(chosen: argparse.Namespace) -> int:
     """Run the notebooks; exit status 1 if one failed."""
+    from sp.commands import grid, running
     from sp.lab import choices
-    from sp.notebooks import grid, running
 
     notebooks, how = which(chosen), (chosen.workers, chosen.commit)
     if not chosen.p:

@@ -12,6 +12,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """Refresh the notebooks; exit status 1 if one failed."""
-    from sp.notebooks import running
+    from sp.commands import running
 
     return running.refresh(which(chosen))

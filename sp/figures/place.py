@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sp import files
-from sp.notebooks import parameters
+from sp.figures import parameters
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,28 @@
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 
-from sp.extras import check_lab
-
-check_lab("sp.lab")
+LAB = (  # what notebooks, comparisons and commands need but the optimizers do not
+    "IPython",
+    "cloudpickle",
+    "ipywidgets",
+    "joblib",
+    "jupyterlab",
+    "matplotlib",
+    "numpy",
+    "pandas",
+    "papermill",
+    "pooch",
+    "scipy",
+    "seaborn",
+    "sklearn",
+    "tqdm",
+)
+if missing := [module for module in LAB if find_spec(module) is None]:
+    raise ImportError(
+        f"sp.lab needs {', '.join(missing)}: install what is missing with  pip install 'selective-plasticity[lab]'"
+    )
 
 # Imported on first access, so that code that needs only the metrics does not wait for PyTorch.
 _HOME = {

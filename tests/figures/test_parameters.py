@@ -11,8 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sp.commands import all_notebooks
+from sp.figures import parameters
 from sp.lab import choices
-from sp.notebooks import all_notebooks, parameters
 
 ROOT = Path(__file__).parents[2]
 OWN = {"dataset": "digits", "seeds": 10, "lr": None, "k": 5.0, "batches": [4, 32]}

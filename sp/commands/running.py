@@ -15,9 +15,10 @@ import papermill
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from sp.commands import all_notebooks
+from sp.figures import parameters
 from sp.files import bar, folder, fresh, write_atomically
 from sp.lab.parallel import Failed, call_all
-from sp.notebooks import all_notebooks, parameters
 
 PYTHON = {"kernel_name": "python3", "language": "python"}  # even if a notebook does not specify it
 SILENT = ["--IPKernelApp.log_level=50"]  # a kernel would write over the progress bar

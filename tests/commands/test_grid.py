@@ -8,7 +8,7 @@ import pytest
 from nbformat import v4
 
 from sp.__main__ import main
-from sp.notebooks.grid import make_grid
+from sp.commands.grid import make_grid
 
 PARAMETERS = "seeds = 3  # how many\nlr = 0.1"
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}

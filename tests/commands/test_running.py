@@ -12,9 +12,10 @@ import pytest
 from nbformat import v4
 
 from sp.__main__ import main
+from sp.commands import all_notebooks, running
+from sp.figures import parameters
 from sp.lab.experiment import Experiment, Result
 from sp.lab.ledger import Ledger
-from sp.notebooks import all_notebooks, parameters, running
 
 ROOT = Path(__file__).parents[2]
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}

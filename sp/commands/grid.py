@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from sp.commands.running import Copy, execute_all
+from sp.figures import parameters
 from sp.files import other_figures, write_atomically
-from sp.notebooks import parameters
-from sp.notebooks.running import Copy, execute_all
 
 
 def make_grid(
@@ -25,7 +25,7 @@ def make_grid(
         notebook: the notebook, with a cell tagged ``parameters``.
         points: parameters of each copy; the others keep the notebook's values.
         workers: number of copies executed at a time; defaults to the number of cores, which they share.
-        commit: as in `sp.notebooks.running.execute_all`.
+        commit: as in `sp.commands.running.execute_all`.
 
     Returns:
         Exit status: 0, or 1 if a copy failed.
