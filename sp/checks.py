@@ -38,7 +38,7 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
-    """Raise ValueError unless ``value`` is one of ``allowed``; the message suggests a similar one."""
+    """Raise ValueError unless ``value`` is one of ``allowed``; the message suggests a similar one if there is one."""
     allowed = tuple(allowed)
     if value not in allowed:
         known = ", ".join(map(repr, allowed))

@@ -41,7 +41,7 @@ def committed(name: str) -> Path:
 
 
 def existing(path: Path) -> Path:
-    """Return a path in a figures folder if the file exists; else raise FileNotFoundError, saying how to make it."""
+    """Return a path in a figures folder if the file exists; else raise FileNotFoundError, saying how to get it."""
     if not path.is_file():
         made = made_by(f"{path.parent.name}/{path.stem}")
         how = f"make it with  {made} , or get" if made else "get"

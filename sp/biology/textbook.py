@@ -188,7 +188,7 @@ def scaling(weights: Sequence[float] = (0.2, 0.5, 1.0), loss: float = 0.5, targe
         weights: initial weights. loss: share of the input that is lost at step 20. target: rate it maintains (Hz).
 
     Returns:
-        ``step``, ``synapse`` (as text), ``weight`` (in units of the largest initial weight), ``rate`` (Hz).
+        ``step``, ``synapse`` (as text), ``weight`` (in the unit of ``weights``), ``rate`` (Hz).
     """
     now = torch.tensor(weights, dtype=torch.float64)
     per_weight = target / now.sum()

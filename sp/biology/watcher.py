@@ -294,7 +294,7 @@ class NMDACoincidence(Hooked):
     def misses(self, parameters: Iterable[nn.Parameter]) -> bool:
         """Whether one of the parameters is the matrix of a layer that was added after the watcher was made.
 
-        Of the model's own parameters, any layer that could be watched counts; of others, any that is no vector.
+        Of the model's own parameters, those of watchable layers count; of others, any with two or more dimensions.
         """
         watched = {id(synapses.weight) for synapses in self.synapses}
         new = {id(p) for p in parameters if p.dim() > 1} - watched

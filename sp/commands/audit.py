@@ -1,7 +1,7 @@
 """Recompute a random sample of the committed runs, and fail if one differs.
 
-Samples methods in turn. A run may differ by 0.1 in average accuracy, and the sample by 0.01 on average, as processors
-round differently.
+One run of each method is drawn in turn. A run may differ by 0.1 in average accuracy, and the sample by 0.01 on average,
+as processors round differently.
 """
 
 import argparse

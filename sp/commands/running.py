@@ -125,8 +125,8 @@ def refresh(notebooks: Sequence[Path] = ()) -> int:
     """Execute notebooks in place with their own parameters, and store the outputs that the tests compare.
 
     First, ``notebooks/parameters.json`` is written from the ``parameters`` cells of the whole collection. The runs that
-    the notebooks show are written to the committed layer of the ledger; if all notebooks were executed, no other runs
-    on digits remain in it.
+    the notebooks show are written to the committed layer of the ledger; if all notebooks ran and none failed, no other
+    runs on digits remain in it.
 
     Returns:
         Exit status: 0, or 1 if a notebook failed; that one stays as it was.

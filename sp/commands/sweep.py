@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     streams = f"{', '.join(STREAMS)}, or a name like split5, rotated5_task (default: %(default)s)"
     add("--stream", default="split2_class", metavar="NAME", help=streams)
-    add("--sample", type=positive, metavar="COUNT", help="draw this many points (Latin hypercube) of all combinations")
+    add("--sample", type=positive, metavar="COUNT", help="draw this many points of a Latin hypercube")
     add("--seeds", type=positive, default=3, help="number of seeds (default: 3)")
     add("--ledger", type=Path, help="folder for the results (default: $SP_STORE, else .store)")
     add("--workers", type=positive, help="processes (default: one per core)")

@@ -179,7 +179,7 @@ class Panel(widgets.VBox):
         return not wait([self._newest], timeout).not_done
 
     def save(self) -> None:
-        """Write the current figure as PDF, PNG and CSV, each with the choices and the versions."""
+        """Write the current figure as PDF, PNG, CSV and JSON; all but the CSV hold the choices and the versions."""
         self.wait()
         if self.answer is None:
             self._status.value = "There is no figure to save."

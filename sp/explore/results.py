@@ -170,7 +170,7 @@ def _varied(rows: pd.DataFrame) -> list[str]:
 
 
 def _labelled(rows: pd.DataFrame, axis: str) -> pd.DataFrame:
-    """The runs that have a value on an axis, with ``method``: its name, and what distinguishes it from its variants."""
+    """The runs that have a value on an axis, with ``method``: its name, and what tells its variants apart."""
     rows = rows if axis == BESIDE else rows.dropna(subset=[axis])
     labels = pd.Series("", rows.index)
     for optimizer, group in rows.groupby("optimizer"):

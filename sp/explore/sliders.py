@@ -37,7 +37,7 @@ TOOLTIPS = {
     "retention": "Coincidence: the novelty of an input met n times is about 1 / (1 + r n).",
     "replay_capacity": "Size of each method's replay buffer, a reservoir; 0: no replay.",
     "seed": "Seed of the weights and of the order of the images, for both methods.",
-    "step": "Training step up to which to show it; press play to watch.",
+    "step": "Training step up to which the run is shown; press play to watch it.",
 }
 
 

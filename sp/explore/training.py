@@ -48,7 +48,7 @@ class Trainings:
         _submit(os.getpid)  # starts the processes and their imports
 
     def want(self, experiments: Collection[Experiment]) -> None:
-        """Start those that are neither known nor running, and stop all others."""
+        """Start these experiments, unless known or running already, and stop all others."""
         for experiment in set(self._running) - set(experiments):
             future, file = self._running.pop(experiment)
             if not future.cancel():

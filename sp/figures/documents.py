@@ -50,16 +50,16 @@ def gallery(root: Path = Path()) -> str:
     lines = [
         "# Figures",
         "",
-        "Each figure is PDF and PNG, in the folder of its notebook, beside the CSV that it was drawn from and a JSON",
-        "record: kind of plot, options, caption, keys of the experiments, versions. `python -m sp paper NAME` draws",
-        "it again from these two, with its caption in LaTeX, also at the size of a journal (`--journal nature --width",
-        "page`), as SVG (`--format svg`), or in a style of your own (`--only`, `--rename`, `--colour`). `make paper`",
-        "makes sheets of several panels, and tables. `make readme` writes this page.",
+        "Each figure is a PDF and a PNG in the folder of its notebook. Beside it are the CSV it was drawn from and a",
+        "JSON record: kind of plot, options, caption, keys of the experiments, versions. `python -m sp paper NAME`",
+        "redraws it from these two, with its caption in LaTeX: at the size of a journal (`--journal nature --width",
+        "page`), as SVG (`--format svg`), or in your own style (`--only`, `--rename`, `--colour`). `make paper` makes",
+        "multi-panel figures and tables. `make readme` writes this page.",
     ]
     for folder in sorted({path.parent for path in (root / "figures").rglob("*.json")}):
         made = f"[`{folder.name}`](../notebooks/{folder.name}.ipynb)" if folder.name[:2].isdigit() else folder.name
         lines += ["", f"## {made}", ""]
-        lines += ["| figure | the question that it answers | data made by |", "|---|---|---|"]
+        lines += ["| figure | question it answers | data made by |", "|---|---|---|"]
         for path in sorted(folder.glob("*.json")):
             record, name = json.loads(path.read_text()), f"{folder.name}/{path.stem}"
             picture = f'<a href="{name}.pdf"><img src="{name}.png" width="240" alt="{name}"></a>'
@@ -84,8 +84,8 @@ def index(root: Path = Path()) -> str:
     lines = [
         "# Notebooks",
         "",
-        "In this order they tell one story; each starts by itself. `make lab` opens them, `make figures` runs them all",
-        "on the built-in digits, `make site` writes them as pages. `make readme` writes this page.",
+        "They tell one story in this order, and each also stands alone. `make lab` opens them, `make figures` runs all",
+        "of them on the built-in digits, and `make site` turns them into web pages. `make readme` writes this page.",
         "",
         "| | asks |",
         "|---|---|",

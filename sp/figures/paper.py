@@ -95,7 +95,7 @@ def table_cost() -> str:
     text = text.join(cost_columns(costs, order)).fillna("")
     caption = (
         f"Methods without replay on five class-incremental tasks, {dataset}, best first; time of a training step, and "
-        f"what is kept from step to step besides the weights. {INTERVALS}"
+        f"extra memory from step to step. {INTERVALS}"
     )
     return latex_table(text, caption, name)
 

@@ -113,7 +113,7 @@ def cost_columns(costs: pd.DataFrame, methods: Sequence[str], capacity: int = 0)
 
 
 def latex(text: str) -> str:
-    """Escape special characters for LaTeX, and the few Greek letters and signs that occur here."""
+    """Escape special characters for LaTeX, and replace the few Greek letters and signs that occur here."""
     return text.translate(_LATEX)
 
 

@@ -110,8 +110,8 @@ def load(name: str) -> Dataset:
     Args:
         name: "digits" (1,400 training and 397 test images of 8x8, no download), "mnist" or "fashion_mnist" (60,000
             and 10,000 of 28x28), "cifar10" (50,000 and 10,000 of 3x32x32). "cifar10_features" and "cifar10_maps": the
-            output of the frozen layers of EfficientNet-Lite0 for its first 10,000 and 2,000, at the end (1,280
-            features) and before the last block (192x4x4); computed once, in two minutes, and kept in the cache.
+            output of the frozen layers of EfficientNet-Lite0 for CIFAR-10's first 10,000 and 2,000 images, at the end
+            (1,280 features) and before the last block (192x4x4); computed once, in two minutes, and kept in the cache.
 
     Raises:
         DataError: a file is missing, damaged, the wrong one, or cannot be downloaded.

@@ -186,7 +186,8 @@ class Experiment:
     def method_version(self) -> int | None:
         """The entry of `METHOD_VERSIONS` for the method on this model or base, else for the method; None if absent."""
         base = dict(self.options).get("base")
-        names = (f"{self.optimizer}, {self.model}", f"{self.optimizer}, {base}", self.optimizer)
+        model = "deep mlp" if self.model == "mlp" and len(self.hidden) > 2 else self.model
+        names = (f"{self.optimizer}, {model}", f"{self.optimizer}, {base}", self.optimizer)
         return next((METHOD_VERSIONS[name] for name in names if name in METHOD_VERSIONS), None)
 
     def key(self) -> str:

@@ -125,8 +125,8 @@ class Ledger:
     def commit(self, keys: Iterable[str], instead_of: str | None = None) -> int:
         """Write rows from either layer into the project's committed layer, one file per data set.
 
-        Rows that the present rules would not make are left out. If ``instead_of`` names a data set, so are rows on it
-        and on user-supplied arrays that are not in ``keys``.
+        Rows that the present rules would not make are left out. If ``instead_of`` names a data set, so are
+        tables, rows on it and rows on user-supplied arrays, unless they are in ``keys``.
 
         Returns:
             The number of rows that the committed layer then has.

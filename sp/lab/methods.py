@@ -19,7 +19,7 @@ def register(name: str, method: Callable[..., Any]) -> None:
 
     Args:
         name: a name not in `sp.rivals.METHODS`; a method registered earlier under this name is replaced.
-        method: takes a network and options, and returns a `torch.optim.Optimizer` for it or a learner: a class like
+        method: takes a network and options, and returns a `torch.optim.Optimizer` for it or a learner: an object like
             those in `sp.rivals`, with ``needs``, ``learn``, ``logits`` and, if given task boundaries, ``end_task``.
     """
     if name in METHODS:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sp.lab import pretrained
 
-HEADS = 4  # of attention
+HEADS = 4  # attention heads
 GROUPS = 8  # groups of channels, each normalised separately
 
 
@@ -113,7 +113,7 @@ class Recurrent(nn.Module):
 
 
 def transformer_block(width: int) -> nn.TransformerEncoderLayer:
-    """Self-attention with `HEADS` heads, then two dense layers, each with a residual connection: (B, T, d) -> same."""
+    """Self-attention with `HEADS` heads, then a pair of dense layers, both residual: (B, T, d) -> (B, T, d)."""
     if width % HEADS:
         raise ValueError(f"hidden must be a multiple of {HEADS}, the number of heads, for a transformer, got {width}")
     return nn.TransformerEncoderLayer(width, HEADS, 2 * width, dropout=0.0, batch_first=True, norm_first=True)

@@ -139,7 +139,7 @@ def _on_cluster(
     except (OSError, ValueError) as error:
         raise OSError(
             f"no dask scheduler with workers answers at {address} ({error}): start one with  dask scheduler , workers "
-            "with  dask worker ADDRESS --nworkers CORES --nthreads 1 , and give the scheduler's, tcp://host:port"
+            "with  dask worker ADDRESS --nworkers CORES --nthreads 1 , and give the scheduler's address, tcp://host:port"
         ) from error
     with client:
         if any(threads > 1 for threads in client.nthreads().values()):

@@ -285,7 +285,7 @@ class WatchedLayer:
         return 0.0 if math.isnan(moved) else size * rules.bounded(abs(size) * moved, bound * usual)
 
     def _response(self, x: Tensor, matrix: Tensor) -> Tensor:
-        """The outputs of a matrix (g, out, d) for some of the inputs x, (g, rows, out)."""
+        """The outputs, (g, rows, out), of a matrix (g, out, d) for some of the inputs x."""
         if self.indices:
             return matrix[0].T[x[:RESPONSE_ROWS]][None]
         return product(sampled(x, self.step, RESPONSE_ROWS)[0], matrix.mT)

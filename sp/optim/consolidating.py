@@ -41,21 +41,23 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         S <- mean of D'D            Q ~ (I + c S / mean(diag S))^-1         postsynaptic scaling: a running mean
         W <- W - k lr / sqrt(n T) y r (m / v)^1.25 Q G P
 
-    Q is scaled to preserve the power of all errors together. y is the root mean square of the layer's outputs, n is the
-    number of watched matrices, and B is the number of terms of the loss. For each term the layer saw T inputs: 1, or
-    the number of time steps or patches. The curvature of a softmax over k outputs is about 1 / k. In the readout, which
-    the error reaches first, k is the number of outputs, from 3 to 100; in other layers it is at most 10. In a deep
-    network (n is more than 3, or layers see several inputs per example, such as patches or time steps), the readout's
-    step also grows with m / v, up to twice its length: it would otherwise learn too slowly from very similar inputs. A
-    batch of b examples counts ``sqrt(b / 128)`` times as much as one of 128, in A and in the step. All layers follow
-    this one rule. A synapse moves only along what is new in its input. v is in A because differences between inputs
-    that share a large mean, if measured by the length of the inputs, would soon count as known. Unwatched parameters
-    follow the diagonal form, and also count as having a constant input: their step is multiplied by
-    ``1 / (1 + 10 t)``, where t is the number of examples so far in units of 128.
+    y is the root mean square of the layer's outputs, n is the number of watched matrices, and B is the number of terms
+    of the loss. For each term the layer saw T inputs: 1, or the number of time steps or patches. The gain k is the
+    number of outputs, from 3 to 100 in the readout, which the error reaches first, and at most 10 in other layers: the
+    curvature of a softmax over k outputs is about 1 / k. In a deep network (n is more than 3, or layers see several
+    inputs per example, such as patches or time steps), the readout's step also grows with m / v, up to twice its
+    length: it would otherwise learn too slowly from very similar inputs. A batch of b examples counts
+    ``sqrt(b / 128)`` times as much as one of 128, in A and in the step.
+
+    All layers follow this one rule. A synapse moves only along what is new in its input. v is in A because differences
+    between inputs that share a large mean, if measured by the length of the inputs, would soon count as known. Q is
+    scaled to preserve the power of all errors together. Unwatched parameters follow the diagonal form, and also count
+    as having a constant input: their step is multiplied by ``1 / (1 + 10 t)``, where t is the number of examples so far
+    in units of 128.
 
     The norm of the gradient (in the coincidence form, of each layer's gradient) is limited to ``absorber`` times its
-    own running mean or half the norm at the beginning, whichever is larger. Multiplying the loss by a constant changes
-    nothing.
+    own running mean, or times half the norm at the beginning if that is larger. Multiplying the loss by a constant
+    changes nothing.
 
     Args:
         params: parameters, or dicts of parameters with their own options. A watched layer's bias follows the options of
@@ -66,11 +68,11 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         warmup_steps: diagonal form: steps in which the threshold is measured, >= 1.
         retention: coincidence form: r > 0; the larger it is, the sooner inputs count as known.
         horizon: coincidence form: number of examples after which a third of a memory is left, > 0. If infinite, it
-            never decays. On endless streams, a shorter one keeps less of the old and stays more plastic.
+            never decays. On endless streams, a shorter horizon keeps less of the old and stays more plastic.
         rank: coincidence form: how many combinations of its inputs a layer's memory keeps, >= 1. A layer with no more
             inputs than that remembers exactly. None means 128 in layers with more than 1,024 inputs; all others
             remember exactly, which takes more time and space.
-        refresh_every: coincidence form: steps between updates of P and of Q, >= 1; None means one step per 80 inputs.
+        refresh_every: coincidence form: steps between updates of P (Q), >= 1; None means one per 80 inputs (outputs).
         equalisation: coincidence form: c >= 0; 0 leaves Q out.
         response_bound: coincidence form: largest change of a layer's outputs in one step, relative to the outputs, > 0;
             None means no bound.

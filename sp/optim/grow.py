@@ -44,8 +44,8 @@ def grow_outputs(layer: nn.Linear, out_features: int, optimizer: Optimizer, bias
         out_features: the new number of outputs; the current number changes nothing.
         optimizer: the optimizer that trains the layer.
         bias: bias of the new outputs, any finite number. None means minus twice the root mean square of the layer's
-            outputs in the coincidence form, which measures them; this suits class logits. In other forms, or if the
-            layer has no bias, None means 0. Pass 0 if the outputs are not logits.
+            outputs in the coincidence form, which measures them; this suits class logits. In other forms, before the
+            layer's first step, or if it has no bias, None means 0. Pass 0 if the outputs are not logits.
 
     Raises:
         TypeError: ``layer`` is not an ``nn.Linear``, ``optimizer`` not an optimizer, or another argument not a number.

@@ -195,6 +195,9 @@ def test_the_key_knows_a_correction_of_one_method(monkeypatch):
     keys = [experiment.key() for experiment in images]
     monkeypatch.setattr("sp.lab.experiment.METHOD_VERSIONS", {f"{SMALL.optimizer}, convolutional": 2})
     assert [experiment.key() == key for experiment, key in zip(images, keys, strict=True)] == [False, True]
+    monkeypatch.setattr("sp.lab.experiment.METHOD_VERSIONS", {"coincidence": 8, "coincidence, mlp": 6})
+    perceptrons = [replace(SMALL, optimizer="coincidence", hidden=(8,) * depth) for depth in (1, 2, 3)]
+    assert [experiment.method_version for experiment in perceptrons] == [6, 6, 8]
     bases = [replace(SMALL, optimizer="active_dendrites", options={"base": base}) for base in ("coincidence", "adam")]
     keys = [experiment.key() for experiment in bases]
     monkeypatch.setattr("sp.lab.experiment.METHOD_VERSIONS", {"active_dendrites, coincidence": 99})
