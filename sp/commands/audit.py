@@ -41,6 +41,10 @@ def run(chosen: argparse.Namespace) -> int:
         and result.experiment.optimizer in can_run
         and not result.experiment.own
     }
+    if not results:
+        raise FileNotFoundError(
+            f"{folder('ledger')} has no runs on {chosen.dataset} to audit: go to the project's folder, or set SP_LEDGER"
+        )
     seed = random.randrange(10**6) if chosen.seed is None else chosen.seed
     try:
         rows = audit.audit(results, chosen.sample, seed, chosen.workers)

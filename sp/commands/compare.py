@@ -8,13 +8,15 @@ import argparse
 import importlib.util
 import shlex
 import sys
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from sp import figures, files
-from sp.checks import did_you_mean
+from sp.checks import check_choice, did_you_mean
 from sp.commands import add_dataset, positive
 from sp.lab import Stream, choices, compare
+from sp.lab.networks import MODELS
 from sp.lab.runs import PLOTS, tuned
 from sp.lab.settings import STREAMS
 from sp.rivals import METHODS, TITLES
@@ -37,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(STREAMS)}, or a name like split5, rotated5_task (default: split5)",
     )
     add("--samples-per-task", type=positive, help="training images per task; default: all")
-    add("--network", metavar="NAME|FILE.py:NAME", help="such as convolutional (default: mlp, a perceptron)")
+    add("--network", metavar="NAME|FILE.py:NAME", help=f"{', '.join(MODELS)} (default: mlp)")
     add("--hidden", type=_widths, metavar="W1,W2,...", help="hidden widths of a named network, such as 256,256")
     add("--tune", action="append", default=[], metavar="METHOD:OPTION=v1,v2,...", help="can be repeated")
     add("--seeds", type=positive, default=6, help="number of seeds (default: 6; fewer than six give no verdict)")
@@ -81,7 +83,7 @@ def run(chosen: argparse.Namespace) -> None:
     except TypeError as error:  # a name that is not a method, network or stream
         raise ValueError(str(error)) from error
     print(runs.table().to_string())
-    if len(methods) > 1:
+    if set(runs.table().verdict) & {"higher", "lower"}:
         print("higher or lower: the interval excludes 0 and a sign-flip test agrees")
     for title, options in tuned(runs.tuning).items():
         print(f"{title}: {options}")
@@ -122,6 +124,9 @@ def named(text: str) -> Any:
 
 def _titles(words: list[str]) -> dict[str, str]:
     """The title of each method in tables: NAME of FILE.py:NAME, with the file if two files have the same NAME."""
+    for word in words:
+        if ":" not in word and not word.endswith(".py"):
+            check_choice("--method, unless it is FILE.py:NAME,", word, METHODS)
     if len(set(words)) < len(words):
         raise ValueError(f"--method must name each method once, got {', '.join(words)}")
     names = [TITLES.get(word, word.rpartition(":")[2]) for word in words]
@@ -132,6 +137,8 @@ def _stream(text: str, dataset: str, samples_per_task: int | None) -> Stream:
     found = named(text)
     if isinstance(found, str):
         return Stream.named(text, dataset, samples_per_task)
+    if callable(found):
+        found = found()
     if not isinstance(found, Stream):
         raise ValueError(f"--stream {text} must be an sp.lab.Stream, got {type(found).__name__}")
     return found
@@ -146,6 +153,8 @@ def _tune(texts: list[str], titles: dict[str, str]) -> dict[str, dict[str, list]
         if not equals:
             raise ValueError(f"--tune must be METHOD:OPTION=v1,v2,..., got {text!r}")
         method, colon, option = name.rpartition(":")
+        if option in (*titles, *titles.values()):
+            raise ValueError(f"--tune {text} names a method and no option: write, say,  --tune {option}:lr={values}")
         if not colon and len(words) > 1:
             each = [f"--tune {word.rpartition(':')[2]}:{text}" for word in words if word != WITH_DEFAULTS]
             raise ValueError(
@@ -154,6 +163,14 @@ def _tune(texts: list[str], titles: dict[str, str]) -> dict[str, dict[str, list]
             )
         parsed = choices.parse(values)
         choices.grid({option: parsed})  # rejects a range
+        _check_one_kind(text, parsed)
         method = method or words[0]
         found.setdefault(titles.get(method, method), {})[option] = parsed
     return found
+
+
+def _check_one_kind(text: str, values: list[Any]) -> None:
+    """Raise ValueError for a value that is no number among numbers, or several that are not separated by commas."""
+    words = [value for value in values if isinstance(value, str)]
+    if words and (" " in words[0] or any(isinstance(value, Real) for value in values)):
+        raise ValueError(f"--tune {text}: {words[0]!r} is not a number; separate values by commas, as v1,v2,...")

@@ -134,7 +134,6 @@ def results_answer(rows: pd.DataFrame, stream: str, metric: str, axis: str, meth
         options |= {"log": "x" if shown[axis].min() > 0 and shown[axis].max() > 20 * shown[axis].min() else ""}
     text = f"{len(shown)} runs of {stream}."
     counted = metrics.readable(table).join(table.set_index(by).n)
-    counted[metric] = counted[metric].str.replace(" [nan, nan]", "")  # one seed has no interval
     counted.index.names = [_readable(name) for name in by]
     counted = counted.rename(columns={metric: f"{title}: mean [95 % interval]", "n": "seeds"})
     return Answer(kind, table, text, counted, options)

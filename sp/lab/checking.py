@@ -63,7 +63,10 @@ def _check_network(experiment: Experiment, stream: Tasks, x: Tensor, y: Tensor) 
         if not x.is_floating_point():
             raise ValueError("x holds whole numbers: give floats, such as x / 255, or a network that takes integers")
         if y.dim() > 1 and not stream.numbers:
-            raise ValueError("for sequences, network must be your own: a callable whose module returns (n, T, outputs)")
+            raise ValueError(
+                "for sequences, y of shape (n, T), network must be your own: a callable whose module returns "
+                "(n, T, outputs). For one class per example give y of shape (n,), such as y.argmax(1) of one-hot rows"
+            )
         x = x.flatten(1)
     model = network_of(experiment, stream)
     if not isinstance(model, nn.Module):
@@ -80,9 +83,8 @@ def _check_network(experiment: Experiment, stream: Tasks, x: Tensor, y: Tensor) 
     if getattr(outputs, "shape", None) != wanted:
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(
-            f"network must return outputs of shape {wanted} for {len(x)} examples, got {got}: make its last layer "
-            f"{stream.outputs} wide{_labels(stream)}"
-            + ("" if own is None or stream.numbers else ", or give the stream outputs=...")
+            f"network must return outputs of shape {wanted} for {len(x)} examples, got {got}{_advice(got, wanted)}"
+            + (_labels(stream, own is not None) if got[:-1] == wanted[:-1] else "")
         )
     try:
         model(x[:1])
@@ -98,13 +100,25 @@ def _check_network(experiment: Experiment, stream: Tasks, x: Tensor, y: Tensor) 
             raise ValueError("loss must return one number, a tensor with a gradient, such as the mean over the batch")
 
 
-def _labels(stream: Tasks) -> str:
-    """The reason for the number of outputs, if it is the labels."""
+def _advice(got: tuple[int, ...] | str, wanted: tuple[int, ...]) -> str:
+    """What to change in a network whose outputs have the wrong shape; a text is the type of what it returns."""
+    if isinstance(got, str):
+        return ": return one tensor, such as the first part of what a recurrent layer returns"
+    if got[:-1] == wanted[:-1]:
+        return f": make its last layer {wanted[-1]} wide"
+    if len(got) < len(wanted):
+        return ": y of shape (n, T) has a class for each time step, so return outputs for each"
+    return ": return one row per example, such as that of the last time step or the mean over them"
+
+
+def _labels(stream: Tasks, is_own: bool) -> str:
+    """The reason for the number of outputs, if it is the labels, and how to change it for a custom network."""
     if stream.numbers:
         return ""
     labels = torch.cat([task.train()[1].flatten() for task in stream.tasks])
     low, high = int(labels.min()), int(labels.max())
-    return f", since labels go from {low} to {high}" if high + 1 == stream.outputs else ""
+    reason = f", since labels go from {low} to {high}" if high + 1 == stream.outputs else ""
+    return reason + (", or give the stream outputs=..." if is_own else "")
 
 
 def _check_method(title: str, experiment: Experiment, stream: Tasks, usual: bool) -> None:

@@ -32,6 +32,9 @@ class Range:
             above = " and low > 0 for a logarithmic range" if self.log else ""
             raise ValueError(f"a range needs finite low < high{above}, got {self.low!r}:{self.high!r}")
 
+    def __str__(self) -> str:
+        return f"{self.low!r}:{self.high!r}" + (":log" if self.log else "")
+
     def at(self, share: float) -> float | int:
         """The value below which a fraction ``share`` of the range lies, share in [0, 1)."""
         whole = isinstance(self.low, int) and isinstance(self.high, int)

@@ -19,7 +19,7 @@ from sp.lab.choices import grid
 from sp.lab.experiment import Experiment, stream_of
 from sp.lab.ledger import Ledger, opened
 from sp.lab.methods import Method, titled
-from sp.lab.networks import MODELS
+from sp.lab.networks import MODELS, WIDTHS
 from sp.lab.own import Own
 from sp.lab.runs import LONGER, Runs, tuned
 from sp.lab.settings import TUNING_SEEDS
@@ -69,6 +69,7 @@ def compare(
             number of points. A callable gets its options as keyword arguments: ``method(model, lr=...)``.
         loss: function of outputs and targets that replaces the stream's usual loss; returns the mean over a batch.
         hidden: widths of a named network. epochs: passes over each task; 1 online. batch_size: new examples per batch.
+            None: what is usual for the network and the stream.
         replay_capacity: number of examples in the buffer that every method gets, 0 for none.
         device: device to train on. workers: number of processes; default: one per core. cluster: address of a dask
             scheduler whose workers are used instead. ledger: default `sp.lab.ledger.opened()`.
@@ -84,11 +85,13 @@ def compare(
     baseline = next(iter(titles)) if baseline is None else baseline
     check_choice("baseline", baseline, titles)
     seeds = _seeds(seeds, bool(tune))
-    usual = {"hidden": hidden, "epochs": epochs, "batch_size": batch_size}
+    usual = {"epochs": epochs, "batch_size": batch_size}
     usual = {name: stream.usual[name] if value is None else value for name, value in usual.items()}
     if hidden is not None and callable(network):
-        raise ValueError(f"hidden is only for networks given by name, got {hidden!r} with {network!r}: leave it out")
-    choices = {**stream.choices, **usual, **_network(network, usual["hidden"]), "replay_capacity": replay_capacity}
+        own = getattr(network, "__name__", type(network).__name__)
+        raise ValueError(f"hidden is only for networks given by name, got {hidden!r} with {own}: leave it out")
+    model = _network(network, WIDTHS.get(str(network), stream.usual["hidden"]) if hidden is None else hidden)
+    choices = {**stream.choices, **usual, **model, "replay_capacity": replay_capacity}
     if loss is not None:
         choices["loss"] = Own.of("own loss", loss)
     if stream.is_online:

@@ -83,8 +83,11 @@ def forgetting(R: ArrayLike) -> np.ndarray | float:
 
 
 def interval_text(estimate: float, low: float, high: float, form: str = ".3f") -> str:
-    """Format "estimate [low, high]", each number with ``form``; "+.3f" shows the sign of a difference."""
-    return f"{estimate:{form}} [{low:{form}}, {high:{form}}]"
+    """Format "estimate [low, high]", each number with ``form``; "+.3f" shows the sign of a difference.
+
+    A single value has no interval.
+    """
+    return f"{estimate:{form}}" + ("" if np.isnan(low) else f" [{low:{form}}, {high:{form}}]")
 
 
 class Interval(NamedTuple):

@@ -135,6 +135,8 @@ class Transformer(nn.Module):
         return self.readout(self.blocks(self.embed(self.rows(x)) + self.place).mean(1))
 
 
+# Usual widths of networks that a perceptron's widths do not suit.
+WIDTHS = {"convolutional": (16, 32, 128), "recurrent": (64,), "transformer": (64, 64)}
 MODELS = {
     "convolutional": convolutional,
     "last_block": pretrained.last_block,

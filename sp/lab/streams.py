@@ -212,6 +212,8 @@ def _pair(names: Sequence[str], values: Sequence[Any], target: str) -> tuple[np.
         raise ValueError(
             f"{x_name} and {y_name} must have the same number of rows, at least two: got shapes {x.shape} and {y.shape}"
         )
+    if target == "classes" and y.ndim == 2 and y.shape[1] == 1:
+        raise ValueError(f"{y_name} must have shape (n,), one class per example, got {y.shape}: give y[:, 0]")
     if y.ndim > 2:
         raise ValueError(f"{y_name} must have shape (n,) or (n, T), got {y.shape}")
     if target == "numbers":

@@ -244,7 +244,7 @@ class Plan:
         seconds = self.seconds / min(workers, max(len(self.missing), 1))
         # Starting the workers takes seconds as well, so shorter times cannot be estimated.
         long = "less than a minute" if seconds < 30 else f"about {tqdm.format_interval(seconds)}"
-        text = f"{self.total} runs, {self.total - len(self.missing)} of them kept, {len(self.missing)} to do"
+        text = f"{self.total} runs, {self.total - len(self.missing)} of them stored, {len(self.missing)} to do"
         return f"{text}: {long} with {workers} process{'es' if workers > 1 else ''}."
 
 

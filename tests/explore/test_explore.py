@@ -59,6 +59,7 @@ def test_only_the_newest_choice_that_waits_is_answered():
 
 def test_a_panel_shows_recovers_resets_and_saves(tmp_path, monkeypatch):
     monkeypatch.setenv("SP_FIGURES", str(tmp_path))
+    plt.close("all")  # of other tests in this process
     panel = make_panel(draw)
     assert panel.wait(30)
     first = bytes(panel._image.value)

@@ -186,6 +186,7 @@ BROKEN[7, 1] = np.nan
         ((X, Y[:-1], X_TEST, Y_TEST), {}, r"y of task 1 must have the same number of rows.*\(60, 4\) and \(59,\)"),
         ((BROKEN, Y, X_TEST, Y_TEST), {}, r"x of task 1 must be finite, got nan at \[7, 1\]"),
         ((X, Y + 0.5, X_TEST, Y_TEST), {}, "y of task 1 must hold classes.*got 0.5.*or give target='numbers'"),
+        ((X, Y[:, None], X_TEST, Y_TEST), {}, r"y of task 1 must have shape \(n,\), one class per .*: give y\[:, 0\]"),
         ((X, Y - 1, X_TEST, Y_TEST), {}, "y of task 1 must hold classes, whole numbers from 0, got -1"),
         ((X, Y, X_TEST, Y_TEST + 5), {}, "y_test of task 1 has class 5, which is not in y of task 1"),
         ((X, Y, X_TEST, Y_TEST), {"outputs": 1}, "outputs must be at least 2, because y has class 1, got 1"),

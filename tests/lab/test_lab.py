@@ -84,7 +84,7 @@ def test_lion_beside_adam_and_coincidence_from_tuning_to_the_figure(kept, tmp_pa
     rates = {"lr": [1e-5, 3e-3]}
     call = partial(compare, methods, digits(), tune={"Adam": rates, "Lion": rates}, ledger=kept, seeds=2)
     runs = call(**{**SMALL, "progress": True})
-    assert "18 runs, 0 of them kept, 18 to do: less than a minute" in capsys.readouterr().err
+    assert "18 runs, 0 of them stored, 18 to do: less than a minute" in capsys.readouterr().err
     assert runs.tuning.chosen.tolist() == [False, True, False, True]
     assert runs.data.method.tolist() == ["Adam", "Adam", "Coincidence", "Coincidence", "Lion", "Lion"]
     assert runs.data.option_lr.dropna().tolist() == [3e-3] * 4 and runs.data.seed.tolist() == [0, 1] * 3
@@ -144,7 +144,7 @@ def test_a_run_with_own_code_is_no_part_of_an_audit(tmp_path, monkeypatch, capsy
     keys(Ledger(tmp_path), lion)
     monkeypatch.setenv("SP_LEDGER", str(tmp_path))
     assert main(["audit", "--sample", "1"]) == 2
-    assert "there is nothing to audit" in capsys.readouterr().err
+    assert f"{tmp_path} has no runs on digits to audit" in capsys.readouterr().err
 
 
 def test_a_class_and_a_partial_of_one_get_the_parameters(kept):
@@ -221,7 +221,7 @@ def test_functions_of_a_notebook_s_cell_reach_the_workers_and_keep_their_keys(tm
 
     first = said()
     again = said()
-    assert "2 runs, 0 of them kept" in first.stderr and "of them kept" not in again.stderr
+    assert "2 runs, 0 of them stored" in first.stderr and "of them stored" not in again.stderr
     assert again.stdout == first.stdout
 
 
@@ -298,6 +298,13 @@ def fails(model):
             {"network": linear(64, 7)},
             r"network must return outputs of shape \(2, 10\) .*got \(2, 7\): make its last .* labels go from 0 to 9",
         ),
+        (lion, {"network": lambda: nn.GRU(64, 10)}, r"got tuple: return one tensor, such as the first part"),
+        (lion, {"network": lambda: nn.Unflatten(1, (8, 8))}, "network has nothing to train"),
+        (
+            lion,
+            {"network": lambda: nn.Sequential(nn.Unflatten(1, (8, 8)), nn.Linear(8, 10))},
+            r"got \(2, 8, 10\): return one row per example",
+        ),
         (lion, {"network": linear(60, 10)}, r"network cannot take x of shape \(2, 64\)"),
         (lion, {"network": lambda: 3}, "network must return a torch.nn.Module, got int"),
         (lion, {"network": "mpl"}, "network must be one of .*, got 'mpl': did you mean 'mlp'"),
@@ -360,11 +367,11 @@ def test_what_is_kept_is_not_said_to_be_done_again(kept, capsys):
     tune = {"SGD": {"lr": [1e-6, 1e-1]}}
     call = partial(compare, ["sgd"], digits(), tune=tune, ledger=kept, **{**SMALL, "progress": True})
     call(seeds=1)
-    assert "7 runs, 0 of them kept" in capsys.readouterr().err
+    assert "7 runs, 0 of them stored" in capsys.readouterr().err
     call(seeds=1)
     assert "to do" not in capsys.readouterr().err
     call(seeds=2)
-    assert "8 runs, 7 of them kept, 1 to do" in capsys.readouterr().err
+    assert "8 runs, 7 of them stored, 1 to do" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -396,6 +403,10 @@ FILE = (
 from sp.lab import Stream
 
 stream = Stream.split("digits", tasks=2, samples_per_task=40)
+
+
+def make():
+    return stream
 """
 )
 
@@ -409,29 +420,33 @@ def test_the_same_from_the_shell(tmp_path, monkeypatch, capsys):
     words += ["--tune", "mine.py:lion:lr=1e-4,3e-3", "--tune", "adam:lr=1e-4,1e-3"]
     assert main([*words, "--baseline", "adam", "--figure", "lion"]) == 0
     out, err = capsys.readouterr()
-    assert "lion" in out and "minus Adam" in out and "14 runs, 0 of them kept" in err
-    assert "\nhigher or lower: the interval excludes 0 and a sign-flip test agrees\nlion: lr=" in out
+    assert "lion" in out and "minus Adam" in out and "14 runs, 0 of them stored" in err
+    assert "\nlion: lr=" in out and "[nan" not in out and "sign-flip" not in out  # one seed decides nothing
     record = json.loads((tmp_path / "figures" / "lion.json").read_text())
     assert record["provenance"]["command"].startswith("python -m sp compare --method mine.py:lion")
     assert len((tmp_path / "runs.csv").read_text().splitlines()) == 3
     (tmp_path / "other.py").write_text(FILE)
-    two = "compare --method mine.py:lion --method other.py:lion --stream mine.py:stream --epochs 1 --seeds 1"
+    two = "compare --method mine.py:lion --method other.py:lion --stream mine.py:make --epochs 1 --seeds 1"
     assert main([*two.split(), "--network", "mine.py:network", "--baseline", "other.py:lion"]) == 0
     assert "minus other.py:lion" in capsys.readouterr().out
     chosen = "compare --method adam --stream split2 --network convolutional --hidden 2,3,4 --epochs 1 --seeds 1"
     assert main([*chosen.split(), "--csv", "convolutional.csv"]) == 0
     assert set(pd.read_csv("convolutional.csv").hidden) == {"2-3-4"}
+    usual = "compare --method adam --stream split2 --network recurrent --epochs 1 --seeds 1 --csv recurrent.csv"
+    assert main(usual.split()) == 0 and set(pd.read_csv("recurrent.csv").hidden) == {64}
     capsys.readouterr()
     for wrong, message in {
         "mine.py:lino": "has no 'lino': did you mean 'lion'?",
         "nowhere.py:lion": "nowhere.py does not exist",
-        "adm": "got 'adm': did you mean 'adam'?",
+        "adm": "--method, unless it is FILE.py:NAME, must be one of",
         "mine.py": "mine.py is a file: say which object in it, as mine.py:NAME",
     }.items():
         assert main(["compare", "--method", wrong]) == 2
         assert message in capsys.readouterr().err
     for wrong, message in {
         "--tune lr=1e-3,1e-2": "write, say,  --tune adam:lr=1e-3,1e-2 --tune sgd:lr=1e-3,1e-2\n",
+        "--tune adam=1e-3,1e-2": "names a method and no option: write, say,  --tune adam:lr=1e-3,1e-2\n",
+        "--tune adam:lr=1e-3,abc": "'abc' is not a number",
         "--kind matrix": "give --figure NAME as well",
         "--figure 01_forgetting/x": "notebooks/01_forgetting.ipynb : give another name",
     }.items():

@@ -179,7 +179,7 @@ def test_a_plan_runs_nothing_and_says_what_is_left(tmp_path, capsys):
     out = capsys.readouterr().out
     assert (
         "tasks=5  seed=1" in out
-        and "4 runs, 0 of them kept, 4 to do: less than a minute" in out
+        and "4 runs, 0 of them stored, 4 to do: less than a minute" in out
         and not rows_in(tmp_path)
     )
 

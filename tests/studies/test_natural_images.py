@@ -62,7 +62,7 @@ def test_one_command_tunes_runs_and_goes_on_where_it_stopped(tiny, tmp_path, mon
     capsys.readouterr()
     monkeypatch.setattr("sp.lab.sweep.run", None)  # nothing is run again
     assert main([*arguments, "1"]) == 0
-    assert "2 runs, 2 of them kept, 0 to do" in capsys.readouterr().out
+    assert "2 runs, 2 of them stored, 0 to do" in capsys.readouterr().out
     assert main(["natural_images", "--settings", "pixels", "--methods", "Adamm"]) != 0
 
 

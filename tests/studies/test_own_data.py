@@ -167,9 +167,9 @@ def test_a_part_can_be_run_in_turns(ledger, capsys):
     plain = Experiment(stream=stream(small), tasks=2, scenario="domain", hidden=(8,))
     methods = {"Adam": plain, "Coincidence": replace(plain, optimizer="coincidence")}
     part = own_data.Part(partial(with_seeds, seeds=(0, 1)), own_data.Tuning(methods, {"Adam": [{"lr": 0.01}]}, (100,)))
-    assert part.carry_out(dry=True) == [] and "5 runs, 0 of them kept" in capsys.readouterr().out
+    assert part.carry_out(dry=True) == [] and "5 runs, 0 of them stored" in capsys.readouterr().out
     assert len(part.carry_out(without=["Coincidence"])) == 3
-    assert len(part.carry_out()) == 5 and "5 runs, 3 of them kept, 2 to do" in capsys.readouterr().out
+    assert len(part.carry_out()) == 5 and "5 runs, 3 of them stored, 2 to do" in capsys.readouterr().out
     assert part.table().method.tolist() == ["Adam", "Adam", "Coincidence", "Coincidence"]
 
 
@@ -181,7 +181,7 @@ def test_the_command_says_how_long_a_part_takes_and_then_runs_and_commits_it(tmp
     monkeypatch.setattr(drift, "PARTS", ("toys",))
     monkeypatch.setattr(drift, "part", lambda name: own_data.Part(partial(with_seeds, seeds=(0,)), tuning))
     assert commands.main(["drift", "--dry-run"]) == 0
-    assert "2 runs, 0 of them kept, 2 to do" in capsys.readouterr().out and not (tmp_path / "ledger").exists()
+    assert "2 runs, 0 of them stored, 2 to do" in capsys.readouterr().out and not (tmp_path / "ledger").exists()
     assert commands.main(["drift"]) == 0
     assert len((tmp_path / "ledger" / "own.jsonl").read_text().splitlines()) == 2
     assert commands.main(["drift", "--parts", "pets"]) == 2
