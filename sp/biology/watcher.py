@@ -44,9 +44,14 @@ class Activity:
     readout: bool = False
 
     @property
+    def rows(self) -> int:
+        """Number of inputs, N."""
+        return self.presynaptic.shape[0 if self.presynaptic.dim() == 1 else 1]
+
+    @property
     def several(self) -> bool:
         """Whether an example has several rows, such as patches or time steps."""
-        return self.presynaptic.shape[0 if self.presynaptic.dim() == 1 else 1] > self.examples
+        return self.rows > self.examples
 
 
 @dataclass

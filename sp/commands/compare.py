@@ -82,8 +82,9 @@ def run(chosen: argparse.Namespace) -> None:
         )
     except TypeError as error:  # a name that is not a method, network or stream
         raise ValueError(str(error)) from error
-    print(runs.table().to_string())
-    if set(runs.table().verdict) & {"higher", "lower"}:
+    table = runs.table()
+    print(table.to_string())
+    if set(table.verdict) & {"higher", "lower"}:
         print("higher or lower: the interval excludes 0 and a sign-flip test agrees")
     for title, options in tuned(runs.tuning).items():
         print(f"{title}: {options}")

@@ -83,8 +83,8 @@ def _check_network(experiment: Experiment, stream: Tasks, x: Tensor, y: Tensor) 
     if getattr(outputs, "shape", None) != wanted:
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(
-            f"network must return outputs of shape {wanted} for {len(x)} examples, got {got}{_advice(got, wanted)}"
-            + (_labels(stream, own is not None) if got[:-1] == wanted[:-1] else "")
+            f"network must return outputs of shape {wanted} for {len(x)} examples, got "
+            f"{got}{_advice(got, wanted, stream, own is not None)}"
         )
     try:
         model(x[:1])
@@ -100,12 +100,12 @@ def _check_network(experiment: Experiment, stream: Tasks, x: Tensor, y: Tensor) 
             raise ValueError("loss must return one number, a tensor with a gradient, such as the mean over the batch")
 
 
-def _advice(got: tuple[int, ...] | str, wanted: tuple[int, ...]) -> str:
+def _advice(got: tuple[int, ...] | str, wanted: tuple[int, ...], stream: Tasks, is_own: bool) -> str:
     """What to change in a network whose outputs have the wrong shape; a text is the type of what it returns."""
     if isinstance(got, str):
         return ": return one tensor, such as the first part of what a recurrent layer returns"
     if got[:-1] == wanted[:-1]:
-        return f": make its last layer {wanted[-1]} wide"
+        return f": make its last layer {wanted[-1]} wide{_labels(stream, is_own)}"
     if len(got) < len(wanted):
         return ": y of shape (n, T) has a class for each time step, so return outputs for each"
     return ": return one row per example, such as that of the last time step or the mean over them"

@@ -128,7 +128,7 @@ class WatchedLayer:
         self.several = not self.indices and activity.several
         self.rows = PATCHES if self.several else ROWS
         self.factor = batch_factor(activity.examples)
-        self.for_each = self.x.shape[0 if self.indices else -2] / activity.terms  # inputs per term of the loss
+        self.for_each = activity.rows / activity.terms  # inputs per term of the loss
         self.step = int(state["step"]) + 1
         state["step"].fill_(self.step)
         if self.indices:  # one-hot inputs have length one

@@ -183,7 +183,11 @@ BROKEN[7, 1] = np.nan
 @pytest.mark.parametrize(
     ("task", "options", "message"),
     [
-        ((X, Y[:-1], X_TEST, Y_TEST), {}, r"y of task 1 must have the same number of rows.*\(60, 4\) and \(59,\)"),
+        (
+            (X, Y[:-1], X_TEST, Y_TEST),
+            {},
+            r"x of task 1 and y of task 1 must have the same number .*\(60, 4\) and \(59,\)",
+        ),
         ((BROKEN, Y, X_TEST, Y_TEST), {}, r"x of task 1 must be finite, got nan at \[7, 1\]"),
         ((X, Y + 0.5, X_TEST, Y_TEST), {}, "y of task 1 must hold classes.*got 0.5.*or give target='numbers'"),
         ((X, Y[:, None], X_TEST, Y_TEST), {}, r"y of task 1 must have shape \(n,\), one class per .*: give y\[:, 0\]"),

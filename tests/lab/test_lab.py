@@ -286,7 +286,11 @@ def fails(model):
         (fails, {}, "method 'M' fails at its first step: ZeroDivisionError"),
         (lion, {"device": "cuda:99"}, "device 'cuda:99' cannot be used.*give 'cpu'"),
         (WithoutStep, {}, "method 'M': its optimizer, WithoutStep, has no step method"),
-        ("adam", {"tune": {"M": {"lr": ["abc"]}}}, "'M' with .* cannot be built: lr is the string 'abc', not a n"),
+        (
+            "adam",
+            {"tune": {"M": {"lr": ["abc"]}}},
+            "'M' with options .* cannot be built: lr is the string 'abc', not a n",
+        ),
         (("adam", {"lr": 1.0}), {}, r"got tuple: give options in that call, or as tune=\{'M': \{'lr': \[0.01\]\}\}"),
         ("coincidence", {"network": frozen}, "network has nothing to train"),
         ("adm", {}, "method must be one of .*, got 'adm': did you mean 'adam'"),
@@ -422,6 +426,9 @@ def test_the_same_from_the_shell(tmp_path, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert "lion" in out and "minus Adam" in out and "14 runs, 0 of them stored" in err
     assert "\nlion: lr=" in out and "[nan" not in out and "sign-flip" not in out  # one seed decides nothing
+    decided = "compare --method adam --method chance --stream split2 --samples-per-task 200 --epochs 2"
+    assert main(decided.split()) == 0
+    assert "\nhigher or lower: the interval excludes 0 and a sign-flip test agrees\n" in capsys.readouterr().out
     record = json.loads((tmp_path / "figures" / "lion.json").read_text())
     assert record["provenance"]["command"].startswith("python -m sp compare --method mine.py:lion")
     assert len((tmp_path / "runs.csv").read_text().splitlines()) == 3
@@ -438,7 +445,8 @@ def test_the_same_from_the_shell(tmp_path, monkeypatch, capsys):
     for wrong, message in {
         "mine.py:lino": "has no 'lino': did you mean 'lion'?",
         "nowhere.py:lion": "nowhere.py does not exist",
-        "adm": "--method, unless it is FILE.py:NAME, must be one of",
+        "adm": "got 'adm': did you mean 'adam'?",
+        "lion": "--method, unless it is FILE.py:NAME, must be one of",
         "mine.py": "mine.py is a file: say which object in it, as mine.py:NAME",
     }.items():
         assert main(["compare", "--method", wrong]) == 2
