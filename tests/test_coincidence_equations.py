@@ -16,8 +16,8 @@ from tests.test_coincidence import batches, step, watched
 class Layer:
     """A layer of the coincidence form, rewritten from its text in NumPy: a weight W, its bias the last column."""
 
-    def __init__(self, weight, matrices, deep, options):
-        self.W, self.matrices, self.deep, self.options = weight, matrices, deep, options
+    def __init__(self, weight, matrices, network, options):
+        self.W, self.matrices, self.network, self.options = weight, matrices, network, options
         out, width = weight.shape
         self.A, self.P = np.zeros((width, width)), np.eye(width)
         self.S, self.Q = np.zeros((out, out)), np.eye(out)
@@ -65,9 +65,13 @@ class Layer:
             self.spread = kept_spread * self.spread + (1 - kept_spread) * spread
         answers = max(self.spread, math.sqrt(self.power / (3 * width)))
         gain = min(max(len(self.W), c.SMALLEST_GAIN), c.LARGEST_GAIN if self.readout else c.GAIN)
-        size = rate * gain * o["retention"] * answers / math.sqrt(self.matrices * len(X) / examples)
-        if self.readout and self.deep:
-            size *= min(max(self.power / variance, 1.0), c.LARGEST_SHARE)
+        share = 1 / math.sqrt(self.matrices)
+        if self.readout and self.network.deep:
+            largest = c.LARGEST_SHARE / math.sqrt(min(self.matrices, c.SHALLOW + 1))
+            share = min(share * max(self.power / variance, 1.0), largest)
+        several = len(X) / examples
+        share /= math.sqrt(several) if self.network.patches else several
+        size = rate * gain * o["retention"] * answers * share
         size *= batch * kept / norm * (self.power / variance) ** c.BOOST / (self.scale * variance)
         change = size * self.Q @ gradient @ self.P
         if o["response_bound"] is not None:
@@ -89,7 +93,7 @@ def softmax_error(z, y):
 class Perceptron:
     """Tanh between two layers."""
 
-    deep = False
+    deep = patches = False
 
     def __init__(self, bias):
         self.bias = bias
@@ -106,13 +110,13 @@ class Perceptron:
 
 
 class Deep:
-    """Four layers with a logistic function between them, whose outputs have a large common mean."""
+    """Five layers with a logistic function between them, whose outputs have a large common mean."""
 
-    deep = True
+    deep, patches = True, False
 
     def __init__(self, bias):
         self.bias = bias
-        widths = (7, 12, 12, 12, 4)
+        widths = (7, 12, 12, 12, 12, 4)
         layers = [nn.Linear(inputs, outputs, bias=bias) for inputs, outputs in pairwise(widths)]
         for layer in layers:  # so that examples differ in what the last layers see
             nn.init.normal_(layer.weight)
@@ -133,7 +137,7 @@ class Deep:
 class Convolutional:
     """A convolution of stride 2 over 7 x 1 images of one channel, padded by one, tanh, and a layer on top."""
 
-    deep = True  # since an example has several patches
+    deep = patches = True
 
     def __init__(self, bias):
         self.bias = bias
@@ -155,6 +159,37 @@ class Convolutional:
         H = with_ones(h.reshape(len(x), 4, 5).transpose(0, 2, 1).reshape(len(x), 20), self.bias)
         d = softmax_error(H @ second.T, y)
         back = (d @ second)[:, :20].reshape(len(x), 5, 4).transpose(0, 2, 1).reshape(-1, 5)
+        return (X, back * (1 - h**2)), (H, d)
+
+
+class MeanOverTime(nn.Module):
+    def forward(self, states):
+        return states.mean(1)
+
+
+class TimeSteps:
+    """A layer over seven time steps of one value each, tanh, their mean, and a layer on top."""
+
+    deep, patches = True, False
+
+    def __init__(self, bias):
+        self.bias = bias
+        self.model = nn.Sequential(
+            nn.Unflatten(1, (7, 1)),
+            nn.Linear(1, 5, bias=bias),
+            nn.Tanh(),
+            MeanOverTime(),
+            nn.Linear(5, 4, bias=bias),
+        ).double()
+        self.watched = (self.model[1], self.model[4])
+
+    def rows(self, layers, x, y):
+        first, second = (layer.W for layer in layers)
+        X = with_ones(x.reshape(-1, 1), self.bias)
+        h = np.tanh(X @ first.T)  # (B 7, 5)
+        H = with_ones(h.reshape(len(x), 7, 5).mean(1), self.bias)
+        d = softmax_error(H @ second.T, y)
+        back = (d @ second)[:, None, :5].repeat(7, 1).reshape(-1, 5) / 7
         return (X, back * (1 - h**2)), (H, d)
 
 
@@ -183,7 +218,7 @@ def both(kind, bias, options, sizes):
         weight = module.weight.detach().flatten(1)
         return (torch.cat([weight, module.bias.detach()[:, None]], 1) if bias else weight).numpy(force=True).copy()
 
-    layers = [Layer(matrix(module), len(network.watched), network.deep, group) for module in network.watched]
+    layers = [Layer(matrix(module), len(network.watched), network, group) for module in network.watched]
     layers[-1].readout = True
     for x, y in batches(1, sizes):
         step(network.model, optimizer, x, y)
@@ -205,8 +240,9 @@ def test_every_layer_follows_the_equations(kind, bias, options, sizes):
         assert bounded
 
 
-def test_the_readout_of_a_deep_network_takes_longer_steps_while_its_inputs_are_alike():
+@pytest.mark.parametrize("kind", [Deep, TimeSteps])
+def test_networks_whose_readout_sees_inputs_that_are_alike_follow_the_equations(kind):
     """Few steps, since a large common mean amplifies the rounding of inverses in single precision."""
-    made, _ = both(Deep, True, {"response_bound": None, "lr": 0.01}, [20] * 6)
+    made, _ = both(kind, True, {"response_bound": None, "lr": 0.01}, [20] * 6)
     for weights, wanted in made:
         np.testing.assert_allclose(weights, wanted, rtol=0, atol=1e-3)

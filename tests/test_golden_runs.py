@@ -58,6 +58,7 @@ RUNS = {method: Experiment(optimizer=method, **{**SMALL, **CHOICES.get(method, {
 RUNS["coincidence, convolutional"] = Experiment(
     optimizer="coincidence", model="convolutional", **{**SMALL, "hidden": (4, 8, 32)}
 )
+RUNS["coincidence, recurrent"] = Experiment(optimizer="coincidence", model="recurrent", **{**SMALL, "hidden": (32,)})
 # The first and last have no rate; the others recreate their optimizer.
 WITHOUT_LASTING_RATE = ("chance", "dendrites", "joint", "ranpac", "ridge", "slda")
 NEEDS_PACKAGE = "it needs the extra `dendrites`: make dendrites"

@@ -33,6 +33,7 @@ class Kind:
 
     indices = False  # whether rows are indices
     errors = True  # whether errors can be seen
+    places = False  # whether the rows of an example come from different places, so that their errors are less alike
 
     def __init__(self, groups: int = 1, alone: int = 1, channels: int = -1):
         self.groups, self.alone, self.channels = groups, alone, channels
@@ -65,6 +66,8 @@ class Kind:
 
 class Convolution(Kind):
     """``nn.Conv1d`` to ``nn.Conv3d``, grouped or not: one row per patch."""
+
+    places = True
 
     def __init__(self, module: nn.Module):
         alone = module.weight.dim() - 1

@@ -25,9 +25,9 @@ FLOOR = 0.5  # share of the norm at the beginning; a fully learnt task must not 
 # SMALLEST_GAIN a linear classifier learns too slowly; LARGEST_GAIN is the largest gain that was tried. In other layers
 # the gain is at most GAIN.
 SMALLEST_GAIN, GAIN, LARGEST_GAIN = 3, 10, 100
-# In a deep network, the readout's step grows with (squared length / variance) of its inputs, up to LARGEST_SHARE times:
-# it learns too slowly from features that hardly distinguish examples. A network is deep if it has more matrices than
-# SHALLOW, or layers that see several inputs per example.
+# In a deep network, the readout's step grows with (squared length / variance) of its inputs, since it learns too slowly
+# from features that hardly distinguish examples: up to LARGEST_SHARE times its step in the smallest deep network. A
+# network is deep if it has more matrices than SHALLOW, or layers that see several inputs per example.
 SHALLOW, LARGEST_SHARE = 3, 2.0
 LARGEST = 10.0  # most that a single input counts for, in units of the root mean squared length of a row so far
 LEAST_VARIANCE = 3e-5  # share of the squared length; the variance divides steps, and with 1e-5 eight layers diverge
@@ -128,7 +128,7 @@ class WatchedLayer:
         self.several = not self.indices and activity.several
         self.rows = PATCHES if self.several else ROWS
         self.factor = batch_factor(activity.examples)
-        self.for_each = activity.rows / activity.terms  # inputs per term of the loss
+        self.for_each = max(1.0, activity.rows / activity.terms)  # inputs per term of the loss
         self.step = int(state["step"]) + 1
         state["step"].fill_(self.step)
         if self.indices:  # one-hot inputs have length one
@@ -212,10 +212,13 @@ class WatchedLayer:
     def _share(self, matrices: int, deep: bool, alike: float) -> float:
         """This layer's share of the learning rate, for inputs whose ratio of squared length to variance is ``alike``.
 
-        Inputs of one term of the loss count for less than their number: each is remembered, but steps are shorter.
+        Every input of a term of the loss is remembered, but steps are shorter by the number of these inputs, or by its
+        root if they come from different places, whose errors do not all move the outputs in the same direction.
         """
-        share = (matrices * self.for_each) ** -0.5
-        return share * min(max(alike, 1.0), LARGEST_SHARE) if deep and self.activity.readout else share
+        share = matrices**-0.5
+        if deep and self.activity.readout:
+            share = min(share * max(alike, 1.0), LARGEST_SHARE * min(matrices, SHALLOW + 1) ** -0.5)
+        return share / self.for_each ** (0.5 if self.synapses.kind.places else 1.0)
 
     def _absorbed(self, norm: float) -> float:
         """Update the running mean of the gradient's norm, and return the share of it that the absorber keeps."""

@@ -39,15 +39,15 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
 
         A <- A + X'X / v B          P = (I + r A)^-1                        presynaptic memory: what is new in an input
         S <- mean of D'D            Q ~ (I + c S / mean(diag S))^-1         postsynaptic scaling: a running mean
-        W <- W - k lr / sqrt(n T) y r (m / v)^1.25 Q G P
+        W <- W - k lr / (sqrt(n) T) y r (m / v)^1.25 Q G P
 
     y is the root mean square of the layer's outputs, n is the number of watched matrices, and B is the number of terms
-    of the loss. For each term the layer saw T inputs: 1, or the number of time steps or patches. The gain k is the
-    number of outputs, from 3 to 100 in the readout, which the error reaches first, and at most 10 in other layers: the
-    curvature of a softmax over k outputs is about 1 / k. In a deep network (n is more than 3, or layers see several
-    inputs per example, such as patches or time steps), the readout's step also grows with m / v, up to twice its
-    length: it would otherwise learn too slowly from very similar inputs. A batch of b examples counts
-    ``sqrt(b / 128)`` times as much as one of 128, in A and in the step.
+    of the loss. T is 1 if the layer sees one input for each term, else the number of time steps, or the root of the
+    number of patches. The gain k is the number of outputs, from 3 to 100 in the readout, which the error reaches first,
+    and at most 10 in other layers: the curvature of a softmax over k outputs is about 1 / k. In a deep network (n is
+    more than 3, or layers see several inputs per example, such as patches or time steps), the readout's step also grows
+    with m / v, up to twice its length for n = 4: it would otherwise learn too slowly from very similar inputs. A batch
+    of b examples counts ``sqrt(b / 128)`` times as much as one of 128, in A and in the step.
 
     All layers follow this one rule. A synapse moves only along what is new in its input. v is in A because differences
     between inputs that share a large mean, if measured by the length of the inputs, would soon count as known. Q is
