@@ -67,10 +67,10 @@ class Layer:
         gain = min(max(len(self.W), c.SMALLEST_GAIN), c.LARGEST_GAIN if self.readout else c.GAIN)
         share = 1 / math.sqrt(self.matrices)
         if self.readout and self.network.deep:
-            largest = c.LARGEST_SHARE / math.sqrt(min(self.matrices, c.SHALLOW + 1))
+            largest = c.LARGEST_SHARE if self.network.time_steps else c.LARGEST_STRETCH * share
             share = min(share * max(self.power / variance, 1.0), largest)
         several = len(X) / examples
-        share /= math.sqrt(several) if self.network.patches else several
+        share /= several if self.network.time_steps else math.sqrt(several)
         size = rate * gain * o["retention"] * answers * share
         size *= batch * kept / norm * (self.power / variance) ** c.BOOST / (self.scale * variance)
         change = size * self.Q @ gradient @ self.P
@@ -93,7 +93,7 @@ def softmax_error(z, y):
 class Perceptron:
     """Tanh between two layers."""
 
-    deep = patches = False
+    deep = time_steps = False
 
     def __init__(self, bias):
         self.bias = bias
@@ -110,13 +110,13 @@ class Perceptron:
 
 
 class Deep:
-    """Five layers with a logistic function between them, whose outputs have a large common mean."""
+    """Four layers with a logistic function between them, whose outputs have a large common mean."""
 
-    deep, patches = True, False
+    deep, time_steps = True, False
 
     def __init__(self, bias):
         self.bias = bias
-        widths = (7, 12, 12, 12, 12, 4)
+        widths = (7, 12, 12, 12, 4)
         layers = [nn.Linear(inputs, outputs, bias=bias) for inputs, outputs in pairwise(widths)]
         for layer in layers:  # so that examples differ in what the last layers see
             nn.init.normal_(layer.weight)
@@ -137,7 +137,7 @@ class Deep:
 class Convolutional:
     """A convolution of stride 2 over 7 x 1 images of one channel, padded by one, tanh, and a layer on top."""
 
-    deep = patches = True
+    deep, time_steps = True, False  # deep, since an example has several patches
 
     def __init__(self, bias):
         self.bias = bias
@@ -170,7 +170,7 @@ class MeanOverTime(nn.Module):
 class TimeSteps:
     """A layer over seven time steps of one value each, tanh, their mean, and a layer on top."""
 
-    deep, patches = True, False
+    deep = time_steps = True
 
     def __init__(self, bias):
         self.bias = bias

@@ -26,9 +26,10 @@ FLOOR = 0.5  # share of the norm at the beginning; a fully learnt task must not 
 # the gain is at most GAIN.
 SMALLEST_GAIN, GAIN, LARGEST_GAIN = 3, 10, 100
 # In a deep network, the readout's step grows with (squared length / variance) of its inputs, since it learns too slowly
-# from features that hardly distinguish examples: up to LARGEST_SHARE times its step in the smallest deep network. A
-# network is deep if it has more matrices than SHALLOW, or layers that see several inputs per example.
-SHALLOW, LARGEST_SHARE = 3, 2.0
+# from features that hardly distinguish examples: up to LARGEST_STRETCH times, or up to LARGEST_SHARE of the learning
+# rate above layers that see several time steps, which take shorter steps. A network is deep if it has more matrices
+# than SHALLOW, or layers that see several inputs per example.
+SHALLOW, LARGEST_STRETCH, LARGEST_SHARE = 3, 2.0, 1.5
 LARGEST = 10.0  # most that a single input counts for, in units of the root mean squared length of a row so far
 LEAST_VARIANCE = 3e-5  # share of the squared length; the variance divides steps, and with 1e-5 eight layers diverge
 BOOST = 0.25  # steps grow with this power of (squared length / variance) of the inputs
@@ -59,9 +60,16 @@ def gain_of(outputs: int, readout: bool) -> float:
     return min(max(outputs, SMALLEST_GAIN), LARGEST_GAIN if readout else GAIN)
 
 
-def is_deep(matrices: int, activities: Iterable[Activity | None]) -> bool:
-    """Whether a network of this many watched matrices, with these activities in a step, counts as deep."""
-    return matrices > SHALLOW or any(activity is not None and activity.several for activity in activities)
+def largest_share(matrices: int, seen: Iterable[tuple[Synapses, Activity | None]]) -> float:
+    """Largest share of the learning rate that the readout takes, in a network of this many watched matrices.
+
+    Args:
+        seen: the network's watched layers, and what each saw in this step.
+    """
+    several = [synapses.kind for synapses, activity in seen if activity is not None and activity.several]
+    if any(not kind.places for kind in several):
+        return LARGEST_SHARE
+    return matrices**-0.5 * (LARGEST_STRETCH if several or matrices > SHALLOW else 1.0)
 
 
 def memories(synapses: Synapses, group: dict[str, Any]) -> tuple[Memory, Memory | None]:
@@ -177,12 +185,12 @@ class WatchedLayer:
             state["measured"].fill_(measured)
         return variance * measured * rows / (measured * rows - 1) if told else length
 
-    def update(self, squared_norm: float, matrices: int, deep: bool, bias: bool) -> None:
+    def update(self, squared_norm: float, matrices: int, largest: float, bias: bool) -> None:
         """Remember the activity, and move the weights along what is new.
 
         Args:
             squared_norm: squared norm of the layer's gradient.
-            matrices: number of watched matrices. deep: as `is_deep` says.
+            matrices: number of watched matrices. largest: as `largest_share` says.
             bias: whether the optimizer may change the bias.
         """
         power = float(self.state["power"])
@@ -204,20 +212,20 @@ class WatchedLayer:
         # The step is along G (A + I / r)^-1, which is r G P.
         alike = power / self.variance
         gain = gain_of(self.outputs, self.activity.readout)
-        gain *= self._share(matrices, deep, alike) * self.group["retention"] * float(signed_rate(self.group))
+        gain *= self._share(matrices, largest, alike) * self.group["retention"] * float(signed_rate(self.group))
         size = gain * self.factor * absorbed * usual * alike**BOOST / (scale * self.variance)
         change = self._change(squared_norm)
         self.synapses.subtract_(change, self._bounded(size, change, usual), bias)
 
-    def _share(self, matrices: int, deep: bool, alike: float) -> float:
+    def _share(self, matrices: int, largest: float, alike: float) -> float:
         """This layer's share of the learning rate, for inputs whose ratio of squared length to variance is ``alike``.
 
         Every input of a term of the loss is remembered, but steps are shorter by the number of these inputs, or by its
         root if they come from different places, whose errors do not all move the outputs in the same direction.
         """
         share = matrices**-0.5
-        if deep and self.activity.readout:
-            share = min(share * max(alike, 1.0), LARGEST_SHARE * min(matrices, SHALLOW + 1) ** -0.5)
+        if self.activity.readout:
+            share = min(share * max(alike, 1.0), largest)
         return share / self.for_each ** (0.5 if self.synapses.kind.places else 1.0)
 
     def _absorbed(self, norm: float) -> float:

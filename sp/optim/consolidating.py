@@ -12,7 +12,16 @@ from torch.distributed.tensor import DTensor
 from sp import rules
 from sp.biology import NMDACoincidence, Synapses
 from sp.checks import check_integer, check_number
-from sp.optim.coincidence import FLOOR, REFERENCE_BATCH, SCALE_STEPS, WatchedLayer, decay, is_deep, memories, new_state
+from sp.optim.coincidence import (
+    FLOOR,
+    REFERENCE_BATCH,
+    SCALE_STEPS,
+    WatchedLayer,
+    decay,
+    largest_share,
+    memories,
+    new_state,
+)
 from sp.optim.common import Calls, Groups, PlasticityOptimizer, scalar_dtype, signed_rate
 from sp.optim.fast import Blocks, alike, local, summed_over_shards, whole
 from sp.optim.memory import Memory
@@ -46,8 +55,9 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
     number of patches. The gain k is the number of outputs, from 3 to 100 in the readout, which the error reaches first,
     and at most 10 in other layers: the curvature of a softmax over k outputs is about 1 / k. In a deep network (n is
     more than 3, or layers see several inputs per example, such as patches or time steps), the readout's step also grows
-    with m / v, up to twice its length for n = 4: it would otherwise learn too slowly from very similar inputs. A batch
-    of b examples counts ``sqrt(b / 128)`` times as much as one of 128, in A and in the step.
+    with m / v, as it would otherwise learn too slowly from very similar inputs: up to twice its length, or, in networks
+    with layers that see several time steps, until ``1 / sqrt(n)`` has become 1.5. A batch of b examples counts
+    ``sqrt(b / 128)`` times as much as one of 128, in A and in the step.
 
     All layers follow this one rule. A synapse moves only along what is new in its input. v is in A because differences
     between inputs that share a large mean, if measured by the length of the inputs, would soon count as known. Q is
@@ -265,7 +275,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         weights = [(group, p) for group, members in groups for p in members if id(p) in squares]
         # All are taken before any weight moves, since the input of attention's last projection is recomputed.
         activities = [covered[id(p)].take() for _, p in weights]
-        deep, seen = is_deep(matrices, activities), 0
+        largest, seen = largest_share(matrices, zip((covered[id(p)] for _, p in weights), activities, strict=True)), 0
         for (group, p), activity in zip(weights, activities, strict=True):
             synapses = covered[id(p)]
             if not squares[id(p)]:  # a zero gradient changes nothing and counts for nothing
@@ -275,7 +285,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
                 continue
             seen = max(seen, activity.examples)
             layer = WatchedLayer(synapses, self.state[p], group, activity)
-            layer.update(squares[id(p)], matrices, deep, bias=all(id(q) in covered for q in synapses.parameters))
+            layer.update(squares[id(p)], matrices, largest, bias=all(id(q) in covered for q in synapses.parameters))
         return seen or REFERENCE_BATCH
 
     def _diagonal(self, rest: Groups, shared: dict[str, Any], factor: Tensor) -> Calls:
