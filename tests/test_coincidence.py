@@ -243,6 +243,19 @@ def test_what_is_not_watched_follows_the_diagonal_form_and_rests_with_the_number
     torch.testing.assert_close(gates[16], gates[64])
 
 
+def test_what_is_not_watched_and_added_later_begins_with_whole_steps():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(7, 4), nn.LayerNorm(4), nn.Linear(4, 4)).double()
+    optimizer, late = watched(model), nn.Parameter(torch.zeros(4).double())
+    for x, y in batches(8, [16] * 10):
+        step(model, optimizer, x, y)
+    optimizer.add_param_group({"params": [late]})
+    ((x, y),) = batches(9, [16])
+    F.cross_entropy(model(x) + late, y).backward()
+    optimizer.step()
+    assert (optimizer.get_param_gate(late) > 0.2).all()
+
+
 def test_a_layer_that_joins_late_is_measured_in_its_own_first_steps():
     torch.manual_seed(0)
     model = nn.ModuleDict({"early": nn.Linear(7, 3), "late": nn.Linear(7, 3), "top": nn.Linear(3, 4)}).double()

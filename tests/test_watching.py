@@ -29,9 +29,20 @@ class Net(nn.Module):
         return self.head(self.features(x))
 
 
-def made(seed=0):
+class InOrder(nn.Module):
+    """A GRU reads the inputs one by one; the readout sees its last state."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru, self.head = nn.GRU(1, 16, batch_first=True), nn.Linear(16, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.gru(x[..., None])[0][:, -1])
+
+
+def made(seed=0, network=Net):
     torch.manual_seed(seed)
-    return Net()
+    return network()
 
 
 def watched(model, **options):
@@ -174,6 +185,23 @@ def test_an_expert_without_examples_stays_and_the_others_learn():
     assert sum(means[-20:]) < 0.8 * sum(means[:5]) * 20 / 5
 
 
+@pytest.mark.parametrize("calls", [2, 8])
+def test_a_batch_is_learnt_in_several_calls_of_the_model_as_in_one(calls):
+    def in_calls(model, x, y):
+        return sum(classified(model, *part) for part in zip(x.chunk(calls), y.chunk(calls), strict=True)) / calls
+
+    one, several = made(), made()
+    losses, in_parts = train(one, watched(one)), train(several, watched(several), in_calls)
+    assert sum(in_parts[-10:]) < 1.15 * sum(losses[-10:])
+
+
+def test_a_copy_without_the_model_that_was_watched_says_what_to_keep():
+    encoder, head = nn.Linear(INPUTS, 16), nn.Linear(16, CLASSES)
+    watcher = NMDACoincidence(nn.ModuleList([encoder, head]))  # nothing else holds the list
+    with pytest.raises(RuntimeError, match="keep what you pass to NMDACoincidence"):
+        copy.deepcopy((encoder, head, watcher))
+
+
 def tensors():
     gc.collect()
     return sum(type(held) in (torch.Tensor, nn.Parameter) for held in gc.get_objects())
@@ -181,8 +209,9 @@ def tensors():
 
 @pytest.mark.parametrize("clear", [True, False], ids=["cleared to None", "cleared to zero"])
 @pytest.mark.parametrize("steps", [False, True], ids=["a watcher alone", "with an optimizer that never steps"])
-def test_what_no_step_will_use_is_not_held(clear, steps):
-    model, held = made(), []
+@pytest.mark.parametrize("network", [Net, InOrder])
+def test_what_no_step_will_use_is_not_held(clear, steps, network):
+    model, held = made(network=network), []
     unused = watched(model) if steps else NMDACoincidence(model)
     other = torch.optim.SGD(model.parameters(), 0.01)
     for seed in range(30):

@@ -143,7 +143,9 @@ class Recurrent(Kind):
         packed = isinstance(x, nn.utils.rnn.PackedSequence)
         # A network that gives one output for a whole sequence may use only the last state.
         last = output[1] if isinstance(output[1], tuple) else (output[1],)
-        return (x, output[0], first), (output[0].data if packed else output[0], *last)
+        # The hook on the output must not hold its graph, which holds the hook.
+        y = output[0]._replace(data=output[0].data.detach()) if packed else output[0].detach()
+        return (x, y, first), (output[0].data if packed else output[0], *last)
 
     def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
         x, y, first = kept

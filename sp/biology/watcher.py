@@ -61,7 +61,8 @@ class Pass:
     Attributes:
         module: the layer. kept: what its kind keeps of a forward pass. errors: gradient of its outputs.
         backward: number of the backward pass that produced the errors.
-        terms: number of terms of the loss in that pass: the rows of the watched layer that its error reached first.
+        terms: number of terms of the loss in that pass so far: the rows, over all calls, of the watched layer that the
+            error reached first.
         readout: whether this layer was reached first.
     """
 
@@ -154,7 +155,7 @@ class Synapses:
                 f"coincidence: {self.name!r} has a gradient, but no forward pass of its layer in training mode was "
                 "recorded, so it stays as it is: call model.train() before the forward pass, and make the watcher "
                 "before it. A weight that is used without calling its layer, as in F.linear(x, layer.weight), cannot "
-                "be watched.",
+                "be watched, nor a gradient that backward() did not put there.",
                 stacklevel=2,
             )
             self.warned = True
@@ -284,6 +285,11 @@ class NMDACoincidence(Hooked):
         self._hold(handles)
 
     def __reduce__(self):
+        if self._model() is None:
+            raise RuntimeError(
+                "a watcher whose model is gone cannot be copied: keep what you pass to NMDACoincidence, as in  "
+                "model = nn.ModuleList([encoder, head])"
+            )
         return type(self), (self._model(), self._synchronise)
 
     def covered(self) -> dict[str, nn.Parameter]:
@@ -309,9 +315,11 @@ class NMDACoincidence(Hooked):
         return bool(new)
 
     def reached(self, synapses: Synapses, backward: int, rows: int) -> tuple[int, bool]:
-        """Number of rows of the layer that this backward pass's error reached first, and whether it is this layer."""
+        """Number of rows so far of the layer that this backward pass's error reached first, and whether it is this."""
         if backward != self._backward or not self._terms:  # an empty batch has no terms
             self._backward, self._terms, self._first = backward, rows, weakref.ref(synapses)
+        elif self._first() is synapses:  # it was called several times, as when the losses of two batches are added
+            self._terms += rows
         return self._terms, self._first() is synapses
 
     def clear(self, keep: Collection[Synapses] = ()) -> None:
@@ -337,6 +345,8 @@ def _when_gradient_arrives(weight: nn.Parameter, hook: Callable[[Tensor], None])
 
 class _NoHook:
     """Placeholder for a hook in a model that was copied or read from a file, until that model is watched."""
+
+    __name__ = "no_hook"  # torch.jit.script reads it
 
     def __call__(self, *_) -> None:
         """Record nothing."""

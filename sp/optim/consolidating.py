@@ -62,8 +62,8 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
     All layers follow this one rule. A synapse moves only along what is new in its input. v is in A because differences
     between inputs that share a large mean, if measured by the length of the inputs, would soon count as known. Q is
     scaled to preserve the power of all errors together. Unwatched parameters follow the diagonal form, and also count
-    as having a constant input: their step is multiplied by ``1 / (1 + 10 t)``, where t is the number of examples so far
-    in units of 128.
+    as having a constant input: their step is multiplied by ``1 / (1 + 10 t)``, where t is the number of examples
+    since they were added, in units of 128.
 
     The norm of the gradient (in the coincidence form, of each layer's gradient) is limited to ``absorber`` times its
     own running mean, or times half the norm at the beginning if that is larger. Multiplying the loss by a constant
@@ -174,6 +174,10 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
                     f"{name} must be that of all groups, {shared!r}, got {own!r} for one of them: give it to the "
                     "optimizer, not to a group"
                 )
+        if (
+            self.param_groups and "shared" in self.param_groups[0]
+        ):  # a group that is added later begins with whole steps
+            param_group = {"born": float(self.param_groups[0]["shared"]["age"]), **param_group}
         super().add_param_group(param_group)
 
     def check_options(self, options: dict[str, Any]) -> None:
