@@ -180,7 +180,7 @@ class Experiment:
 
     def bare(self) -> "Experiment":
         """An equal experiment without the content of its user-supplied parts."""
-        return replace(self, **{name: own.bare() for name, own in self.own.items()})
+        return replace(self, **{name: replace(own, content=None) for name, own in self.own.items()})
 
     @property
     def method_version(self) -> int | None:

@@ -1,7 +1,9 @@
 """User-supplied callables and arrays, used where an `sp.lab.experiment.Experiment` otherwise has a name."""
 
+import io
 import sys
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 from uuid import uuid4
@@ -51,10 +53,6 @@ class Own:
         """The part that a ledger row stores."""
         return {"title": self.title, "digest": self.digest}
 
-    def bare(self) -> "Own":
-        """A copy without the content, which a worker need not send back with a result."""
-        return Own(self.title, self.digest, None, self.obstacle)
-
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Own) and self.digest == other.digest
 
@@ -66,8 +64,12 @@ class Own:
 
     def __reduce__(self) -> tuple:
         # Arrays are passed as they are: joblib shares those above a certain size with its workers instead of copying.
-        content = _Code(_with_its_code(self.content)) if callable(self.content) else self.content
+        content = self._code if callable(self.content) else self.content
         return _again, (self.title, self.digest, content, self.obstacle)
+
+    @cached_property
+    def _code(self) -> "_Code":
+        return _Code(_with_its_code(self.content))  # kept, because every run sends it
 
 
 def given(value: Any) -> Any:
@@ -84,22 +86,38 @@ def _again(title: str, digest: str, content: Any, obstacle: str | None) -> Own:
     return Own(title, digest, cloudpickle.loads(content.pickled) if isinstance(content, _Code) else content, obstacle)
 
 
+_OF_THE_IMPORT = ("__builtins__", "__loader__", "__spec__")
+
+
+class _Pickler(cloudpickle.Pickler):
+    """Also pickles modules by value that import each other, which cloudpickle cannot do."""
+
+    def reducer_override(self, thing: Any) -> Any:
+        if type(thing) is ModuleType and thing.__name__ in cloudpickle.list_registry_pickle_by_value():
+            kept = {name: value for name, value in vars(thing).items() if name not in _OF_THE_IMPORT}
+            return ModuleType, (thing.__name__,), kept
+        return super().reducer_override(thing)
+
+
 def _with_its_code(function: Any) -> bytes:
-    inner = getattr(function, "func", function)  # of a functools.partial
-    names = {getattr(part, "__module__", None) for part in (inner, type(inner))}
-    modules = [sys.modules[name] for name in names if name in sys.modules and _is_own(sys.modules[name])]
+    # By reference, a worker would use the helper modules as they were when it first imported them.
     known = cloudpickle.list_registry_pickle_by_value()
-    new = [module for module in modules if module.__name__ not in known]
+    new = [module for name, module in list(sys.modules.items()) if name not in known and _is_own(name, module)]
     for module in new:
         cloudpickle.register_pickle_by_value(module)
     try:
-        return cloudpickle.dumps(function)
+        file = io.BytesIO()
+        _Pickler(file).dump(function)
+        return file.getvalue()
     finally:
         for module in new:
             cloudpickle.unregister_pickle_by_value(module)
 
 
-def _is_own(module: ModuleType) -> bool:
+def _is_own(name: str, module: Any) -> bool:
     """Whether it is user code: not ``sp``, an installed package, or ``__main__``, which is pickled by value anyway."""
-    name = module.__name__
-    return name != "__main__" and name.partition(".")[0] != "sp" and digest.version_of(name) is None
+    if type(module) is not ModuleType or module.__name__ != name or name == "__main__":
+        return False
+    # A namespace package has no code of its own, but may contain installed packages.
+    is_namespace = hasattr(module, "__path__") and getattr(module, "__file__", None) is None
+    return not is_namespace and name.partition(".")[0] != "sp" and digest.version_of(name) is None

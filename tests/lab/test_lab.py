@@ -1,5 +1,6 @@
 """Custom rules, networks and data join one fair comparison, and those that cannot say so before anything runs."""
 
+import importlib
 import json
 import math
 import os
@@ -187,6 +188,33 @@ def test_own_things_reach_two_workers_and_give_the_same(tmp_path, monkeypatch):
     there = compare(methods, stream, net, workers=2, ledger=Ledger(tmp_path / "two"), **options)
     assert there.data.drop(columns="seconds").equals(here.data.drop(columns="seconds"))
     assert there.results[0].experiment.optimizer.content is methods["lambda"]
+
+
+HELPER = {
+    "helper": "import helping\nRATE = 0.1\ndef rate(): return helping.helper.RATE\n",
+    "helping": "import helper\n",
+    "mine": "import torch, helper\n\ndef mine(model): return torch.optim.SGD(model.parameters(), lr=helper.rate())\n",
+}
+
+
+def test_an_edited_and_reloaded_helper_reaches_workers_that_already_imported_it(tmp_path, monkeypatch):
+    for name, text in HELPER.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    modules = [importlib.import_module(name) for name in HELPER]
+
+    def final(workers):
+        ledger = Ledger(tmp_path / str(workers))
+        options = {**SMALL, "workers": workers, "seeds": 2, "ledger": ledger}
+        return compare({"Mine": modules[-1].mine}, digits(), **options).data.average_accuracy.tolist()
+
+    before = final(2)
+    (tmp_path / "helper.py").write_text(HELPER["helper"].replace("0.1", "0.0001"))
+    modules[0] = importlib.reload(modules[0])
+    assert final(2) == final(1) != before
+    for name in HELPER:
+        del sys.modules[name]
 
 
 def test_own_things_reach_a_cluster(tmp_path, monkeypatch, cluster):
