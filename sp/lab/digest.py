@@ -4,6 +4,7 @@ The pickles of joblib and cloudpickle do not serve this purpose. They store impo
 unseen. In what they store by value, comments change the bytes, and so does set order, which varies between processes.
 """
 
+import contextlib
 import copyreg
 import dis
 import enum
@@ -239,6 +240,9 @@ def _imported(name: str, level: int, wanted: tuple | None, function: FunctionTyp
         yield name, module
         return
     for attribute in wanted:
+        with contextlib.suppress(ImportError):  # it may be a submodule that nothing has imported yet
+            if not hasattr(module, attribute):
+                importlib.import_module(f"{full}.{attribute}")
         yield f"{name}.{attribute}", getattr(module, attribute, _MISSING)
 
 

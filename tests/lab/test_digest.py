@@ -197,6 +197,22 @@ def test_a_value_that_is_changed_after_the_import_is_seen(loaded, monkeypatch):
     assert len({before, after, taken(module)}) == 3
 
 
+def inside():
+    from package_of_one import below
+
+    return below
+
+
+def test_a_submodule_that_only_a_function_imports_is_seen(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "package_of_one").mkdir()
+    (tmp_path / "package_of_one" / "__init__.py").write_text("")
+    monkeypatch.setitem(sys.modules, "package_of_one", importlib.import_module("package_of_one"))
+    (tmp_path / "package_of_one" / "below.py").write_text("RATE = 1")
+    with pytest.raises(NoDigest, match="inside, package_of_one.below is a whole module"):
+        digest(inside)
+
+
 def test_processes_with_other_hashes_agree_also_on_what_was_typed_into_a_notebook(tmp_path):
     for name, text in {"helper": HELPER, "mine": MINE}.items():
         (tmp_path / f"{name}.py").write_text(text)
