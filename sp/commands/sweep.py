@@ -15,7 +15,7 @@ from sp.lab.checking import check_options
 from sp.lab.experiment import Experiment
 from sp.lab.ledger import Ledger, opened
 from sp.lab.settings import STREAMS, on_stream
-from sp.lab.sweep import SweepError, plan, points_of, run_all
+from sp.lab.sweep import VARIED, SweepError, plan, points_of, run_all
 from sp.rivals import METHODS
 
 VALUES = "v1,v2,... or, with --sample, a range low:high or low:high:log"
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options: which experiments, and where to store them."""
     parser.epilog = (
         "example: python -m sp sweep --stream permuted10 -p optimizer adam,sgd -p option_lr 1e-3,1e-2. "
-        f"Choices: {', '.join(Experiment.__dataclass_fields__)}. Optimizers: {', '.join(METHODS)}."
+        f"Choices: {', '.join(name for name in VARIED if name != 'seed')}. Optimizers: {', '.join(METHODS)}."
     )
     add_dataset(parser)
     add_values(parser, f"a choice of Experiment, or option_NAME for an argument of the optimizer; {VALUES}")
@@ -44,6 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> int:
     """Run what is missing and print the means; exit status 1 if runs failed."""
     varied = values_of(chosen.p)
+    if "options" in varied:
+        raise ValueError("options are varied one by one: give -p option_NAME v1,v2,..., such as -p option_lr 1e-3,1e-2")
+    if "loss" in varied:
+        raise ValueError("a loss is a function, which -p cannot name: give it to sp.lab.compare in Python")
     if "seed" in varied:
         raise ValueError("every point is run with every seed: give --seeds instead of -p seed")
     try:

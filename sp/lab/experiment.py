@@ -137,6 +137,11 @@ class Experiment:
             value = getattr(self, name)
             if not isinstance(value, Own) and not (name == "dataset" and isinstance(self.stream, Own)):
                 check_choice(name, value, allowed)
+        if not isinstance(self.loss, Own | None):
+            raise TypeError(
+                f"loss must be None or an Own, got {self.loss!r}: give the function to sp.lab.compare, or as "
+                "Own.of('own loss', function)"
+            )
         for name, low in _LOWEST.items():
             if name != "samples_per_task" or self.samples_per_task is not None:
                 check_integer(name, getattr(self, name), low)
@@ -174,6 +179,11 @@ class Experiment:
         """The user-supplied parts, by the name of the choice."""
         return {name: value for name in _MAY_BE_OWN if isinstance(value := getattr(self, name), Own)}
 
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The part of `as_dict` that differs from the defaults."""
+        return {name: value for name, value in self.as_dict().items() if value != _DEFAULTS.get(name)}
+
     def with_options(self, **options: Any) -> "Experiment":
         """A copy with the named options of the optimizer replaced; the others stay."""
         return replace(self, options={**dict(self.options), **options})
@@ -195,8 +205,7 @@ class Experiment:
 
         The hash includes the version of the rules and the digests of user-supplied parts.
         """
-        chosen = {name: value for name, value in self.as_dict().items() if value != _DEFAULTS.get(name)}
-        chosen |= {name: {"digest": own.digest} for name, own in self.own.items()}
+        chosen = self.chosen | {name: {"digest": own.digest} for name, own in self.own.items()}
         made_by = {"rules_version": RULES_VERSION}
         if self.method_version is not None:
             made_by["method_version"] = self.method_version
@@ -239,9 +248,7 @@ class Result:
 
     def as_row(self) -> dict[str, Any]:
         """Plain JSON values; `Result.from_row` reads them back, bit for bit."""
-        choices = self.experiment.as_dict()
-        chosen = {name: value for name, value in choices.items() if value != _DEFAULTS.get(name)}
-        row = {"experiment": chosen, "seconds": round(self.seconds, 3), "versions": self.versions}
+        row = {"experiment": self.experiment.chosen, "seconds": round(self.seconds, 3), "versions": self.versions}
         if self.accuracy is not None:
             seen = np.where(np.isnan(self.accuracy), None, self.accuracy).tolist()  # JSON has no NaN
             tested = [accuracies[: task + 2] for task, accuracies in enumerate(seen)]

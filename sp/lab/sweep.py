@@ -28,6 +28,8 @@ from sp.lab.parallel import Failed, call_all
 CONNECT_SECONDS = 30
 TIMED_METHODS = 6  # experiments timed for an estimate, each for TIMED_STEPS; the first FIRST_STEPS do not count
 TIMED_STEPS, FIRST_STEPS = 60, 20
+# Options are varied one by one, and a loss is a function.
+VARIED = tuple(name for name in Experiment.__dataclass_fields__ if name not in ("options", "loss"))
 
 
 class SweepError(RuntimeError):
@@ -50,9 +52,8 @@ class SweepError(RuntimeError):
 
 
 def _described(experiment: Experiment) -> str:
-    defaults = Experiment().as_dict()
-    chosen = [f"{k}={v!r}" for k, v in experiment.as_dict().items() if v != defaults[k] or k == "seed"]
-    return f"Experiment({', '.join(chosen)})"
+    chosen = {**experiment.chosen, "seed": experiment.seed}
+    return f"Experiment({', '.join(f'{name}={value!r}' for name, value in chosen.items())})"
 
 
 def run_all(
@@ -172,9 +173,8 @@ def vary(experiment: Experiment, choices: Mapping[str, Any]) -> Experiment:
     """The experiment with other choices: ``option_NAME`` is an optimizer argument, any other name is a field."""
     options = {name.removeprefix("option_"): value for name, value in choices.items() if name.startswith("option_")}
     chosen = {name: value for name, value in choices.items() if not name.startswith("option_")}
-    known = [name for name in Experiment.__dataclass_fields__ if name != "options"]
     for name in chosen:
-        check_choice("choice", name, (*known, "option_NAME"))
+        check_choice("choice", name, (*VARIED, "option_NAME"))
     return replace(experiment, **chosen).with_options(**options)
 
 

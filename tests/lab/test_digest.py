@@ -209,7 +209,7 @@ def test_a_submodule_that_only_a_function_imports_is_seen(tmp_path, monkeypatch)
     (tmp_path / "package_of_one" / "__init__.py").write_text("")
     monkeypatch.setitem(sys.modules, "package_of_one", importlib.import_module("package_of_one"))
     (tmp_path / "package_of_one" / "below.py").write_text("RATE = 1")
-    with pytest.raises(NoDigest, match="inside, package_of_one.below is a whole module"):
+    with pytest.raises(NoDigest, match=r"inside, package_of_one\.below is a whole module"):
         digest(inside)
 
 

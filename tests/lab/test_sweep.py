@@ -14,12 +14,14 @@ import pandas as pd
 import psutil
 import pytest
 import studies
+import torch
 
 from sp.__main__ import main
 from sp.lab import tables
 from sp.lab.choices import grid
 from sp.lab.experiment import Experiment, run
 from sp.lab.ledger import Ledger
+from sp.lab.own import Own
 from sp.lab.sweep import SweepError, _timed, paired_curves, paired_runs, plan, points_of, run_all, vary
 
 SMALL = Experiment(hidden=(8,), options={"lr": 1e-3}, curve_points=1)
@@ -145,6 +147,9 @@ def test_a_failing_run_is_reported_and_the_others_finish(tmp_path, capsys):
     with pytest.raises(SweepError) as raised:
         run_all(points_of(SMALL, grid({"tasks": [2, 3]}), range(1)), Ledger(tmp_path), workers=1, progress=False)
     assert [e.tasks for e, _ in raised.value.failures] == [3] and len(raised.value.results) == 1
+    own = replace(SMALL, tasks=3, loss=Own.of("own loss", torch.nn.functional.cross_entropy))
+    with pytest.raises(SweepError, match=r"FAILED Experiment.*loss={'title': 'own loss'"):
+        run_all([own], Ledger(tmp_path), workers=1, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +160,8 @@ def test_a_failing_run_is_reported_and_the_others_finish(tmp_path, capsys):
         ("tasks", "2:5", "tasks is a range"),
         ("tasks", "0,2", "tasks must be a whole number >= 1, got 0"),
         ("seed", "0,1", "--seeds"),
+        ("options", "1", "give -p option_NAME"),
+        ("loss", "mse", "give it to sp.lab.compare"),
     ],
 )
 def test_a_wrong_name_or_value_runs_nothing(tmp_path, capsys, name, values, message):
