@@ -40,10 +40,19 @@ def titled(methods: Mapping[str, Method] | Iterable[str]) -> dict[str, str | Own
     Args:
         methods: title -> a name or a callable; or names and callables alone, which get their usual titles.
     """
-    if isinstance(methods, str) or not methods:
-        raise ValueError(f"methods must be a dict of titles and methods, or a list of names, got {methods!r}")
+    if isinstance(methods, str) or callable(methods) or not methods:
+        raise ValueError(
+            f"methods must be a dict of titles and methods, or a list of names, got {methods!r}: a single method is "
+            "{'its title': method}"
+        )
     if not isinstance(methods, Mapping):
-        methods = {_title(name): name for name in methods}
+        methods, given = {}, methods
+        for method in given:
+            if (title := _title(method)) in methods:
+                raise ValueError(f"methods has two methods with the title {title!r}: give a dict of titles and methods")
+            methods[title] = method
+    if no_text := [title for title in methods if not isinstance(title, str)]:
+        raise TypeError(f"the title of a method must be text, got {no_text[0]!r}: write {str(no_text[0])!r}")
     return {title: _resolved(title, method) for title, method in methods.items()}
 
 
