@@ -187,7 +187,7 @@ class _Layer:
     folder: Path
     left_out: tuple[str, ...] = ()
     _rows: dict[str, bytes] = field(default_factory=dict)
-    _read: dict[str, tuple[int, int]] = field(default_factory=dict)  # per file: its inode, and how much was read
+    _read: dict[str, tuple[int, int, bytes]] = field(default_factory=dict)  # per file: inode, bytes read, last line
     _file: Path | None = None
     _reading: threading.Lock = field(default_factory=threading.Lock)  # a panel reads in its own thread
 
@@ -231,16 +231,17 @@ class _Layer:
             return
         with path.open("rb") as file:
             about = os.fstat(file.fileno())
-            inode, start = self._read.get(name, (about.st_ino, 0))
-            if inode != about.st_ino:  # the file was replaced, for example by `Ledger.commit`
-                start = 0
-            if about.st_size <= start:
-                return
-            file.seek(start)
+            inode, start, last = self._read.get(name, (about.st_ino, 0, b""))
+            file.seek(start - len(last))
+            # A file that replaced another, for example in `Ledger.commit`, may get the inode of an earlier one.
+            if inode != about.st_ino or file.read(len(last)) != last:
+                start, last = 0, b""
+                file.seek(0)
             added = file.read()
         # A last line without a newline is still being written, or its process was killed while writing it.
         whole = added[: added.rfind(b"\n") + 1]
-        self._read[name] = about.st_ino, start + len(whole)
+        last = whole[whole.rfind(b"\n", 0, -1) + 1 :] or last
+        self._read[name] = about.st_ino, start + len(whole), last
         damaged = 0
         for line in whole.splitlines():
             key, _, rest = line.partition(b" ")

@@ -344,6 +344,17 @@ def test_a_commit_by_another_is_seen_and_nothing_is_taken_for_damaged(results, p
         assert same(opened_before.get(extra.experiment), extra)
 
 
+def test_other_rows_in_a_file_with_the_same_inode_are_read(results, tmp_path):
+    (tmp_path / "read").mkdir()
+    reader = Ledger(tmp_path / "read")
+    for number, part in enumerate((results[:3], results[3:6], results[6:8])):
+        for result in part:
+            Ledger(tmp_path / str(number)).put(result)
+        rows = b"".join(path.read_bytes() for path in (tmp_path / str(number)).glob("*.jsonl"))
+        (tmp_path / "read" / "digits.jsonl").write_bytes(rows)
+        assert all(same(reader.get(result.experiment), result) for result in part)
+
+
 def test_a_run_that_was_carried_over_has_the_measures_it_had(results, tmp_path):
     carried = replace(results[0], accuracy=None, initial=None, curve=[], measures={"average_accuracy": 0.25})
     ledger = Ledger(tmp_path)
