@@ -11,12 +11,10 @@ NAMES = {
     "selective": "SelectivePlasticityOptimizer",
     "sgd": "torch.optim.SGD",
 }
-COMPARISON = """from functools import partial
-from sp.lab import Stream, compare
-
-own = ...  # {method}
+COMPARISON = """{partial}from sp.lab import Stream, compare
+{own}
 runs = compare(
-    {{{method!r}: partial(own{given}), "Adam": "adam"}},
+    {{{method!r}: {rule}, "Adam": "adam"}},
     Stream.split("digits", tasks=2),
     seeds=[{seed}],
     replay_capacity={replay_capacity},
@@ -45,7 +43,19 @@ def optimizer_code(optimizer: str, options: dict[str, Any], replay_capacity: int
     return "\n".join([*heads, "", *made])
 
 
-def comparison_code(method: str, options: dict[str, Any], replay_capacity: int, seed: int) -> str:
-    """Python code that compares a custom method, titled ``method``, with Adam, as the learning panel does."""
-    given = "".join(f", {name}={value!r}" for name, value in options.items())
-    return COMPARISON.format(method=method, given=given, replay_capacity=replay_capacity, seed=seed)
+def comparison_code(method: str, name: str | None, options: dict[str, Any], replay_capacity: int, seed: int) -> str:
+    """Python code that compares a method, titled ``method``, with Adam, as the learning panel does.
+
+    Args:
+        name: its name in `sp.rivals.METHODS`; None for a custom method. options: arguments of a custom method.
+    """
+    given = "".join(f", {option}={value!r}" for option, value in options.items())
+    is_own = name is None
+    return COMPARISON.format(
+        partial="from functools import partial\n" if is_own else "",
+        own=f"\nown = ...  # {method}" if is_own else "",
+        method=method,
+        rule=f"partial(own{given})" if is_own else repr(name),
+        replay_capacity=replay_capacity,
+        seed=seed,
+    )

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from ipywidgets import Dropdown, Widget
 
-from sp.explore.code import comparison_code, optimizer_code
+from sp.explore.code import NAMES, comparison_code, optimizer_code
 from sp.explore.panel import Answer, Panel
 from sp.explore.sliders import STEPS, retention_slider, sliders
 from sp.explore.training import EVERY, Trainings
@@ -18,7 +18,7 @@ from sp.lab.ledger import Ledger, opened
 from sp.lab.methods import Method, registered, titled
 from sp.lab.own import Own
 from sp.lab.settings import on_stream
-from sp.rivals import TITLES
+from sp.rivals import TITLES, WITHOUT_NETWORK
 
 RULES = {TITLES[method]: method for method in ("coincidence", "selective", "consolidating", "sgd")}
 ADAM_RATES = {False: 1e-3, True: 1e-2}  # without and with replay, as tuned in notebook 01
@@ -57,7 +57,8 @@ def learning_panel(ledger: Ledger | None = None, methods: Mapping[str, Method] |
         methods: more to choose from, title -> method as for `sp.lab.compare`; those of `sp.lab.register` are included.
 
     Raises:
-        ValueError, TypeError: as for `sp.lab.compare` with ``methods``, or a title is one that the panel uses itself.
+        ValueError, TypeError: as for `sp.lab.compare` with ``methods``, or a title is one that the panel uses itself,
+            or a method has no network.
     """
     ledger, rules = ledger or opened(), _rules(methods)
     controls = _controls(rules)
@@ -127,6 +128,8 @@ def _rules(methods: Mapping[str, Method] | None) -> dict[str, str | Own]:
     own = titled({**{name: name for name in registered()}, **(methods or {})}) if methods or registered() else {}
     if taken := sorted({*RULES, "Adam"} & set(own)):
         raise ValueError(f"methods must have titles that the panel does not use itself, got {taken[0]!r}")
+    if bare := [title for title, method in own.items() if method in WITHOUT_NETWORK]:
+        raise ValueError(f"methods must train a network, which the panel watches, got {bare[0]!r}: leave it out")
     return {**RULES, **own}
 
 
@@ -147,9 +150,10 @@ def _taken(rule: str | Own) -> Mapping[str, inspect.Parameter]:
 def _code(rules: Mapping[str, str | Own], choices: dict) -> str:
     method = choices["method"]
     options = {name: choices[name] for name in _options(rules, method)}
-    if isinstance(rules[method], Own):
-        return comparison_code(method, options, choices["replay_capacity"], choices["seed"])
-    return optimizer_code(rules[method], options, choices["replay_capacity"], choices["seed"])
+    name = rules[method] if isinstance(rules[method], str) else None
+    if name in NAMES:
+        return optimizer_code(name, options, choices["replay_capacity"], choices["seed"])
+    return comparison_code(method, name, options, choices["replay_capacity"], choices["seed"])
 
 
 def _answer(seen: dict[str, watch.Observed], step: int, pending: str = "") -> Answer:

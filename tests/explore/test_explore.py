@@ -248,8 +248,8 @@ def test_ones_own_rule_stands_in_the_list(tmp_path, monkeypatch):
         return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.5)
 
     methods.register("fixed", lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
-    panel = explore.learning_panel(Ledger(tmp_path), methods={"Mine": mine})
-    assert panel.controls["method"].options == (*learning.RULES, "fixed", "Mine")
+    panel = explore.learning_panel(Ledger(tmp_path), methods={"Mine": mine, "EWC": "ewc"})
+    assert panel.controls["method"].options == (*learning.RULES, "fixed", "Mine", "EWC")
     panel.controls["method"].value = "Mine"
     assert panel.controls["lr"].value == 0.05 and panel.controls["lr"].layout.display != "none"
     assert panel.wait(120) and panel._error.value == "" and list(panel.answer.table.index) == ["Mine", "Adam"]
@@ -257,10 +257,14 @@ def test_ones_own_rule_stands_in_the_list(tmp_path, monkeypatch):
     names = {}
     exec(panel._texts["Code"].split("runs =")[0], names)
     assert "'Mine': partial(own, lr=0.05)" in panel._texts["Code"] and names["own"] is ...
+    panel.controls["method"].value = "EWC"
+    assert panel.wait(120) and panel._error.value == "" and "{'EWC': 'ewc', \"Adam\": \"adam\"}" in panel._texts["Code"]
     panel.controls["method"].value = "fixed"
     assert panel.controls["lr"].layout.display == "none"
     with pytest.raises(ValueError, match="titles that the panel does not use itself, got 'Adam'"):
         explore.learning_panel(Ledger(tmp_path), methods={"Adam": mine})
+    with pytest.raises(ValueError, match=r"methods must train a network.* got 'Ridge'"):
+        explore.learning_panel(Ledger(tmp_path), methods={"Ridge": "ridge"})
     assert panel.wait(120) and panel._error.value == ""
 
 
