@@ -88,6 +88,8 @@ def results_panel(ledger: Ledger | None = None) -> Panel:
 def finished_runs(ledger: Ledger) -> pd.DataFrame:
     """`sp.lab.tables.table` of all runs in a ledger, with a column ``stream_name``.
 
+    Custom parts that share a title have the start of their digest after it.
+
     Raises:
         LookupError: the ledger holds no run.
     """
@@ -96,6 +98,11 @@ def finished_runs(ledger: Ledger) -> pd.DataFrame:
         how = "run a notebook or make figures first, or set SP_STORE to another folder"
         raise LookupError(f"{ledger.folder} holds no finished runs: {how}")
     rows = tables.table(results)
+    for name in {name for result in results for name in result.experiment.own}:
+        owns = [result.experiment.own.get(name) for result in results]
+        digests = pd.Series([own.digest[:4] if own else "" for own in owns], rows.index)
+        alike = digests.groupby(rows[name]).transform("nunique") > 1
+        rows.loc[alike, name] = (rows[name] + " " + digests).str.strip()
     rows["stream_name"] = [_stream_name(row) for row in rows[list(STREAM)].to_dict("records")]
     return rows.sort_values(["stream_name", "optimizer", "replay_capacity", "seed"], kind="stable")
 

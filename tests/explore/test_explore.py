@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -20,6 +21,7 @@ from sp.explore.panel import Answer, Panel
 from sp.lab import methods
 from sp.lab.experiment import Experiment, run
 from sp.lab.ledger import Ledger
+from sp.lab.own import Own
 
 FAST = {"epochs": 1, "samples_per_task": 100, "hidden": (8,), "curve_points": 2}
 
@@ -300,6 +302,16 @@ def test_results_are_grouped_by_what_differs_and_by_an_axis(tmp_path):
     assert panel.wait(30) and panel._error.value == "" and panel.controls["methods"].value == ("SGD",)
     panel.reset()
     assert panel.wait(30) and panel._error.value == "" and len(panel.controls["methods"].value) == 3
+
+
+def test_own_methods_with_one_title_are_told_apart(tmp_path):
+    ledger = Ledger(tmp_path)
+    for rate in (0.1, 0.2):
+        own = Own.of("Mine", partial(torch.optim.SGD, lr=rate))
+        ledger.put(run(Experiment(optimizer=own, **FAST)))
+    ledger.put(run(Experiment(**FAST)))
+    labels = results.labels(results.finished_runs(ledger))
+    assert len(labels) == 3 and "Adam" in labels and sum(label.startswith("Mine ") for label in labels) == 2
 
 
 def test_a_control_that_cannot_be_adjusted_is_a_message_and_saving_waits_for_the_figure(tmp_path, monkeypatch):
