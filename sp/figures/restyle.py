@@ -20,7 +20,8 @@ def restyled(
         style: ``only``: methods to show, in order; ``names``: method -> new name; ``colours``: method -> colour.
 
     Raises:
-        ValueError: an unknown key in the style, a method that is not in the table, or an invalid colour.
+        ValueError: an unknown key in the style, a method that is not in the table, an invalid colour, no method or two of one
+            name.
     """
     if not style:
         return table, options, {}
@@ -30,6 +31,11 @@ def restyled(
         for method in chosen:
             check_choice("method", method, known)
     names, colours, shown = style.get("names", {}), style.get("colours", {}), style.get("only", known)
+    if not shown:
+        raise ValueError("the style shows no method: list some in only, or leave it out to show all")
+    called = [names.get(method, method) for method in shown]
+    if twice := [name for name in called if called.count(name) > 1]:
+        raise ValueError(f"the style calls two methods {twice[0]!r}, which would be averaged: give each its own name")
     for method, colour in colours.items():
         if not is_color_like(colour):
             raise ValueError(f"the colour of {method!r} must be a matplotlib colour, such as '#CF5100', got {colour!r}")

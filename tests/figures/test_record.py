@@ -151,6 +151,8 @@ def test_a_style_of_one_s_own_is_recorded_and_drawn_again(folder):
     assert [text.get_text() for text in house.axes[0].get_yticklabels()] == ["Adam", "Adam + replay"]
     for wrong, message in (
         ({"only": ["SGD"]}, r"method must be one of 'Adam', 'Adam \+ replay', got 'SGD'"),
+        ({"names": {"Adam": "Adam + replay"}}, r"calls two methods 'Adam \+ replay'.*give each its own name"),
+        ({"only": []}, "the style shows no method: list some in only"),
         ({"colors": {}}, "style must be one of 'only', 'names', 'colours', got 'colors'"),
         ({"colours": {"Adam": "reddish"}}, "colour of 'Adam' must be a matplotlib colour.* got 'reddish'"),
     ):
@@ -264,6 +266,7 @@ def test_another_folder_for_figures_is_that_of_other_parameters_as_well(project,
 
 def test_names_say_notebook_data_set_and_command():
     assert files.dataset_of("02_consolidation/fashion_mnist_gate") == "fashion_mnist"
+    assert files.dataset_of("cifar10_features_x") == "cifar10_features"
     assert files.made_by("04_biology/tag") == "python -m sp figures notebooks/04_biology.ipynb"
     assert files.made_by("09_comparison/mnist_costs") == "python notebooks/studies costs --dataset mnist"
     assert files.dataset_of("explore_gate_0") is None and files.made_by("explore_gate_0") is None
