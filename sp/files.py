@@ -51,7 +51,8 @@ def existing(path: Path) -> Path:
 
 def dataset_of(name: str) -> str | None:
     """The data set in a figure's or table's name, such as ``mnist`` in ``mnist_curves``; None if there is none."""
-    found = re.search(rf"(?:^|_)({'|'.join(DATASETS)})(?:_|$)", name.rpartition("/")[2])
+    longest_first = sorted(DATASETS, key=len, reverse=True)  # one name begins with another
+    found = re.search(rf"(?:^|_)({'|'.join(longest_first)})(?:_|$)", name.rpartition("/")[2])
     return found and found[1]
 
 
