@@ -112,7 +112,9 @@ def own_learner(method: Callable[..., Any], model: nn.Module, options: dict[str,
     made = method(model.parameters() if of_parameters else model, **options)
     if isinstance(made, Optimizer):
         return GradientLearner(model, made, {})
-    if missing := [name for name in ("learn", "logits", "needs") if not hasattr(made, name)]:
+    bounded = getattr(getattr(made, "needs", None), "boundaries", False)
+    wanted = ("learn", "logits", "needs", *(["end_task"] if bounded else []))
+    if missing := [name for name in wanted if not hasattr(made, name)]:
         raise TypeError(
             "it must return a torch.optim.Optimizer, or a learner (see sp.rivals.learner), got "
             f"{type(made).__name__} without {', '.join(missing)}"
