@@ -163,7 +163,8 @@ def _tune(texts: list[str], titles: dict[str, str]) -> dict[str, dict[str, list]
                 f"{' '.join(each)}"
             )
         parsed = choices.parse(values)
-        choices.grid({option: parsed})  # rejects a range
+        if isinstance(parsed, choices.Range):
+            raise ValueError(f"--tune {text} is a range: list its values, as v1,v2,...")
         _check_one_kind(text, parsed)
         method = method or words[0]
         found.setdefault(titles.get(method, method), {})[option] = parsed

@@ -20,8 +20,8 @@ def restyled(
         style: ``only``: methods to show, in order; ``names``: method -> new name; ``colours``: method -> colour.
 
     Raises:
-        ValueError: an unknown key in the style, a method that is not in the table, an invalid colour, no method or two of one
-            name.
+        ValueError: an unknown key in the style, a method that is not in the table, an invalid colour, no method to show
+            or two of one name.
     """
     if not style:
         return table, options, {}

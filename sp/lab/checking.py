@@ -84,7 +84,7 @@ def _check_network(experiment: Experiment, stream: Tasks, x: Tensor, y: Tensor) 
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(
             f"network must return outputs of shape {wanted} for {len(x)} examples, got "
-            f"{got}{_advice(got, wanted, stream, own is not None)}"
+            f"{got}{_advice(got, wanted, stream, isinstance(experiment.stream, Own))}"
         )
     try:
         model(x[:1])
@@ -100,25 +100,25 @@ def _check_network(experiment: Experiment, stream: Tasks, x: Tensor, y: Tensor) 
             raise ValueError("loss must return one number, a tensor with a gradient, such as the mean over the batch")
 
 
-def _advice(got: tuple[int, ...] | str, wanted: tuple[int, ...], stream: Tasks, is_own: bool) -> str:
+def _advice(got: tuple[int, ...] | str, wanted: tuple[int, ...], stream: Tasks, own_arrays: bool) -> str:
     """What to change in a network whose outputs have the wrong shape; a text is the type of what it returns."""
     if isinstance(got, str):
         return ": return one tensor, such as the first part of what a recurrent layer returns"
     if got[:-1] == wanted[:-1]:
-        return f": make its last layer {wanted[-1]} wide{_labels(stream, is_own)}"
+        return f": make its last layer {wanted[-1]} wide{_labels(stream, own_arrays)}"
     if len(got) < len(wanted):
         return ": y of shape (n, T) has a class for each time step, so return outputs for each"
     return ": return one row per example, such as that of the last time step or the mean over them"
 
 
-def _labels(stream: Tasks, is_own: bool) -> str:
-    """The reason for the number of outputs, if it is the labels, and how to change it for a custom network."""
+def _labels(stream: Tasks, own_arrays: bool) -> str:
+    """The reason for the number of outputs, if it is the labels, and how to change it for custom arrays."""
     if stream.numbers:
         return ""
     labels = torch.cat([task.train()[1].flatten() for task in stream.tasks])
     low, high = int(labels.min()), int(labels.max())
     reason = f", since labels go from {low} to {high}" if high + 1 == stream.outputs else ""
-    return reason + (", or give the stream outputs=..." if is_own else "")
+    return reason + (", or give the stream outputs=..." if own_arrays else "")
 
 
 def _check_method(title: str, experiment: Experiment, stream: Tasks, usual: bool) -> None:

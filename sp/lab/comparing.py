@@ -156,7 +156,8 @@ def _tried(base: dict[str, Experiment], tune: Tune) -> dict[str, list[Experiment
     """For each method, the experiments that tuning chooses from; a single one if it is not tuned."""
     for title, options in tune.items():
         check_choice("each key of tune, the title of a method,", title, base)
-        if not isinstance(options, Mapping) or not all(isinstance(values, list | tuple) for values in options.values()):
+        lists = isinstance(options, Mapping) and all(isinstance(one, list | tuple) and one for one in options.values())
+        if not lists:
             raise TypeError(f"tune must look like {{{title!r}: {{'lr': [1e-4, 1e-3]}}}}, got {options!r} for {title!r}")
     points = {title: grid(options) for title, options in tune.items()}
     if len({len(found) for found in points.values()}) > 1:

@@ -284,6 +284,10 @@ def other_parameters(model):
     return torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
 
 
+class Unending(GradientLearner):
+    needs = Needs(boundaries=True)
+
+
 class WithoutStep(torch.optim.Optimizer):
     def __init__(self, params):
         super().__init__(params, {})
@@ -336,7 +340,7 @@ def fails(model):
         (
             lion,
             {"network": linear(64, 7)},
-            r"network must return outputs of shape \(2, 10\) .*got \(2, 7\): make its last .* labels go from 0 to 9",
+            r"network must return outputs of shape \(2, 10\) .*got \(2, 7\): make its last .* labels go from 0 to 9$",
         ),
         (lion, {"network": lambda: nn.GRU(64, 10)}, r"got tuple: return one tensor, such as the first part"),
         (lion, {"network": lambda: nn.Unflatten(1, (8, 8))}, "network has nothing to train"),
@@ -350,6 +354,8 @@ def fails(model):
         (lion, {"network": "mpl"}, "network must be one of .*, got 'mpl': did you mean 'mlp'"),
         (lion, {"baseline": "L"}, "baseline must be one of 'M', got 'L'"),
         (lion, {"tune": {"N": {"lr": [1.0]}}}, "key of tune, the title of a method, must be one of 'M'"),
+        (lion, {"tune": {"M": {"lr": []}}}, r"tune must look like {'M': {'lr': .*got {'lr': \[\]} for 'M'"),
+        (lambda model: Unending(model, "sgd", {}), {}, "got Unending without end_task"),
         (lion, {"tune": {"M": {"lr": 1.0}}}, "tune must look like {'M': {'lr': .*got {'lr': 1.0} for 'M'"),
         (lion, {"stream": Stream.named("split2", samples_per_task=0)}, "samples_per_task must be a whole .* got 0"),
         (lion, {"stream": "split5"}, r"stream must be made by Stream.split\(...\).*got 'split5'"),
@@ -490,6 +496,7 @@ def test_the_same_from_the_shell(tmp_path, monkeypatch, capsys):
         assert message in capsys.readouterr().err
     for wrong, message in {
         "--tune lr=1e-3,1e-2": "write, say,  --tune adam:lr=1e-3,1e-2 --tune sgd:lr=1e-3,1e-2\n",
+        "--tune adam:lr=1e-4:1e-2:log": "--tune adam:lr=1e-4:1e-2:log is a range: list its values, as v1,v2,...\n",
         "--tune adam=1e-3,1e-2": "names a method and no option: write, say,  --tune adam:lr=1e-3,1e-2\n",
         "--tune adam:lr=1e-3,abc": "'abc' is not a number",
         "--kind matrix": "give --figure NAME as well",
