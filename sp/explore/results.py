@@ -21,7 +21,7 @@ METRICS = {  # name -> range of the axis
     "forgetting": (-0.2, 1),
     "forward_transfer": (-0.5, 0.5),
 }
-STREAM = ("dataset", "stream", "tasks", "scenario", "samples_per_task", "first_identity", "evaluation")
+STREAM = ("dataset", "stream", "tasks", "scenario", "samples_per_task", "evaluation")
 NEVER_VARIED = ("seed", "curve_points", "optimizer")
 BESIDE = "methods"  # the axis on which methods stand side by side
 
@@ -156,8 +156,6 @@ def _stream_name(row: dict[str, Any]) -> str:
     parts = [row["dataset"], row["stream"], f"{row['tasks']} tasks", f"{row['scenario']}-incremental"]
     if not pd.isna(row["samples_per_task"]):
         parts.append(f"{row['samples_per_task']:.0f} images a task")
-    if not row["first_identity"]:
-        parts.append("every task changed")
     if row["evaluation"] != "test":
         parts.append("held-out training images")
     return ", ".join(parts)

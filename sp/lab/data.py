@@ -255,7 +255,6 @@ class Task:
     """One task of a stream.
 
     Attributes:
-        name: name for tables and figures.
         outputs: the output units that count, if the task is known at test time too (task-incremental): loss and
             accuracy compare ``logits[:, outputs]`` with y, which is a position in ``outputs``. None: all units count,
             and y is a unit.
@@ -263,7 +262,6 @@ class Task:
         test: ``test()`` makes the test (or validation) examples, likewise.
     """
 
-    name: str
     outputs: tuple[int, ...] | None
     train: Examples = field(repr=False)
     test: Examples = field(repr=False)
@@ -317,15 +315,15 @@ def make_stream(
     seed: int,
     samples_per_task: int | None = None,
     evaluation: Evaluation = "test",
-    first_identity: bool = True,
 ) -> Tasks:
     """A stream of T tasks of k classes each. Equal arguments give bit-equal streams; the global generator is not used.
 
     Args:
         dataset: the source of the images.
         kind: how the tasks differ. "split": each has its own group of k = classes / T classes, in order (two tasks of
-            ten classes: 0-4, 5-9). "permuted": each has all k = classes and its own order of pixels. "rotated": each
-            has all k = classes, and task t = 0, 1, ... rotates the images counter-clockwise by 180 t / T degrees.
+            ten classes: 0-4, 5-9). "permuted": each has all k = classes and its own order of pixels; the
+            first leaves them in place. "rotated": each has all k = classes, and task t = 0, 1, ... rotates the images
+            counter-clockwise by 180 t / T degrees.
         tasks: T, at least 1; for "split" it must divide the number of classes.
         scenario: what a label y says about an image of class c in [0, k) in task t. "class": task and class,
             y = k t + c of k T output units. "domain": the class, y = c of k units. "task": the class, with the task
@@ -334,8 +332,6 @@ def make_stream(
         samples_per_task: number of training images to draw for each task, without replacement; None takes all.
         evaluation: "test": train on the training set, test on the test set. "validation": hold out the last tenth of
             the training set (for digits, the last fifth) and test on it, so that tuning never sees a test image.
-        first_identity: whether the first task of "permuted" leaves the pixels in place. The other tasks are the same
-            either way.
     """
     check_choice("kind", kind, get_args(Kind))
     check_choice("scenario", scenario, get_args(Scenario))
@@ -344,8 +340,6 @@ def make_stream(
     check_integer("seed", seed, 0)
     if samples_per_task is not None:
         check_integer("samples_per_task", samples_per_task, 1)
-    if not first_identity and kind != "permuted":
-        raise ValueError(f"first_identity must be True unless kind is 'permuted', got {first_identity} with {kind!r}")
     if kind == "split" and dataset.classes % tasks:
         raise ValueError(f"tasks must divide the {dataset.classes} classes of {dataset.name}, got {tasks}")
     group = dataset.classes // tasks if kind == "split" else dataset.classes
@@ -355,7 +349,7 @@ def make_stream(
             f"with {scenario!r}"
         )
     generator = torch.Generator().manual_seed(int(seed))
-    views = _views(dataset, kind, tasks, generator, first_identity)
+    views = _views(dataset, kind, tasks, generator)
     train, test = _train_and_test(dataset, evaluation)
 
     def examples(part: tuple[Tensor, Tensor], number: int, samples: int | None = None) -> Examples:
@@ -365,22 +359,21 @@ def make_stream(
         if len(rows) < (samples or 1):
             raise ValueError(
                 f"samples_per_task must be at most {len(rows)}, the number of images in {dataset.name} for task "
-                f"{number} ({views[number][0]}), got {samples}; ask for fewer, or make fewer tasks"
+                f"{number} (classes {start}-{start + group - 1}), got {samples}; ask for fewer, or make fewer tasks"
             )
         if samples is not None:
             rows = rows[torch.randperm(len(rows), generator=generator, device="cpu")[:samples]]
         labels = y[rows] - start + (group * number if scenario == "class" else 0)
-        return partial(_show, x, rows, labels, views[number][1])
+        return partial(_show, x, rows, labels, views[number])
 
     return Tasks(
         tasks=tuple(
             Task(
-                name=name,
                 outputs=tuple(range(group * number, group * number + group)) if scenario == "task" else None,
                 train=examples(train, number, samples_per_task),
                 test=examples(test, number),
             )
-            for number, (name, _) in enumerate(views)
+            for number in range(tasks)
         ),
         inputs=dataset.train_x.shape[1],
         outputs=group if scenario == "domain" else group * tasks,
@@ -388,21 +381,17 @@ def make_stream(
     )
 
 
-def _views(
-    dataset: Dataset, kind: Kind, tasks: int, generator: torch.Generator, first_identity: bool
-) -> list[tuple[str, View]]:
-    """The name of each task and how it transforms images."""
+def _views(dataset: Dataset, kind: Kind, tasks: int, generator: torch.Generator) -> list[View]:
+    """How each task transforms images."""
     if kind == "split":
-        group = dataset.classes // tasks
-        return [(f"classes {group * t}-{group * t + group - 1}", _same) for t in range(tasks)]
+        return [_same] * tasks
     if kind == "rotated":
         background = float(dataset.train_x.min())
         turn = partial(_rotate, image_shape=dataset.image_shape, background=background)
         angles = [180 * t / tasks for t in range(tasks)]
-        return [(f"{angle:g} degrees", partial(turn, degrees=angle) if angle else _same) for angle in angles]
+        return [partial(turn, degrees=angle) if angle else _same for angle in angles]
     orders = [torch.randperm(dataset.train_x.shape[1], generator=generator, device="cpu") for _ in range(tasks)]
-    permuted = [(f"permutation {t}", partial(torch.index_select, dim=1, index=orders[t])) for t in range(tasks)]
-    return [("identity", _same), *permuted[1:]] if first_identity else permuted
+    return [_same, *(partial(torch.index_select, dim=1, index=order) for order in orders[1:])]
 
 
 def _show(x: Tensor, rows: Tensor, labels: Tensor, view: View) -> tuple[Tensor, Tensor]:

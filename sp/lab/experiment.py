@@ -89,7 +89,7 @@ class Experiment:
 
     Attributes:
         dataset: a name in `sp.files.DATASETS`; ``"own"`` for a stream of user-supplied arrays.
-        stream, tasks, scenario, samples_per_task, first_identity, evaluation: as in `sp.lab.data.make_stream`.
+        stream, tasks, scenario, samples_per_task, evaluation: as in `sp.lab.data.make_stream`.
             ``evaluation="validation"`` holds out training images, so that nothing is tuned on test images.
         model, hidden: a name in `sp.lab.networks.MODELS` and its hidden widths.
         optimizer: a name in `sp.rivals.METHODS`: an optimizer for the network, or a method with its own optimizer.
@@ -109,7 +109,6 @@ class Experiment:
     tasks: int = 2
     scenario: str = "class"
     samples_per_task: int | None = None
-    first_identity: bool = True
     evaluation: str = "test"
     model: str | Own = "mlp"
     hidden: tuple[int, ...] = (100, 100)
@@ -146,7 +145,6 @@ class Experiment:
             if name != "samples_per_task" or self.samples_per_task is not None:
                 check_integer(name, getattr(self, name), low)
                 object.__setattr__(self, name, int(getattr(self, name)))  # NumPy integers are not JSON
-        check_flag("first_identity", self.first_identity)
         if self.replay_distinct is not None:
             check_flag("replay_distinct", self.replay_distinct)
         if self.optimizer == "active_dendrites" and self.replay_capacity:
@@ -314,7 +312,6 @@ def stream_of(experiment: Experiment) -> Tasks:
         experiment.seed,
         samples_per_task=experiment.samples_per_task,
         evaluation=experiment.evaluation,
-        first_identity=experiment.first_identity,
     )
 
 

@@ -66,9 +66,7 @@ class Stream:
         """A stream given by any name that `sp.lab.settings.on_stream` knows, such as ``"split5"``."""
         one = on_stream(name, dataset)
         samples = one.samples_per_task if samples_per_task is None else samples_per_task
-        stream = cls._named(one.stream, dataset, one.tasks, one.scenario, samples)
-        stream.choices["first_identity"] = one.first_identity
-        return stream
+        return cls._named(one.stream, dataset, one.tasks, one.scenario, samples)
 
     @classmethod
     def _named(cls, kind: str, dataset: str, tasks: int, scenario: str, samples_per_task: int | None) -> "Stream":
@@ -174,7 +172,7 @@ class Arrays:
     def tasks_for(self, evaluation: Evaluation) -> data.Tasks:
         """The tasks in the form that a run uses."""
         tasks = []
-        for number, (x, y, *test) in enumerate(self.parts, 1):
+        for x, y, *test in self.parts:
             units = None
             if self.scenario == "task":
                 units = np.unique(y)
@@ -183,7 +181,7 @@ class Arrays:
             if evaluation == "validation":
                 x, y, test = x[rows], y[rows], [x[held], y[held]]
             train, test = partial(_tensors, x, y), partial(_tensors, *(test or (x, y)))
-            tasks.append(data.Task(f"task {number}", None if units is None else tuple(units.tolist()), train, test))
+            tasks.append(data.Task(None if units is None else tuple(units.tolist()), train, test))
         shape = self.parts[0][0].shape[1:]
         scored_from = None
         if self.is_online:

@@ -166,7 +166,6 @@ def test_a_network_that_diverges_ends_with_a_result(optimizer):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"first_identity": "false"}, TypeError, "first_identity must be True or False, got 'false'"),
         ({"loss": len}, TypeError, "loss must be None or an Own, got .*len.*: give the function to sp.lab.compare"),
         ({"replay_distinct": "false"}, TypeError, "replay_distinct must be True or False, got 'false'"),
         ({"samples_per_task": 0}, ValueError, "samples_per_task must be a whole number >= 1, got 0"),

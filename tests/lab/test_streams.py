@@ -86,14 +86,6 @@ def test_permutations_are_permutations_each_its_own_and_the_same_for_training_an
     assert len(set(orders)) == 6 and orders[0] == tuple(range(16))
 
 
-def test_first_identity_decides_about_the_first_permutation_only(numbered: Dataset):
-    kept = make_stream(numbered, "permuted", 4, "domain", seed=3)
-    moved = make_stream(numbered, "permuted", 4, "domain", seed=3, first_identity=False)
-    same = [torch.equal(a.train()[0], b.train()[0]) for a, b in zip(kept.tasks, moved.tasks, strict=True)]
-    assert same == [False, True, True, True]
-    assert torch.equal(kept.tasks[0].train()[0], numbered.train_x)
-
-
 def test_permutations_do_not_depend_on_what_comes_later(numbered: Dataset):
     short = make_stream(numbered, "permuted", 3, "domain", seed=3)
     long = make_stream(numbered, "permuted", 30, "domain", seed=3, samples_per_task=5)
@@ -102,13 +94,10 @@ def test_permutations_do_not_depend_on_what_comes_later(numbered: Dataset):
 
 def test_rotation_is_counter_clockwise_and_spread_over_half_a_turn():
     digits = load("digits")
-    quarters = make_stream(digits, "rotated", 2, "domain", seed=0)
+    quarters = make_stream(digits, "rotated", 4, "domain", seed=0)
     assert torch.equal(quarters.tasks[0].train()[0], digits.train_x)
-    upright, turned = (task.test()[0].reshape(-1, 8, 8) for task in quarters.tasks)
+    upright, _, turned, _ = (task.test()[0].reshape(-1, 8, 8) for task in quarters.tasks)
     assert torch.allclose(turned, upright.rot90(1, (1, 2)), atol=1e-4)
-    assert [task.name for task in make_stream(digits, "rotated", 4, "domain", seed=0).tasks] == [
-        *("0 degrees", "45 degrees", "90 degrees", "135 degrees")
-    ]
 
 
 def test_rotation_is_even_and_fills_corners_with_background():
@@ -202,7 +191,6 @@ def test_every_stream_is_sound(
 ):
     stream = make_stream(numbered, kind, tasks, scenario, seed, samples, evaluation)
     assert (len(stream.tasks), stream.inputs, stream.image_shape) == (tasks, 16, (4, 4))
-    assert len({task.name for task in stream.tasks}) == tasks
     for task in stream.tasks:
         units = range(stream.outputs) if task.outputs is None else task.outputs
         assert set(units) <= set(range(stream.outputs))
@@ -229,7 +217,6 @@ def test_every_stream_is_sound(
         ({"samples_per_task": 0}, "samples_per_task must be a whole number >= 1"),
         ({"samples_per_task": 41}, "samples_per_task must be at most 40, the number of images in numbered for task 0"),
         ({"samples_per_task": 37, "evaluation": "validation"}, "samples_per_task must be at most 36"),
-        ({"first_identity": False}, "first_identity must be True unless kind is 'permuted', got False with 'split'"),
     ],
 )
 def test_arguments_out_of_range_are_named(changed: dict[str, object], message: str, numbered: Dataset):
