@@ -229,8 +229,7 @@ class Result:
         seconds: wall time of training and tests. versions: software versions, and the kind of processor.
         parameters: number of parameters trained at the end; None if there is no network.
         diverged: whether outputs in a test were NaN or +infinity, which makes the accuracies meaningless.
-        measures: measures by name for a run that was carried over; ``prequential_loss``, the mean loss on each batch
-            before it was learnt, for a run without boundaries; otherwise empty.
+        measures: measures by name, of a run that was carried over or that something else was measured in.
     """
 
     experiment: Experiment
@@ -385,14 +384,13 @@ class _Run:
             dict(experiment.options),
             replayed,
         )
-        self.criterion = loss_of(experiment, stream)
-        if self.criterion is not cross_entropy:
-            self.learner.criterion = self.criterion
+        criterion = loss_of(experiment, stream)
+        if criterion is not cross_entropy:
+            self.learner.criterion = criterion
         self.curve: list[dict[str, float]] = []
         self.steps = 0
         self.diverged = False
         self.answers: list[tuple[Tensor, Tensor]] = []  # without boundaries: for every batch before it was learnt
-        self.loss_before = 0.0
         self.accuracy = np.full((len(stream.tasks), len(stream.tasks)), np.nan)
 
     def train(self, until: int | None) -> Result:
@@ -423,7 +421,6 @@ class _Run:
             },
             parameters=self._trained(),
             diverged=self.diverged,
-            measures={"prequential_loss": self.loss_before / len(x)} if self.stream.scored_from is not None else {},
         )
 
     def _train_task(self, number: int, x: Tensor, y: Tensor, tests: list) -> None:
@@ -468,7 +465,6 @@ class _Run:
         outputs = self.learner.logits(x)
         self._watch(outputs)
         self.answers.append((self._answer(outputs), y))
-        self.loss_before += float(self.criterion(outputs, y)) * len(x)
 
     def _answered(self, start: int) -> tuple[Tensor, ...]:
         """Answers and targets, from this example on."""
