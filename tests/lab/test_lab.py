@@ -190,31 +190,29 @@ def test_own_things_reach_two_workers_and_give_the_same(tmp_path, monkeypatch):
     assert there.results[0].experiment.optimizer.content is methods["lambda"]
 
 
-HELPER = {
-    "helper": "import helping\nRATE = 0.1\ndef rate(): return helping.helper.RATE\n",
-    "helping": "import helper\n",
-    "mine": "import torch, helper\n\ndef mine(model): return torch.optim.SGD(model.parameters(), lr=helper.rate())\n",
+EDITED = {
+    "edited_helper": "import edited_beside\nRATE = 0.1\ndef rate(): return edited_beside.edited_helper.RATE\n",
+    "edited_beside": "import edited_helper\n",
+    "edited_rule": "import torch, edited_helper\n"
+    "def rule(model): return torch.optim.SGD(model.parameters(), lr=edited_helper.rate())\n",
 }
 
 
 def test_an_edited_and_reloaded_helper_reaches_workers_that_already_imported_it(tmp_path, monkeypatch):
-    for name, text in HELPER.items():
+    for name, text in EDITED.items():
         (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    modules = [importlib.import_module(name) for name in HELPER]
+    helper, _, user = [importlib.import_module(name) for name in EDITED]
 
     def final(workers):
-        ledger = Ledger(tmp_path / str(workers))
-        options = {**SMALL, "workers": workers, "seeds": 2, "ledger": ledger}
-        return compare({"Mine": modules[-1].mine}, digits(), **options).data.average_accuracy.tolist()
+        options = {**SMALL, "workers": workers, "seeds": 2, "ledger": Ledger(tmp_path / str(workers))}
+        return compare({"Rule": user.rule}, digits(), **options).data.average_accuracy.tolist()
 
     before = final(2)
-    (tmp_path / "helper.py").write_text(HELPER["helper"].replace("0.1", "0.0001"))
-    modules[0] = importlib.reload(modules[0])
+    (tmp_path / "edited_helper.py").write_text(EDITED["edited_helper"].replace("0.1", "0.0001"))
+    importlib.reload(helper)
     assert final(2) == final(1) != before
-    for name in HELPER:
-        del sys.modules[name]
 
 
 def test_own_things_reach_a_cluster(tmp_path, monkeypatch, cluster):
