@@ -124,7 +124,7 @@ class Permutations:
         if evaluation == "validation":
             train, test = [part[:kept] for part in train], [part[kept:] for part in train]
         generator, made = torch.Generator().manual_seed(self.seed), []
-        for _ in range(self.tasks):
+        for number in range(1, self.tasks + 1):
             orders = {"pixels": data.train_x.shape[1], "labels": data.classes}
             orders = {
                 what: (torch.randperm if what == self.what else _in_place)(n, generator=generator)
@@ -134,7 +134,7 @@ class Permutations:
             for (x, y), count in ((train, IMAGES), (test, self.tests)):
                 rows = torch.randperm(len(y), generator=generator)[:count]
                 shown.append(partial(_shown, x, y, rows, **orders))
-            made.append(Task(None, *shown))
+            made.append(Task(f"permutation {number}", None, *shown))
         return Tasks(tuple(made), data.train_x.shape[1], data.classes, data.image_shape)
 
 

@@ -255,6 +255,7 @@ class Task:
     """One task of a stream.
 
     Attributes:
+        name: name for tables and figures.
         outputs: the output units that count, if the task is known at test time too (task-incremental): loss and
             accuracy compare ``logits[:, outputs]`` with y, which is a position in ``outputs``. None: all units count,
             and y is a unit.
@@ -262,6 +263,8 @@ class Task:
         test: ``test()`` makes the test (or validation) examples, likewise.
     """
 
+    # The digests of kept tables cover these fields, because looks name `sp.lab.experiment.Moment`.
+    name: str
     outputs: tuple[int, ...] | None
     train: Examples = field(repr=False)
     test: Examples = field(repr=False)
@@ -359,21 +362,22 @@ def make_stream(
         if len(rows) < (samples or 1):
             raise ValueError(
                 f"samples_per_task must be at most {len(rows)}, the number of images in {dataset.name} for task "
-                f"{number} (classes {start}-{start + group - 1}), got {samples}; ask for fewer, or make fewer tasks"
+                f"{number} ({views[number][0]}), got {samples}; ask for fewer, or make fewer tasks"
             )
         if samples is not None:
             rows = rows[torch.randperm(len(rows), generator=generator, device="cpu")[:samples]]
         labels = y[rows] - start + (group * number if scenario == "class" else 0)
-        return partial(_show, x, rows, labels, views[number])
+        return partial(_show, x, rows, labels, views[number][1])
 
     return Tasks(
         tasks=tuple(
             Task(
+                name=name,
                 outputs=tuple(range(group * number, group * number + group)) if scenario == "task" else None,
                 train=examples(train, number, samples_per_task),
                 test=examples(test, number),
             )
-            for number in range(tasks)
+            for number, (name, _) in enumerate(views)
         ),
         inputs=dataset.train_x.shape[1],
         outputs=group if scenario == "domain" else group * tasks,
@@ -381,17 +385,19 @@ def make_stream(
     )
 
 
-def _views(dataset: Dataset, kind: Kind, tasks: int, generator: torch.Generator) -> list[View]:
-    """How each task transforms images."""
+def _views(dataset: Dataset, kind: Kind, tasks: int, generator: torch.Generator) -> list[tuple[str, View]]:
+    """The name of each task and how it transforms images."""
     if kind == "split":
-        return [_same] * tasks
+        group = dataset.classes // tasks
+        return [(f"classes {group * t}-{group * t + group - 1}", _same) for t in range(tasks)]
     if kind == "rotated":
         background = float(dataset.train_x.min())
         turn = partial(_rotate, image_shape=dataset.image_shape, background=background)
         angles = [180 * t / tasks for t in range(tasks)]
-        return [partial(turn, degrees=angle) if angle else _same for angle in angles]
+        return [(f"{angle:g} degrees", partial(turn, degrees=angle) if angle else _same) for angle in angles]
     orders = [torch.randperm(dataset.train_x.shape[1], generator=generator, device="cpu") for _ in range(tasks)]
-    return [_same, *(partial(torch.index_select, dim=1, index=order) for order in orders[1:])]
+    permuted = [(f"permutation {t}", partial(torch.index_select, dim=1, index=orders[t])) for t in range(tasks)]
+    return [("identity", _same), *permuted[1:]]
 
 
 def _show(x: Tensor, rows: Tensor, labels: Tensor, view: View) -> tuple[Tensor, Tensor]:

@@ -172,7 +172,7 @@ class Arrays:
     def tasks_for(self, evaluation: Evaluation) -> data.Tasks:
         """The tasks in the form that a run uses."""
         tasks = []
-        for x, y, *test in self.parts:
+        for number, (x, y, *test) in enumerate(self.parts, 1):
             units = None
             if self.scenario == "task":
                 units = np.unique(y)
@@ -181,7 +181,7 @@ class Arrays:
             if evaluation == "validation":
                 x, y, test = x[rows], y[rows], [x[held], y[held]]
             train, test = partial(_tensors, x, y), partial(_tensors, *(test or (x, y)))
-            tasks.append(data.Task(None if units is None else tuple(units.tolist()), train, test))
+            tasks.append(data.Task(f"task {number}", None if units is None else tuple(units.tolist()), train, test))
         shape = self.parts[0][0].shape[1:]
         scored_from = None
         if self.is_online:

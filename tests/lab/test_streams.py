@@ -94,10 +94,13 @@ def test_permutations_do_not_depend_on_what_comes_later(numbered: Dataset):
 
 def test_rotation_is_counter_clockwise_and_spread_over_half_a_turn():
     digits = load("digits")
-    quarters = make_stream(digits, "rotated", 4, "domain", seed=0)
+    quarters = make_stream(digits, "rotated", 2, "domain", seed=0)
     assert torch.equal(quarters.tasks[0].train()[0], digits.train_x)
-    upright, _, turned, _ = (task.test()[0].reshape(-1, 8, 8) for task in quarters.tasks)
+    upright, turned = (task.test()[0].reshape(-1, 8, 8) for task in quarters.tasks)
     assert torch.allclose(turned, upright.rot90(1, (1, 2)), atol=1e-4)
+    assert [task.name for task in make_stream(digits, "rotated", 4, "domain", seed=0).tasks] == [
+        *("0 degrees", "45 degrees", "90 degrees", "135 degrees")
+    ]
 
 
 def test_rotation_is_even_and_fills_corners_with_background():
@@ -191,6 +194,7 @@ def test_every_stream_is_sound(
 ):
     stream = make_stream(numbered, kind, tasks, scenario, seed, samples, evaluation)
     assert (len(stream.tasks), stream.inputs, stream.image_shape) == (tasks, 16, (4, 4))
+    assert len({task.name for task in stream.tasks}) == tasks
     for task in stream.tasks:
         units = range(stream.outputs) if task.outputs is None else task.outputs
         assert set(units) <= set(range(stream.outputs))
