@@ -255,7 +255,7 @@ class Task:
     """One task of a stream.
 
     Attributes:
-        name: name for tables and figures.
+        name: what tells it from the other tasks, such as "classes 0-1" or "36 degrees".
         outputs: the output units that count, if the task is known at test time too (task-incremental): loss and
             accuracy compare ``logits[:, outputs]`` with y, which is a position in ``outputs``. None: all units count,
             and y is a unit.
@@ -263,7 +263,6 @@ class Task:
         test: ``test()`` makes the test (or validation) examples, likewise.
     """
 
-    # The digests of kept tables cover these fields, because looks name `sp.lab.experiment.Moment`.
     name: str
     outputs: tuple[int, ...] | None
     train: Examples = field(repr=False)
@@ -324,8 +323,8 @@ def make_stream(
     Args:
         dataset: the source of the images.
         kind: how the tasks differ. "split": each has its own group of k = classes / T classes, in order (two tasks of
-            ten classes: 0-4, 5-9). "permuted": each has all k = classes and its own order of pixels; the
-            first leaves them in place. "rotated": each has all k = classes, and task t = 0, 1, ... rotates the images
+            ten classes: 0-4, 5-9). "permuted": each has all k = classes and its own order of pixels; the first leaves
+            them in place. "rotated": each has all k = classes, and task t = 0, 1, ... rotates the images
             counter-clockwise by 180 t / T degrees.
         tasks: T, at least 1; for "split" it must divide the number of classes.
         scenario: what a label y says about an image of class c in [0, k) in task t. "class": task and class,
