@@ -176,7 +176,7 @@ def _searches(scenario: str, dataset: str) -> dict[str, str]:
     found = {}
     for method, experiment in _tried_methods(scenario, dataset).items():
         versions = RULES_VERSION, experiment.method_version
-        parts = [GRIDS[experiment.optimizer], FURTHER, _tuning_seeds(scenario), versions, experiment.as_dict()]
+        parts = [GRIDS[experiment.optimizer], FURTHER, _tuning_seeds(scenario), versions, experiment.chosen]
         found[method] = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
     return found
 
