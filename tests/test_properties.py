@@ -73,7 +73,8 @@ def test_selective_traces_gate_and_update_keep_their_bounds(options, shapes, dty
         gated, ungated = (p.detach() - w).double().abs(), (q.detach() - w).double().abs()
         slack = rounding * (ungated + w.double().abs() + 1e-6)
         assert (gated <= ungated + slack).all() and (gated >= options["gate_min"] * ungated - slack).all()
-    assert options["gate_min"] - rounding <= optimizer.get_diagnostics()["gate_mean"] <= 1
+    smallest = options["gate_min"] - max(torch.finfo(dtype).eps, 1e-6)  # the gate itself is rounded
+    assert smallest <= optimizer.get_diagnostics()["gate_mean"] <= 1
 
 
 @settings(max_examples=60, deadline=None)

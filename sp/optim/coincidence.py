@@ -66,10 +66,10 @@ def largest_share(matrices: int, seen: Iterable[tuple[Synapses, Activity | None]
     Args:
         seen: the network's watched layers, and what each saw in this step.
     """
-    several = [synapses.kind for synapses, activity in seen if activity is not None and activity.several]
-    if any(not kind.places for kind in several):
+    with_several = [synapses.kind for synapses, activity in seen if activity is not None and activity.several]
+    if any(not kind.places for kind in with_several):
         return LARGEST_SHARE
-    return matrices**-0.5 * (LARGEST_STRETCH if several or matrices > SHALLOW else 1.0)
+    return matrices**-0.5 * (LARGEST_STRETCH if with_several or matrices > SHALLOW else 1.0)
 
 
 def memories(synapses: Synapses, group: dict[str, Any]) -> tuple[Memory, Memory | None]:

@@ -174,9 +174,8 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
                     f"{name} must be that of all groups, {shared!r}, got {own!r} for one of them: give it to the "
                     "optimizer, not to a group"
                 )
-        if (
-            self.param_groups and "shared" in self.param_groups[0]
-        ):  # a group that is added later begins with whole steps
+        # A group that is added later begins with whole steps.
+        if self.param_groups and "shared" in self.param_groups[0]:
             param_group = {"born": float(self.param_groups[0]["shared"]["age"]), **param_group}
         super().add_param_group(param_group)
 
@@ -278,10 +277,10 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         matrices = sum(id(synapses.weight) == key for key, synapses in covered.items())
         weights = [(group, p) for group, members in groups for p in members if id(p) in squares]
         # All are taken before any weight moves, since the input of attention's last projection is recomputed.
-        activities = [covered[id(p)].take() for _, p in weights]
-        largest, seen = largest_share(matrices, zip((covered[id(p)] for _, p in weights), activities, strict=True)), 0
-        for (group, p), activity in zip(weights, activities, strict=True):
-            synapses = covered[id(p)]
+        layers = [covered[id(p)] for _, p in weights]
+        activities = [synapses.take() for synapses in layers]
+        largest, seen = largest_share(matrices, zip(layers, activities, strict=True)), 0
+        for (group, p), synapses, activity in zip(weights, layers, activities, strict=True):
             if not squares[id(p)]:  # a zero gradient changes nothing and counts for nothing
                 continue
             if activity is None:
