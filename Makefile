@@ -63,7 +63,7 @@ results: $(ENVIRONMENT) ## every stored table behind notebooks 09 to 11, on MNIS
 	@$(BIN)/python notebooks/studies comparison --dataset fashion_mnist --scenarios split5_class split5_domain permuted10
 	@$(BIN)/python notebooks/studies recipes
 	@$(BIN)/python -m sp figures --dataset mnist notebooks/09_comparison.ipynb notebooks/10_claims.ipynb notebooks/11_replay.ipynb
-bench: $(ENVIRONMENT) ## measure time and memory of a step against Adam's, and the cost of a sweep, on an idle machine; writes notebooks/studies/bench.csv
+bench: $(ENVIRONMENT) ## measure time and memory of a step against Adam's, on an idle machine; writes notebooks/studies/bench.csv
 	@$(BIN)/python notebooks/studies bench
 gpu: $(ENVIRONMENT) ## conformance tests on an accelerator, and the time of a step against Adam's there, in build/on_a_gpu.csv
 	@$(BIN)/python -m tests.on_a_gpu

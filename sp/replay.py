@@ -173,7 +173,9 @@ class ReplayBuffer:
     def _check(self, x: Tensor, y: Tensor) -> None:
         for name, rows, held in (("x", x, self._x), ("y", y, self._y)):
             if not isinstance(rows, Tensor):
-                raise TypeError(f"{name} must be a tensor; got {type(rows).__name__}: wrap it with torch.as_tensor")
+                raise TypeError(
+                    f"{name} must be a tensor; got {type(rows).__name__}: make one of it, as with torch.as_tensor"
+                )
             if rows.dim() == 0:
                 raise ValueError(
                     f"{name} must hold a batch, shape (B, ...); got a single number: add a first dimension"

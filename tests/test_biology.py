@@ -83,6 +83,28 @@ def test_errors_times_activity_are_the_gradient_and_a_batch_counts_its_examples(
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_rows_drawn_at_random_stand_for_all_rows(name):
+    make, shape = MODELS[name]
+    torch.manual_seed(0)
+    model = make().double()
+    watcher, x, few, means = NMDACoincidence(model), input_of(model, shape), {}, {}
+    for seed in range(300):
+        model.zero_grad()
+        (model(x) ** 2).sum().backward()
+        for synapses in watcher.synapses:
+            few[synapses.name] = activity = synapses.take(8, seed)
+            means[synapses.name] = means.get(synapses.name, 0.0) + activity.each * made(activity, synapses.kind) / 300
+    model.zero_grad()
+    (model(x) ** 2).sum().backward()
+    for synapses in watcher.synapses:
+        drawn, whole, gradient = few[synapses.name], synapses.take(), synapses.gradient()
+        assert (drawn.rows, drawn.examples, drawn.terms) == (whole.rows, whole.examples, whole.terms)
+        assert float((means[synapses.name] - gradient).norm()) <= 0.2 * float(gradient.norm())
+        given = drawn.presynaptic.shape[0 if synapses.kind.indices else 1]
+        assert given == whole.rows if synapses.kind.indices or not whole.several else given < 16
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_a_change_of_a_layer_s_matrix_is_that_of_its_parameters(name):
     make, shape = MODELS[name]
     model = make().double()

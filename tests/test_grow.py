@@ -318,6 +318,10 @@ def factored(model):
     return optimizer
 
 
+def weights_alone(model):
+    return torch.optim.SGD([p for p in model.parameters() if p.dim() > 1], 0.1)
+
+
 @pytest.mark.parametrize(
     ("make", "layer", "out_features", "options", "error", "message"),
     [
@@ -329,6 +333,8 @@ def factored(model):
         (coincidence, lambda m: m[-1], 6, {"bias": float("nan")}, ValueError, "bias must be a finite number"),
         (adam, lambda m: parametrizations.weight_norm(m[-1]), 6, {}, ValueError, "remove the parametrisation"),
         (factored, lambda m: m[-1], 6, {}, ValueError, r"holds 'rows' for a parameter of shape \(4, 8\)"),
+        (lambda m: torch.optim.LBFGS(m.parameters()), lambda m: m[-1], 6, {}, ValueError, "got LBFGS"),
+        (weights_alone, lambda m: m[-1], 6, {}, ValueError, "whose bias is in none of its parameter groups"),
     ],
 )
 def test_errors_name_what_is_wrong_and_nothing_is_changed(make, layer, out_features, options, error, message):

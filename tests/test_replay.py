@@ -343,7 +343,7 @@ def test_wrong_batches_are_refused_and_change_nothing():
         buffer.add(x.double(), y)
     with pytest.raises(ValueError, match=r"y has rows of shape \(2,\)"):
         buffer.add(x, torch.zeros(5, 2, dtype=torch.long))
-    with pytest.raises(TypeError, match="x must be a tensor; got list: wrap it with"):
+    with pytest.raises(TypeError, match="x must be a tensor; got list: make one of it"):
         buffer.add([[0.0, 0.0]], y)
     with pytest.raises(ValueError, match="y must hold a batch"):
         buffer.add(x, torch.tensor(1))

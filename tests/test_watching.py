@@ -6,6 +6,7 @@ import gc
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 from torch.func import functional_call, grad, jacrev, vmap
 
@@ -529,3 +530,133 @@ def test_an_optimizer_of_biases_alone_is_told_what_to_do():
         p.requires_grad_(p.dim() == 1)
     with pytest.raises(ValueError, match="unfreeze a weight first, or leave coincidence out"):
         watched(model)
+
+
+@pytest.mark.parametrize("cleared", ["optimizer", "model"])
+def test_a_bias_that_the_optimizer_does_not_hold_is_like_a_frozen_one(cleared):
+    ends = []
+    for frozen in (False, True):
+        model = made()
+        if frozen:
+            for p in model.parameters():
+                p.requires_grad_(p.dim() > 1)
+        matrices = [p for p in model.parameters() if p.dim() > 1]
+        optimizer = ConsolidatingPlasticityOptimizer(matrices, coincidence=NMDACoincidence(model))
+        for seed in range(30):
+            (model if cleared == "model" else optimizer).zero_grad()
+            classified(model, *batch(seed)).backward()
+            optimizer.step()
+        ends.append(matrices)
+    torch.testing.assert_close(ends[0], ends[1])
+
+
+@pytest.mark.parametrize("network", [Net, InOrder])
+def test_a_loss_that_is_kept_holds_no_inputs_of_the_step(network):
+    """As in ``losses.append(loss)``; backward frees what autograd saved."""
+    model = made(network=network)
+    optimizer = watched(model)
+    losses, held = [], []
+    for seed in range(20):
+        optimizer.zero_grad()
+        losses.append(classified(model, *batch(seed)))
+        losses[-1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        held.append(sum(t.dim() > 1 and len(t) == 16 and t.requires_grad is False for t in alive()))
+    assert held[4] == held[19]
+
+
+def alive():
+    gc.collect()
+    return [t for t in gc.get_objects() if type(t) is torch.Tensor]
+
+
+class Segments(nn.Module):
+    def __init__(self, **checkpoint):
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(INPUTS, 16), nn.ReLU())
+        self.second = nn.Sequential(nn.Linear(16, 16), nn.ReLU())
+        self.head, self.checkpoint = nn.Linear(16, CLASSES), checkpoint
+
+    def forward(self, x):
+        for segment in (self.first, self.second):
+            x = torch.utils.checkpoint.checkpoint(segment, x, **self.checkpoint) if self.checkpoint else segment(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_segments_learn_as_others_do(reentrant):
+    ends = []
+    for checkpoint in ({}, {"use_reentrant": reentrant}):
+        model = made(network=lambda: Segments(**checkpoint))  # noqa: B023  called at once
+        train(model, watched(model), lambda model, x, y: classified(model, x.requires_grad_(), y))
+        ends.append([p.detach() for p in model.parameters()])
+    torch.testing.assert_close(ends[0], ends[1])
+
+
+@pytest.mark.parametrize("network", [Net, InOrder])
+def test_two_losses_of_one_forward_pass_are_learnt_as_their_sum_is(network):
+    ends = []
+    for apart in (False, True):
+        model = made(network=network)
+        optimizer = watched(model)
+        for seed in range(30):
+            optimizer.zero_grad()
+            x, y = batch(seed)
+            out = model(x)
+            losses = [F.cross_entropy(out, y), out.square().mean()]
+            if apart:
+                losses[0].backward(retain_graph=True)
+                losses[1].backward()
+            else:
+                sum(losses).backward()
+            optimizer.step()
+        ends.append([p.detach() for p in model.parameters()])
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-3, atol=1e-3)
+
+
+class Tokens(nn.Module):
+    """Predicts every token; ``first`` says which axis is the batch, and ``merged`` calls the head on all of them."""
+
+    def __init__(self, kind, first, merged):
+        super().__init__()
+        self.embed, self.head, self.first, self.merged = nn.Embedding(CLASSES, 8), nn.Linear(8, CLASSES), first, merged
+        self.middle = kind(first)
+
+    def forward(self, x):
+        h = self.embed(x if self.first else x.T)
+        h = self.middle(h)[0] if isinstance(self.middle, nn.GRU) else self.middle(h)
+        h = h if self.first else h.movedim(0, 1)
+        return self.head(h.reshape(-1, 8)) if self.merged else self.head(h).flatten(0, 1)
+
+
+KINDS = {
+    "GRU": lambda first: nn.GRU(8, 8, batch_first=first),
+    "transformer": lambda first: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=first),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("first", "merged"), [(False, False), (True, True), (False, True)])
+def test_which_axis_is_the_batch_changes_nothing_where_a_layer_knows_it(kind, first, merged):
+    ends = []
+    for arranged in ((True, False), (first, merged)):
+        model = made(network=lambda: Tokens(KINDS[kind], *arranged))  # noqa: B023  called at once
+        optimizer = watched(model)
+        for seed in range(20):
+            x = torch.randint(CLASSES, (3, 5), generator=torch.Generator().manual_seed(seed))
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), x.flatten()).backward()
+            optimizer.step()
+        ends.append({name: p.detach() for name, p in model.named_parameters()})
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-3, atol=1e-4)
+
+
+def test_a_hook_on_attention_sees_each_pass_once():
+    model, calls = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), []
+    optimizer = watched(model)
+    model.self_attn.register_forward_hook(lambda *_: calls.append("after"))
+    model.self_attn.register_forward_pre_hook(lambda *_: calls.append("before"))
+    model(torch.randn(4, 5, 8)).sum().backward()
+    optimizer.step()
+    assert calls == ["before", "after"]

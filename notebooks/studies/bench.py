@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from sp.biology import NMDACoincidence, PlasticityCounter
 from sp.checks import check_choice
 from sp.files import bar
-from sp.lab.networks import mlp
+from sp.lab.networks import MODELS, WIDTHS
 from sp.optim import ConsolidatingPlasticityOptimizer, SelectivePlasticityOptimizer
 
 MEASURED = Path(__file__).with_name("bench.csv")
@@ -45,6 +45,10 @@ def _compiled(name: str, model: nn.Module) -> Optimizer:
     return optimizer
 
 
+def _perceptrons(*widths: int) -> list[tuple[str, tuple[int, ...]]]:
+    return [("mlp", (width, width)) for width in widths]
+
+
 OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
     "Adam": lambda model: torch.optim.Adam(model.parameters()),
     "Adam, fused": lambda model: torch.optim.Adam(model.parameters(), fused=True),
@@ -60,11 +64,12 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
 }
 WATCHED = ["Adam", "Coincidence", "Coincidence, rank 128"]
 
-# What is measured: networks 784-w-w-10 of these widths, batches of these sizes, and these optimizers.
+# What is measured: networks on 28 x 28 images, by model and hidden widths; batches of these sizes; these optimizers.
 PARTS = {
-    "size": ((32, 256, 800, 2048), (128,), [name for name in OPTIMIZERS if name not in WATCHED[1:]]),
-    "width": ((256, 512, 1024, 2048), (128,), WATCHED),
-    "batch": ((256,), (32, 128, 512), WATCHED),
+    "size": (_perceptrons(32, 256, 800, 2048), (128,), [name for name in OPTIMIZERS if name not in WATCHED[1:]]),
+    "width": (_perceptrons(256, 512, 1024, 2048), (128,), WATCHED),
+    "batch": (_perceptrons(256), (32, 128, 512), WATCHED),
+    "network": ([*WIDTHS.items(), ("normalised", (32, 64, 128, 256))], (128,), WATCHED[:2]),
 }
 
 
@@ -79,40 +84,42 @@ def bench(
     Args:
         parts: names in `PARTS`.
         rounds: at least 2.
-        widest: wider networks are left out.
+        widest: networks with wider layers are left out.
         device: where networks and data live. An accelerator is synchronised before and after each step.
 
     Returns:
-        One row per part, network, batch size and optimizer: ``part, width, batch, parameters, optimizer``; ``step_us``
-        and ``training_us`` (of ``step()`` alone, and with forward and backward pass), ``step_ratio`` and
-        ``training_ratio`` to Adam, ``step_fused_ratio`` to fused Adam where it was measured, each with ``_low`` and
-        ``_high``; ``state_bytes`` and ``peak_bytes`` per parameter. The peak (CPU only) counts weights, gradients,
-        state and the most that a step needs on top of these.
+        One row per part, network, batch size and optimizer: ``part, network, width, batch, parameters, optimizer``,
+        with the width of the first hidden layer; ``step_us`` and ``training_us`` (of ``step()`` alone, and with forward
+        and backward pass), ``step_ratio`` and ``training_ratio`` to Adam, ``step_fused_ratio`` to fused Adam where it
+        was measured, each with ``_low`` and ``_high``; ``state_bytes`` and ``peak_bytes`` per parameter. The peak (CPU
+        only) counts weights, gradients, state and the most that a step needs on top of these.
     """
     for part in parts:
         check_choice("parts", part, PARTS)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     cases = [
-        (part, width, batch)
+        (part, model, hidden, batch)
         for part in parts
-        for width in PARTS[part][0]
+        for model, hidden in PARTS[part][0]
         for batch in PARTS[part][1]
-        if widest is None or width <= widest
+        if widest is None or max(hidden) <= widest
     ]
     try:
         tables = [
-            _measure(part, width, batch, PARTS[part][2], rounds, device)
-            for part, width, batch in bar(cases, unit="network")
+            _measure(part, model, hidden, batch, PARTS[part][2], rounds, device)
+            for part, model, hidden, batch in bar(cases, unit="network")
         ]
     finally:
         torch.set_num_threads(threads)
     return pd.concat(tables, ignore_index=True)
 
 
-def _measure(part: str, width: int, batch: int, names: list[str], rounds: int, device: str) -> pd.DataFrame:
+def _measure(
+    part: str, model: str, hidden: tuple[int, ...], batch: int, names: list[str], rounds: int, device: str
+) -> pd.DataFrame:
     x, y = torch.randn(batch, 784, device=device), torch.randint(10, (batch,), device=device)
-    models = {name: mlp(784, (width, width), 10).to(device) for name in names}
+    models = {name: MODELS[model](784, hidden, 10).to(device) for name in names}
     optimizers = {name: OPTIMIZERS[name](models[name]) for name in names}
     for name, optimizer in optimizers.items():
         for _ in range(WARM_UP):
@@ -131,8 +138,13 @@ def _measure(part: str, width: int, batch: int, names: list[str], rounds: int, d
     rows = []
     for name, optimizer in optimizers.items():
         count = sum(p.numel() for p in models[name].parameters())
-        place = {"part": part, "width": width, "batch": batch, "parameters": count, "optimizer": name}
-        row = {**place, **_interval("step_us", measured[name][:, 0]), **_interval("training_us", measured[name][:, 1])}
+        place = {"part": part, "network": model, "width": hidden[0], "batch": batch, "parameters": count}
+        row = {
+            **place,
+            "optimizer": name,
+            **_interval("step_us", measured[name][:, 0]),
+            **_interval("training_us", measured[name][:, 1]),
+        }
         for column, kind in enumerate(("step", "training")):
             row |= _interval(f"{kind}_ratio", measured[name][:, column] / measured["Adam"][:, column])
         if "Adam, fused" in measured:

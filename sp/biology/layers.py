@@ -20,7 +20,7 @@ TYPES = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, nn.Embedding, *RECURRENT, nn.Mul
 
 
 Kept = tuple[Any, tuple[Tensor, ...]]  # as returned by `Kind.keep`
-Rows = tuple[Tensor, Tensor | None, int]  # presynaptic and postsynaptic rows, and batch size, as in `Activity`
+Sides = tuple[Tensor, Tensor | None, int]  # as returned by `Kind.sides`
 
 
 class Kind:
@@ -34,6 +34,8 @@ class Kind:
     indices = False  # whether rows are indices
     errors = True  # whether errors can be seen
     places = False  # whether the rows of an example come from different places, so that their errors are less alike
+    batched = False  # whether the layer itself knows which axis of its input is the batch
+    axes = 1  # number of leading axes of `sides`, which together count the rows
 
     def __init__(self, groups: int = 1, alone: int = 1, channels: int = -1):
         self.groups, self.alone, self.channels = groups, alone, channels
@@ -50,10 +52,18 @@ class Kind:
         """What to keep from a forward pass, and the tensors to watch until one of them gets a gradient."""
         return (inputs[0] if inputs else named["input"]).detach(), (output,)
 
-    def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
-        """The rows of a pass, from what was kept of it and the gradient that came back."""
-        x, d = kept.reshape(1, -1, kept.shape[-1]), errors.reshape(1, -1, errors.shape[-1])
-        return x, d, self.examples(kept)
+    def sides(self, module: nn.Module, kept: Any, errors: Tensor) -> Sides:
+        """Inputs and errors of a pass, (rows ..., C ...), and its batch size; from what was kept of it and the gradient
+        that came back. Errors are None if they cannot be seen."""
+        return kept.reshape(-1, kept.shape[-1]), errors.reshape(-1, errors.shape[-1]), self.examples(kept)
+
+    def rows(self, side: Tensor, chosen: Tensor | None = None) -> Tensor:
+        """All rows of one of the `sides`, or those with the chosen numbers, by group: (g, N, C / g ...)."""
+        if chosen is None:
+            rows = side.flatten(0, self.axes - 1)
+        else:
+            rows = side[torch.unravel_index(chosen, side.shape[: self.axes])]
+        return rows.flatten(1).unflatten(1, (self.groups, -1)).transpose(0, 1)
 
     def count(self, errors: Tensor) -> int:
         """Number of rows in a gradient of the layer's outputs."""
@@ -68,17 +78,18 @@ class Convolution(Kind):
     """``nn.Conv1d`` to ``nn.Conv3d``, grouped or not: one row per patch."""
 
     places = True
+    batched = True
 
     def __init__(self, module: nn.Module):
         alone = module.weight.dim() - 1
         super().__init__(module.groups, alone, -alone)
+        self.axes = alone
 
-    def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
+    def sides(self, module: nn.Module, kept: Any, errors: Tensor) -> Sides:
         x, d = (kept, errors) if kept.dim() > self.alone else (kept[None], errors[None])
-        presynaptic, postsynaptic = (_by_group(side, self.alone, self.groups) for side in self.sides(module, x, d))
-        return presynaptic, postsynaptic, len(x)
+        return *self.patched(module, x, d), len(x)
 
-    def sides(self, module: nn.Module, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    def patched(self, module: nn.Module, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and errors of a batch, (B, places ..., C) each; the side made of patches has the kernel after C."""
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         padded = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
@@ -94,7 +105,7 @@ class TransposedConvolution(Convolution):
     def unmatrix(self, matrix: Tensor, shape: torch.Size) -> Tensor:
         return matrix.mT.reshape(shape)
 
-    def sides(self, module: nn.Module, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    def patched(self, module: nn.Module, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         room = [reach * (size - 1) for reach, size in zip(module.dilation, module.kernel_size, strict=True)]
         margins = [(pad, pad + more) for pad, more in zip(module.padding, room, strict=True)]
         patches = _patches(F.pad(d, [margin for pair in reversed(margins) for margin in pair]), module)
@@ -117,9 +128,11 @@ class Lookup(Kind):
     def unmatrix(self, matrix: Tensor, shape: torch.Size) -> Tensor:
         return matrix[0].T
 
-    def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
-        d = errors.reshape(1, -1, errors.shape[-1])
-        return kept.reshape(-1), d, self.examples(kept)
+    def sides(self, module: nn.Module, kept: Any, errors: Tensor) -> Sides:
+        return kept.reshape(-1), errors.reshape(-1, errors.shape[-1]), self.examples(kept)
+
+    def rows(self, side: Tensor, chosen: Tensor | None = None) -> Tensor:
+        return side if side.dim() == 1 else super().rows(side, chosen)
 
 
 class Recurrent(Kind):
@@ -131,6 +144,7 @@ class Recurrent(Kind):
     """
 
     errors = False
+    batched = True
 
     def __init__(self, hidden: bool, backwards: bool):
         super().__init__(alone=2)
@@ -147,7 +161,7 @@ class Recurrent(Kind):
         y = output[0]._replace(data=output[0].data.detach()) if packed else output[0].detach()
         return (x, y, first), (output[0].data if packed else output[0], *last)
 
-    def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
+    def sides(self, module: nn.Module, kept: Any, errors: Tensor) -> Sides:
         x, y, first = kept
         lengths = None
         if isinstance(x, nn.utils.rnn.PackedSequence):
@@ -164,9 +178,9 @@ class Recurrent(Kind):
             if self.backwards and lengths is not None:
                 x[torch.arange(len(x), device="cpu"), lengths - 1] = start[:, 0]
         if lengths is None:
-            return x.reshape(1, -1, x.shape[-1]), None, len(x)
+            return x.reshape(-1, x.shape[-1]), None, len(x)
         there = torch.arange(x.shape[1], device="cpu") < lengths[:, None]  # not padding
-        return x[there.to(x.device)][None], None, len(x)
+        return x[there.to(x.device)], None, len(x)
 
 
 class AttentionInput(Kind):
@@ -177,6 +191,7 @@ class AttentionInput(Kind):
     """
 
     errors = False
+    batched = True
 
     def __init__(self, part: int | None):
         super().__init__(alone=2)
@@ -190,13 +205,15 @@ class AttentionInput(Kind):
             given = given[:1]
         return given, output[:1]
 
-    def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
+    def sides(self, module: nn.Module, kept: Any, errors: Tensor) -> Sides:
         x = torch.cat([t.detach().reshape(-1, t.shape[-1]) for t in kept])
-        return x[None], None, self.examples(kept[0], 0 if module.batch_first else 1)
+        return x, None, self.examples(kept[0], 0 if module.batch_first else 1)
 
 
 class AttentionOutput(Kind):
     """The output projection of ``nn.MultiheadAttention``, whose input is recomputed without dropout."""
+
+    batched = True
 
     def __init__(self):
         super().__init__(alone=2)
@@ -206,10 +223,11 @@ class AttentionOutput(Kind):
         cast = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         return (inputs, named, cast), output[:1]
 
-    def rows(self, module: nn.Module, kept: Any, errors: Tensor) -> Rows:
+    def sides(self, module: nn.Module, kept: Any, errors: Tensor) -> Sides:
         inputs, named, cast = kept
         again = copy.copy(module)  # shallow: shares the module's parameters
         vars(again).pop("forward", None)  # would be bound to the original module
+        again._forward_hooks, again._forward_pre_hooks = {}, {}  # they have run in the pass itself
         again.dropout = 0.0  # dropout would draw random numbers, and different ones from the pass itself
         width = module.embed_dim
         identity = {"out_proj.weight": torch.eye(width, dtype=errors.dtype, device=errors.device)}
@@ -219,7 +237,7 @@ class AttentionOutput(Kind):
         with cast:
             x = torch.func.functional_call(again, identity, inputs, named)[0]
         examples = self.examples(x, 0 if module.batch_first else 1)
-        return x.reshape(1, -1, width), errors.reshape(1, -1, width), examples
+        return x.reshape(-1, width), errors.reshape(-1, width), examples
 
 
 def _patches(x: Tensor, module: nn.Module) -> Tensor:
@@ -228,11 +246,6 @@ def _patches(x: Tensor, module: nn.Module) -> Tensor:
     for axis, (length, step, spread) in enumerate(windows, 2):
         x = x.unfold(axis, spread * (length - 1) + 1, step)[..., ::spread]
     return x.movedim(1, x.dim() // 2)
-
-
-def _by_group(x: Tensor, rows: int, groups: int) -> Tensor:
-    """Merge the first ``rows`` axes of (B, places ..., C) or (B, places ..., C, kernel ...): (g, N, C / g kernel)."""
-    return x.flatten(0, rows - 1).flatten(1).unflatten(1, (groups, -1)).transpose(0, 1)
 
 
 class Watchable(NamedTuple):

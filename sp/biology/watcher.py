@@ -5,6 +5,7 @@ postsynaptic side (Mayer, Westbrook & Guthrie 1984; Nowak et al. 1984). A gradie
 `NMDACoincidence` sees both sides of every synapse: the activity that enters a layer, and the error that comes back.
 """
 
+import math
 import warnings
 import weakref
 from collections.abc import Callable, Collection, Iterable
@@ -32,6 +33,7 @@ class Activity:
             the B T vectors. An embedding gives indices, (N,).
         postsynaptic: gradient of the loss with respect to the layer's outputs, (g, N, out), with the same rows as
             `presynaptic`; None if it cannot be seen (recurrent layers, the input projection of attention).
+        rows: number of inputs, N, or more if only some of them were taken.
         examples: size B of the batch or batches that the rows came from.
         terms: number of terms that the loss is a mean of: tokens if every token is predicted, else examples.
         readout: whether the error reached this layer before all other watched layers, in every pass.
@@ -39,14 +41,15 @@ class Activity:
 
     presynaptic: Tensor
     postsynaptic: Tensor | None
+    rows: int
     examples: int
     terms: int
     readout: bool = False
 
     @property
-    def rows(self) -> int:
-        """Number of inputs, N."""
-        return self.presynaptic.shape[0 if self.presynaptic.dim() == 1 else 1]
+    def each(self) -> float:
+        """How many rows each of the given ones stands for."""
+        return self.rows / self.presynaptic.shape[0 if self.presynaptic.dim() == 1 else 1]
 
     @property
     def several(self) -> bool:
@@ -54,22 +57,31 @@ class Activity:
         return self.rows > self.examples
 
 
+@dataclass(eq=False)
+class Call:
+    """A forward pass of a layer: the layer, and what its kind keeps of the pass until a step has used it."""
+
+    module: weakref.ref
+    kept: Any
+
+
 @dataclass
 class Pass:
-    """One use of a layer.
+    """The errors that came back to a call.
 
     Attributes:
-        module: the layer. kept: what its kind keeps of a forward pass. errors: gradient of its outputs.
-        backward: number of the backward pass that produced the errors.
+        errors: gradient of the layer's outputs.
+        backward: number of the backward pass that produced them. inner: of the one that runs inside that for a
+            checkpoint with ``use_reentrant=True``, else the same.
         terms: number of terms of the loss in that pass so far: the rows, over all calls, of the watched layer that the
             error reached first.
         readout: whether this layer was reached first.
     """
 
-    module: weakref.ref
-    kept: Any
+    call: Call
     errors: Tensor
     backward: int
+    inner: int
     terms: int
     readout: bool
 
@@ -106,9 +118,9 @@ class Synapses:
         column = torch.zeros_like(self.bias) if bias is None else bias
         return torch.cat([matrix, column.reshape(len(matrix), -1, 1)], 2)
 
-    def gradient(self) -> Tensor:
-        """The gradients in the layout of `matrix`."""
-        return self.matrix(self.weight.grad, None if self.bias is None else self.bias.grad)
+    def gradient(self, bias: bool = True) -> Tensor:
+        """The gradients in the layout of `matrix`; the bias has none if ``bias`` is False."""
+        return self.matrix(self.weight.grad, self.bias.grad if bias and self.bias is not None else None)
 
     def by_input(self, values: Tensor, parameter: Tensor) -> Tensor:
         """Expand one value per input, (g, d), to the shape of the weight or the bias."""
@@ -134,15 +146,26 @@ class Synapses:
         gradient = self.weight.grad
         if self.passes and (gradient is None or self.seen_gradient() is not gradient or not gradient.any()):
             self.passes = []  # the gradient that they made was cleared
-        self.arrived = [other for other in self.arrived if other.backward == use.backward] + [use]
+        self.arrived = [other for other in self.arrived if other.inner == use.inner] + [use]
 
     def gradient_made(self, weight: Tensor) -> None:
         """A gradient reached the weight. The errors of the same backward pass made it, and nothing else."""
         gradient = weight.grad
         if self.seen_gradient() is not gradient:
             self.passes = []
-        self.passes += [use for use in self.arrived if use.backward == backward_pass()]
+        for use in self.arrived:
+            if use.inner == backward_pass():
+                self._add(use)
         self.arrived, self.seen_gradient = [], weakref.ref(gradient)
+
+    def _add(self, use: Pass) -> None:
+        """Add a pass. The errors of several backward passes through the same call add up, as gradients do."""
+        for other in self.passes:
+            if other.call is use.call:
+                if self.kind.errors:
+                    other.errors = other.errors + use.errors
+                return
+        self.passes.append(use)
 
     def clear(self) -> None:
         """Forget what was recorded since the last step."""
@@ -160,40 +183,71 @@ class Synapses:
             )
             self.warned = True
 
-    def take(self) -> Activity | None:
-        """Return the activity recorded since the last call and forget it; None if there was none."""
+    def take(self, most: int | None = None, seed: int = 0) -> Activity | None:
+        """Return the activity recorded since the last call and forget it; None if there was none.
+
+        Args:
+            most: if examples have several rows, such as patches or time steps, take about this many of them, drawn at
+                random with this seed. Indices are always taken whole.
+        """
         passes, self.passes = self.passes, []
-        alive = [use for use in passes if use.module() is not None and use.errors.numel()]
-        activity = self._activity(alive) if alive else None
+        alive = [use for use in passes if use.call.module() is not None and use.errors.numel()]
+        activity = self._activity(alive, most, seed) if alive else None
+        for use in passes:
+            use.call.kept = None  # the call itself lives as long as the graph of a loss that somebody holds
         if self.synchronise and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             return _gathered(activity, self)
         return activity
 
-    def _activity(self, passes: list[Pass]) -> Activity:
-        with torch.no_grad():
-            seen = [self.kind.rows(use.module(), use.kept, use.errors.detach()) for use in passes]
-        inputs, errors, sizes = zip(*seen, strict=True)
-        presynaptic = _joined(inputs)
-        if not self.kind.indices:
-            presynaptic = presynaptic.to(self.weight.dtype)
-            if self.bias is not None:
-                presynaptic = F.pad(presynaptic, (0, 1), value=1.0)
-        postsynaptic = _joined(errors).to(self.weight.dtype) if self.kind.errors else None
+    @torch.no_grad()
+    def _activity(self, passes: list[Pass], most: int | None, seed: int) -> Activity:
+        kind = self.kind
+        inputs, errors, sizes = zip(
+            *(kind.sides(use.call.module(), use.call.kept, use.errors.detach()) for use in passes), strict=True
+        )
         # Batches of several backward passes add up; a layer used twice in one pass still saw each example once.
         examples: dict[int, int] = {}
         for use, size in zip(passes, sizes, strict=True):
             examples[use.backward] = max(examples.get(use.backward, 0), size)
         terms = {use.backward: use.terms for use in passes}
+        counts = [math.prod(x.shape[: kind.axes]) for x in inputs]
+        stride = 1
+        if most is not None and not kind.indices and sum(counts) > sum(examples.values()):
+            stride = max(1, sum(counts) // most)
+        chosen = [_drawn(count, stride, seed, x.device) for count, x in zip(counts, inputs, strict=True)]
+        presynaptic = _joined([kind.rows(x, numbers) for x, numbers in zip(inputs, chosen, strict=True)])
+        if not kind.indices:
+            presynaptic = presynaptic.to(self.weight.dtype)
+            if self.bias is not None:
+                presynaptic = F.pad(presynaptic, (0, 1), value=1.0)
+        postsynaptic = None
+        if kind.errors:
+            postsynaptic = _joined([kind.rows(d, numbers) for d, numbers in zip(errors, chosen, strict=True)])
+            postsynaptic = postsynaptic.to(self.weight.dtype)
         readout = all(use.readout for use in passes)
-        return Activity(presynaptic, postsynaptic, sum(examples.values()), sum(terms.values()), readout)
+        return Activity(presynaptic, postsynaptic, sum(counts), sum(examples.values()), sum(terms.values()), readout)
 
 
-def _joined(rows: tuple[Tensor, ...]) -> Tensor:
+def _drawn(count: int, stride: int, seed: int, device: torch.device) -> Tensor | None:
+    """About one random number for each ``stride`` of the numbers below ``count``, evenly spread; None for all of them.
+
+    Every ``stride``-th patch might be one column of all images, which may always be dark.
+    """
+    if stride == 1:
+        return None
+    generator = torch.Generator("cpu").manual_seed(seed)
+    parts = math.ceil(count / stride)
+    offsets = torch.rand(parts, generator=generator, device="cpu", dtype=torch.float32)
+    places = torch.arange(parts, dtype=torch.double, device="cpu") + offsets
+    return (places * (count / parts)).long().to(device)
+
+
+def _joined(rows: list[Tensor]) -> Tensor:
     return rows[0] if len(rows) == 1 else torch.cat(rows, max(rows[0].dim() - 2, 0))  # cat copies even a single tensor
 
 
 def backward_pass() -> int:
-    """A number that identifies the running backward pass."""
+    """A number that identifies the running backward pass; -1 if there is none."""
     return torch._C._current_graph_task_id()  # PyTorch has no public name for it
 
 
@@ -207,13 +261,14 @@ def _gathered(activity: Activity | None, synapses: Synapses) -> Activity | None:
     if activity is None:
         rows = weight.new_empty(0, dtype=torch.long) if synapses.kind.indices else weight.new_empty(groups, 0, inputs)
         errors = weight.new_empty(groups, 0, out) if synapses.kind.errors else None
-        activity = Activity(rows, errors, 0, 0)
+        activity = Activity(rows, errors, 0, 0, 0)
     mine = [t for t in (activity.presynaptic, activity.postsynaptic) if t is not None]
     rows = [t.transpose(0, 1) if t.dim() == 3 else t for t in mine]  # (N, ...)
-    own = torch.tensor([len(rows[0]), activity.examples, activity.terms, activity.readout], device=weight.device)
+    numbers = [len(rows[0]), activity.rows, activity.examples, activity.terms, activity.readout]
+    own = torch.tensor(numbers, device=weight.device)
     sizes = [torch.empty_like(own) for _ in range(world)]
     dist.all_gather(sizes, own)
-    counts, examples, terms, readout = zip(*(size.tolist() for size in sizes), strict=True)
+    counts, totals, examples, terms, readout = zip(*(size.tolist() for size in sizes), strict=True)
     if not any(counts):
         return None
     gathered = []
@@ -224,7 +279,7 @@ def _gathered(activity: Activity | None, synapses: Synapses) -> Activity | None:
         whole = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
         gathered.append(whole.transpose(0, 1) if whole.dim() == 3 else whole)
     postsynaptic = gathered[1] / world if len(gathered) == 2 else None
-    return Activity(gathered[0], postsynaptic, sum(examples), sum(terms), any(readout))
+    return Activity(gathered[0], postsynaptic, sum(totals), sum(examples), sum(terms), any(readout))
 
 
 class NMDACoincidence(Hooked):
@@ -385,20 +440,22 @@ class _Hook:
 
         # A frozen readout still counts as the readout, but what no step will use is not kept.
         trained = synapses.weight.requires_grad
-        kept = kept if trained else None
-
+        call = Call(self.module, kept if trained else None)
+        del kept
+        around = backward_pass()  # a checkpoint with use_reentrant=True runs forward and backward inside another pass
         last = None  # last backward pass that reached one of them
 
         def record(errors: Tensor) -> None:
             nonlocal last
             if (synapses := self.synapses()) is not None and (watcher := self.watcher()) is not None:
-                backward = backward_pass()
-                if backward == last:
+                inner = backward_pass()
+                if inner == last:
                     return
-                last = backward
+                last = inner
+                backward = inner if around < 0 else around
                 terms, readout = watcher.reached(synapses, backward, self.kind.count(errors))
-                if trained:
-                    synapses.record(Pass(self.module, kept, errors, backward, terms, readout))
+                if call.kept is not None:
+                    synapses.record(Pass(call, errors, backward, inner, terms, readout))
 
         for output in follow:
             output.register_hook(record)

@@ -30,7 +30,7 @@ RULES_VERSION = 2  # increased whenever a change to the code changes results, so
 METHOD_VERSIONS = {
     "mas": 2,
     "si": 2,
-    "coincidence": 9,
+    "coincidence": 10,
     "coincidence, mlp": 6,  # perceptrons of up to two hidden layers have been the same since
     "dendrites, coincidence": 5,
     "active_dendrites, coincidence": 5,

@@ -132,9 +132,7 @@ class WatchedLayer:
         self.indices = synapses.kind.indices
         self.x = activity.presynaptic if self.indices else activity.presynaptic.to(self._dtype)
         self.d = None if activity.postsynaptic is None else activity.postsynaptic.to(self._dtype)
-        # More rows are needed if an example has several, since they are less alike.
         self.several = not self.indices and activity.several
-        self.rows = PATCHES if self.several else ROWS
         self.factor = batch_factor(activity.examples)
         self.for_each = max(1.0, activity.rows / activity.terms)  # inputs per term of the loss
         self.step = int(state["step"]) + 1
@@ -144,13 +142,20 @@ class WatchedLayer:
             state["squared_length"].fill_(1.0)
         else:
             self.seen = self._held(self.x)
-            self.sample, self.each = sampled(self.seen, self.step, self.rows)
+            self.sample, self.each = self._sampled(self.seen)
             self.variance = self._variance()
         if self.step <= SCALE_STEPS:
             state["power"].copy_(state["squared_length"])
 
     def _average(self, name: str, value: float, kept: float) -> None:
         self.state[name].mul_(kept).add_((1 - kept) * value)
+
+    def _sampled(self, rows: Tensor) -> tuple[Tensor, float]:
+        """The rows that a memory takes in, and how many rows each stands for. If an example has several, only some of
+        them were taken."""
+        if self.several:
+            return rows, self.activity.each
+        return sampled(rows, self.step, ROWS)
 
     def _held(self, x: Tensor) -> Tensor:
         """Clip inputs that are far out, such as a marker for missing values: one would fill a memory for good.
@@ -167,8 +172,7 @@ class WatchedLayer:
         As long as the rows of all steps are alike, the variance cannot be determined: they are not counted, and the
         squared length is used instead.
         """
-        # A sample of patches may be one column of all images, which may always be dark.
-        x = self.seen if self.several else self.sample
+        x = self.sample
         groups, rows, _ = x.shape
         state, measured = self.state, int(self.state["measured"]) + 1
         length, before = float(x.square().sum()) / (groups * rows), float(state["squared_length"])
@@ -214,7 +218,7 @@ class WatchedLayer:
         gain = gain_of(self.outputs, self.activity.readout)
         gain *= self._share(matrices, largest, alike) * self.group["retention"] * float(signed_rate(self.group))
         size = gain * self.factor * absorbed * usual * alike**BOOST / (scale * self.variance)
-        change = self._change(squared_norm)
+        change = self._change(bias)
         self.synapses.subtract_(change, self._bounded(size, change, usual), bias)
 
     def _share(self, matrices: int, largest: float, alike: float) -> float:
@@ -244,7 +248,7 @@ class WatchedLayer:
     def _remember(self, absorbed: float) -> None:
         examples, horizon = self.activity.examples, self.group["horizon"]
         rows = self.sample
-        errors, of_errors = (None, 1.0) if self.d is None else sampled(self.d, self.step, self.rows)
+        errors, of_errors = (None, 1.0) if self.d is None else self._sampled(self.d)
         if self.several and errors is not None:
             rows = rows * (errors != 0).any(-1, keepdim=True)  # padding has no error and no part in the gradient
         weight = self.factor / (self.activity.terms * self.variance)
@@ -256,35 +260,36 @@ class WatchedLayer:
     def _due(self, every: int) -> bool:
         return self.begun or self.step % every == 0 or (self.step < EARLY and self.step % 4 == 1)
 
-    def _change(self, squared_norm: float) -> Tensor:
+    def _change(self, bias: bool) -> Tensor:
         """The projected gradient, Q G P, (g, out, d); computed as ``(D Q)' (X P)`` if that costs less."""
-        factor = self._factor_of_rows(squared_norm)
+        gradient = self.synapses.gradient(bias).to(self._dtype)
+        factor = self._factor_of_rows(gradient)
         if factor is not None:
             back = self.d if self.errors is None else self.errors.multiply(self.state, self.d)
             return product((factor * back).mT, self.inputs.multiply(self.state, self.x))
-        change = self.inputs.multiply(self.state, self.synapses.gradient().to(self._dtype))
+        change = self.inputs.multiply(self.state, gradient)
         return change if self.errors is None else self.errors.multiply(self.state, change.mT).mT
 
-    def _factor_of_rows(self, squared_norm: float) -> float | None:
+    def _factor_of_rows(self, gradient: Tensor) -> float | None:
         """The factor between D'X and the gradient; None if D'X costs more, or the gradient is not a multiple of it.
 
-        The gradient may have been scaled or clipped since it was computed, so one row of it is compared with ``D'X``.
+        The gradient may have been scaled, clipped or changed since it was computed, so two random combinations of its
+        outputs are compared with those of ``D'X``; one would not do if the gradients of all outputs are parallel.
         """
-        weight = self.synapses.weight
-        if weight.device.type != "cpu":  # the numbers below would have to wait for the device
+        if gradient.device.type != "cpu":  # the numbers below would have to wait for the device
             return None
-        if self.d is None or weight.dim() > 2 or self.indices or 4 * self.x.shape[1] > 3 * len(weight):
+        if self.d is None or self.indices or self.synapses.weight.dim() > 2 or self.activity.each > 1:
             return None
         x, d = self.x[0], self.d[0]
-        row = self.step % len(weight)
-        made, now = d[:, row] @ x[:, : weight.shape[1]], weight.grad[row].to(self._dtype)
-        power = float(made @ made)
-        factor = float(made @ now) / power if power else 0.0
-        if not power or float((now - factor * made).norm()) > 1e-3 * abs(factor) * power**0.5:
+        if 4 * len(x) > 3 * self.out:
             return None
-        # Check that no other row was changed either: |D'X|^2 is the sum of all products of DD' and XX'.
-        whole = float(((d @ d.T) * (x @ x.T)).sum())
-        return factor if abs(squared_norm - factor**2 * whole) <= 1e-3 * squared_norm else None
+        generator = torch.Generator("cpu").manual_seed(self.step)
+        mixed = torch.randn(2, self.out, generator=generator, dtype=self._dtype, device="cpu")
+        made, now = mixed @ d.T @ x, mixed @ gradient[0]
+        power = float(made.square().sum())
+        factor = float((made * now).sum()) / power if power else 0.0
+        alike = power and float((now - factor * made).norm()) <= 1e-3 * abs(factor) * power**0.5
+        return factor if alike else None
 
     def _bounded(self, size: float, change: Tensor, usual: float) -> float:
         """The size of a step, reduced if it would change the layer's outputs by more than is allowed."""

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from sp import rules
-from sp.biology import NMDACoincidence, Synapses
+from sp.biology import Activity, NMDACoincidence, Synapses
 from sp.checks import check_integer, check_number
 from sp.optim.coincidence import (
     FLOOR,
+    PATCHES,
     REFERENCE_BATCH,
     SCALE_STEPS,
     WatchedLayer,
@@ -278,7 +279,10 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         weights = [(group, p) for group, members in groups for p in members if id(p) in squares]
         # All are taken before any weight moves, since the input of attention's last projection is recomputed.
         layers = [covered[id(p)] for _, p in weights]
-        activities = [synapses.take() for synapses in layers]
+        activities = [
+            synapses.take(PATCHES, int(self.state[p]["step"])) for (_, p), synapses in zip(weights, layers, strict=True)
+        ]
+        _agree_on_examples(layers, activities)
         largest, seen = largest_share(matrices, zip(layers, activities, strict=True)), 0
         for (group, p), synapses, activity in zip(weights, layers, activities, strict=True):
             if not squares[id(p)]:  # a zero gradient changes nothing and counts for nothing
@@ -374,6 +378,16 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
             return state, None, None
         inputs, _ = memories(synapses, self.group_of(synapses.weight))
         return self.state.get(synapses.weight, {}), synapses, inputs
+
+
+def _agree_on_examples(layers: list[Synapses], activities: list[Activity | None]) -> None:
+    """Give all layers the batch size of those that know which axis is the batch: a linear layer cannot tell time steps
+    that come first, or that were merged with the batch, from examples."""
+    pairs = [(s, activity) for s, activity in zip(layers, activities, strict=True) if activity is not None]
+    known = [activity.examples for synapses, activity in pairs if synapses.kind.batched]
+    for synapses, activity in pairs:
+        if known and not synapses.kind.batched:
+            activity.examples = min(known)
 
 
 def _squared_norms(members: list[Tensor]) -> Tensor:

@@ -37,7 +37,7 @@ def grow_outputs(layer: nn.Linear, out_features: int, optimizer: Optimizer, bias
     are supported if everything they hold for a parameter has its shape or is a number.
 
     The layer's gradients are cleared. If the model was wrapped before (``DistributedDataParallel``,
-    ``torch.compile``), it has to be wrapped again.
+    ``torch.compile``), it has to be wrapped again, and averaged copies of it (``AveragedModel``) have to be made again.
 
     Args:
         layer: a layer with or without a bias. Its weight must be a parameter of its own, not computed from others.
@@ -96,10 +96,17 @@ def _check(layer: nn.Linear, out_features: int, optimizer: Optimizer, bias: floa
         )
     if isinstance(layer.weight, DTensor):
         raise ValueError("layer must be whole, got one that fully_shard has sharded: grow it before sharding")
-    if not any(p is layer.weight for group in optimizer.param_groups for p in group["params"]):
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for name, p in layer.named_parameters(recurse=False):
+        if id(p) not in trained:
+            raise ValueError(
+                f"layer must be one that optimizer trains, got one whose {name} is in none of its parameter groups: "
+                "pass the optimizer that holds all of the layer"
+            )
+    if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError(
-            "layer must be one that optimizer trains, got one whose weight is in none of its parameter groups: pass "
-            "the optimizer that holds it"
+            "optimizer must hold one state for each parameter, got LBFGS, whose state is that of all together: grow "
+            "the layer by hand and make a new optimizer"
         )
     synapses = _synapses(optimizer, layer.weight)
     if synapses is not None and synapses.kind.indices:

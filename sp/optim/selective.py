@@ -302,7 +302,7 @@ def _single_tensor(
         # In float16 the default eps is zero, and an unused synapse would be moved by 0 / 0.
         eps = max(options["eps"], torch.finfo(w.dtype).tiny)
         scale = local(eligibility) + eps if options["base"] == "adam" else 1
-        local(w).sub_(rate * gate * mean_gradient / scale)
+        local(w).sub_(rate * (gate * mean_gradient / scale))  # in this order: float16 rounds small numbers coarsely
 
 
 def _multi_tensor(
