@@ -21,6 +21,7 @@ from sp.lab.runs import PLOTS, tuned
 from sp.lab.settings import STREAMS
 from sp.rivals import METHODS, TITLES
 
+_FOLDERS: list[Path] = []  # of the files read so far
 WITH_DEFAULTS = "coincidence"  # the method that is meant to run with its defaults
 
 
@@ -116,11 +117,23 @@ def named(text: str) -> Any:
         spec = importlib.util.spec_from_file_location(key, path)
         module = sys.modules[key] = importlib.util.module_from_spec(spec)
         if str(path.parent) not in sys.path:
+            _refuse_another_helper(path)
             sys.path.insert(0, str(path.parent))  # it may import modules beside it
+            _FOLDERS.append(path.parent)
         spec.loader.exec_module(module)
     if not hasattr(module, name):
         raise ValueError(f"{path} has no {name!r}{did_you_mean(name, dir(module))}")
     return getattr(module, name)
+
+
+def _refuse_another_helper(path: Path) -> None:
+    """Refuse a file if it would import the module of a file that was read before, instead of the one beside it."""
+    for beside in path.parent.glob("*.py"):
+        loaded = getattr(sys.modules.get(beside.stem), "__file__", None)
+        if loaded and Path(loaded).parent in _FOLDERS:
+            raise ValueError(
+                f"{path} may import {beside.name} beside it, but {loaded} has been imported under that name: rename one"
+            )
 
 
 def _titles(words: list[str]) -> dict[str, str]:

@@ -11,10 +11,15 @@ NAMES = {
     "selective": "SelectivePlasticityOptimizer",
     "sgd": "torch.optim.SGD",
 }
-COMPARISON = """{partial}from sp.lab import Stream, compare
+COMPARISON = """{partial}import torch
+
+from sp.lab import Stream, compare
 {own}
 runs = compare(
-    {{{method!r}: {rule}, "Adam": "adam"}},
+    {{
+        {method!r}: {rule},
+        "Adam": lambda model: torch.optim.Adam(model.parameters(), lr={adam_lr}),
+    }},
     Stream.split("digits", tasks=2),
     seeds=[{seed}],
     replay_capacity={replay_capacity},
@@ -43,11 +48,14 @@ def optimizer_code(optimizer: str, options: dict[str, Any], replay_capacity: int
     return "\n".join([*heads, "", *made])
 
 
-def comparison_code(method: str, name: str | None, options: dict[str, Any], replay_capacity: int, seed: int) -> str:
+def comparison_code(
+    method: str, name: str | None, options: dict[str, Any], replay_capacity: int, seed: int, adam_lr: float
+) -> str:
     """Python code that compares a method, titled ``method``, with Adam, as the learning panel does.
 
     Args:
         name: its name in `sp.rivals.METHODS`; None for a custom method. options: arguments of a custom method.
+        adam_lr: learning rate of Adam.
     """
     given = "".join(f", {option}={value!r}" for option, value in options.items())
     is_own = name is None
@@ -58,4 +66,5 @@ def comparison_code(method: str, name: str | None, options: dict[str, Any], repl
         rule=f"partial(own{given})" if is_own else repr(name),
         replay_capacity=replay_capacity,
         seed=seed,
+        adam_lr=adam_lr,
     )

@@ -11,6 +11,7 @@ import torch
 from ipywidgets import Dropdown
 
 from sp import rules
+from sp.checks import check_choice, check_integer
 from sp.explore.code import optimizer_code
 from sp.explore.learning import ADAM_RATES, PUBLISHED
 from sp.explore.panel import Answer, Panel
@@ -65,7 +66,10 @@ def gate_panel() -> Panel:
 
 def gate_answer(**choices: Any) -> Answer:
     """What the gate panel shows for these choices; see `DEFAULTS` for their names."""
+    for name in choices:
+        check_choice("choices", name, DEFAULTS)
     chosen = {**DEFAULTS, **choices}
+    check_integer("steps_into_b", chosen["steps_into_b"], 0, STEPS_OF_B)
     data = _measure(**chosen)
     gates = data[data.part == "synapse"].gate
     held = (gates < 0.5).mean()

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from ipywidgets import Dropdown, Widget
 
+from sp.checks import check_choice
 from sp.explore.code import NAMES, comparison_code, optimizer_code
 from sp.explore.panel import Answer, Panel
 from sp.explore.sliders import STEPS, retention_slider, sliders
@@ -107,6 +108,9 @@ def learning_answer(
 ) -> Answer:
     """What the learning panel finally shows for these choices; see `DEFAULTS` for their names."""
     rules = _rules(methods)
+    for name in choices:
+        check_choice("choices", name, DEFAULTS)
+    check_choice("method", choices.get("method", DEFAULTS["method"]), rules)
     method = choices.get("method", DEFAULTS["method"])
     chosen = {**DEFAULTS, "lr": _rate(rules, method), **choices}
     made = experiments(rules, **chosen)
@@ -153,7 +157,8 @@ def _code(rules: Mapping[str, str | Own], choices: dict) -> str:
     name = rules[method] if isinstance(rules[method], str) else None
     if name in NAMES:
         return optimizer_code(name, options, choices["replay_capacity"], choices["seed"])
-    return comparison_code(method, name, options, choices["replay_capacity"], choices["seed"])
+    replay = choices["replay_capacity"]
+    return comparison_code(method, name, options, replay, choices["seed"], ADAM_RATES[replay > 0])
 
 
 def _answer(seen: dict[str, watch.Observed], step: int, pending: str = "") -> Answer:
@@ -170,7 +175,7 @@ def _answer(seen: dict[str, watch.Observed], step: int, pending: str = "") -> An
     tables.append(gates.assign(quantity="gate", value=gates.gate, method=method))
     columns = ["method", "quantity", "training", "step", *layer, "row", "column", "value"]
     data = pd.concat(tables, ignore_index=True).reindex(columns=columns)
-    numbers = pd.DataFrame({name: _numbers(rows) for name, rows in curves.items()}).T.rename_axis("method")
+    numbers = pd.DataFrame({name: _numbers(rows, ended) for name, rows in curves.items()}).T.rename_axis("method")
     now = "; ".join(
         f"{name} has {rows.accuracy.iloc[-2]:.2f} on task A and {rows.accuracy.iloc[-1]:.2f} on task B"
         for name, rows in curves.items()
@@ -180,10 +185,13 @@ def _answer(seen: dict[str, watch.Observed], step: int, pending: str = "") -> An
     return Answer("learning", data, f"{when}: {now or 'nothing has been tested'}.", numbers, pending=pending)
 
 
-def _numbers(curve: pd.DataFrame) -> dict[str, str]:
+def _numbers(curve: pd.DataFrame, ended: list[int]) -> dict[str, str]:
+    """Accuracies after each task; empty until it has ended."""
     last = curve.groupby(["training", "task"]).accuracy.last()
     columns = {"A after A": (1, 1), "A after B": (2, 1), "B after B": (2, 2)}
-    return {name: f"{last[place]:.2f}" if place in last else "" for name, place in columns.items()}
+    return {
+        name: f"{last[place]:.2f}" if place[0] in ended and place in last else "" for name, place in columns.items()
+    }
 
 
 def _controls(rules: Mapping[str, str | Own]) -> dict[str, Widget]:

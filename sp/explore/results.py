@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import fields
+from numbers import Real
 from typing import Any
 
 import ipywidgets as widgets
@@ -185,7 +186,11 @@ def _labelled(rows: pd.DataFrame, axis: str) -> pd.DataFrame:
             differ.remove("replay_capacity")
         for index, row in group.iterrows():
             told = row[differ].dropna()
-            known = [f"{_readable(name)} {value:g}" for name, value in told.items() if not isinstance(value, str)]
+            known = [
+                f"{_readable(name)} {value:g}" if isinstance(value, Real) else f"{_readable(name)} {value}"
+                for name, value in told.items()
+                if not isinstance(value, str)
+            ]
             known += [value for value in told if isinstance(value, str)]
             brackets = f" ({', '.join(known)})" if known else ""
             labels[index] = (

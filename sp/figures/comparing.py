@@ -121,8 +121,9 @@ def _dot(ax: Axes, row: dict, place: float, **style) -> None:
 
 def _accuracy_axis(ax: Axes, rows: pd.DataFrame) -> tuple[float, float]:
     """Fit the horizontal axis to its intervals, at least `NARROWEST` wide; return its ends."""
-    # A single seed has a mean but no interval.
+    # A single seed has a mean but no interval, and a run that diverged may have neither.
     low, high = rows[["low", "mean"]].min(axis=None), rows[["high", "mean"]].max(axis=None)
+    low, high = (0.0, 1.0) if np.isnan(low) else (low, high)
     missing = max(0, NARROWEST - (high - low)) / 2
     margin = 0.06 * (high - low + 2 * missing)
     ends = low - missing - margin, high + missing + margin
@@ -226,7 +227,8 @@ def line_panels(
             # With a marker at every point, a long line would be all markers.
             every = None if len(line) <= 12 else -(-len(line) // 8)
             ax.plot(line[x], line["mean"], label=name, markevery=every, clip_on=False, **styles[name])
-            ends[name] = (line[x].iloc[-1], line["mean"].iloc[-1])
+            if len(line):
+                ends[name] = (line[x].iloc[-1], line["mean"].iloc[-1])
         ax.set(title=wrapped(title, fig, len(panels), numbers), ylabel=labels[1])
         for axis in log:
             ax.set(**{f"{axis}scale": "log"})

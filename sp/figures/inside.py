@@ -206,7 +206,7 @@ class LearningPicture:
         """Show another table with the same number of methods on the same axes; missing parts stay empty."""
         methods = list(dict.fromkeys(table.method))
         parts = dict(list(table.groupby("quantity", sort=False)))
-        styles, curves = line_styles(methods), parts["accuracy"]
+        styles, curves = line_styles(methods), table[table.quantity == "accuracy"]
         for (task, place), line in self._lines.items():
             rows = curves[(curves.task == task) & (curves.method == methods[place])]
             line.set(

@@ -21,6 +21,7 @@ PLOTS: dict[str, Callable[..., Figure]] = {}  # each called as plot(canvas, tabl
 
 INTERVAL = "Mean and 95 % bootstrap interval over seeds"
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+MORE_MARKERS = ("s", "^", "D", "v", "P", "X")  # of lines beyond the number of dashes
 LETTER = 3.6  # width of a letter in a label, in points
 
 
@@ -43,14 +44,20 @@ def marker_style(method: str, size: float) -> dict[str, Any]:
 
 
 def line_styles(names: Sequence[str], size: float = 3) -> dict[str, dict[str, Any]]:
-    """Colour, marker and dashes of each line; variants of a method differ in dashes, those with replay come last."""
+    """Colour, marker and dashes of each line; variants of a method differ in dashes, those with replay come last.
+
+    Where there are more of them than dashes, the others have another marker.
+    """
     order = sorted(names, key=lambda name: "replay" in name)
     looks = [look(name) for name in order]
     dashes = ["-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (7, 2))]
-    return {
-        name: {**marker_style(name, size), "linestyle": dashes[looks[:i].count(looks[i]) % len(dashes)]}
-        for i, name in enumerate(order)
-    }
+    styles = {}
+    for i, name in enumerate(order):
+        again, dash = divmod(looks[:i].count(looks[i]), len(dashes))
+        styles[name] = {**marker_style(name, size), "linestyle": dashes[dash]}
+        if again:
+            styles[name]["marker"] = MORE_MARKERS[(again - 1) % len(MORE_MARKERS)]
+    return styles
 
 
 def shades(names: Sequence[str], palette: str) -> dict[str, dict[str, Any]]:

@@ -151,7 +151,7 @@ def _drawn(path: Path, table: str, record: Record, formats: Sequence[str]) -> Fi
     """Draw the contents of a CSV, and write the figure, the CSV and the record."""
     if unknown := set(formats) - set(FORMATS):
         raise ValueError(f"formats must be some of {', '.join(FORMATS)}, got {', '.join(sorted(unknown))}")
-    read = pd.read_csv(io.StringIO(table))
+    read = _read(table)
     look = (record["width"], record["journal"], record.get("style"))
     fig = picture(record["kind"], read, record["options"], *look)
     about = json.dumps(record["provenance"], sort_keys=True)
@@ -192,7 +192,7 @@ def stored(name: str) -> tuple[Record, pd.DataFrame]:
         made = files.made_by(name)
         hint += f"; make it with  {made}" if made else ""
         raise FileNotFoundError(f"{root} has no figure {name!r} with a CSV and a JSON{hint}")
-    return known[1], pd.read_csv(io.StringIO(known[0]))
+    return known[1], _read(known[0])
 
 
 def seeds(table: pd.DataFrame) -> str:
@@ -236,6 +236,11 @@ def _file(path: Path, suffix: str) -> Path:
 
 def _csv(table: pd.DataFrame) -> str:
     return table.to_csv(index=False, float_format="%.6g")
+
+
+def _read(text: str) -> pd.DataFrame:
+    """The table in a CSV; methods may be called 0.1 or None."""
+    return pd.read_csv(io.StringIO(text), dtype={"method": str}, keep_default_na=False, na_values=[""])
 
 
 def _known(path: Path) -> tuple[str, Record] | None:

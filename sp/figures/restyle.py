@@ -25,7 +25,9 @@ def restyled(
     """
     if not style:
         return table, options, {}
-    known = list(dict.fromkeys(table.get("method", ())))
+    if "method" not in table:
+        raise ValueError(f"this figure has no methods to restyle; its table has {', '.join(map(str, table.columns))}")
+    known = list(dict.fromkeys(table.method))
     for word, chosen in style.items():
         check_choice("style", word, ("only", "names", "colours"))
         for method in chosen:

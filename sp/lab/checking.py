@@ -3,6 +3,7 @@
 import inspect
 import pickle
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,12 +19,13 @@ from sp.replay import ReplayBuffer
 from sp.rivals import ReplaySource, make_learner
 
 
-def check(tried: dict[str, list[Experiment]], device: str, sent: bool) -> None:
+def check(tried: dict[str, list[Experiment]], device: str, sent: bool, tuned: bool) -> None:
     """Build everything once and take one step with whatever is user-supplied; an error says what cannot run.
 
     Args:
         tried: title -> the experiments of that method, which differ in their options.
         device: device to train on. sent: whether runs are sent to other processes.
+        tuned: whether there are also runs on held-out training data.
     """
     try:
         torch.zeros(1, device=device)
@@ -31,9 +33,11 @@ def check(tried: dict[str, list[Experiment]], device: str, sent: bool) -> None:
         raise ValueError(f"device {device!r} cannot be used ({error}): give 'cpu'") from error
     one = next(iter(tried.values()))[0]
     stream = stream_of(one)
+    learnt = [*stream.tasks, *(stream_of(replace(one, evaluation="validation")).tasks if tuned else ())]
+    sizes = [len(task.train()[1]) for task in learnt]
     x, y = (column[:2] for column in stream.tasks[0].train())
     with torch.random.fork_rng(devices=[]):
-        _check_network(one, stream, x, y)
+        _check_network(one, stream, x, y, sizes)
         usual = "loss" not in one.own and not stream.numbers and y.dim() == 1
         for title, experiments in tried.items():
             for experiment in experiments:
@@ -57,7 +61,7 @@ def _check_sending(own: Own) -> None:
         ) from error
 
 
-def _check_network(experiment: Experiment, stream: Tasks, x: Tensor, y: Tensor) -> None:
+def _check_network(experiment: Experiment, stream: Tasks, x: Tensor, y: Tensor, sizes: list[int]) -> None:
     own = experiment.own.get("model")
     if own is None:
         if not x.is_floating_point():
@@ -88,8 +92,8 @@ def _check_network(experiment: Experiment, stream: Tasks, x: Tensor, y: Tensor) 
         )
     try:
         model(x[:1])
-    except Exception as error:  # only now count the batches, because that needs all the data
-        if any(len(task.train()[1]) % experiment.batch_size == 1 for task in stream.tasks):
+    except Exception as error:
+        if any(size % experiment.batch_size == 1 for size in sizes):
             raise ValueError(
                 f"network cannot take a batch of one example, and batch_size {experiment.batch_size} leaves one at the "
                 f"end of a task: give another batch_size ({error})"

@@ -16,7 +16,7 @@ from sp.checks import check_choice
 from sp.lab import tables
 from sp.lab.checking import check
 from sp.lab.choices import grid
-from sp.lab.experiment import Experiment, stream_of
+from sp.lab.experiment import Experiment
 from sp.lab.ledger import Ledger, opened
 from sp.lab.methods import Method, titled
 from sp.lab.networks import MODELS, WIDTHS
@@ -100,7 +100,7 @@ def compare(
         choices["curve_points"] = POINTS_ONLINE
     base = {title: Experiment(optimizer=method, seed=seeds[0], **choices) for title, method in titles.items()}
     tried = _tried(base, tune)
-    check(tried, device, sent=workers != 1 or cluster is not None)
+    check(tried, device, sent=workers != 1 or cluster is not None, tuned=bool(tune))
 
     tuning = [
         replace(one, seed=seed, evaluation="validation", curve_points=0)
@@ -108,8 +108,6 @@ def compare(
         for one in tried[title]
         for seed in TUNING_SEEDS
     ]
-    for one in tuning[:1]:
-        stream_of(one)  # fails now if there is too little held-out data
     ledger = ledger or opened()
     _warn_of_what_is_not_kept(base.values())
 

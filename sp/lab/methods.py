@@ -45,12 +45,18 @@ def titled(methods: Mapping[str, Method] | Iterable[str]) -> dict[str, str | Own
             f"methods must be a dict of titles and methods, or a list of names, got {methods!r}: a single method is "
             "{'its title': method}"
         )
+    if isinstance(methods, set | frozenset):
+        raise TypeError(
+            "methods must be in an order, since the first is the baseline, got a set: give a list or a dict"
+        )
     if not isinstance(methods, Mapping):
         methods, given = {}, methods
         for method in given:
             if (title := _title(method)) in methods:
                 raise ValueError(f"methods has two methods with the title {title!r}: give a dict of titles and methods")
             methods[title] = method
+    if "" in methods:
+        raise ValueError("the title of a method must not be empty: tables and figures name it")
     if no_text := [title for title in methods if not isinstance(title, str)]:
         raise TypeError(f"the title of a method must be text, got {no_text[0]!r}: write {str(no_text[0])!r}")
     return {title: _resolved(title, method) for title, method in methods.items()}

@@ -20,6 +20,7 @@ TARGETS = ("classes", "numbers")
 HELD_OUT = 5  # methods are tuned on one training row in this many
 OWN_SETTINGS = {"hidden": (100, 100), "batch_size": 32, "epochs": 5}
 NAMES = ("x", "y", "x_test", "y_test")
+MANY = 100  # most outputs per class that occurs, unless a number of outputs is given
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,12 +235,15 @@ def _array(name: str, value: Any) -> np.ndarray:
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         value = (value.float() if value.is_floating_point() else value).numpy()
+    if np.ma.is_masked(value):
+        raise ValueError(f"{name} has masked values: leave such rows out, or fill them")
     try:
         array = np.asarray(value)
     except ValueError as error:
         raise ValueError(f"{name} must be an array whose rows all have the same shape ({error})") from error
     if array.dtype.kind not in "fiub":
-        raise TypeError(f"{name} must hold numbers, got an array of type {array.dtype}: turn text into whole numbers")
+        advice = "turn text into whole numbers" if array.dtype.kind in "US" else "give all of it one type of numbers"
+        raise TypeError(f"{name} must hold real numbers, got an array of type {array.dtype}: {advice}")
     if array.dtype.kind == "f":
         with np.errstate(over="ignore"):
             cast = array.astype(np.float32)
@@ -248,6 +252,8 @@ def _array(name: str, value: Any) -> np.ndarray:
             at, got = ", ".join(map(str, wrong[0])), array[tuple(wrong[0])]
             raise ValueError(f"{name} must be finite in float32, got {got} at [{at}]: leave such rows out")
         return cast
+    if array.size and array.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{name} must hold whole numbers below 2**63, got {array.max()}: give floats")
     return array.astype(np.int64)
 
 
@@ -270,6 +276,13 @@ def _outputs(targets: list[np.ndarray], target: str, outputs: int | None) -> int
     if outputs is not None and (outputs < needed or (target == "numbers" and outputs != needed)):
         must, what = ("", f"{needed} columns") if target == "numbers" else ("at least ", f"class {needed - 1}")
         raise ValueError(f"outputs must be {must}{needed}, because y has {what}, got {outputs}")
+    if outputs is None and target != "numbers":
+        classes = len(np.unique(np.concatenate([y.ravel() for y in targets])))
+        if needed > MANY * classes:
+            raise ValueError(
+                f"y has {classes} classes with numbers up to {needed - 1}, and a network has an output for each "
+                f"number: number them from 0, or give outputs={needed}"
+            )
     return outputs or needed
 
 

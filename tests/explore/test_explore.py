@@ -173,8 +173,31 @@ def test_learning_answers_for_two_methods_with_one_seed_and_is_kept(tmp_path):
     early = learning.learning_answer(ledger, step=120)
     assert {path: path.stat().st_size for path in tmp_path.iterdir()} == before  # nothing was trained again
     assert early.data.step.max() <= 120 and set(early.data[early.data.quantity == "gate"].task) == {1}
+    assert early.table["A after A"].all() and not early.table["A after B"].any()  # B has not ended yet
+    for step in (0, 8):  # before anything has been tested
+        begun = learning.learning_answer(ledger, step=step)
+        assert "nothing has been tested" in begun.text and not begun.table.any(axis=None)
+        figures.picture(begun.kind, begun.data, {})
+    for wrong, message in (
+        ({"retntion": 1.0}, "choices must be one of .*did you mean 'retention'"),
+        ({"method": "foo"}, "method must be one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            learning.learning_answer(ledger, **wrong)
     methods = learning.experiments(learning.RULES, **{**learning.DEFAULTS, "seed": 3, "replay_capacity": 50})
     assert {e.seed for e in methods.values()} == {3} and {e.replay_capacity for e in methods.values()} == {50}
+
+
+def test_the_code_for_a_comparison_does_what_the_panel_shows(tmp_path, monkeypatch):
+    monkeypatch.setenv("SP_STORE", str(tmp_path))
+    rules, choices = learning._rules({"EWC": "ewc"}), {**learning.DEFAULTS, "method": "EWC", "replay_capacity": 100}
+    names = {}
+    exec(learning._code(rules, choices), names)
+    shown = learning.learning_answer(Ledger(tmp_path), {"EWC": "ewc"}, method="EWC", replay_capacity=100).table
+    for method in ("EWC", "Adam"):
+        assert [f"{value:.2f}" for value in names["runs"].matrix(method)[-1]] == [
+            *shown.loc[method, ["A after B", "B after B"]]
+        ]
 
 
 def shown_by(panel):
@@ -260,7 +283,7 @@ def test_ones_own_rule_stands_in_the_list(tmp_path, monkeypatch):
     exec(panel._texts["Code"].split("runs =")[0], names)
     assert "'Mine': partial(own, lr=0.05)" in panel._texts["Code"] and names["own"] is ...
     panel.controls["method"].value = "EWC"
-    assert panel.wait(120) and panel._error.value == "" and "{'EWC': 'ewc', \"Adam\": \"adam\"}" in panel._texts["Code"]
+    assert panel.wait(120) and panel._error.value == "" and "'EWC': 'ewc'," in panel._texts["Code"]
     panel.controls["method"].value = "fixed"
     assert panel.controls["lr"].layout.display == "none"
     with pytest.raises(ValueError, match="titles that the panel does not use itself, got 'Adam'"):
@@ -302,6 +325,14 @@ def test_results_are_grouped_by_what_differs_and_by_an_axis(tmp_path):
     assert panel.wait(30) and panel._error.value == "" and panel.controls["methods"].value == ("SGD",)
     panel.reset()
     assert panel.wait(30) and panel._error.value == "" and len(panel.controls["methods"].value) == 3
+
+
+def test_variants_may_differ_in_options_that_are_no_numbers(tmp_path):
+    ledger = Ledger(tmp_path)
+    for betas in ((0.9, 0.99), (0.9, 0.999)):
+        ledger.put(run(Experiment(optimizer="adam", options={"betas": betas}, **FAST)))
+    labels = results.labels(results.finished_runs(ledger))
+    assert set(labels) == {"Adam (betas (0.9, 0.99))", "Adam (betas (0.9, 0.999))"}
 
 
 def test_own_methods_with_one_title_are_told_apart(tmp_path):

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from sp import figures
-from sp.figures import comparing, inside
+from sp.figures import comparing, inside, kit
 from sp.lab import metrics
 
 matplotlib.use("agg")
@@ -48,6 +48,20 @@ def test_variants_of_a_method_share_its_colour_and_marker_and_differ_in_dashes()
     assert (first.get_color(), first.get_marker()) == (second.get_color(), second.get_marker())
     assert first.get_linestyle() == third.get_linestyle() != second.get_linestyle()
     assert second.get_markerfacecolor() == "white" != first.get_markerfacecolor()
+
+
+def test_any_number_of_other_methods_is_told_apart():
+    styles = kit.line_styles(list("abcdefghijklm"))
+    assert len({(style["marker"], style["linestyle"]) for style in styles.values()}) == 13
+
+
+def test_a_method_without_values_leaves_the_others_to_be_seen():
+    table = pd.DataFrame({"method": ["a", "a", "b", "b"], "x": [1, 2, 1, 2], "y": [0.1, 0.2, np.nan, np.nan]})
+    fig = comparing.line_panels(canvas, table, "x", {"y": ""}, ("x", "y"))
+    assert [line.get_ydata().tolist() for line in fig.axes[0].get_lines()] == [[0.1, 0.2], []]
+    rows = pd.DataFrame({"method": ["a", "b"], "metric": "m", "mean": np.nan, "low": np.nan, "high": np.nan})
+    fig = comparing.interval_plot(canvas, rows, {"m": ""}, "m")
+    assert [tick.get_text() for tick in fig.axes[0].get_yticklabels()] == ["a", "b"]
 
 
 def test_lines_show_the_mean_and_the_interval_of_sp_metrics_or_those_of_the_table():

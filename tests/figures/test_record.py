@@ -85,6 +85,13 @@ def test_a_figure_leaves_with_its_table_and_record_and_is_drawn_again_as_the_sam
         assert contents(folder) == first
 
 
+def test_methods_may_be_called_like_numbers_or_like_what_is_missing(folder):
+    table = TABLE.replace({"method": {"Adam": "0.1", "Adam + replay": "None"}})
+    fig = figures.draw("interval_plot", "plot", table, formats=["png"], **WORDS, **OPTIONS)
+    for one in (fig, figures.redraw("plot", formats=["png"])):
+        assert [text.get_text() for text in one.axes[0].get_yticklabels()] == ["0.1", "None"]
+
+
 WITHOUT_TORCH = """
 import importlib.machinery, sys
 
@@ -158,6 +165,9 @@ def test_a_style_of_one_s_own_is_recorded_and_drawn_again(folder):
     ):
         with pytest.raises(ValueError, match=message):
             figures.redraw("plot", style=wrong, formats=["png"])
+    lines = {"x": "step", "panels": {"value": ""}, "labels": ["", ""], "hue": "optimizer"}
+    with pytest.raises(ValueError, match="has no methods to restyle; its table has optimizer, step, value"):
+        figures.picture("line_panels", pd.DataFrame(columns=["optimizer", "step", "value"]), lines, style={"only": [1]})
     with pytest.raises(ValueError, match="width must be 'column', 'page', or 1 to 20 inches, got 400"):
         figures.redraw("plot", width=400, formats=["png"])
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -331,6 +332,8 @@ def fails(model):
         (None, {"methods": ["adam", "adam"]}, "two methods with the title 'Adam': give a dict of titles"),
         (None, {"methods": lion}, "methods must be a dict of titles .*got <function lion.*: a single method is"),
         (None, {"methods": {1: lion}}, "the title of a method must be text, got 1: write '1'"),
+        (None, {"methods": {"": lion}}, "the title of a method must not be empty"),
+        (None, {"methods": {"adam", "sgd"}}, "methods must be in an order, since the first is the baseline, got a set"),
         ("adm", {}, "method must be one of .*, got 'adm': did you mean 'adam'"),
         (3, {}, "method 'M' must be a name or a callable that takes a network"),
         ("agem", {}, "give replay_capacity >= 1"),
@@ -366,6 +369,16 @@ def fails(model):
             lion,
             {"network": with_batch_norm, "batch_size": 79},
             "cannot take a batch of one example, and batch_size 79 leaves one at the end of a task",
+        ),
+        (
+            "adam",
+            {
+                "network": lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)),
+                "stream": Stream.from_arrays([(np.eye(3)[[0, 1] * 20], [0, 1] * 20, np.eye(3)[:2], [0, 1])]),
+                "batch_size": 31,  # leaves one of the 32 examples that are not held out
+                "tune": {"M": {"lr": [1e-3, 1e-2]}},
+            },
+            "cannot take a batch of one example, and batch_size 31 leaves one at the end of a task",
         ),
     ],
 )
@@ -482,7 +495,13 @@ def test_the_same_from_the_shell(tmp_path, monkeypatch, capsys):
     assert set(pd.read_csv("convolutional.csv").hidden) == {"2-3-4"}
     usual = "compare --method adam --stream split2 --network recurrent --epochs 1 --seeds 1 --csv recurrent.csv"
     assert main(usual.split()) == 0 and set(pd.read_csv("recurrent.csv").hidden) == {64}
+    for folder in ("old", "new"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "rates.py").write_text("")
+        (tmp_path / folder / f"{folder}.py").write_text(f"import rates\n{LION}")
     capsys.readouterr()
+    assert main(["compare", "--method", "old/old.py:lion", "--method", "new/new.py:lion"]) == 2
+    assert "rates.py has been imported under that name: rename one" in capsys.readouterr().err
     for wrong, message in {
         "mine.py:lino": "has no 'lino': did you mean 'lion'?",
         "nowhere.py:lion": "nowhere.py does not exist",
