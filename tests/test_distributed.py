@@ -9,6 +9,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from sp import NMDACoincidence
 from tests.test_conformance import MAKERS, selective
 
 STEPS, BATCH = 24, 8
@@ -44,6 +45,7 @@ def work(rank, folder):
 
 
 def train_all(rank, folder):
+    torch.save(patches((slice(2), slice(2, None))[rank]).presynaptic, f"{folder}/patches {rank}.pt")
     half = slice(rank * BATCH // 2, (rank + 1) * BATCH // 2)
     for kind, make in KINDS.items():
         model = network()
@@ -61,6 +63,17 @@ def train_all(rank, folder):
         assert all(isinstance(p, DTensor) for p in model.parameters())
         found |= {name: value.full_tensor() for name, value in model.state_dict().items()}
         torch.save(found, f"{folder}/shard {kind} {rank}.pt")
+
+
+def patches(part):
+    """Patches drawn from images of which the first two are bright, by a process that has a part of them."""
+    torch.manual_seed(0)
+    images = 0.1 * torch.rand(64, 1, 12, 12)
+    images[:2] += 1
+    model = nn.Conv2d(1, 4, 3)
+    watcher = NMDACoincidence(model)
+    model(images[part]).square().mean().backward()
+    return watcher.synapses[0].take(256, 0)
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +100,10 @@ def test_two_processes_end_with_the_weights_of_one(folder, form, kind):
         assert diagnostics[0]["gate_mean"] == pytest.approx(diagnostics[1]["gate_mean"], rel=1e-4)
         for name, value in found.items():
             torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-8)
+
+
+def test_patches_weigh_the_same_whichever_process_has_them(folder):
+    found = [torch.load(folder / f"patches {rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert torch.equal(*found) and 256 <= found[0].shape[1] < 300
+    length = patches(slice(None)).presynaptic.square().sum(-1).mean()
+    assert found[0].square().sum(-1).mean() == pytest.approx(float(length), rel=0.05)

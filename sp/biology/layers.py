@@ -78,7 +78,6 @@ class Convolution(Kind):
     """``nn.Conv1d`` to ``nn.Conv3d``, grouped or not: one row per patch."""
 
     places = True
-    batched = True
 
     def __init__(self, module: nn.Module):
         alone = module.weight.dim() - 1
@@ -157,19 +156,19 @@ class Recurrent(Kind):
         packed = isinstance(x, nn.utils.rnn.PackedSequence)
         # A network that gives one output for a whole sequence may use only the last state.
         last = output[1] if isinstance(output[1], tuple) else (output[1],)
-        # The hook on the output must not hold its graph, which holds the hook.
-        y = output[0]._replace(data=output[0].data.detach()) if packed else output[0].detach()
-        return (x, y, first), (output[0].data if packed else output[0], *last)
+        if self.hidden:  # a copy of the states, since the network may change them in place
+            x = output[0]._replace(data=output[0].data.detach().clone()) if packed else output[0].detach().clone()
+        return (x, first), (output[0].data if packed else output[0], *last)
 
     def sides(self, module: nn.Module, kept: Any, errors: Tensor) -> Sides:
-        x, y, first = kept
+        seen, first = kept
         lengths = None
-        if isinstance(x, nn.utils.rnn.PackedSequence):
-            (x, lengths), (y, _) = (nn.utils.rnn.pad_packed_sequence(t, batch_first=True) for t in (x, y))
+        if isinstance(seen, nn.utils.rnn.PackedSequence):
+            seen, lengths = nn.utils.rnn.pad_packed_sequence(seen, batch_first=True)
         batch = 0 if module.batch_first or lengths is not None else 1
-        x, y = (t.detach()[None] if t.dim() == 2 else t.detach().movedim(batch, 0) for t in (x, y))
+        x = seen.detach()[None] if seen.dim() == 2 else seen.detach().movedim(batch, 0)
         if self.hidden:
-            width = module.hidden_size
+            y, width = x, module.hidden_size
             y = y[..., width:] if self.backwards else y[..., :width]
             start = y.new_zeros(len(y), 1, width)
             if first is not None:

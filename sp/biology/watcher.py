@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from sp.biology.hooks import Hooked, weakly
-from sp.biology.layers import Kind, watchable
+from sp.biology.layers import Kind, Sides, watchable
 
 
 @dataclass
@@ -138,7 +138,7 @@ class Synapses:
         change = change.to(self.weight.dtype)
         of_weight = change if self.bias is None else change[..., :-1]
         self.weight.sub_(self.kind.unmatrix(of_weight, self.weight.shape), alpha=size)
-        if bias and self.bias is not None and self.bias.grad is not None:
+        if bias and self.bias is not None and self.bias.grad is not None and self.bias.requires_grad:
             self.bias.sub_(change[..., -1].reshape(self.bias.shape), alpha=size)
 
     def record(self, use: Pass) -> None:
@@ -146,17 +146,19 @@ class Synapses:
         gradient = self.weight.grad
         if self.passes and (gradient is None or self.seen_gradient() is not gradient or not gradient.any()):
             self.passes = []  # the gradient that they made was cleared
-        self.arrived = [other for other in self.arrived if other.inner == use.inner] + [use]
+        self.arrived = [other for other in self.arrived if other.backward == use.backward] + [use]
 
     def gradient_made(self, weight: Tensor) -> None:
         """A gradient reached the weight. The errors of the same backward pass made it, and nothing else."""
         gradient = weight.grad
-        if self.seen_gradient() is not gradient:
+        now = [use for use in self.arrived if use.inner == backward_pass()]
+        # If there are errors, `record` has checked this, before a gradient was added to another.
+        if not now and self.seen_gradient() is not gradient:
             self.passes = []
-        for use in self.arrived:
-            if use.inner == backward_pass():
-                self._add(use)
-        self.arrived, self.seen_gradient = [], weakref.ref(gradient)
+        for use in now:
+            self._add(use)
+        self.arrived = [use for use in self.arrived if use.inner != backward_pass()]
+        self.seen_gradient = weakref.ref(gradient)
 
     def _add(self, use: Pass) -> None:
         """Add a pass. The errors of several backward passes through the same call add up, as gradients do."""
@@ -164,6 +166,7 @@ class Synapses:
             if other.call is use.call:
                 if self.kind.errors:
                     other.errors = other.errors + use.errors
+                other.readout = other.readout and use.readout
                 return
         self.passes.append(use)
 
@@ -178,7 +181,8 @@ class Synapses:
                 f"coincidence: {self.name!r} has a gradient, but no forward pass of its layer in training mode was "
                 "recorded, so it stays as it is: call model.train() before the forward pass, and make the watcher "
                 "before it. A weight that is used without calling its layer, as in F.linear(x, layer.weight), cannot "
-                "be watched, nor a gradient that backward() did not put there.",
+                "be watched, nor a gradient that no error at the layer's output made, as that of a gradient penalty in "
+                "a backward pass of its own.",
                 stacklevel=2,
             )
             self.warned = True
@@ -187,45 +191,58 @@ class Synapses:
         """Return the activity recorded since the last call and forget it; None if there was none.
 
         Args:
-            most: if examples have several rows, such as patches or time steps, take about this many of them, drawn at
-                random with this seed. Indices are always taken whole.
+            most: if examples have several rows, such as patches or time steps, take about this many of them, of all
+                processes together, drawn at random with this seed. Indices are always taken whole.
         """
         passes, self.passes = self.passes, []
         alive = [use for use in passes if use.call.module() is not None and use.errors.numel()]
-        activity = self._activity(alive, most, seed) if alive else None
+        with torch.no_grad():
+            sides = [self.kind.sides(use.call.module(), use.call.kept, use.errors.detach()) for use in alive]
         for use in passes:
             use.call.kept = None  # the call itself lives as long as the graph of a loss that somebody holds
-        if self.synchronise and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            return _gathered(activity, self)
-        return activity
-
-    @torch.no_grad()
-    def _activity(self, passes: list[Pass], most: int | None, seed: int) -> Activity:
-        kind = self.kind
-        inputs, errors, sizes = zip(
-            *(kind.sides(use.call.module(), use.call.kept, use.errors.detach()) for use in passes), strict=True
-        )
-        # Batches of several backward passes add up; a layer used twice in one pass still saw each example once.
-        examples: dict[int, int] = {}
-        for use, size in zip(passes, sizes, strict=True):
-            examples[use.backward] = max(examples.get(use.backward, 0), size)
-        terms = {use.backward: use.terms for use in passes}
-        counts = [math.prod(x.shape[: kind.axes]) for x in inputs]
+        counts = [math.prod(x.shape[: self.kind.axes]) for x, _, _ in sides]
+        rows, examples = sum(counts), _examples(alive, [size for _, _, size in sides])
+        shared = self.synchronise and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         stride = 1
-        if most is not None and not kind.indices and sum(counts) > sum(examples.values()):
-            stride = max(1, sum(counts) // most)
-        chosen = [_drawn(count, stride, seed, x.device) for count, x in zip(counts, inputs, strict=True)]
-        presynaptic = _joined([kind.rows(x, numbers) for x, numbers in zip(inputs, chosen, strict=True)])
+        if most is not None and not self.kind.indices:
+            rows_of_all, examples_of_all = _summed(rows, examples, self.weight.device) if shared else (rows, examples)
+            stride = max(1, rows_of_all // most) if rows_of_all > examples_of_all else 1
+        activity = None
+        if alive:
+            chosen = [_drawn(count, stride, seed, x.device) for count, (x, _, _) in zip(counts, sides, strict=True)]
+            terms = {use.backward: use.terms for use in alive}
+            readout = all(use.readout for use in alive)
+            activity = Activity(*self._rows(sides, chosen), rows, examples, sum(terms.values()), readout)
+        return _gathered(activity, self) if shared else activity
+
+    def _rows(self, sides: list[Sides], chosen: list[Tensor | None]) -> tuple[Tensor, Tensor | None]:
+        """The chosen inputs, with a column of ones if there is a bias, and their errors if they can be seen."""
+        kind, dtype = self.kind, self.weight.dtype
+        pairs = list(zip(sides, chosen, strict=True))
+        presynaptic = _joined([kind.rows(x, numbers) for (x, _, _), numbers in pairs])
         if not kind.indices:
-            presynaptic = presynaptic.to(self.weight.dtype)
+            presynaptic = presynaptic.to(dtype)
             if self.bias is not None:
                 presynaptic = F.pad(presynaptic, (0, 1), value=1.0)
-        postsynaptic = None
-        if kind.errors:
-            postsynaptic = _joined([kind.rows(d, numbers) for d, numbers in zip(errors, chosen, strict=True)])
-            postsynaptic = postsynaptic.to(self.weight.dtype)
-        readout = all(use.readout for use in passes)
-        return Activity(presynaptic, postsynaptic, sum(counts), sum(examples.values()), sum(terms.values()), readout)
+        if not kind.errors:
+            return presynaptic, None
+        return presynaptic, _joined([kind.rows(d, numbers) for (_, d, _), numbers in pairs]).to(dtype)
+
+
+def _examples(passes: list[Pass], sizes: list[int]) -> int:
+    """Number of examples in passes with these batch sizes. Batches of several backward passes add up; a layer used
+    twice in one pass still saw each example once."""
+    examples: dict[int, int] = {}
+    for use, size in zip(passes, sizes, strict=True):
+        examples[use.backward] = max(examples.get(use.backward, 0), size)
+    return sum(examples.values())
+
+
+def _summed(rows: int, examples: int, device: torch.device) -> list[int]:
+    """The sums of both over all processes."""
+    numbers = torch.tensor([rows, examples], device=device)
+    dist.all_reduce(numbers)
+    return numbers.tolist()
 
 
 def _drawn(count: int, stride: int, seed: int, device: torch.device) -> Tensor | None:
@@ -327,7 +344,9 @@ class NMDACoincidence(Hooked):
                 continue
             elif synapses.bias is not bias:
                 synapses.bias = None  # tied weights with separate biases, which follow the diagonal rule
-            handles.append(module.register_forward_hook(_Hook(self, synapses, kind, module), with_kwargs=True))
+            hook = _Hook(self, synapses, kind, module)
+            # First, since another hook may replace the output.
+            handles.append(module.register_forward_hook(hook, prepend=True, with_kwargs=True))
             # This only shows `torch.compile` that this instance differs from others of its class, whose compiled code
             # would leave out the hook.
             module.forward = module.forward

@@ -174,7 +174,10 @@ class PlasticityOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        groups = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
+        groups = [
+            (group, [p for p in group["params"] if p.grad is not None and p.requires_grad])
+            for group in self.param_groups
+        ]
         self._refuse([p for _, parameters in groups for p in parameters])
         filled = [(group, [p for p in parameters if p.numel() > 0]) for group, parameters in groups]
         with_gradient = [p for _, parameters in filled for p in parameters]

@@ -51,13 +51,14 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         S <- mean of D'D            Q ~ (I + c S / mean(diag S))^-1         postsynaptic scaling: a running mean
         W <- W - k lr / (sqrt(n) T) y r (m / v)^1.25 Q G P
 
-    y is the root mean square of the layer's outputs, n is the number of watched matrices, and B is the number of terms
-    of the loss. T is 1 if the layer sees one input for each term, else the number of time steps, or the root of the
-    number of patches. The gain k is the number of outputs, from 3 to 100 in the readout, which the error reaches first,
-    and at most 10 in other layers: the curvature of a softmax over k outputs is about 1 / k. In a deep network (n is
-    more than 3, or layers see several inputs per example, such as patches or time steps), the readout's step also grows
-    with m / v, as it would otherwise learn too slowly from very similar inputs: up to twice its length, or, in networks
-    with layers that see several time steps, until ``1 / sqrt(n)`` has become 1.5. A batch of b examples counts
+    y is the root mean square of the layer's outputs (at least ``sqrt(m / 3 d)`` for d inputs, that of a layer as
+    PyTorch initialises it; at least 1 for an embedding), n is the number of watched matrices, and B is the number of
+    terms of the loss. T is 1 if the layer sees one input for each term, else the number of time steps, or the root of
+    the number of patches. The gain k is the number of outputs, from 3 to 100 in the readout, which the error reaches
+    first, and at most 10 in other layers: the curvature of a softmax over k outputs is about 1 / k. In a deep network
+    (n is more than 3, or layers see several inputs per example, such as patches or time steps), the readout's step also
+    grows with m / v, as it would otherwise learn too slowly from very similar inputs: up to twice its length, or, in
+    networks with layers that see several time steps, until ``1 / sqrt(n)`` has become 1.5. A batch of b examples counts
     ``sqrt(b / 128)`` times as much as one of 128, in A and in the step.
 
     All layers follow this one rule. A synapse moves only along what is new in its input. v is in A because differences
@@ -82,11 +83,11 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
             never decays. On endless streams, a shorter horizon keeps less of the old and stays more plastic.
         rank: coincidence form: how many combinations of its inputs a layer's memory keeps, >= 1. A layer with no more
             inputs than that remembers exactly. None means 128 in layers with more than 1,024 inputs; all others
-            remember exactly, which takes more time and space.
+            remember exactly, which takes more time and space. A bias counts as an input.
         refresh_every: coincidence form: steps between updates of P (Q), >= 1; None means one per 80 inputs (outputs).
         equalisation: coincidence form: c >= 0; 0 leaves Q out.
-        response_bound: coincidence form: largest change of a layer's outputs in one step, relative to the outputs, > 0;
-            None means no bound.
+        response_bound: coincidence form: largest change of a layer's outputs in one step, in units of y, > 0; None
+            means no bound.
         memory_strength: deprecated name of ``1 / retention``, accepted with a warning.
         absorber: largest gradient norm in units of its running mean, >= 1. Like ``threshold_quantile`` and
             ``warmup_steps``, it applies to all groups together and cannot differ for one of them.
@@ -282,7 +283,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         activities = [
             synapses.take(PATCHES, int(self.state[p]["step"])) for (_, p), synapses in zip(weights, layers, strict=True)
         ]
-        _agree_on_examples(layers, activities)
+        _agree_on_batch(layers, activities)
         largest, seen = largest_share(matrices, zip(layers, activities, strict=True)), 0
         for (group, p), synapses, activity in zip(weights, layers, activities, strict=True):
             if not squares[id(p)]:  # a zero gradient changes nothing and counts for nothing
@@ -380,14 +381,19 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         return self.state.get(synapses.weight, {}), synapses, inputs
 
 
-def _agree_on_examples(layers: list[Synapses], activities: list[Activity | None]) -> None:
-    """Give all layers the batch size of those that know which axis is the batch: a linear layer cannot tell time steps
-    that come first, or that were merged with the batch, from examples."""
-    pairs = [(s, activity) for s, activity in zip(layers, activities, strict=True) if activity is not None]
-    known = [activity.examples for synapses, activity in pairs if synapses.kind.batched]
-    for synapses, activity in pairs:
-        if known and not synapses.kind.batched:
-            activity.examples = min(known)
+def _agree_on_batch(layers: list[Synapses], activities: list[Activity | None]) -> None:
+    """Give all layers one number of terms, and one batch size if a layer knows which axis of its input is the batch.
+
+    A layer that was not reached in every backward pass, or in every process, has seen too few terms. A linear layer
+    cannot tell time steps that come first, or that were merged with the batch, from examples.
+    """
+    pairs = [(synapses.kind, seen) for synapses, seen in zip(layers, activities, strict=True) if seen is not None]
+    terms = max((seen.terms for _, seen in pairs), default=0)
+    known = {seen.examples for kind, seen in pairs if kind.batched}
+    for _, seen in pairs:
+        seen.terms = terms
+        if known and seen.examples not in known:
+            seen.examples = max(known)
 
 
 def _squared_norms(members: list[Tensor]) -> Tensor:
