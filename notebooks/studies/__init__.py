@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -142,6 +143,18 @@ def equal_features(inputs: int, hidden: tuple[int, int], outputs: int = 10) -> i
     The projection, its offsets and the readout are counted, like the perceptron's weights and biases.
     """
     return round(mlp_size(inputs, hidden, outputs) / (inputs + 1 + outputs))
+
+
+def equal_memory(inputs: int, hidden: tuple[int, int], outputs: int = 10) -> int:
+    """Number of random features for which ridge regression keeps as many bytes as coincidence does in a perceptron.
+
+    Coincidence keeps 16 bytes for each pair of a layer's inputs and 8 for each pair of its outputs, besides weights.
+    Ridge regression keeps its projection and readout, and sums of products in double precision.
+    """
+    layers = [(width + 1, following) for width, following in pairwise((inputs, *hidden, outputs))]
+    kept = sum(4 * width * out + 16 * width**2 + 8 * out**2 for width, out in layers)
+    linear = 4 * (inputs + 1) + (4 + 8) * outputs  # 8 n^2 + linear n = kept
+    return round(((linear**2 + 4 * 8 * kept) ** 0.5 - linear) / (2 * 8))
 
 
 def retention(

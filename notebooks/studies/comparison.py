@@ -71,11 +71,13 @@ def _titled(*methods: str) -> dict[str, str]:
     return {TITLES[method]: method for method in methods}
 
 
+WIDE = "Ridge with equal memory"  # as coincidence keeps
 # Name in tables -> method in `sp.rivals.METHODS`.
 PLAIN = {
     **_titled("chance", "sgd", "momentum", "adam", "adamw", "adagrad", "stable_sgd", "upgd", "l2", "ewc", "online_ewc"),
     **_titled("si", "mas", "lwf", "owm", "gpm", "ncl", "selective", "consolidating", "coincidence"),
     **_titled("ridge", "joint"),
+    WIDE: "ridge",
 }
 REPLAYED = {
     TITLES[method] + ("" if rehearses(method) else " + replay"): method
@@ -194,7 +196,10 @@ def untuned(scenario: str, dataset: str, capacity: int = 0) -> dict[str, Experim
         **dict.fromkeys(("ewc", "online_ewc", "mas"), {} if dataset == "digits" else {"options": {"samples": 300}}),
     }
     table = REPLAYED if capacity else PLAIN
-    return {method: replace(base, optimizer=name, **fixed.get(name, {})) for method, name in table.items()}
+    found = {method: replace(base, optimizer=name, **fixed.get(name, {})) for method, name in table.items()}
+    if WIDE in found:
+        found[WIDE] = replace(found[WIDE], hidden=(studies.equal_memory(studies.INPUTS[dataset], chosen["hidden"]),))
+    return found
 
 
 def trials(scenario: str, dataset: str) -> list[studies.Trial]:

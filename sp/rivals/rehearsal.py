@@ -50,7 +50,8 @@ class AGEM(Rehearsal):
     """A-GEM, averaged gradient episodic memory (Chaudhry et al. 2019, eq. 11): no step against the stored examples.
 
     With g the gradient of the batch and r that of a sample of stored examples: if ``g'r < 0``, then
-    ``g <- g - (g'r / r'r) r``.
+    ``g <- g - (g'r / r'r) r``. As in the other methods with a buffer, no boundaries are given, so examples of the
+    current task are stored and sampled as well; the authors sample those of earlier tasks only.
     """
 
     def adjust_gradients(self) -> None:

@@ -103,6 +103,12 @@ def test_a_run_s_cost_is_read_from_its_steps():
 
 
 @pytest.mark.parametrize("dataset", ["digits", "mnist"])
+def test_ridge_with_equal_memory_keeps_as_much_as_coincidence(dataset):
+    kept = pd.read_csv(COMMITTED / f"{dataset}_costs.csv").query("capacity == 0").set_index("method").kept
+    assert kept[comparison.WIDE] == pytest.approx(kept["Coincidence"] + 1, rel=0.01)  # ridge has no weights besides
+
+
+@pytest.mark.parametrize("dataset", ["digits", "mnist"])
 def test_committed_costs_are_of_the_rules_of_today(dataset):
     methods = {**comparison.untuned("split2_class", dataset), **comparison.untuned("split2_class", dataset, 200)}
     costs = pd.read_csv(COMMITTED / f"{dataset}_costs.csv", dtype={"version": str}).set_index("method")
