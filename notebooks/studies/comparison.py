@@ -45,8 +45,10 @@ SCENARIOS = {
 # Tuned on two seeds: the most compared streams, and one where a single seed chose rates that broke down on others. The
 # remaining streams are tuned on one seed, to save time.
 TUNED_TWICE = ("split5_class", "split5_domain", "split2_class", "split5_task")
+WIDE = "Ridge with equal memory"  # as coincidence keeps
 COLOURED = (  # in figures; the others are grey
     "Joint training",
+    WIDE,
     "Ridge",
     "DER++",
     "EWC",
@@ -71,7 +73,6 @@ def _titled(*methods: str) -> dict[str, str]:
     return {TITLES[method]: method for method in methods}
 
 
-WIDE = "Ridge with equal memory"  # as coincidence keeps
 # Name in tables -> method in `sp.rivals.METHODS`.
 PLAIN = {
     **_titled("chance", "sgd", "momentum", "adam", "adamw", "adagrad", "stable_sgd", "upgd", "l2", "ewc", "online_ewc"),
