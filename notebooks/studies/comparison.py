@@ -193,14 +193,15 @@ def untuned(scenario: str, dataset: str, capacity: int = 0) -> dict[str, Experim
         "selective": {"options": {"warmup_steps": chosen["warmup_steps"]}},
         "owm": {"options": {"batch": chosen["batch_size"]}},
         "ridge": {"hidden": (studies.equal_features(studies.INPUTS[dataset], chosen["hidden"]),)},
+        WIDE: {"hidden": (studies.equal_memory(studies.INPUTS[dataset], chosen["hidden"]),)},
         # Per-example gradients take longer than anything else. A task of digits has about as many examples.
         **dict.fromkeys(("ewc", "online_ewc", "mas"), {} if dataset == "digits" else {"options": {"samples": 300}}),
     }
     table = REPLAYED if capacity else PLAIN
-    found = {method: replace(base, optimizer=name, **fixed.get(name, {})) for method, name in table.items()}
-    if WIDE in found:
-        found[WIDE] = replace(found[WIDE], hidden=(studies.equal_memory(studies.INPUTS[dataset], chosen["hidden"]),))
-    return found
+    return {
+        method: replace(base, optimizer=name, **fixed.get(method, fixed.get(name, {})))
+        for method, name in table.items()
+    }
 
 
 def trials(scenario: str, dataset: str) -> list[studies.Trial]:

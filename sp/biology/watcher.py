@@ -138,7 +138,7 @@ class Synapses:
         change = change.to(self.weight.dtype)
         of_weight = change if self.bias is None else change[..., :-1]
         self.weight.sub_(self.kind.unmatrix(of_weight, self.weight.shape), alpha=size)
-        if bias and self.bias is not None and self.bias.grad is not None and self.bias.requires_grad:
+        if bias and self.bias is not None and self.bias.grad is not None:
             self.bias.sub_(change[..., -1].reshape(self.bias.shape), alpha=size)
 
     def record(self, use: Pass) -> None:
@@ -460,7 +460,6 @@ class _Hook:
         # A frozen readout still counts as the readout, but what no step will use is not kept.
         trained = synapses.weight.requires_grad
         call = Call(self.module, kept if trained else None)
-        del kept
         around = backward_pass()  # a checkpoint with use_reentrant=True runs forward and backward inside another pass
         last = None  # last backward pass that reached one of them
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sp.lab.data import Tasks
+from sp.lab.data import Task, Tasks
 from sp.lab.experiment import Enough, Experiment, Moment, loss_of, network_of, run, stream_of
 from sp.lab.methods import ANY_LOSS
 from sp.lab.networks import mlp
@@ -34,10 +34,9 @@ def check(tried: dict[str, list[Experiment]], device: str, sent: bool, tuned: bo
     one = next(iter(tried.values()))[0]
     stream = stream_of(one)
     learnt = [*stream.tasks, *(stream_of(replace(one, evaluation="validation")).tasks if tuned else ())]
-    sizes = [len(task.train()[1]) for task in learnt]
     x, y = (column[:2] for column in stream.tasks[0].train())
     with torch.random.fork_rng(devices=[]):
-        _check_network(one, stream, x, y, sizes)
+        _check_network(one, stream, x, y, learnt)
         usual = "loss" not in one.own and not stream.numbers and y.dim() == 1
         for title, experiments in tried.items():
             for experiment in experiments:
@@ -61,7 +60,7 @@ def _check_sending(own: Own) -> None:
         ) from error
 
 
-def _check_network(experiment: Experiment, stream: Tasks, x: Tensor, y: Tensor, sizes: list[int]) -> None:
+def _check_network(experiment: Experiment, stream: Tasks, x: Tensor, y: Tensor, learnt: list[Task]) -> None:
     own = experiment.own.get("model")
     if own is None:
         if not x.is_floating_point():
@@ -92,8 +91,8 @@ def _check_network(experiment: Experiment, stream: Tasks, x: Tensor, y: Tensor, 
         )
     try:
         model(x[:1])
-    except Exception as error:
-        if any(size % experiment.batch_size == 1 for size in sizes):
+    except Exception as error:  # only now count the batches, because that needs all the data
+        if any(len(task.train()[1]) % experiment.batch_size == 1 for task in learnt):
             raise ValueError(
                 f"network cannot take a batch of one example, and batch_size {experiment.batch_size} leaves one at the "
                 f"end of a task: give another batch_size ({error})"

@@ -280,9 +280,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         weights = [(group, p) for group, members in groups for p in members if id(p) in squares]
         # All are taken before any weight moves, since the input of attention's last projection is recomputed.
         layers = [covered[id(p)] for _, p in weights]
-        activities = [
-            synapses.take(PATCHES, int(self.state[p]["step"])) for (_, p), synapses in zip(weights, layers, strict=True)
-        ]
+        activities = [covered[id(p)].take(PATCHES, int(self.state[p]["step"])) for _, p in weights]
         _agree_on_batch(layers, activities)
         largest, seen = largest_share(matrices, zip(layers, activities, strict=True)), 0
         for (group, p), synapses, activity in zip(weights, layers, activities, strict=True):
@@ -293,7 +291,8 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
                 continue
             seen = max(seen, activity.examples)
             layer = WatchedLayer(synapses, self.state[p], group, activity)
-            layer.update(squares[id(p)], matrices, largest, bias=all(id(q) in covered for q in synapses.parameters))
+            bias = all(id(q) in covered and q.requires_grad for q in synapses.parameters)
+            layer.update(squares[id(p)], matrices, largest, bias)
         return seen or REFERENCE_BATCH
 
     def _diagonal(self, rest: Groups, shared: dict[str, Any], factor: Tensor) -> Calls:

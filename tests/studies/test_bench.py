@@ -51,10 +51,11 @@ def test_a_step_needs_no_more_memory_than_adam_s(kind):
     assert peaks[kind] <= 1.1 * peaks["Adam"]
 
 
-@pytest.mark.parametrize(("measured", "parts"), [(bench.MEASURED, list(bench.PARTS)), (bench.ON_A_GPU, ["width"])])
-def test_a_committed_table_is_whole(measured, parts):
+# The table of the GPU was measured before there were other networks than perceptrons.
+@pytest.mark.parametrize(("measured", "lacks"), [(bench.MEASURED, set()), (bench.ON_A_GPU, {"network"})])
+def test_a_committed_table_is_whole(measured, lacks):
     table = pd.read_csv(measured)
-    for part in parts:
+    for part in set(bench.PARTS) - lacks:
         networks, batches, names = bench.PARTS[part]
         rows = table[table.part == part]
         assert set(rows.width) == {hidden[0] for _, hidden in networks}
