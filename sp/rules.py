@@ -134,8 +134,8 @@ def consolidation_gate(consolidated: Tensor, threshold: Tensor | float) -> Tenso
 def novelty(memory: Tensor, retention: float) -> Tensor:
     """The part of a presynaptic pattern that is new: ``P = (I + r A)^-1``, (..., d, d), eigenvalues in (0, 1].
 
-    A is the sum of ``X'X`` over all steps, with X a layer's inputs in units of their length. It is task-agnostic.
-    ``x'Px / x'x`` is near 1 for a pattern never seen and near 0 for one seen ``n >> 1 / r`` times. P is the covariance
+    A is the sum of ``X'X`` over all steps, with X a layer's inputs in units of the root of their variance. It is
+    task-agnostic. ``x'Px / x'x`` is near 1 for a pattern never seen and near 0 for one seen often. P is the covariance
     of recursive least squares, and the projector of OWM (Zeng et al. 2019) without its task boundaries.
 
     Args:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -143,8 +144,9 @@ def heat_maps(
     value: str,
     labels: Sequence[str],
     panel: str = "method",
+    smallest: float | None = None,
 ) -> Figure:
-    """Matrices side by side on one scale from 0 to 1; small ones also show their values.
+    """Matrices side by side on one scale, up to 1; small ones also show their values.
 
     Args:
         table: ``after`` (row, from 1), ``on`` (column, from 1), and the columns named by ``value`` and ``panel``.
@@ -152,7 +154,9 @@ def heat_maps(
         panels: value in the column ``panel`` -> panel title, in order.
         value: the column to draw. labels: labels of the colours, the rows and the columns.
         panel: column that distinguishes the panels.
+        smallest: where a logarithmic scale begins; None: the scale is linear and begins at 0.
     """
+    norm, form = (Normalize(0, 1), ".2f") if smallest is None else (LogNorm(smallest, 1), ".1g")
     matrices = {name: table[table[panel] == name].pivot_table(value, "after", "on").to_numpy() for name in panels}
     size = max(len(matrix) for matrix in matrices.values())
     fig, axes, nrows = square_grid(canvas, len(panels), 12 * size if size <= 5 else 45)
@@ -161,9 +165,9 @@ def heat_maps(
     for ax, (name, title) in zip(axes, panels.items(), strict=False):
         matrix = matrices[name]
         size = len(matrix)
-        image = ax.imshow(matrix, vmin=0, vmax=1, cmap="cividis", extent=(0.5, size + 0.5, size + 0.5, 0.5))
+        image = ax.imshow(matrix, norm=norm, cmap="cividis", extent=(0.5, size + 0.5, size + 0.5, 0.5))
         for (i, j), number in np.ndenumerate(matrix if size <= 5 else np.empty((0, 0))):
-            text, ink = f"{number:.2f}".removeprefix("0"), "black" if number > 0.5 else "white"
+            text, ink = f"{number:{form}}".removeprefix("0"), "black" if norm(number) > 0.5 else "white"
             if np.isfinite(number):
                 ax.text(j + 1, i + 1, text, color=ink, size=SMALLEST, ha="center", va="center")
         ticks = range(1, size + 1) if size <= 5 else sorted({1, *range(5, size + 1, 5), size})
@@ -174,7 +178,8 @@ def heat_maps(
     fig.supylabel(labels[1], size=STYLE["axes.labelsize"])
     fig.supxlabel(labels[2], size=STYLE["axes.labelsize"])
     shrink = 0.6 if nrows == 1 else 0.4
-    fig.colorbar(image, ax=axes, label=labels[0], ticks=(0, 0.5, 1), shrink=shrink, aspect=25)
+    ticks = (0, 0.5, 1) if smallest is None else None
+    fig.colorbar(image, ax=axes, label=labels[0], ticks=ticks, format=FuncFormatter(short), shrink=shrink, aspect=25)
     return fig
 
 
@@ -246,7 +251,10 @@ def line_panels(
         for ax in axes[0]:
             ax.label_outer(remove_inner_ticks=False)
     label_below(fig, axes, labels[0], numbers)
-    if len(names) > 1 and palette is None and LETTER * max(map(len, names)) < 0.27 * points(fig):
+    # A name beside its line has the line's colour, but does not show its dashes.
+    without_dashes = {tuple({**styles[name], "linestyle": ""}.items()) for name in names}
+    told_apart = palette is None and len(without_dashes) == len(names)
+    if len(names) > 1 and told_apart and LETTER * max(map(len, names)) < 0.27 * points(fig):
         name_beside(axes[0, -1], ends)
     elif len(names) > 1:
         legend_below(fig, axes)
@@ -310,8 +318,9 @@ def effect_plot(canvas: Canvas, table: pd.DataFrame, label: str, margin: float, 
         ax.set_xscale("symlog", linthresh=margin, linscale=0.5)
         ax.set_title(wrapped(title, fig, len(titles), names))
         ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
-        ends = [end for end in (-0.1, 0.1) if ax.get_xlim()[0] < end < ax.get_xlim()[1]]
-        ticks = [*ends, -margin, 0, margin]
+        low, high = ax.get_xlim()
+        outer = 0.1 if max(-low, high) > 0.1 else 0.03
+        ticks = [*(end for end in (-outer, outer) if low < end < high), -margin, 0, margin]
         ax.set_xticks(ticks, [f"{tick:+g}".replace("0.", ".") if tick else "0" for tick in ticks])
         ax.minorticks_off()
         ax.tick_params(axis="y", length=0)

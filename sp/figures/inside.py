@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
 from sp.figures.kit import SUPERSCRIPTS, Canvas, label_below, legend_below, line_styles, log_ticks, plot, switches
 from sp.figures.style import LETTERS, STYLE, look
@@ -119,8 +120,10 @@ class GatePicture:
         self._image = image.imshow(
             np.zeros((2, 2)), origin="lower", extent=limits * 2, vmin=0, vmax=1, cmap="cividis", aspect="auto"
         )
-        (self._dots,) = image.plot([], [], "o", color="white", markersize=1.4, alpha=0.5, markeredgewidth=0)
+        edge = {"markeredgecolor": "0.2", "markeredgewidth": 0.25}  # else unseen where the gate is open
+        (self._dots,) = image.plot([], [], "o", color="white", markersize=1.7, alpha=0.8, **edge)
         self._threshold = image.axhline(self.low, color="white", linewidth=0.8, linestyle="--")
+        self._threshold.set_path_effects([withStroke(linewidth=1.4, foreground="0.2")])
         image.set(xlim=limits, ylim=limits, title="Gate (colour) and synapses (dots)", ylabel="Eligibility")
         self.figure.colorbar(self._image, ax=image, ticks=(0, 0.5, 1), aspect=30)
         levels = list(dict.fromkeys(table[table.part == "slice"].level))

@@ -34,6 +34,10 @@ def test_heat_maps_share_one_scale_and_print_small_matrices():
     assert {ax.images[0].get_clim() for ax in (first, second)} == {(0, 1)}
     assert [tick.get_text() for tick in second.get_yticklabels()] == ["1", "5", "10", "12"]  # counted from 1, down
     assert second.yaxis_inverted()
+    small = table[table.method == "small"].assign(accuracy=[0.004, 0.006, 1.0])
+    fig = comparing.heat_maps(canvas, small, {"small": ""}, "accuracy", labels, smallest=0.001)
+    assert [text.get_text() for text in fig.axes[0].texts] == [".005", "1"]
+    assert fig.axes[0].images[0].norm(0.1) == pytest.approx(2 / 3)
 
 
 def test_variants_of_a_method_share_its_colour_and_marker_and_differ_in_dashes():
@@ -120,6 +124,8 @@ def test_lines_are_named_beside_the_last_panel_without_overlap_where_there_is_ro
     assert all(above.y0 >= below.y1 - 1 for above, below in pairwise(boxes))
     fig = comparing.line_panels(canvas, table.replace("Ridge", "Ridge, of a name that is long"), "x", {"y": ""}, "xy")
     assert len(fig.legends) == 1 and not fig.axes[0].texts
+    fig = comparing.line_panels(canvas, table.replace("SGD", "Adam, wide"), "x", {"y": ""}, "xy")
+    assert len(fig.legends) == 1, "only dashes tell the two apart, which a name does not show"
 
 
 def test_a_task_that_begins_is_marked_where_the_last_one_ended():
