@@ -74,13 +74,13 @@ class ReplayBuffer:
         """Offers a batch of examples to the buffer, which copies those it keeps.
 
         Args:
-            x: inputs, shape (B, ...), any dtype.
-            y: targets, shape (B,) or (B, ...), any dtype. For "class_balanced": integers of shape (B,).
+            x: inputs, shape (B, ...), any dtype but unsigned integers of 16 bits or more, which PyTorch cannot index.
+            y: targets, shape (B,) or (B, ...), likewise. For "class_balanced": integers of shape (B,).
 
         The first batch fixes the shape of a row and both dtypes. Later batches are moved to its device. B may be 0.
 
         Raises:
-            TypeError: x or y is not a tensor.
+            TypeError: x or y is not a tensor, or of a dtype that cannot be stored.
             ValueError: x and y differ in length, or a row differs in shape or dtype from those of the first batch.
         """
         self._check(x, y)
@@ -180,6 +180,8 @@ class ReplayBuffer:
                 raise ValueError(
                     f"{name} must hold a batch, shape (B, ...); got a single number: add a first dimension"
                 )
+            if rows.dtype in (torch.uint16, torch.uint32, torch.uint64):
+                raise TypeError(f"{name} must not be of dtype {rows.dtype}: convert it, as with {name}.to(torch.int64)")
             if held is not None and (rows.shape[1:] != held.shape[1:] or rows.dtype != held.dtype):
                 raise ValueError(
                     f"{name} has rows of shape {tuple(rows.shape[1:])} and {rows.dtype}; the buffer holds rows of "

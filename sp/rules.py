@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+LARGEST_TRACE = 1e30  # a larger memory has overflowed
 SAMPLE = 8192  # number of elements from which a quantile is computed
 
 
@@ -90,7 +91,7 @@ def coincidence(activation_norm: Tensor, gradient_norm: Tensor) -> Tensor:
     return activation_norm * gradient_norm
 
 
-def sampled_quantile(tensors: Sequence[Tensor], fraction: float, seed: int) -> Tensor:
+def sampled_quantile(tensors: Sequence[Tensor], fraction: float, seed: int, positive: bool = False) -> Tensor:
     """Quantile of the elements of all tensors, from at most about 8,192 of them, so that nothing large is ever sorted.
 
     Args:
@@ -98,6 +99,7 @@ def sampled_quantile(tensors: Sequence[Tensor], fraction: float, seed: int) -> T
         fraction: the quantile to compute, in [0, 1]; interpolates linearly between neighbours.
         seed: seed of the generator that draws the sample (with replacement). Equal calls give equal results, and the
             global generator is not touched. The standard error of the 0.75 quantile's rank is 0.005.
+        positive: leave out elements that are not positive; if none is drawn, the result is zero.
 
     Returns:
         A zero-dimensional tensor on the first tensor's device, in float32 or wider.
@@ -111,7 +113,12 @@ def sampled_quantile(tensors: Sequence[Tensor], fraction: float, seed: int) -> T
             size = (max(1, round(SAMPLE * values.numel() / total)),)
             values = values[torch.randint(values.numel(), size, generator=generator, device=values.device)]
         drawn.append(values.to(tensors[0].device, torch.promote_types(values.dtype, torch.float32)))
-    return torch.cat(drawn).quantile(fraction)
+    values = torch.cat(drawn)
+    return (
+        values.where(values > 0, torch.nan).nanquantile(fraction).nan_to_num(0)
+        if positive
+        else values.quantile(fraction)
+    )
 
 
 def consolidated_eligibility(consolidated: Tensor, gradient: Tensor) -> Tensor:
@@ -182,8 +189,8 @@ def bounded(moved: float, largest: float) -> float:
 
 
 def _inverse_of_one_plus(matrix: Tensor) -> Tensor:
-    """``(I + M)^-1`` for M >= 0, (..., d, d). M is overwritten. Where M has overflowed, as in training that diverges,
-    the result is zero, its limit."""
+    """``(I + M)^-1`` for M >= 0, (..., d, d). M is overwritten. If rounding made it indefinite, negative
+    eigenvalues count as zero. Where it has overflowed, as in training that diverges, the result is zero, its limit."""
     diagonal = matrix.diagonal(dim1=-2, dim2=-1)
     # Single precision takes half the time, and is used while new directions can be resolved next to the heaviest one.
     single = 4 * torch.finfo(torch.float32).eps * diagonal.sum(-1).max() < 0.05
@@ -191,7 +198,8 @@ def _inverse_of_one_plus(matrix: Tensor) -> Tensor:
     wide.diagonal(dim1=-2, dim2=-1).add_(1)
     factor, failed = torch.linalg.cholesky_ex(wide)
     if failed.any():
-        whole = (failed == 0)[..., None, None]
-        one = torch.eye(matrix.shape[-1], dtype=wide.dtype, device=matrix.device)
-        return torch.where(whole, torch.cholesky_inverse(torch.where(whole, factor, one)), 0).to(matrix.dtype)
+        fits = wide.diagonal(dim1=-2, dim2=-1).abs().sum(-1)[..., None, None] < LARGEST_TRACE
+        values, vectors = torch.linalg.eigh(torch.where(fits, wide, 0))
+        inverse = (vectors / values.clamp(min=1)[..., None, :]) @ vectors.mT
+        return torch.where(fits, inverse, 0).to(matrix.dtype)
     return torch.cholesky_inverse(factor).to(matrix.dtype)

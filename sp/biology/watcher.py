@@ -94,6 +94,7 @@ class Synapses:
     weight: nn.Parameter
     bias: nn.Parameter | None
     kind: Kind
+    bias_name: str = ""
     synchronise: bool = True  # whether activity is gathered from all processes in distributed training
     passes: list[Pass] = field(default_factory=list, repr=False)  # those that made the current gradient
     arrived: list[Pass] = field(default_factory=list, repr=False)  # those whose gradient has not reached the weight
@@ -334,10 +335,13 @@ class NMDACoincidence(Hooked):
         self._backward, self._terms, self._first = -1, 0, None
         by_weight: dict[int, Synapses] = {}
         handles = []
+        names = {id(p): name for name, p in model.named_parameters()}
         for name, module, kind, weight, bias in watchable(model):
             synapses = by_weight.get(id(weight))
             if synapses is None:
-                synapses = by_weight[id(weight)] = Synapses(name, weight, bias, kind, synchronise)
+                synapses = by_weight[id(weight)] = Synapses(
+                    name, weight, bias, kind, names.get(id(bias), ""), synchronise
+                )
                 handles.append(_when_gradient_arrives(weight, weakly(synapses.gradient_made)))
             elif type(synapses.kind) is not type(kind):
                 # Two memories of one weight cannot both decide: the layer that comes first in the model does.
@@ -370,9 +374,9 @@ class NMDACoincidence(Hooked):
         """The watched parameters by name; frozen ones are not watched."""
         names = {id(p): name for name, p in self._model().named_parameters()} if self._model() is not None else {}
         return {
-            names.get(id(p), synapses.name).removeprefix("_orig_mod."): p
+            names.get(id(p), name).removeprefix("_orig_mod."): p
             for synapses in self.synapses
-            for p in synapses.parameters
+            for p, name in zip(synapses.parameters, (synapses.name, synapses.bias_name), strict=False)
             if p.requires_grad and synapses.weight.requires_grad
         }
 

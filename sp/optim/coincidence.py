@@ -98,6 +98,7 @@ def new_state(synapses: Synapses, group: dict[str, Any]) -> dict[str, Tensor]:
     """The state of a layer's weight before its first step."""
     dtype, (groups, _, width) = scalar_dtype(synapses.weight), synapses.shape
     state = {name: torch.zeros((), dtype=dtype, device="cpu") for name in NUMBERS}
+    state["step"] = torch.zeros((), dtype=torch.float64, device="cpu")  # float32 stops counting at 2^24
     if not synapses.kind.indices:
         state["input_mean"] = torch.zeros(groups, width, dtype=dtype, device=synapses.weight.device)
     _begin(state, synapses, *memories(synapses, group))
@@ -249,8 +250,12 @@ class WatchedLayer:
         examples, horizon = self.activity.examples, self.group["horizon"]
         rows = self.sample
         errors, of_errors = (None, 1.0) if self.d is None else self._sampled(self.d)
-        if self.several and errors is not None:
-            rows = rows * (errors != 0).any(-1, keepdim=True)  # padding has no error and no part in the gradient
+        if errors is not None:  # padding and examples without a loss have no error, and no part in the gradient
+            in_gradient = ((self.d if self.indices else errors) != 0).any(-1)
+            if self.indices:
+                rows = rows[in_gradient[0]]
+            elif self.several or not in_gradient.all():
+                rows = rows * in_gradient[..., None]
         weight = self.factor / (self.activity.terms * self.variance)
         self.inputs.remember(self.state, rows, weight * self.each, math.exp(-examples / horizon))
         if self.errors is not None:

@@ -108,6 +108,11 @@ class PlasticityOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "coincidence": self.coincidence}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.coincidence is not None:
+            self.coincidence.users.add(self)
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients and what the watcher recorded along with them."""
         super().zero_grad(set_to_none)
@@ -249,9 +254,13 @@ class PlasticityOptimizer(Optimizer):
         for group in self.param_groups:  # options that the saved optimizer did not have yet
             group.update({**options, **group})
         for p, state in self._pairs(loaded[0]):
-            fresh = self.new_state(p) if state else {}
+            fresh = self.state_like(p, state) if state else {}
             for name in fresh.keys() & state.keys():
                 self.state[p][name] = state[name].to(fresh[name].device, fresh[name].dtype, copy=True)
+
+    def state_like(self, parameter: Tensor, saved: dict[str, Any]) -> dict[str, Tensor]:
+        """The state of a parameter before its first step, of the kind that was saved if there are several."""
+        return self.new_state(parameter)
 
     def _pairs(self, state_dict: dict[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
         """Each parameter with its entry in a state dict, matched by the order of the parameters."""
@@ -279,7 +288,7 @@ class PlasticityOptimizer(Optimizer):
                 "Remove that entry from its 'state'."
             )
         for p, state in self._pairs(state_dict):
-            if state and (wrong := _misfit(state, self.new_state(p))):
+            if state and (wrong := _misfit(state, self.state_like(p, state))):
                 raise ValueError(
                     f"state_dict {wrong} for a parameter of shape {tuple(p.shape)}; nothing was changed. Load it into "
                     f"an optimizer made like the saved one (this is a {type(self).__name__} "

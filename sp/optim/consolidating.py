@@ -96,8 +96,9 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         weight_decay, maximize, on_nonfinite: as in `SelectivePlasticityOptimizer`. A gradient whose
             squared norm overflows counts as not finite.
 
-    A step in which every gradient is zero changes nothing (except by ``weight_decay``) and does not count towards the
-    means and thresholds. With ``on_nonfinite="ignore"`` on an accelerator it does, since this is not checked there.
+    A step in which every gradient is zero, or with a learning rate of zero, changes nothing (except by
+    ``weight_decay``) and does not count towards memories, means and thresholds. With ``on_nonfinite="ignore"`` on an
+    accelerator, zero gradients do, since this is not checked there.
 
     Raises:
         ValueError, TypeError: an argument is outside its range or of the wrong type; the message names it.
@@ -206,12 +207,18 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
     def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
         synapses = self.layers().get(id(parameter))
         alone = synapses is not None and parameter.requires_grad and not synapses.weight.requires_grad  # a bias
-        if synapses is None or alone:  # a sum of squares would be lost in float16, and stop growing in bfloat16
-            options = {"dtype": scalar_dtype(parameter), "memory_format": torch.preserve_format}
-            return {"consolidated": torch.zeros_like(parameter, **options)}
-        if parameter is not synapses.weight:  # the weight has the memories; PyTorch checkpoints need a nonempty state
-            return {"step": torch.zeros((), dtype=scalar_dtype(parameter), device="cpu")}
+        if synapses is None or alone:
+            return _diagonal_state(parameter)
+        if parameter is not synapses.weight:
+            return _bias_state(parameter)
         return new_state(synapses, self.group_of(parameter))
+
+    def state_like(self, parameter: Tensor, saved: dict[str, Any]) -> dict[str, Tensor]:
+        synapses = self.layers().get(id(parameter))
+        if synapses is None or parameter is synapses.weight:
+            return self.new_state(parameter)
+        # Of a watched layer's bias: which kind it needs depends on whether the weight is frozen, which may change.
+        return _diagonal_state(parameter) if "consolidated" in saved else _bias_state(parameter)
 
     def measure(self, parameters: list[Tensor]) -> Tensor:
         """The squared norm of each parameter's gradient, in the order of the parameters, (n,)."""
@@ -234,10 +241,11 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         for p in (p for _, members in groups for p in members):
             if ("consolidated" in self.state[p]) == (id(p) in covered):  # a bias, whose weight was frozen or thawed
                 self.state[p] = self.new_state(p)
-        rest = [(group, [p for p in members if id(p) not in covered]) for group, members in groups]
         examples = self._coincident(groups, covered, measured) if covered else REFERENCE_BATCH
-        if covered:
-            chosen = [id(p) not in covered for _, members in groups for p in members]
+        rest = [(group, [p for p in members if not (id(p) in covered or _at_rest(group))]) for group, members in groups]
+        if sum(len(members) for _, members in rest) < len(measured):
+            stepped = {id(p) for _, members in rest for p in members}
+            chosen = [id(p) in stepped for _, members in groups for p in members]
             measured = measured[torch.tensor(chosen, device=measured.device)]
         norm = measured.sum().sqrt()
         if (self.asks or norm.device.type == "cpu") and not norm:
@@ -284,7 +292,7 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         _agree_on_batch(layers, activities)
         largest, seen = largest_share(matrices, zip(layers, activities, strict=True)), 0
         for (group, p), synapses, activity in zip(weights, layers, activities, strict=True):
-            if not squares[id(p)]:  # a zero gradient changes nothing and counts for nothing
+            if not squares[id(p)] or _at_rest(group):  # a step that changes nothing counts for nothing
                 continue
             if activity is None:
                 synapses.warn_of_missing_activity()
@@ -326,6 +334,9 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         states = [self.state.get(p, {}) for group in self.param_groups for p in group["params"] if p.numel() > 0]
         values = [whole(state["consolidated"]) for state in states if "consolidated" in state]
         seen = rules.sampled_quantile(values, options["threshold_quantile"], seed=steps)
+        # If most synapses have not been used yet, as in a large embedding, the others decide.
+        of_used = rules.sampled_quantile(values, options["threshold_quantile"], seed=steps, positive=True)
+        seen = torch.where(seen > 0, seen, of_used)
         return (seen * (options["warmup_steps"] / steps)).clamp(SMALLEST, LARGEST).float()
 
     def _novelty(self, group: dict[str, Any]) -> float:
@@ -377,7 +388,28 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         if synapses is None or "consolidated" in state:
             return state, None, None
         inputs, _ = memories(synapses, self.group_of(synapses.weight))
-        return self.state.get(synapses.weight, {}), synapses, inputs
+        state = self.state.get(synapses.weight, {})
+        if state:
+            groups, _, width = synapses.shape
+            inputs.check(state, groups, width)
+        return state, synapses, inputs
+
+
+def _diagonal_state(parameter: Tensor) -> dict[str, Tensor]:
+    # A sum of squares would be lost in float16, and stop growing in bfloat16.
+    options = {"dtype": scalar_dtype(parameter), "memory_format": torch.preserve_format}
+    return {"consolidated": torch.zeros_like(parameter, **options)}
+
+
+def _bias_state(parameter: Tensor) -> dict[str, Tensor]:
+    # The layer's weight has the memories, but PyTorch's checkpoints need a state that is not empty.
+    return {"step": torch.zeros((), dtype=scalar_dtype(parameter), device="cpu")}
+
+
+def _at_rest(group: dict[str, Any]) -> bool:
+    """Whether a group's learning rate is zero; one that is on an accelerator is not asked."""
+    rate = group["lr"]
+    return not (isinstance(rate, Tensor) and rate.device.type != "cpu") and float(rate) == 0
 
 
 def _agree_on_batch(layers: list[Synapses], activities: list[Activity | None]) -> None:

@@ -170,7 +170,7 @@ def _remember(optimizer: ConsolidatingPlasticityOptimizer, synapses: Synapses, e
     _, memory = memories(synapses, optimizer.group_of(synapses.weight))
     if memory is None:
         return
-    like = torch.empty((), dtype=state["step"].dtype, device=errors.device)
+    like = torch.empty((), dtype=state["squared_length"].dtype, device=errors.device)
     memory.begin(state, 1, len(errors), like)
     if errors.any():
         values, vectors = torch.linalg.eigh(errors)

@@ -13,6 +13,8 @@ from torch import Tensor
 from sp import rules
 
 SMALLEST = 1e-30  # instead of zero in a denominator
+MOST_SHIFTS = 12
+ROUNDING = 0.5  # rounding that c A may have; the inverse is ``(I + c A)^-1``, so one would be too much
 
 
 class Memory:
@@ -47,13 +49,17 @@ class Memory:
         if self.name not in state:
             self.initialise(state, groups, width, like)
             return True
+        self.check(state, groups, width)
+        return False
+
+    def check(self, state: dict[str, Tensor], groups: int, width: int) -> None:
+        """Raise ValueError if the state holds the tensors of another kind of memory."""
         if state[self.name].shape != self.shape(groups, width):
             raise ValueError(
                 f"rank must stay as it was in a layer's first step, which made its memory of shape "
-                f"{tuple(state[self.name].shape)}, not {self.shape(groups, width)}; the layer was not changed. Make a "
-                "new optimizer with the new rank."
+                f"{tuple(state[self.name].shape)}, not {self.shape(groups, width)}; nothing was changed in it. "
+                "Make a new optimizer with the new rank."
             )
-        return False
 
     def diagonal(self, state: dict[str, Tensor]) -> Tensor:
         """The diagonal of A: how much it holds of each input, (g, d)."""
@@ -78,7 +84,9 @@ class ExactMemory(Memory):
     """A, and the inverse computed from it at the last look, (g, d, d) each.
 
     A memory that never forgets grows until new rows are lost to rounding. So at each look, what came since the last one
-    is added to a sum in double precision. Errors are forgotten, so they need no such sum.
+    is added to a sum in double precision. Errors are forgotten, so they need no such sum. Once even the rounding of the
+    products ``x x'`` could reach one in c A, as it soon does for inputs that differ little compared with their length,
+    they are computed in double precision: else directions that never occurred could get a negative weight.
     """
 
     def shape(self, groups: int, width: int) -> tuple[int, ...]:
@@ -92,12 +100,21 @@ class ExactMemory(Memory):
             state[f"{self.name}_before"] = like.new_zeros(groups, width, width, dtype=torch.double)
 
     def remember(self, state: dict[str, Tensor], x: Tensor, weight: float, kept: float) -> None:
-        if len(x) == 1:
-            state[self.name][0].addmm_(x[0].T, x[0], beta=kept, alpha=weight)
+        recent, before = state[self.name], state.get(f"{self.name}_before")
+        if kept < 1 and before is not None:
+            before.mul_(kept)
+        if before is not None and self._needs_double(before):
+            recent.mul_(kept)
+            x = x.double()
+            before.baddbmm_(x.mT, x, alpha=weight)
+        elif len(x) == 1:
+            recent[0].addmm_(x[0].T, x[0], beta=kept, alpha=weight)
         else:
-            state[self.name].baddbmm_(x.mT, x, beta=kept, alpha=weight)
-        if kept < 1 and not self.relative:
-            state[f"{self.name}_before"].mul_(kept)
+            recent.baddbmm_(x.mT, x, beta=kept, alpha=weight)
+
+    def _needs_double(self, before: Tensor) -> bool:
+        trace = float(before.diagonal(dim1=-2, dim2=-1).sum(-1).max())
+        return self.strength * torch.finfo(torch.float32).eps * trace > ROUNDING
 
     def look(self, state: dict[str, Tensor]) -> None:
         inverse = state[f"{self.name}_inverse"]
@@ -191,9 +208,13 @@ class SketchedMemory(Memory):
         width, rank = sketch.shape
         sums, signs = _test_matrix(width, rank, sketch.device)
         shift = 4 * torch.finfo(torch.float32).eps * sketch.double().norm() + SMALLEST
-        shifted = sketch.scatter_add(1, sums[:, None], (shift * signs).to(sketch.dtype)[:, None])
-        core, shifted = self._tested(shifted.T).double(), shifted.double()
-        factor, _ = torch.linalg.cholesky_ex(core)
+        for _ in range(MOST_SHIFTS):
+            shifted = sketch.scatter_add(1, sums[:, None], (shift * signs).to(sketch.dtype)[:, None])
+            core, shifted = self._tested(shifted.T).double(), shifted.double()
+            factor, failed = torch.linalg.cholesky_ex(core)
+            if not failed:
+                break
+            shift = 4 * shift  # the rounding of many rows adds up
         root = torch.linalg.solve_triangular(factor, shifted.T, upper=False)
         rest = (state[f"{self.name}_trace"] - root.square().sum()).clamp(min=0) / max(width - rank, 1)
         return shifted, core, root, rest

@@ -138,6 +138,13 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
         check_number("gate_min", options["gate_min"], 0, 1)
 
     def new_state(self, parameter: Tensor) -> State:
+        decay, dtype = self.group_of(parameter)["trace_decay"], parameter.dtype
+        if 1 - decay < torch.finfo(dtype).eps:
+            warnings.warn(
+                f"in {dtype}, a trace with trace_decay={decay:g} hardly fades, as small changes are rounded away: give "
+                f"trace_decay <= {1 - torch.finfo(dtype).eps:.2g}, or keep the weights in float32",
+                stacklevel=2,
+            )
         number = {"dtype": scalar_dtype(parameter), "device": parameter.device}
         return {
             "step": torch.zeros((), **number),
@@ -183,6 +190,10 @@ class SelectivePlasticityOptimizer(PlasticityOptimizer):
                     calls.append((_multi_tensor, (self.blocks, (number, part), *arguments)))
                 else:
                     calls.append((_single_tensor, arguments))
+            if look:  # parameters that are used now and then may never have a gradient in such a step
+                used = {id(p) for p in with_gradient}
+                resting = [self.state[p] for p in group["params"] if id(p) not in used and p in self.state]
+                calls.append((_look, ([state for state in resting if state["step"] > 0], group)))
         return calls
 
     def _activations(self) -> dict[int, Tensor]:
