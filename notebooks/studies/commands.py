@@ -79,7 +79,7 @@ def add_comparison(commands) -> None:
         "--scenarios",
         nargs="+",
         metavar="SCENARIO",
-        help="split5_class, permuted10, ... (a wrong name lists them); default: all",
+        help="split5_class, permuted10, ... (a wrong name lists them); default: those that the tables have",
     )
     parser.add_argument("--seeds", type=positive, default=10)
     parser.add_argument("--no-replay", action="store_true", help="only the methods without replay")
@@ -91,7 +91,7 @@ def add_comparison(commands) -> None:
 def _comparison(chosen: argparse.Namespace) -> None:
     from studies import comparison
 
-    scenarios = chosen.scenarios or list(comparison.SCENARIOS)
+    scenarios = chosen.scenarios or list(comparison.MEASURED[chosen.dataset])
     wanted = (chosen.dataset, scenarios, chosen.seeds, not chosen.no_replay)
     print(plan(comparison.planned(*wanted)).describe(chosen.workers), flush=True)
     if not chosen.dry_run:

@@ -28,6 +28,7 @@ from sp.rivals import METHODS, GradientLearner, ReplaySource, cross_entropy, mak
 RULES_VERSION = 2  # increased whenever a change to the code changes results, so that kept ones are not taken for new
 # Increased instead if a change affects the results of one method only, or of one method on one model or base.
 METHOD_VERSIONS = {
+    "agem": 2,
     "mas": 2,
     "si": 2,
     "coincidence": 10,

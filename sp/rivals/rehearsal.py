@@ -29,7 +29,7 @@ class ReplaySource:
 
 
 class Rehearsal(GradientLearner):
-    """A network with a store that is offered every batch; subclasses use it in `loss` or `adjust_gradients`.
+    """A network with a store, usually offered every batch; subclasses use it in `loss` or `adjust_gradients`.
 
     Args:
         model: the network. store: the stored examples. base, options: optimizer and its arguments.
@@ -50,9 +50,16 @@ class AGEM(Rehearsal):
     """A-GEM, averaged gradient episodic memory (Chaudhry et al. 2019, eq. 11): no step against the stored examples.
 
     With g the gradient of the batch and r that of a sample of stored examples: if ``g'r < 0``, then
-    ``g <- g - (g'r / r'r) r``. As in the other methods with a buffer, no boundaries are given, so examples of the
-    current task are stored and sampled as well; the authors sample those of earlier tasks only.
+    ``g <- g - (g'r / r'r) r``. Only examples of earlier tasks are sampled, so a task is stored when it ends.
     """
+
+    needs = Needs(boundaries=True, examples="buffer")
+
+    def learn(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
+        GradientLearner.learn(self, x, y, allowed)
+
+    def end_task(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
+        self.store.buffer.add(x, y)
 
     def adjust_gradients(self) -> None:
         sample = self.store.sample()

@@ -133,7 +133,7 @@ def test_who_asks_is_given_each_task_s_training_set_once(monkeypatch):
 def test_needs_are_declared():
     told = {method for method in METHODS if needs(method).boundaries}
     penalties = {"ewc", "gpm", "joint", "l2", "lwf", "mas", "ncl", "online_ewc", "owm", "si", "stable_sgd"}
-    assert told == penalties | {"active_dendrites", "dendrites"}
+    assert told == penalties | {"active_dendrites", "agem", "dendrites"}
     assert {method for method in METHODS if needs(method).second_network} == {"lwf"}
     assert {method for method in METHODS if needs(method).examples == "buffer"} == set(filter(rehearses, METHODS))
     assert needs("adam", replay_capacity=10).examples == "buffer" and needs("adam").examples == "none"
@@ -475,6 +475,15 @@ def test_agem_s_projection():
         learner.adjust_gradients()
         torch.testing.assert_close(torch.cat([p.grad.flatten() for p in learner.parameters]), expected)
     assert signs == {True, False}
+
+
+def test_agem_stores_a_task_when_it_ends():
+    learner = AGEM(network(), store(size=12), lr=0.1)
+    x, y = batch()
+    learner.learn(x, y, None)
+    assert len(learner.store.buffer) == 0
+    learner.end_task(x, y, None)
+    assert len(learner.store.buffer) == len(x)
 
 
 def test_derpp_s_loss_and_what_it_stores():
