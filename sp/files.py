@@ -26,13 +26,13 @@ def folder(name: str) -> Path:
     """
     own = {"figures": "figures", "store": ".store", "ledger": "figures/ledger"}
     named = os.environ.get(f"SP_{name.upper()}")
-    return Path(named) if named else project() / own[name]
+    return Path(named).expanduser() if named else project() / own[name]
 
 
 def other_figures() -> Path:
     """The folder for figures that are not the project's own: ``$SP_FIGURES``, else ``build/figures`` in `project`."""
     named = os.environ.get("SP_FIGURES")
-    return Path(named) if named else project() / "build" / "figures"
+    return Path(named).expanduser() if named else project() / "build" / "figures"
 
 
 def committed(name: str) -> Path:
@@ -70,9 +70,9 @@ def made_by(name: str) -> str | None:
 
 
 def project() -> Path:
-    """The nearest folder at or above the working directory that contains ``notebooks``, else the working directory."""
+    """The nearest folder at or above the working directory with ``notebooks/parameters.json``, else that directory."""
     here = Path.cwd()
-    return next((place for place in (here, *here.parents) if (place / "notebooks").is_dir()), here)
+    return next((place for place in (here, *here.parents) if (place / "notebooks" / "parameters.json").is_file()), here)
 
 
 def bar(iterable=None, *, progress: bool = True, **options) -> tqdm:
@@ -99,9 +99,13 @@ def fresh() -> str | None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all; its folder is created if it is missing."""
+    """Write a file whole or not at all; its folder is created if it is missing. A link stays a link."""
     data = content.encode() if isinstance(content, str) else content
+    path = path.resolve()
     try:
+        if path.exists() and not path.is_file():  # such as /dev/stdout, which must not be replaced
+            path.write_bytes(data)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
         try:

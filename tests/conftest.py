@@ -1,5 +1,7 @@
 """``--device cuda``: the tests make their models and data there (conformance; see `on_a_gpu.py`)."""
 
+import os
+
 import torch
 
 
@@ -8,6 +10,9 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # A user may have set where figures and results go, or hidden progress bars.
+    for name in ("SP_FIGURES", "SP_FRESH", "SP_LEDGER", "SP_STORE", "TQDM_DISABLE"):
+        os.environ.pop(name, None)
     if (device := config.getoption("--device")) != "cpu":
         torch.set_default_device(device)
         torch.use_deterministic_algorithms(True, warn_only=True)  # some tests compare runs bit by bit

@@ -10,6 +10,7 @@ import shlex
 import sys
 from numbers import Real
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 from sp import figures, files
@@ -120,7 +121,15 @@ def named(text: str) -> Any:
             _refuse_another_helper(path)
             sys.path.insert(0, str(path.parent))  # it may import modules beside it
             _FOLDERS.append(path.parent)
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[key]
+            line = next(
+                (at.lineno for at in reversed(extract_tb(error.__traceback__)) if at.filename == str(path)), None
+            )
+            where = path if line is None else f"{path}, line {line}"
+            raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
     if not hasattr(module, name):
         raise ValueError(f"{path} has no {name!r}{did_you_mean(name, dir(module))}")
     return getattr(module, name)
@@ -137,14 +146,22 @@ def _refuse_another_helper(path: Path) -> None:
 
 
 def _titles(words: list[str]) -> dict[str, str]:
-    """The title of each method in tables: NAME of FILE.py:NAME, with the file if two files have the same NAME."""
+    """The title of each method in tables: NAME of FILE.py:NAME, as ``FILE: NAME`` if two files have the same NAME."""
     for word in words:
         if ":" not in word and not word.endswith(".py"):
             check_choice("--method, unless it is FILE.py:NAME,", word, METHODS)
     if len(set(words)) < len(words):
         raise ValueError(f"--method must name each method once, got {', '.join(words)}")
-    names = [TITLES.get(word, word.rpartition(":")[2]) for word in words]
-    return {word: name if names.count(name) == 1 else word for word, name in zip(words, names, strict=True)}
+    parts = [word.rpartition(":") for word in words]
+    names = [TITLES.get(word, name) for word, (_, _, name) in zip(words, parts, strict=True)]
+    longer = [f"{Path(file).stem}: {name}" for file, _, name in parts]
+    found = {}
+    for word, name, with_file in zip(words, names, longer, strict=True):
+        if names.count(name) == 1:
+            found[word] = name
+        else:
+            found[word] = with_file if longer.count(with_file) == 1 else word
+    return found
 
 
 def _stream(text: str, dataset: str, samples_per_task: int | None) -> Stream:

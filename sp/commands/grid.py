@@ -35,6 +35,11 @@ def make_grid(
     named = {parameters.run_name(parameters.changed(point, own)): point for point in points}
     varied = dict.fromkeys(name for point in points for name in point)
     folder = other_figures().absolute() / notebook.stem
+    if any(folder.glob("*.json")):
+        raise ValueError(
+            f"{folder} has the figures of a run without -p, whose tables a grid would replace: set SP_FIGURES to "
+            "another folder, or leave it unset"
+        )
     copies = {name: Copy(notebook.absolute(), folder / f"{name}.ipynb", named[name], folder / name) for name in named}
     for old in (table for name in named for table in (folder / name).rglob("*.csv")):
         old.unlink()  # which the new copy may no longer write

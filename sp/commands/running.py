@@ -173,7 +173,10 @@ def _side_by_side(
     failures = {}
     with tempfile.TemporaryDirectory() as scratch, bar(total=len(items), unit="notebook") as shown:
         log = Path(scratch) / "runs"
-        environment = {**os.environ, **kernel_environment(workers), **environment, "SP_LEDGER_LOG": str(log)}
+        # A kernel runs in its notebook's folder.
+        folders = {name: os.environ[name] for name in ("SP_FIGURES", "SP_LEDGER", "SP_STORE") if os.environ.get(name)}
+        folders = {name: str(Path(value).expanduser().absolute()) for name, value in folders.items()}
+        environment = {**os.environ, **folders, **kernel_environment(workers), **environment, "SP_LEDGER_LOG": str(log)}
         for item, failure in call_all(partial(make, environment), items, workers):
             if failure is not None:
                 failures[item] = f"{item}: {failure.reason}" if isinstance(failure, Failed) else failure

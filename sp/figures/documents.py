@@ -56,9 +56,8 @@ def gallery(root: Path = Path()) -> str:
         "page`), as SVG (`--format svg`), or in your own style (`--only`, `--rename`, `--colour`). `make paper` makes",
         "multi-panel figures and tables. `make readme` writes this page.",
     ]
-    for folder in sorted({path.parent for path in (root / "figures").rglob("*.json")}):
-        made = f"[`{folder.name}`](../notebooks/{folder.name}.ipynb)" if folder.name[:2].isdigit() else folder.name
-        lines += ["", f"## {made}", ""]
+    for folder in sorted({path.parent for path in (root / "figures").glob("[0-9][0-9]_*/*.json")}):
+        lines += ["", f"## [`{folder.name}`](../notebooks/{folder.name}.ipynb)", ""]
         lines += ["| figure | question it answers | data made by |", "|---|---|---|"]
         for path in sorted(folder.glob("*.json")):
             record, name = json.loads(path.read_text()), f"{folder.name}/{path.stem}"

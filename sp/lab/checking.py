@@ -98,7 +98,13 @@ def _check_network(experiment: Experiment, stream: Tasks, x: Tensor, y: Tensor, 
                 f"end of a task: give another batch_size ({error})"
             ) from error
     if "loss" in experiment.own:
-        value = loss_of(experiment, stream)(outputs, y)
+        try:
+            value = loss_of(experiment, stream)(outputs, y)
+        except Exception as error:
+            raise ValueError(
+                f"loss fails with outputs of shape {tuple(outputs.shape)} and y of shape {tuple(y.shape)}: {error}. It "
+                "must be a function of these two, such as nn.HuberLoss() or a lambda"
+            ) from error
         if not isinstance(value, Tensor) or value.dim() or not value.requires_grad:
             raise ValueError("loss must return one number, a tensor with a gradient, such as the mean over the batch")
 
@@ -109,6 +115,8 @@ def _advice(got: tuple[int, ...] | str, wanted: tuple[int, ...], stream: Tasks, 
         return ": return one tensor, such as the first part of what a recurrent layer returns"
     if got[:-1] == wanted[:-1]:
         return f": make its last layer {wanted[-1]} wide{_labels(stream, own_arrays)}"
+    if len(got) < len(wanted) and stream.numbers:
+        return ": keep the last dimension, even if there is one number for each example"
     if len(got) < len(wanted):
         return ": y of shape (n, T) has a class for each time step, so return outputs for each"
     return ": return one row per example, such as that of the last time step or the mean over them"

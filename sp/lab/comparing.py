@@ -80,7 +80,11 @@ def compare(
         sp.lab.sweep.SweepError: some runs failed; the others are kept.
     """
     if not isinstance(stream, Stream):
-        raise TypeError(f"stream must be made by Stream.split(...), Stream.from_arrays(...) or similar, got {stream!r}")
+        given = repr(stream) if isinstance(stream, str) else f"a {type(stream).__name__}"
+        raise TypeError(
+            "stream must be made by Stream.split(...), Stream.from_arrays([(x, y, x_test, y_test), ...]) or similar, "
+            f"got {given}"
+        )
     titles, tune = titled(methods), dict(tune or {})
     baseline = next(iter(titles)) if baseline is None else baseline
     check_choice("baseline", baseline, titles)

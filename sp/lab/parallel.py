@@ -82,7 +82,7 @@ def _call(function: Callable, item: Any, number: int, parent: int) -> tuple[int,
         end_with(parent)
     try:
         return number, function(item)
-    except Exception:
+    except (Exception, SystemExit):
         return number, Failed(traceback.format_exc())
 
 

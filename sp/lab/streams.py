@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from sp.checks import check_choice, check_integer
 from sp.lab import data
@@ -99,9 +100,16 @@ class Stream:
             outputs: number of output units of the network; None means the number of classes or columns.
             title: used in captions.
         """
+        if not isinstance(scenario, str):
+            raise TypeError(
+                f"scenario must be text, got a {type(scenario).__name__}: tasks is a single list, "
+                "[(x, y, x_test, y_test), ...]"
+            )
         check_choice("scenario", scenario, get_args(Scenario))
         parts = []
         for number, task in enumerate(tasks, 1):
+            if not isinstance(task, tuple | list | np.ndarray | Tensor):
+                raise TypeError(f"task {number} must be a tuple (x, y, x_test, y_test), got a {type(task).__name__}")
             if len(task) != len(NAMES):
                 raise ValueError(
                     f"task {number} must be (x, y, x_test, y_test), got {len(task)} values: tasks is a list of such "
@@ -235,6 +243,9 @@ def _array(name: str, value: Any) -> np.ndarray:
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         value = (value.float() if value.is_floating_point() else value).numpy()
+    if value is None or isinstance(value, Dataset | DataLoader) or hasattr(value, "toarray"):
+        how = ".toarray()" if hasattr(value, "toarray") else "all of its rows, in one array"
+        raise TypeError(f"{name} must be an array or a tensor, got a {type(value).__name__}: give {how}")
     if np.ma.is_masked(value):
         raise ValueError(f"{name} has masked values: leave such rows out, or fill them")
     try:

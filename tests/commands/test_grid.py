@@ -58,6 +58,13 @@ def test_each_point_has_a_copy_and_one_table_has_those_that_finished(notebook, c
     assert f"Combined table of 2 of 2 notebooks: {table}" in capsys.readouterr().out
 
 
+def test_a_grid_does_not_replace_the_tables_of_a_run_without_one(notebook, copies, capsys):
+    (copies / "toy").mkdir(parents=True)
+    (copies / "toy" / "digits_curves.json").write_text("{}")
+    assert main(f"figures {notebook} -p seeds 4".split()) == 2
+    assert "whose tables a grid would replace: set SP_FIGURES to another folder" in capsys.readouterr().err
+
+
 def test_a_table_that_is_no_longer_made_is_left_out(notebook, capsys):
     assert make_grid(notebook, [{"lr": 0.5}]) == 0
     assert "toy_digits.csv" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -351,12 +352,36 @@ def test_numbers_on_axes_are_short_and_without_small_exponents():
 
 
 def test_folders_are_found_from_the_notebooks_and_named_by_the_environment(tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "build" / "notebooks").mkdir(parents=True)  # where executed copies go
+    files.write_atomically(tmp_path / "notebooks" / "parameters.json", "{}")
     monkeypatch.delenv("SP_FIGURES", raising=False)
-    monkeypatch.chdir(tmp_path / "notebooks")
-    assert files.folder("figures") == tmp_path / "figures"
+    for inside in ("notebooks", "build"):
+        monkeypatch.chdir(tmp_path / inside)
+        assert files.folder("figures") == tmp_path / "figures"
     monkeypatch.setenv("SP_FIGURES", "/elsewhere")
     assert str(files.folder("figures")) == "/elsewhere"
+    monkeypatch.setenv("SP_FIGURES", "~/mine")
+    assert files.folder("figures") == Path.home() / "mine"
+
+
+def test_a_link_stays_a_link_and_a_device_a_device(tmp_path):
+    target, link = tmp_path / "target", tmp_path / "link"
+    link.symlink_to(target)
+    files.write_atomically(link, "text")
+    assert link.is_symlink() and target.read_text() == "text"
+    files.write_atomically(Path("/dev/null"), "text")
+    assert Path("/dev/null").is_char_device()
+
+
+def test_a_sample_of_the_committed_figures_is_what_the_code_draws(tmp_path, monkeypatch):
+    monkeypatch.delenv("SP_FIGURES", raising=False)
+    monkeypatch.chdir(ROOT)
+    found = sorted(Path("figures").glob("[0-9][0-9]_*/*.json"))
+    for path in random.Random().sample(found, 6):
+        name = f"{path.parent.name}/{path.stem}"
+        plt.close(figures.redraw(name, to=tmp_path, formats=["pdf"]))
+        same = (tmp_path / f"{path.stem}.pdf").read_bytes() == path.with_suffix(".pdf").read_bytes()
+        assert same, f"{name} has changed: redraw it in place, with sp.figures.redraw({name!r}), and look at it"
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):

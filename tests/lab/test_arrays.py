@@ -6,8 +6,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 from sklearn.metrics import r2_score
 from torch import nn
+from torch.utils.data import DataLoader
 
 from sp.lab import Needs, Stream, compare
 from sp.lab.experiment import explained_variance
@@ -220,6 +222,11 @@ BROKEN[7, 1] = np.nan
         ((X, Y, X_TEST, Y_TEST), {"target": "numbers"}, "scenario must be 'domain' when target is 'numbers'"),
         ((X, Y), {}, r"task 1 must be \(x, y, x_test, y_test\), got 2 values"),
         (X, {}, "got 60 values: .* put the tuple in a list"),
+        (DataLoader(X), {}, r"task 1 must be a tuple \(x, y, x_test, y_test\), got a DataLoader"),
+        ((None, Y, X_TEST, Y_TEST), {}, "x of task 1 must be an array or a tensor, got a NoneType"),
+        ((DataLoader(X), Y, X_TEST, Y_TEST), {}, "x of task 1 must be an array or a tensor, got a DataLoader"),
+        ((csr_array(X), Y, X_TEST, Y_TEST), {}, r"x of task 1 must be .*, got a csr_array: give .toarray\(\)"),
+        ((X, Y, X_TEST, Y_TEST), {"scenario": Y}, "scenario must be text, got a ndarray: tasks is a single list"),
     ],
 )
 def test_arrays_that_cannot_be_learnt_say_so(task, options, message):

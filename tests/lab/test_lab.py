@@ -489,7 +489,7 @@ def test_the_same_from_the_shell(tmp_path, monkeypatch, capsys):
     (tmp_path / "other.py").write_text(FILE)
     two = "compare --method mine.py:lion --method other.py:lion --stream mine.py:make --epochs 1 --seeds 1"
     assert main([*two.split(), "--network", "mine.py:network", "--baseline", "other.py:lion"]) == 0
-    assert "minus other.py:lion" in capsys.readouterr().out
+    assert "minus other: lion" in capsys.readouterr().out
     chosen = "compare --method adam --stream split2 --network convolutional --hidden 2,3,4 --epochs 1 --seeds 1"
     assert main([*chosen.split(), "--csv", "convolutional.csv"]) == 0
     assert set(pd.read_csv("convolutional.csv").hidden) == {"2-3-4"}
@@ -502,7 +502,9 @@ def test_the_same_from_the_shell(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert main(["compare", "--method", "old/old.py:lion", "--method", "new/new.py:lion"]) == 2
     assert "rates.py has been imported under that name: rename one" in capsys.readouterr().err
+    (tmp_path / "broken.py").write_text("import os\nint('a')\n")
     for wrong, message in {
+        "broken.py:lion": "broken.py, line 2: ValueError: invalid literal for int() with base 10: 'a'",
         "mine.py:lino": "has no 'lino': did you mean 'lion'?",
         "nowhere.py:lion": "nowhere.py does not exist",
         "adm": "got 'adm': did you mean 'adam'?",

@@ -143,7 +143,8 @@ def test_a_failing_run_is_reported_and_the_others_finish(tmp_path, capsys):
     assert "FAILED Experiment(tasks=3, hidden=[8]" in err and "Traceback" in err and "and 1 more" in err
     assert "ValueError: tasks must divide the 10 classes of digits, got 3" in err and "2 of 4 runs failed" in err
     assert "average_accuracy" in out and len(rows_in(tmp_path)) == 2
-    assert main([*command, "-p", "tasks", "2"]) == 0
+    assert main([*command, "-p", "tasks", "2,2"]) == 0
+    assert len(rows_in(tmp_path)) == 2 and "n = 4" not in capsys.readouterr().out
     with pytest.raises(SweepError) as raised:
         run_all(points_of(SMALL, grid({"tasks": [2, 3]}), range(1)), Ledger(tmp_path), workers=1, progress=False)
     assert [e.tasks for e, _ in raised.value.failures] == [3] and len(raised.value.results) == 1

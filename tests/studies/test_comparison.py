@@ -83,7 +83,7 @@ def test_runs_are_committed_and_read_from_there(tiny, tmp_path, monkeypatch):
 
 def test_tuning_never_sees_a_test_image_or_a_reported_seed(tiny):
     found = comparison.trials("tiny", "digits")
-    assert len(found) == 2 * 7  # two methods, seven points
+    assert len(found) == 2 * 7 * 2  # two methods, seven points, and on digits two seeds
     assert all(trial.evaluation == "validation" and trial.seed >= 100 for *_, trial in found)
 
 
