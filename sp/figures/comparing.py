@@ -15,6 +15,7 @@ from sp.figures.kit import (
     INTERVAL,
     LETTER,
     Canvas,
+    folded,
     label_below,
     legend_below,
     line_styles,
@@ -59,14 +60,21 @@ def interval_plot(
     table = table[table[panel].isin(list(panels))]
     methods = list(dict.fromkeys(table.method))
     fig, axes = canvas(0.6 + 0.17 * len(methods), ncols=len(panels), sharey=True, squeeze=False)
+    names = [folded(method, fig) for method in methods]
+    lines = [line for name in names for line in name.splitlines()]
     for ax, (value, title) in zip(axes[0], panels.items(), strict=True):
         rows = table[table[panel] == value]
         for row in rows.to_dict("records"):
             _dot(ax, row, methods.index(row["method"]), **marker_style(row["method"], 4))
-        ax.set_title(wrapped(title, fig, len(panels), methods))
-        ax.set(yticks=range(len(methods)), yticklabels=methods, ylim=(len(methods) - 0.5, -0.5))
+        ax.set_title(wrapped(title, fig, len(panels), lines))
+        ax.set(yticks=range(len(methods)), yticklabels=names, ylim=(len(methods) - 0.5, -0.5))
         _accuracy_axis(ax, rows)
-    label_below(fig, axes, label, methods)
+    label_below(fig, axes, label, lines)
+    if isinstance(fig, Figure):
+        above = max(ax.get_title().count("\n") for ax in axes[0]) + axes[0, 0].get_xlabel().count("\n")
+        most = max(name.count("\n") for name in names)
+        # A second line of titles fits into the height that is usual; more would leave no room for the dots.
+        fig.set_figheight(fig.get_figheight() + 0.12 * max(0, above - 1) + 0.09 * most * len(names))
     return fig
 
 

@@ -170,6 +170,11 @@ def points(fig: FigureBase) -> float:
     return fig.bbox.width / fig.dpi * 72
 
 
+def folded(name: str, fig: FigureBase) -> str:
+    """Break the name of a row into lines that take less than half of a figure's width."""
+    return textwrap.fill(name, int(0.45 * points(fig) / LETTER), break_on_hyphens=False)
+
+
 def wrapped(title: str, fig: FigureBase, panels: int, names: Sequence[str] = ("",)) -> str:
     """Wrap a title to its share of the width, beside a column of names."""
     letters = (points(fig) / 4.4 - max(map(len, names))) / panels

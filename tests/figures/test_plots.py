@@ -98,6 +98,21 @@ def test_a_dot_plot_leaves_out_what_an_method_did_not_run():
     assert [text.get_text() for text in fig.axes[0].get_yticklabels()] == ["Adam", "Ridge"]
 
 
+@pytest.mark.parametrize(
+    "name", ["Lion", "A name of exactly 28 letters", "another_run_of_the_lion_optimizer, with warm-up"]
+)
+def test_names_of_any_length_leave_room_for_the_dots(name):
+    rows = [(method, metric, 0.5) for method in ("Adam", name) for metric in ("first", "second")]
+    table = pd.DataFrame(rows, columns=["method", "metric", "mean"]).assign(low=0.4, high=0.6)
+    panels = {"first": "Final accuracy", "second": "Accuracy right after each task"}
+    fig = comparing.interval_plot(canvas, table, panels, "Accuracy")
+    fig.canvas.draw()
+    above, below = (text.get_window_extent() for text in fig.axes[0].get_yticklabels())
+    assert above.y0 > below.y1 and below.x0 >= 0
+    for ax in fig.axes:
+        assert ax.get_window_extent().height > 0.2 * fig.dpi and ax.title.get_window_extent().y1 <= fig.bbox.height + 1
+
+
 def test_a_ranking_names_each_method_at_its_dot_and_colours_those_that_are_asked_for_with_replay_open():
     rows = [("a", "Adam", 0.5), ("a", "Ridge", 0.9), ("a", "Adam + replay", 0.7), ("b", "Ridge", 0.2)]
     table = pd.DataFrame(rows, columns=["stream", "method", "mean"]).assign(low=lambda t: t["mean"] - 0.1)
