@@ -51,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     except ImportError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # these imports take seconds
+        return 130
     parser = Parser(prog=f"python -m sp {name}", description=command.__doc__)
     command.add_arguments(parser)
     parser.set_defaults(run=command.run)
