@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -53,6 +54,7 @@ def steps(optimizer, parameters, shapes, dtype, seeds):
         optimizer.step()
 
 
+@pytest.mark.filterwarnings("ignore:in torch.bfloat16, a trace")
 @settings(max_examples=60, deadline=None)
 @given(SELECTIVE, SHAPES, DTYPES, st.integers(0, 10**6))
 def test_selective_traces_gate_and_update_keep_their_bounds(options, shapes, dtype, seed):
