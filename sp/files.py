@@ -18,21 +18,27 @@ DATASETS = {
 }
 
 
+FOLDERS = {"figures": "figures", "store": ".store", "ledger": "figures/ledger"}  # their usual places in the project
+
+
 def folder(name: str) -> Path:
     """A folder of the project, set in the environment or at its default place.
 
     ``$SP_FIGURES`` for ``"figures"``, ``$SP_STORE`` for ``"store"`` and ``$SP_LEDGER`` for ``"ledger"``, the committed
     layer of the ledger. The defaults are ``figures``, ``.store`` and ``figures/ledger`` in the `project`.
     """
-    own = {"figures": "figures", "store": ".store", "ledger": "figures/ledger"}
+    return set_folder(name) or project() / FOLDERS[name]
+
+
+def set_folder(name: str) -> Path | None:
+    """The `folder` of this name if the environment sets it, else None."""
     named = os.environ.get(f"SP_{name.upper()}")
-    return Path(named).expanduser() if named else project() / own[name]
+    return Path(named).expanduser() if named else None
 
 
 def other_figures() -> Path:
     """The folder for figures that are not the project's own: ``$SP_FIGURES``, else ``build/figures`` in `project`."""
-    named = os.environ.get("SP_FIGURES")
-    return Path(named).expanduser() if named else project() / "build" / "figures"
+    return set_folder("figures") or project() / "build" / "figures"
 
 
 def committed(name: str) -> Path:

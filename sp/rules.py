@@ -91,18 +91,16 @@ def coincidence(activation_norm: Tensor, gradient_norm: Tensor) -> Tensor:
     return activation_norm * gradient_norm
 
 
-def sampled_quantile(tensors: Sequence[Tensor], fraction: float, seed: int, positive: bool = False) -> Tensor:
-    """Quantile of the elements of all tensors, from at most about 8,192 of them, so that nothing large is ever sorted.
+def sampled(tensors: Sequence[Tensor], seed: int) -> Tensor:
+    """At most about 8,192 elements of all tensors together, so that nothing large is ever sorted for a quantile.
 
     Args:
         tensors: must hold at least one element in total; each tensor is sampled in proportion to its size.
-        fraction: the quantile to compute, in [0, 1]; interpolates linearly between neighbours.
         seed: seed of the generator that draws the sample (with replacement). Equal calls give equal results, and the
             global generator is not touched. The standard error of the 0.75 quantile's rank is 0.005.
-        positive: leave out elements that are not positive; if none is drawn, the result is zero.
 
     Returns:
-        A zero-dimensional tensor on the first tensor's device, in float32 or wider.
+        A tensor of one dimension on the first tensor's device, in float32 or wider.
     """
     total = sum(tensor.numel() for tensor in tensors)
     drawn = []
@@ -113,12 +111,7 @@ def sampled_quantile(tensors: Sequence[Tensor], fraction: float, seed: int, posi
             size = (max(1, round(SAMPLE * values.numel() / total)),)
             values = values[torch.randint(values.numel(), size, generator=generator, device=values.device)]
         drawn.append(values.to(tensors[0].device, torch.promote_types(values.dtype, torch.float32)))
-    values = torch.cat(drawn)
-    return (
-        values.where(values > 0, torch.nan).nanquantile(fraction).nan_to_num(0)
-        if positive
-        else values.quantile(fraction)
-    )
+    return torch.cat(drawn)
 
 
 def consolidated_eligibility(consolidated: Tensor, gradient: Tensor) -> Tensor:

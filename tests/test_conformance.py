@@ -231,6 +231,10 @@ def test_a_checkpoint_goes_on_in_another_precision(make, dtype):
     named = [(name, v) for state in other.state.values() for name, v in state.items() if v.is_floating_point()]
     wide = ("inputs_before", "step")  # a sum, and a count
     assert all(v.dtype == torch.float64 for name, v in named if name == "inputs_before")
+    assert {v.dtype for name, v in named if name == "step"} <= {
+        torch.promote_types(dtype, torch.float32),
+        torch.float64,
+    }
     narrow = {v.dtype for name, v in named if name not in wide}
     assert narrow <= {dtype, torch.promote_types(dtype, torch.float32)}
     train(model, optimizer, range(12, 15))

@@ -125,10 +125,8 @@ def named(text: str) -> Any:
             spec.loader.exec_module(module)
         except Exception as error:
             del sys.modules[key]
-            line = next(
-                (at.lineno for at in reversed(extract_tb(error.__traceback__)) if at.filename == str(path)), None
-            )
-            where = path if line is None else f"{path}, line {line}"
+            lines = [at.lineno for at in extract_tb(error.__traceback__) if at.filename == str(path)]
+            where = f"{path}, line {lines[-1]}" if lines else path
             raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
     if not hasattr(module, name):
         raise ValueError(f"{path} has no {name!r}{did_you_mean(name, dir(module))}")

@@ -17,7 +17,7 @@ from nbclient.exceptions import CellExecutionError
 
 from sp.commands import all_notebooks
 from sp.figures import parameters
-from sp.files import bar, folder, fresh, write_atomically
+from sp.files import FOLDERS, bar, folder, fresh, set_folder, write_atomically
 from sp.lab.parallel import Failed, call_all
 
 PYTHON = {"kernel_name": "python3", "language": "python"}  # even if a notebook does not specify it
@@ -174,8 +174,7 @@ def _side_by_side(
     with tempfile.TemporaryDirectory() as scratch, bar(total=len(items), unit="notebook") as shown:
         log = Path(scratch) / "runs"
         # A kernel runs in its notebook's folder.
-        folders = {name: os.environ[name] for name in ("SP_FIGURES", "SP_LEDGER", "SP_STORE") if os.environ.get(name)}
-        folders = {name: str(Path(value).expanduser().absolute()) for name, value in folders.items()}
+        folders = {f"SP_{name.upper()}": str(path.absolute()) for name in FOLDERS if (path := set_folder(name))}
         environment = {**os.environ, **folders, **kernel_environment(workers), **environment, "SP_LEDGER_LOG": str(log)}
         for item, failure in call_all(partial(make, environment), items, workers):
             if failure is not None:

@@ -56,7 +56,6 @@ def run(chosen: argparse.Namespace) -> int:
             choices.sample(varied, chosen.sample) if chosen.sample else choices.grid(varied),
             range(chosen.seeds),
         )
-        experiments = list(dict.fromkeys(experiments))  # a point given twice is no further seed
         check_options(experiments)
     except TypeError as error:  # the user typed a value of the wrong type, which is not a bug
         raise ValueError(str(error)) from error

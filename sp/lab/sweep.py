@@ -179,8 +179,10 @@ def vary(experiment: Experiment, choices: Mapping[str, Any]) -> Experiment:
 
 
 def points_of(experiment: Experiment, points: Iterable[Mapping[str, Any]], seeds: Sequence[int]) -> list[Experiment]:
-    """The experiment at each of the points (`sp.lab.choices.grid` or `sample`), with every seed."""
-    return [replace(vary(experiment, point), seed=seed) for point in points for seed in seeds]
+    """The experiment at each of the points (`sp.lab.choices.grid` or `sample`), with every seed; equal points count
+    once, since they are no further seeds."""
+    found = [replace(vary(experiment, point), seed=seed) for point in points for seed in seeds]
+    return list(dict.fromkeys(found))
 
 
 Named = list[tuple[str, Experiment]]

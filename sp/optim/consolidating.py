@@ -242,8 +242,9 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
             if ("consolidated" in self.state[p]) == (id(p) in covered):  # a bias, whose weight was frozen or thawed
                 self.state[p] = self.new_state(p)
         examples = self._coincident(groups, covered, measured) if covered else REFERENCE_BATCH
-        rest = [(group, [p for p in members if not (id(p) in covered or _at_rest(group))]) for group, members in groups]
-        if sum(len(members) for _, members in rest) < len(measured):
+        moving = [(group, members) for group, members in groups if not _at_rest(group)]
+        rest = [(group, [p for p in members if id(p) not in covered]) for group, members in moving]
+        if covered or len(moving) < len(groups):
             stepped = {id(p) for _, members in rest for p in members}
             chosen = [id(p) in stepped for _, members in groups for p in members]
             measured = measured[torch.tensor(chosen, device=measured.device)]
@@ -333,9 +334,10 @@ class ConsolidatingPlasticityOptimizer(PlasticityOptimizer):
         options = self.param_groups[0]
         states = [self.state.get(p, {}) for group in self.param_groups for p in group["params"] if p.numel() > 0]
         values = [whole(state["consolidated"]) for state in states if "consolidated" in state]
-        seen = rules.sampled_quantile(values, options["threshold_quantile"], seed=steps)
+        drawn, fraction = rules.sampled(values, seed=steps), options["threshold_quantile"]
+        seen = drawn.quantile(fraction)
         # If most synapses have not been used yet, as in a large embedding, the others decide.
-        of_used = rules.sampled_quantile(values, options["threshold_quantile"], seed=steps, positive=True)
+        of_used = drawn.where(drawn > 0, torch.nan).nanquantile(fraction).nan_to_num(0)
         seen = torch.where(seen > 0, seen, of_used)
         return (seen * (options["warmup_steps"] / steps)).clamp(SMALLEST, LARGEST).float()
 

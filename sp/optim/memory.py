@@ -13,7 +13,7 @@ from torch import Tensor
 from sp import rules
 
 SMALLEST = 1e-30  # instead of zero in a denominator
-MOST_SHIFTS = 12
+MOST_SHIFTS = 12  # times that a sketch is shifted further, if it is not positive definite
 ROUNDING = 0.5  # rounding that c A may have; the inverse is ``(I + c A)^-1``, so one would be too much
 
 

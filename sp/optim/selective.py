@@ -277,9 +277,8 @@ def _look(states: list[State], options: dict[str, Any]) -> None:
     for state in states:
         threshold, step = state["threshold"], state["step"]
         eligibility = rules.bias_corrected(whole(state["eligibility"]), options["trace_decay"], step)
-        seen = rules.sampled_quantile(
-            [eligibility], options["threshold_percentile"] / 100, seed=options["step_count"]
-        ).clamp(min=SMALLEST_THRESHOLD)
+        drawn = rules.sampled([eligibility], seed=options["step_count"])
+        seen = drawn.quantile(options["threshold_percentile"] / 100).clamp(min=SMALLEST_THRESHOLD)
         if options["adaptive_threshold"]:
             moved = THRESHOLD_MOMENTUM * threshold + (1 - THRESHOLD_MOMENTUM) * seen
             threshold.copy_(torch.where(threshold.isinf(), seen, moved))

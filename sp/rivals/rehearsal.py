@@ -29,7 +29,7 @@ class ReplaySource:
 
 
 class Rehearsal(GradientLearner):
-    """A network with a store, usually offered every batch; subclasses use it in `loss` or `adjust_gradients`.
+    """A network with a store, which `keep` offers every batch; subclasses use it in `loss` or `adjust_gradients`.
 
     Args:
         model: the network. store: the stored examples. base, options: optimizer and its arguments.
@@ -43,6 +43,9 @@ class Rehearsal(GradientLearner):
 
     def learn(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
         super().learn(x, y, allowed)
+        self.keep(x, y)
+
+    def keep(self, x: Tensor, y: Tensor) -> None:
         self.store.buffer.add(x, y)
 
 
@@ -55,8 +58,8 @@ class AGEM(Rehearsal):
 
     needs = Needs(boundaries=True, examples="buffer")
 
-    def learn(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
-        GradientLearner.learn(self, x, y, allowed)
+    def keep(self, x: Tensor, y: Tensor) -> None:
+        """Keep nothing until the task ends."""
 
     def end_task(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
         self.store.buffer.add(x, y)
@@ -96,8 +99,7 @@ class DERpp(Rehearsal):
         super().__init__(model, store, base, **options)
         self.alpha, self.beta = alpha, beta
 
-    def learn(self, x: Tensor, y: Tensor, allowed: Tensor | None) -> None:
-        GradientLearner.learn(self, x, y, allowed)
+    def keep(self, x: Tensor, y: Tensor) -> None:
         self.store.buffer.add(x, torch.cat([y[:, None].to(x.dtype), self._logits], 1))
         del self._logits
 
