@@ -11,7 +11,7 @@ from pathlib import Path
 from sp.commands import add_dataset, add_values, positive, values_of
 from sp.files import write_atomically
 from sp.lab import choices, metrics, tables
-from sp.lab.checking import check_options
+from sp.lab.checking import check_points
 from sp.lab.experiment import Experiment
 from sp.lab.ledger import Ledger, opened
 from sp.lab.settings import STREAMS, on_stream
@@ -56,7 +56,7 @@ def run(chosen: argparse.Namespace) -> int:
             choices.sample(varied, chosen.sample) if chosen.sample else choices.grid(varied),
             range(chosen.seeds),
         )
-        check_options(experiments)
+        check_points(experiments)
     except TypeError as error:  # the user typed a value of the wrong type, which is not a bug
         raise ValueError(str(error)) from error
     ledger = Ledger(chosen.ledger) if chosen.ledger else opened()

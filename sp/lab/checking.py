@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from sp.lab.data import Task, Tasks
 from sp.lab.experiment import Enough, Experiment, Moment, loss_of, network_of, run, stream_of
 from sp.lab.methods import ANY_LOSS
-from sp.lab.networks import mlp
 from sp.lab.own import Own, given
 from sp.replay import ReplayBuffer
 from sp.rivals import ReplaySource, make_learner
@@ -160,15 +159,12 @@ def _check_method(title: str, experiment: Experiment, stream: Tasks, usual: bool
             )
 
 
-def check_options(experiments: Iterable[Experiment]) -> None:
-    """Build each method once for a tiny network, so that wrong options are found before any run starts."""
-    sizes = (4, (2,), 2)
-    for method, options in dict.fromkeys((experiment.optimizer, experiment.options) for experiment in experiments):
-        try:
-            _made_once(method, partial(mlp, *sizes), sizes, dict(options))
-        except (TypeError, ValueError) as error:
-            why = _why(error, dict(options))
-            raise ValueError(f"optimizer {method!r} with options {dict(options)}: {why}") from error
+def check_points(experiments: Iterable[Experiment]) -> None:
+    """Build each stream, network and method once, so that wrong choices are found before any run starts."""
+    for experiment in dict.fromkeys(replace(one, seed=0) for one in experiments):
+        stream = stream_of(experiment)
+        network_of(experiment, stream)
+        _check_method(str(experiment.optimizer), experiment, stream, usual=True)
 
 
 def _why(error: Exception, options: dict[str, Any]) -> str:

@@ -136,7 +136,8 @@ def test_two_sweeps_at_once_on_one_store_disturb_nothing(tmp_path):
     assert 20 <= len(rows_in(store)) <= 24 and not list(store.rglob("*.part"))
 
 
-def test_a_failing_run_is_reported_and_the_others_finish(tmp_path, capsys):
+def test_a_failing_run_is_reported_and_the_others_finish(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sp.commands.sweep.check_points", lambda experiments: None)  # it would find the wrong one
     command = ["sweep", "--ledger", str(tmp_path), "--workers", "1", "--seeds", "2", "-p", "hidden", "(8,)"]
     assert main([*command, "-p", "tasks", "3,2"]) == 1
     out, err = capsys.readouterr()
@@ -160,6 +161,8 @@ def test_a_failing_run_is_reported_and_the_others_finish(tmp_path, capsys):
         ("lr", "1", "'option_NAME', got 'lr'"),
         ("tasks", "2:5", "tasks is a range"),
         ("tasks", "0,2", "tasks must be a whole number >= 1, got 0"),
+        ("tasks", "2,3", "tasks must divide the 10 classes of digits, got 3"),
+        ("model", "mlp,convolutional", "hidden must be three widths for a convolutional network"),
         ("seed", "0,1", "--seeds"),
         ("options", "1", "give -p option_NAME"),
         ("loss", "mse", "give it to sp.lab.compare"),
