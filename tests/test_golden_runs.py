@@ -46,6 +46,7 @@ CHOICES = {
     "momentum": {"options": {"lr": 0.02}},
     "ncl": {"options": {"prior": 0.1}},
     "online_ewc": {"options": {"strength": 1000.0}},
+    "online_owm": {"options": {"lr": 0.3, "alpha": 0.1}},
     "owm": {"options": {"lr": 0.1}},
     "ridge": {"options": {"penalty": 10.0}},
     "selective": {"epochs": 2, "options": {"warmup_steps": 5}},

@@ -48,6 +48,7 @@ METHODS = {
     "MAS": (_SKY, "D"),
     "LwF": (_SKY, "P"),
     "OWM": (_WINE, "o"),
+    "Online OWM": (_WINE, "v"),
     "GPM": (_WINE, "s"),
     "NCL": (_WINE, "^"),
     "A-GEM": (_INDIGO, "o"),

@@ -13,7 +13,7 @@ from sp.rivals.distillation import LwF
 from sp.rivals.learner import GradientLearner, Needs, cross_entropy, masked, own_learner
 from sp.rivals.optimizers import OPTIMIZERS
 from sp.rivals.penalties import EWC, L2, MAS, SI, L2Init, OnlineEWC
-from sp.rivals.projections import GPM, NCL, OWM
+from sp.rivals.projections import GPM, NCL, OWM, OnlineOWM
 from sp.rivals.rehearsal import AGEM, ERACE, DERpp, Rehearsal, ReplaySource
 from sp.rivals.stable import StableSGD
 
@@ -32,6 +32,7 @@ RIVALS: dict[str, type[GradientLearner]] = {
     "mas": MAS,
     "ncl": NCL,
     "online_ewc": OnlineEWC,
+    "online_owm": OnlineOWM,
     "owm": OWM,
     "si": SI,
     "stable_sgd": StableSGD,
@@ -62,6 +63,7 @@ TITLES = {
     "momentum": "SGD with momentum",
     "ncl": "NCL",
     "online_ewc": "Online EWC",
+    "online_owm": "Online OWM",
     "owm": "OWM",
     "ranpac": "RanPAC",
     "ridge": "Ridge",

@@ -103,9 +103,41 @@ class OWM(Projection):
             rows = slice(start, start + self.batch)
             seen = self.recorded(x[rows], y[rows], None if allowed is None else allowed[rows])
             for P, (inputs, _) in zip(self.projectors, seen, strict=True):
-                mean = inputs.mean(0)
-                k = P @ mean
-                P -= torch.outer(k, k) / (self.alpha + mean @ k)
+                close_(P, inputs.mean(0), self.alpha)
+
+
+class OnlineOWM(Projection):
+    """OWM as in its authors' published code, which takes no notice of tasks: every step updates P.
+
+    The mean input of each batch updates P as in `OWM`, and the new P then projects the gradient of that same batch.
+    For split streams the authors also lower alpha in the course of each task, use momentum, and clip gradients; here
+    alpha is constant, as in their code for permuted images, and the optimizer is SGD.
+
+    Args:
+        alpha: > 0; the smaller it is, the more of a direction one batch closes.
+    """
+
+    needs = Needs()
+
+    def __init__(self, model: nn.Module, alpha: float = 1.0, **options: Any):
+        check_number("alpha", alpha, 0, low_open=True)
+        super().__init__(model, **options)
+        self.alpha = alpha
+        self.projectors = [_identity(synapses) for synapses in self.layers]
+
+    @torch.no_grad()
+    def adjust_gradients(self) -> None:
+        for synapses, P in zip(self.layers, self.projectors, strict=True):
+            activity = synapses.take()
+            if activity is not None:
+                close_(P, activity.presynaptic[0].mean(0), self.alpha)
+                set_gradient(synapses, gradient(synapses) @ P)
+
+
+def close_(P: Tensor, x: Tensor, alpha: float) -> None:
+    """Close the direction of an input x, (d,), in a projector P, (d, d): ``P <- P - P x x'P / (alpha + x'P x)``."""
+    k = P @ x
+    P -= torch.outer(k, k) / (alpha + x @ k)
 
 
 class GPM(Projection):

@@ -19,7 +19,7 @@ from sp.rivals.distillation import LwF
 from sp.rivals.learner import GradientLearner
 from sp.rivals.optimizers import UPGD
 from sp.rivals.penalties import EWC, L2, MAS, SI, L2Init, OnlineEWC, mean_over_examples
-from sp.rivals.projections import GPM, NCL, OWM, extended, gradient, kronecker_sum
+from sp.rivals.projections import GPM, NCL, OWM, OnlineOWM, extended, gradient, kronecker_sum
 from sp.rivals.rehearsal import AGEM, ERACE, DERpp, ReplaySource
 from sp.rivals.stable import StableSGD
 
@@ -58,6 +58,7 @@ def store(capacity=50, size=8):
         ("si", {"lr": 1e-3, "strength": 1e3}),
         ("mas", {"lr": 1e-3, "strength": 1.0}),
         ("owm", {"lr": 0.3, "alpha": 0.1}),
+        ("online_owm", {"lr": 0.3, "alpha": 0.1}),
         ("gpm", {"lr": 0.3, "threshold": 0.95}),
         ("ncl", {"lr": 0.1, "prior": 1e-4}),
     ],
@@ -104,7 +105,7 @@ def test_joint_training_is_a_ceiling_and_chance_a_floor():
 
 
 def test_every_method_learns_with_known_tasks():
-    others = {"chance", "sgd", "momentum", "upgd", "agem", "derpp", "er_ace", "owm", "gpm", "dendrites"}
+    others = {"chance", "sgd", "momentum", "upgd", "agem", "derpp", "er_ace", "owm", "online_owm", "gpm", "dendrites"}
     for method in set(METHODS) - others:
         outcome = run(Experiment(optimizer=method, tasks=5, scenario="task", epochs=2))
         assert outcome.accuracy[-1].mean() > 0.6, method
@@ -379,6 +380,18 @@ def test_lwf_s_loss():
     p, log_q = (old[:, :2] / 2).softmax(1), (new[:, :2] / 2).log_softmax(1)
     expected = F.cross_entropy(new, y) + 3 * 4 * -(p * log_q).sum(1).mean()
     torch.testing.assert_close(learner.loss(x, y, None).detach(), expected)
+
+
+def test_online_owm_closes_the_mean_input_of_a_batch_before_it_projects_its_gradient():
+    learner, (x, y) = OnlineOWM(nn.Linear(5, 3), alpha=0.5, lr=0.1), batch()
+    inputs, means = torch.cat([x, torch.ones(12, 1)], 1), []
+    for rows in (slice(0, 8), slice(8, 12)):
+        means.append(inputs[rows].mean(0))
+        P = torch.linalg.inv(torch.eye(6) + torch.stack(means).T @ torch.stack(means) / 0.5)
+        errors = (learner.model(x[rows]).softmax(1) - F.one_hot(y[rows], 3)).detach() / len(x[rows])
+        learner.learn(x[rows], y[rows], None)
+        torch.testing.assert_close(learner.projectors[0], P)
+        torch.testing.assert_close(gradient(learner.layers[0]), errors.T @ inputs[rows] @ P)
 
 
 def test_owm_s_projector_is_that_of_least_squares():
