@@ -117,8 +117,9 @@ def sampled(tensors: Sequence[Tensor], seed: int) -> Tensor:
 def consolidated_eligibility(consolidated: Tensor, gradient: Tensor) -> Tensor:
     """Synaptic capture: use is recorded permanently (by analogy with Frey & Morris 1997).
 
-    ``C <- C + g^2``, any shape, >= 0, in squared units of the gradient. This is Adagrad's sum (Duchi et al. 2011) and,
-    up to a factor, the diagonal Fisher information of EWC (Kirkpatrick et al. 2017), collected during learning.
+    ``C <- C + g^2``, any shape, >= 0, in squared units of the gradient. This is Adagrad's sum (Duchi et al. 2011). Up
+    to a factor, it is close to the diagonal Fisher information of EWC (Kirkpatrick et al. 2017) once mean gradients are
+    small; but it uses true labels and weights that still change.
     """
     return consolidated + gradient**2
 
@@ -136,7 +137,8 @@ def novelty(memory: Tensor, retention: float) -> Tensor:
 
     A is the sum of ``X'X`` over all steps, with X a layer's inputs in units of the root of their variance. It is
     task-agnostic. ``x'Px / x'x`` is near 1 for a pattern never seen and near 0 for one seen often. P is the covariance
-    of recursive least squares, and the projector of OWM (Zeng et al. 2019) without its task boundaries.
+    of recursive least squares, the soft projector of conceptors (He & Jaeger 2018), and the form of OWM's projector
+    (Zeng et al. 2019), here made from every input instead of the means of batches.
 
     Args:
         memory: A, (..., d, d).
@@ -172,7 +174,8 @@ def absorbed(norm: Any, mean_norm: Any, absorber: float) -> Any:
 def bounded(moved: float, largest: float) -> float:
     """Factor in [0, 1] that limits a step, so that a layer's response changes by no more than is allowed.
 
-    ``min(1, largest / moved)``: the idea of LARS (You et al. 2017), applied to outputs instead of weights.
+    ``min(1, largest / moved)``. LARS (You et al. 2017) sets a step in proportion to the weights; this bounds it in
+    proportion to the outputs.
 
     Args:
         moved: root mean square of the change that the whole step would make to the outputs, >= 0.

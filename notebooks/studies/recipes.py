@@ -17,7 +17,8 @@ from sp.lab.sweep import Named, missing, run_all, with_seeds
 # GMvandeVen/continual-learning: Split MNIST, 784-400-400, Adam at 1e-3, 2,000 batches of 128 a task (here 21 passes,
 # about as many), strengths from its params/param_values.py; its SI penalty is c times the sum, ours strength / 2 times.
 # Its pixels lie in [0, 1], ours are standardised; its ER weights new and stored examples 1 to t - 1 in task t and keeps
-# 100 per class, ours weights both equally and keeps 1,000 in all, balanced over the classes.
+# 100 per class, ours weights both equally and keeps 1,000 in all, balanced over the classes. Its Fisher information is
+# that of all images and all labels, ours that of 1,000 images with a label drawn for each.
 _VAN_DE_VEN = Experiment(
     dataset="mnist", tasks=5, hidden=(400, 400), optimizer="adam", options={"lr": 1e-3}, epochs=21, batch_size=128
 )

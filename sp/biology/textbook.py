@@ -41,9 +41,10 @@ def nmda_conductance(glutamate: Tensor, voltage: Tensor, magnesium: float = 1.0,
 
 
 def bcm_change(presynaptic: Tensor, postsynaptic: Tensor, threshold: Tensor | float) -> Tensor:
-    """Synaptic change as in Bienenstock, Cooper & Munro (1982): ``x y (y - theta)``, per unit of learning rate.
+    """Synaptic change in Intrator & Cooper's (1992) form of the rule of Bienenstock, Cooper & Munro (1982).
 
-    LTD if the postsynaptic rate is between zero and the threshold, LTP above it, no change without presynaptic rate.
+    ``x y (y - theta)``, per unit of learning rate: LTD if the postsynaptic rate is between zero and the threshold, LTP
+    above it, no change without presynaptic rate.
 
     Args:
         presynaptic: rate x >= 0. postsynaptic: rate y >= 0, in the same unit (Hz).
@@ -67,11 +68,12 @@ def bcm_threshold(threshold: Tensor, postsynaptic: Tensor, decay: float, target:
 
 
 def captured(late: Tensor, tag: Tensor, proteins: Tensor | float) -> Tensor:
-    """Synaptic tagging and capture (Frey & Morris 1997): a tagged synapse turns proteins into a lasting change.
+    """Synaptic tagging and capture (Frey & Morris 1997, 1998): a tagged synapse turns proteins into a lasting change.
 
     ``late <- late + proteins * tag``. A weak stimulus leaves a tag that fades (`sp.rules.eligibility_trace`); if a
-    strong one elsewhere on the neuron brings proteins before then, the change lasts. This is the simplest form of
-    models like Clopath et al. (2008); `sp.rules.consolidated_eligibility` is the same with proteins always present.
+    strong one elsewhere on the neuron brings proteins meanwhile (shown in 1998; in 1997 it came first), the change
+    lasts. This is the simplest form of models like Clopath et al. (2008); `sp.rules.consolidated_eligibility` is the
+    same with proteins always present.
 
     Args:
         late: lasting change of each synapse. tag: its fading change, same shape and unit.

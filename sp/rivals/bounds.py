@@ -1,4 +1,4 @@
-"""Bounds of a comparison: the ceiling and the floor. Closed-form heads are in `sp.rivals.closed_form`."""
+"""References of a comparison: joint training and chance. Closed-form heads are in `sp.rivals.closed_form`."""
 
 import copy
 from typing import Any
@@ -10,10 +10,10 @@ from sp.rivals.learner import GradientLearner, Needs
 
 
 class JointLearner(GradientLearner):
-    """The ceiling: when a task ends, a network is trained from scratch on all tasks so far, shuffled together.
+    """Joint training: when a task ends, a network is trained from scratch on all tasks so far, shuffled together.
 
     It makes as many passes over all data, in batches of the same size, as the stream made over each task. No continual
-    learner is told or stores as much.
+    learner is told or stores as much, but in so few passes some do better: it is a reference, not an upper bound.
 
     Args:
         model: the network. base, options: optimizer and its arguments.

@@ -15,8 +15,9 @@ class LwF(GradientLearner):
     """Learning without forgetting (Li & Hoiem 2017): keep the old network's answers on the new images.
 
     ``loss + strength T^2 H(softmax(old / T), softmax(new / T))``, with the cross-entropy H over the units of the old
-    tasks; if tasks have separate units, H is averaged over the tasks. T^2 keeps the size of gradients the same (Hinton
-    et al. 2015).
+    tasks; if tasks have separate units, H is averaged over the tasks (the authors add it up). T^2 keeps the size of
+    gradients the same (Hinton et al. 2015). The authors do without it, so their lambda of 1 with T = 2 is ``strength``
+    0.25. Their warm-up of a new head and their weight decay are left out.
 
     Args:
         model: the network. strength: >= 0. temperature: T > 0. base, options: optimizer and its arguments.

@@ -20,6 +20,7 @@ class UPGD(Optimizer):
 
     U_hat is U corrected for its start at zero, the maximum is over all parameters, and the noise is normal with
     standard deviation ``sigma``. Useful weights (removing one would raise the loss) are protected, the rest perturbed.
+    The authors' stand-alone code takes twice this step and has a weight decay of 0.001.
 
     Args:
         params: parameters. lr: learning rate >= 0. decay: weight decay >= 0. beta: decay of the utility, in [0, 1).

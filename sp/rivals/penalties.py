@@ -119,6 +119,9 @@ class EWC(MeasuredPenalty):
 class OnlineEWC(EWC):
     """Online EWC (Schwarz et al. 2018, eq. 9): one spring, ``F <- gamma F + F_t``, anchored at the last task.
 
+    The authors also normalise the Fisher information of each task, and use gamma < 1; neither is done by default. The
+    factor gamma of their penalty is part of ``strength``.
+
     Args:
         gamma: share of the older importance that is left after a task, in [0, 1].
     """
@@ -139,7 +142,7 @@ class MAS(MeasuredPenalty):
     """Memory aware synapses (Aljundi et al. 2018, eq. 2): importance is how much the output depends on a weight.
 
     ``Omega <- Omega + mean over examples of |d ||f(x)||^2 / dw|``, with f the units that count for an example. Labels
-    are not used.
+    are not used. The paper's penalty is ``lambda sum Omega (w - anchor)^2``, so ``strength`` is ``2 lambda``.
     """
 
     @torch.no_grad()

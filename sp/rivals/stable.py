@@ -12,7 +12,8 @@ from sp.rivals.learner import GradientLearner, Needs
 class StableSGD(GradientLearner):
     """Stable SGD (Mirzadeh et al. 2020): dropout, and a learning rate that falls from task to task.
 
-    ``lr_t = lr decay^(t - 1)`` in task t, with dropout after every ReLU. Flat minima are meant to be harder to leave.
+    ``lr_t = lr decay^(t - 1)`` in task t, with dropout after every ReLU. In a flat minimum, the old loss rises less
+    when weights move. The authors also use small batches (10) and momentum 0.8, which are left out here.
 
     Args:
         model: a network whose hidden layers are followed by `nn.ReLU`.
