@@ -68,8 +68,15 @@ def path_of(name: str) -> Path:
     Args:
         name: such as ``digits_curves``, in the current notebook's folder (see `begin`) or, without one, in ``figures``;
             or with its folder in ``figures``: ``01_forgetting/digits_curves``. A suffix such as ``.pdf`` is dropped.
+
+    Raises:
+        ValueError: the name leads out of that folder.
     """
     name = re.sub(r"\.(pdf|png|svg|csv|json)$", "", name)
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(
+            f"the name of a figure must lie in the folder of figures, got {name!r}: set SP_FIGURES instead"
+        )
     folder, _, file = name.rpartition("/")
     return _run.folder() / file if _run and folder in ("", _run.notebook) else files.folder("figures") / name
 

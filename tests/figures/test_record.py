@@ -261,6 +261,9 @@ def test_a_suffix_in_the_name_of_a_figure_is_dropped(project):
     for name in ("lion", "lion.pdf", "lion.png"):
         assert figures.path_of(name) == project / "figures" / "lion"
     assert figures.path_of("lr=0.1.csv").name == "lr=0.1"
+    for outside in ("../lion", str(project / "lion"), "01_toy/../../lion"):
+        with pytest.raises(ValueError, match="must lie in the folder of figures"):
+            figures.path_of(outside)
 
 
 def test_another_folder_for_figures_is_that_of_other_parameters_as_well(project, monkeypatch):
