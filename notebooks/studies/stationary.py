@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import joblib
 import pandas as pd
@@ -34,6 +35,9 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.optim import SGD, Adam, Optimizer
 
 from sp import ConsolidatingPlasticityOptimizer, NMDACoincidence, SelectivePlasticityOptimizer
+from sp.figures.tables import wide
+from sp.lab import metrics
+from sp.rivals import TITLES
 
 Method = Callable[[nn.Module], Optimizer]
 Data = tuple[Tensor, Tensor, Tensor, Tensor]  # training inputs and targets, test inputs and targets
@@ -351,11 +355,13 @@ def table(
     return rows
 
 
-def means(rows: list[dict]) -> pd.DataFrame:
-    """Over seeds: one row per problem, budget and measure, one column per method; NaN where a seed diverged."""
-    key = ["problem", "budget", "measure", "method"]
-    values = pd.DataFrame(rows).groupby(key, sort=False)["value"]
-    return values.agg(lambda of_seeds: of_seeds.mean(skipna=False)).unstack(sort=False)
+def intervals(rows: pd.DataFrame) -> pd.DataFrame:
+    """`sp.lab.metrics.interval_table` over seeds, with problems in ``method`` and methods in ``metric``, as the page of
+    results shows it. Seeds that diverged are left out, and n says so."""
+    problems = rows.problem + ", " + rows.budget + ", " + rows.measure
+    named = rows.assign(problem=problems, method=rows.method.replace(TITLES)).dropna()
+    table = metrics.summarise(named, ["problem", "method"], "value")
+    return table.rename(columns={"method": "metric", "problem": "method"})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -364,11 +370,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=1, help="processes, with one thread each")
-    parser.add_argument("--out", help="CSV file to write, with one line per problem, budget, method and seed")
+    parser.add_argument("--out", help="CSV file of all runs; a table with intervals is written beside it")
     chosen = parser.parse_args(arguments)
     methods = {name: METHODS[name] for name in chosen.methods}
     problems = {name: PROBLEMS[name] for name in chosen.problems}
-    print(means(table(methods, problems, chosen.seeds, chosen.workers, chosen.out)).to_string(float_format="%.3f"))
+    found = intervals(pd.DataFrame(table(methods, problems, chosen.seeds, chosen.workers, chosen.out)))
+    print(wide(found).to_string())
+    if chosen.out:
+        found.to_csv(Path(chosen.out).with_stem(f"{Path(chosen.out).stem}_table"), index=False, float_format="%.6g")
 
 
 if __name__ == "__main__":

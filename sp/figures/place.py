@@ -74,9 +74,7 @@ def path_of(name: str) -> Path:
     """
     name = re.sub(r"\.(pdf|png|svg|csv|json)$", "", name)
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise ValueError(
-            f"the name of a figure must lie in the folder of figures, got {name!r}: set SP_FIGURES instead"
-        )
+        raise ValueError(f"the name of a figure must lie in the folder of figures, got {name!r}: set SP_FIGURES")
     folder, _, file = name.rpartition("/")
     return _run.folder() / file if _run and folder in ("", _run.notebook) else files.folder("figures") / name
 
