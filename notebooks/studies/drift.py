@@ -5,7 +5,7 @@ which is in the extra ``text``; MNIST is downloaded or read from ``$SP_DATA``. K
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.util import find_spec
@@ -20,8 +20,11 @@ from sp.lab.data import Evaluation, Task, Tasks, load
 from sp.lab.experiment import Experiment
 from sp.lab.metrics import learning_accuracy
 from sp.lab.own import Own
+from sp.lab.settings import INPUTS
 from sp.lab.streams import Stream
 from sp.lab.sweep import Named, with_seeds
+from studies import equal_memory
+from studies.comparison import WIDE
 from studies.own_data import Part, Source, Tuning, named
 
 MISSING = (
@@ -157,13 +160,31 @@ GRIDS = {
 # Regression has a steeper loss and needs smaller rates.
 FLIGHT_GRIDS = {**GRIDS, **{method: [{"lr": lr} for lr in (0.01, 0.03, 0.1)] for method in ("SGD", "Consolidation")}}
 METHODS = {"SGD": "sgd", "Adam": "adam", "L2-init": "l2_init", "Consolidation": "consolidating"}
+# Where pixels are permuted, all methods of the field that need no boundaries, with more points each.
+PIXEL_GRIDS = {
+    "SGD": [{"lr": lr} for lr in (0.003, 0.01, 0.03, 0.1, 0.3)],
+    "Adam": [{"lr": lr} for lr in (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)],
+    "L2-init": [
+        *({"lr": 1e-3, "strength": strength} for strength in (1e-3, 1e-2, 1e-1)),
+        *({"lr": 3e-4, "strength": strength} for strength in (1e-3, 1e-2)),
+    ],
+    "UPGD": [{"lr": lr, "sigma": 1e-3} for lr in (0.003, 0.01, 0.03, 0.1, 0.3)],
+    "Online OWM": [
+        {"lr": lr, "alpha": alpha} for lr, alpha in ((0.1, 1.0), (0.3, 0.1), (0.3, 1.0), (0.3, 10.0), (1.0, 1.0))
+    ],
+    WIDE: [{"penalty": penalty} for penalty in (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)],
+    "Consolidation": [{"lr": lr} for lr in (0.01, 0.03, 0.1, 0.3, 1.0)],
+}
+PIXEL_METHODS = {**METHODS, "UPGD": "upgd", "Online OWM": "online_owm", WIDE: "ridge"}
 HORIZONS = (math.inf, 32_000, 10_000, 3_000)  # examples
 LAST = 10  # tasks over which plasticity is measured
 
 
-def _methods(plain: Experiment, horizons: Sequence[float]) -> dict[str, Experiment]:
+def _methods(
+    plain: Experiment, horizons: Sequence[float], methods: Mapping[str, str] = METHODS
+) -> dict[str, Experiment]:
     """The untuned methods, and coincidence with its defaults and each horizon."""
-    found = {method: replace(plain, optimizer=optimizer) for method, optimizer in METHODS.items()}
+    found = {method: replace(plain, optimizer=optimizer) for method, optimizer in methods.items()}
     for horizon in horizons:
         options = {} if math.isinf(horizon) else {"horizon": float(horizon)}
         name = "Coincidence" + (f", horizon {horizon:,}" if options else "")
@@ -185,7 +206,10 @@ def flight_methods(months: bool) -> dict[str, Experiment]:
 def endless_methods(stream: Permutations, horizons: Sequence[float] = HORIZONS) -> dict[str, Experiment]:
     """Untuned methods for endless tasks; `with_permutations` gives them a seed."""
     plain = Experiment(stream=stream.own(), tasks=stream.tasks, scenario="domain", batch_size=32, hidden=(100, 100))
-    return _methods(plain, horizons)
+    found = _methods(plain, horizons, PIXEL_METHODS if stream.what == "pixels" else METHODS)
+    if WIDE in found:
+        found[WIDE] = replace(found[WIDE], hidden=(equal_memory(INPUTS[stream.dataset], plain.hidden),))
+    return found
 
 
 def with_permutations(experiment: Experiment, seed: int) -> Experiment:
@@ -204,7 +228,7 @@ def _pixel_runs(seeds: int, methods: dict[str, Experiment]) -> Named:
     """Every method at every point of its grid, and coincidence with every horizon; nothing is selected."""
     every = {}
     for method, experiment in methods.items():
-        for point in GRIDS.get(method, [{}]):
+        for point in PIXEL_GRIDS.get(method, [{}]):
             name = ", ".join([method, *(f"{option} {value:g}" for option, value in point.items())])
             every[name] = experiment.with_options(**point)
     return with_seeds(every, range(seeds), with_permutations)
@@ -226,7 +250,7 @@ def part(name: str, seeds: int = 3) -> Part:
     if name == "pixels":
         return Part(partial(_pixel_runs, seeds), Tuning(endless_methods(PIXELS), {}))
     if name == "long pixels":
-        tuning = Tuning(endless_methods(PIXELS, HORIZONS[:3]), GRIDS, (100,), with_permutations, kept_and_learnt)
+        tuning = Tuning(endless_methods(PIXELS, HORIZONS[:3]), PIXEL_GRIDS, (100,), with_permutations, kept_and_learnt)
         return Part(partial(_long_runs, LONG_PIXELS, seeds), tuning)
     if name == "labels":
         methods = endless_methods(SHORT_LABELS, HORIZONS[::2])
