@@ -52,6 +52,7 @@ COLOURED = (  # in figures; the others are grey
     "Ridge",
     "NCL",
     "OWM",
+    "Online OWM",
     "GPM",
     "DER++",
     "EWC",
@@ -79,7 +80,7 @@ def _titled(*methods: str) -> dict[str, str]:
 # Name in tables -> method in `sp.rivals.METHODS`.
 PLAIN = {
     **_titled("chance", "sgd", "momentum", "adam", "adamw", "adagrad", "stable_sgd", "upgd", "l2", "ewc", "online_ewc"),
-    **_titled("si", "mas", "lwf", "owm", "gpm", "ncl", "selective", "consolidating", "coincidence"),
+    **_titled("si", "mas", "lwf", "owm", "online_owm", "gpm", "ncl", "selective", "consolidating", "coincidence"),
     **_titled("ridge", "joint"),
     WIDE: "ridge",
 }
@@ -117,6 +118,7 @@ GRIDS = {
     "si": _grid(lr=(_A, _A, _A, _A, _B, _B, _C), strength=(1.0, 10.0, 1e2, 1e3, 10.0, 1e3, 1.0)),
     "lwf": _grid(lr=(_A, _A, _A, _B, _B, _B, _C), strength=(0.3, 1.0, 3.0, 0.3, 3.0, 10.0, 0.3)),
     "owm": _grid(lr=(0.3, 0.3, 0.3, 0.1, 0.1, 0.1, 0.1), alpha=(0.01, 0.1, 1.0, 1e-3, 0.01, 0.1, 1.0)),
+    "online_owm": _grid(lr=(1.0, 0.3, 0.3, 0.3, 0.1, 0.1, 0.1), alpha=(0.1, 0.01, 0.1, 1.0, 0.01, 0.1, 1.0)),
     "gpm": _grid(lr=(0.3, 0.3, 0.3, 0.1, 0.1, 0.1, 0.03), threshold=(0.9, 0.95, 0.99, 0.9, 0.95, 0.99, 0.9)),
     "ncl": _grid(lr=(0.3, 0.3, 0.3, 0.3, 0.1, 0.1, 0.1), prior=(1e-5, 1e-4, 1e-3, 1e-2, 1e-4, 1e-3, 1e-2)),
     "agem": _grid(lr=(3e-3, 1e-2, 3e-2, 0.1, 0.2, 0.3, 0.5)),

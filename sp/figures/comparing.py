@@ -403,21 +403,15 @@ def plane(
     labels: Sequence[str],
     named: Sequence[str] = (),
 ) -> Figure:
-    """Methods in the plane of two measures; a line joins the settings of each method in order.
+    """Methods in the plane of two measures, one point for each of their settings.
 
     Args:
         table: one row per run, with the columns ``method``, ``setting``, ``x`` and ``y``.
         x, y: columns of the axes. labels: labels of the axes.
-        named: methods whose points are labelled with their settings.
+        named: methods whose points are labelled with their settings, and joined in order.
     """
     halo = withStroke(linewidth=2, foreground="white")  # keeps text readable where a line passes behind
-    beside = {
-        "xytext": (0, 6),
-        "textcoords": "offset points",
-        "ha": "center",
-        "fontsize": SMALLEST,
-        "path_effects": [halo],
-    }
+    text = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": SMALLEST, "path_effects": [halo]}
     styles = line_styles(list(dict.fromkeys(table.method)), 3.4)
     fig, axes = canvas(3.0, squeeze=False)
     ax = axes[0, 0]
@@ -426,10 +420,11 @@ def plane(
         ink = styles[method]["color"]
         ax.hlines(up["mean"], across.low, across.high, color=ink, linewidth=0.8, alpha=0.7)
         ax.vlines(across["mean"], up.low, up.high, color=ink, linewidth=0.8, alpha=0.7)
-        ax.plot(across["mean"], up["mean"], label=method, **styles[method])
+        joined = {} if method in named else {"linestyle": ""}
+        ax.plot(across["mean"], up["mean"], label=method, **{**styles[method], **joined})
         if method in named:
-            for place in zip(across.setting, across["mean"], up["mean"], strict=True):
-                ax.annotate(str(place[0]), place[1:], **beside)
+            for number, place in enumerate(zip(across.setting, across["mean"], up["mean"], strict=True)):
+                ax.annotate(str(place[0]), place[1:], xytext=(0, 9 if 0 < number < len(up) - 1 else -9), **text)
     ax.set_ylabel(labels[1])
     label_below(fig, axes, labels[0])
     legend_below(fig, axes)

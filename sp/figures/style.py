@@ -48,7 +48,7 @@ METHODS = {
     "MAS": (_SKY, "D"),
     "LwF": (_SKY, "P"),
     "OWM": (_WINE, "o"),
-    "Online OWM": (_WINE, "v"),
+    "Online OWM": (_WINE, "D"),
     "GPM": (_WINE, "s"),
     "NCL": (_WINE, "^"),
     "A-GEM": (_INDIGO, "o"),
