@@ -2,7 +2,11 @@
 
 import os
 
-import torch
+# A user may have set where figures and results go, or hidden progress bars, which tqdm reads when it is imported.
+for name in ("SP_FIGURES", "SP_FRESH", "SP_LEDGER", "SP_STORE", "TQDM_DISABLE"):
+    os.environ.pop(name, None)
+
+import torch  # noqa: E402
 
 
 def pytest_addoption(parser):
@@ -10,9 +14,6 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    # A user may have set where figures and results go, or hidden progress bars.
-    for name in ("SP_FIGURES", "SP_FRESH", "SP_LEDGER", "SP_STORE", "TQDM_DISABLE"):
-        os.environ.pop(name, None)
     if (device := config.getoption("--device")) != "cpu":
         torch.set_default_device(device)
         torch.use_deterministic_algorithms(True, warn_only=True)  # some tests compare runs bit by bit

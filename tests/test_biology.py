@@ -277,3 +277,33 @@ def test_neither_keeps_the_other_alive():
         model(torch.randn(3, 2)).sum().backward()
     finally:
         gc.enable()
+
+
+def test_errors_of_two_backward_passes_through_one_call_add_up():
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 2)
+    watcher = NMDACoincidence(layer)
+    outputs = layer(torch.randn(5, 3))
+    outputs[:, 0].sum().backward(retain_graph=True)
+    outputs[:, 1].square().sum().backward()
+    activity = watcher.synapses[0].take()
+    torch.testing.assert_close(activity.postsynaptic.mT @ activity.presynaptic, watcher.synapses[0].gradient())
+
+
+def test_terms_of_several_backward_passes_add_up_and_a_readout_is_first_in_each_of_them():
+    lower, upper, x = nn.Linear(3, 3), nn.Linear(3, 2), torch.randn(6, 3)
+    watcher = NMDACoincidence(nn.ModuleList([lower, upper]))
+    upper(lower(x)).sum().backward()
+    lower(x[:4]).sum().backward()
+    below, above = (synapses.take() for synapses in watcher.synapses)
+    assert (below.terms, below.readout) == (10, False) and (above.terms, above.readout) == (6, True)
+
+
+def test_attention_with_values_of_their_own_shows_all_that_enters_and_knows_its_batch():
+    layer = nn.MultiheadAttention(4, 2)  # time comes first
+    watcher = NMDACoincidence(layer)
+    query, value = torch.randn(2, 5, 3, 4)
+    layer(query, query, value)[0].sum().backward()
+    activity = watcher.synapses[0].take()
+    torch.testing.assert_close(activity.presynaptic[0, :, :4], torch.cat([query, query, value]).reshape(-1, 4))
+    assert activity.examples == 3

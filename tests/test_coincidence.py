@@ -450,3 +450,26 @@ def test_a_state_of_another_kind_is_refused_and_changes_nothing():
         with pytest.raises(ValueError, match=message):
             into.load_state_dict(state.state_dict())
         assert str(before) == str(into.state_dict())
+
+
+def test_of_a_large_batch_the_rows_that_a_memory_takes_in_stand_for_all():
+    torch.manual_seed(0)
+    model, x = nn.Linear(6, 5, bias=False), torch.randn(512, 6)
+    optimizer = watched(model)
+    errors = torch.randn(512, 5) / 512
+    (model(x) * errors).sum().backward()
+    optimizer.step()
+    held = optimizer.get_param_eligibility(model.weight)[0]  # of an input of variance one in each example
+    assert held.mean().item() == pytest.approx(constants.batch_factor(512) / x.square().mean().item() / 6, rel=0.2)
+    trace = optimizer.state[model.weight]["errors"].diagonal(dim1=-2, dim2=-1).sum().item()
+    assert trace == pytest.approx(512 * errors.square().sum().item(), rel=0.2)
+
+
+def test_examples_without_an_error_are_not_remembered():
+    model = nn.Linear(2, 3)
+    optimizer = watched(model)
+    x = torch.eye(2).repeat(8, 1)
+    (F.cross_entropy(model(x), torch.arange(16) % 3, reduction="none") * x[:, 0]).mean().backward()
+    optimizer.step()
+    held = optimizer.get_param_eligibility(model.weight)
+    assert (held[:, 0] > 0).all() and (held[:, 1] == 0).all()

@@ -166,3 +166,12 @@ def test_a_subclass_may_have_arguments_of_its_own(kind):
 
     optimizer = Named([nn.Parameter(torch.zeros(2))], name="mine")
     assert optimizer.param_groups[0]["lr"] == 0.5 and "name" not in optimizer.param_groups[0]
+
+
+def test_where_most_synapses_were_never_used_the_threshold_is_that_of_the_others():
+    w = nn.Parameter(torch.ones(100))
+    optimizer = ConsolidatingPlasticityOptimizer([w], warmup_steps=1)
+    w.grad = torch.zeros(100)
+    w.grad[:5] = 0.5
+    optimizer.step()
+    assert optimizer.param_groups[0]["shared"]["threshold"].item() == pytest.approx(0.25)

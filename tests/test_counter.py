@@ -179,3 +179,14 @@ def test_in_the_coincidence_form_what_is_open_is_told_beside_the_median():
     seen = counter.events["0.weight"]
     assert (seen.shut[:, 8:] > 15).all() and not seen.shut[:, :2].any()
     assert (seen.ltp + seen.ltd)[:, 2:8].float().mean() > 15
+
+
+def test_counting_on_leaves_the_state_that_was_loaded():
+    w = nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([w], lr=0.1)
+    state = {"parameter 0": {"looks": 1, **{kind: torch.ones(2, dtype=torch.int32) for kind in ("ltp", "ltd", "shut")}}}
+    counter = PlasticityCounter(optimizer, every=1)
+    counter.load_state_dict(state)
+    w.grad = torch.tensor([-1.0, 1.0])
+    optimizer.step()
+    assert counter.events["parameter 0"].ltp.tolist() == [2, 1] and state["parameter 0"]["ltp"].tolist() == [1, 1]

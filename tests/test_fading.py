@@ -41,3 +41,26 @@ def test_its_runs_are_paired_and_have_a_curve():
         (method, seed) for method in fading.METHODS for seed in (0, 1)
     ]
     assert {experiment.curve_points for _, experiment in named} == {fading.POINTS}
+
+
+def test_the_number_beside_a_row_is_the_mean_accuracy_on_past_digits(monkeypatch, tmp_path):
+    shown = []
+
+    class Frames:
+        def __init__(self, fig, show, frames, **_):
+            for frame in frames[:3]:
+                show(frame)
+                shown.append([text.get_text() for text in fig.texts])
+
+        def save(self, *_, **__):
+            """Write nothing."""
+
+    monkeypatch.setattr(fading, "FuncAnimation", Frames)
+    rows = [
+        {"method": method, "step": step, "training": step, "task": task, "accuracy": (0.25, 0.75, 1.0, 0, 0)[task]}
+        for method in fading.METHODS
+        for step in range(3)
+        for task in range(5)
+    ]
+    fading.draw(pd.DataFrame(rows), tmp_path / "fading.gif")
+    assert [[text for text in texts if text[:2] == "0."] for texts in shown] == [[], ["0.25"] * 2, ["0.50"] * 2]

@@ -142,3 +142,15 @@ def test_so_does_a_recurrent_or_attention_layer_with_a_custom_forward():
     optimizer.step()
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {name for name, p in model.named_parameters() if p.grad.any()} >= {"attention.out_proj.weight"}
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU])
+def test_a_recurrent_layer_s_first_state_is_the_one_it_was_given(kind):
+    torch.manual_seed(0)
+    layer, first = kind(INPUTS, 3, batch_first=True), torch.randn(1, 4, 3)
+    watcher = NMDACoincidence(layer)
+    states, _ = layer(torch.randn(4, 5, INPUTS), first)
+    states.sum().backward()
+    (hidden,) = (synapses for synapses in watcher.synapses if "hh" in synapses.name)
+    before = torch.cat([first.transpose(0, 1), states[:, :-1]], 1)
+    torch.testing.assert_close(hidden.take().presynaptic[0, :, :3], before.reshape(-1, 3))

@@ -70,3 +70,13 @@ def test_a_gradient_is_absorbed_beyond_its_mean_and_whole_where_there_is_none():
         float(rules.absorbed(torch.tensor(n), torch.tensor(m), 2.0)) for n, m in zip(norms, means, strict=True)
     ]
     assert as_tensors == found
+
+
+def test_a_sample_holds_each_tensor_in_proportion_to_its_size():
+    drawn = rules.sampled([torch.zeros(90_000), torch.ones(10_000)], seed=0)
+    assert abs(float(drawn.mean()) - 0.1) < 1e-3
+
+
+def test_activation_is_a_root_mean_square():
+    x = torch.tensor([[2.0, 1.0], [0.0, 1.0]])  # inputs of equal mean magnitude
+    torch.testing.assert_close(rules.activation_norm(x), torch.tensor([1.0, 1.5**-0.5]))

@@ -546,3 +546,12 @@ def test_non_empty_state(case):
     optimizer = case.make(model)
     train(model, optimizer, 1)
     assert optimizer.state and all(len(state) > 0 for state in optimizer.state.values())
+
+
+@pytest.mark.parametrize("kind", [SelectivePlasticityOptimizer, ConsolidatingPlasticityOptimizer])
+def test_weights_decay_where_the_objective_is_maximised_as_well(kind):
+    w = nn.Parameter(torch.ones(3))
+    optimizer = kind([w], lr=0.1, weight_decay=0.5, maximize=True)
+    w.grad = torch.zeros(3)
+    optimizer.step()
+    torch.testing.assert_close(w.detach(), torch.full((3,), 0.95))

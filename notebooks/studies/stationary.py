@@ -357,10 +357,11 @@ def table(
 
 def intervals(rows: pd.DataFrame) -> pd.DataFrame:
     """`sp.lab.metrics.interval_table` over seeds, with problems in ``method`` and methods in ``metric``, as the page of
-    results shows it. Seeds that diverged are left out, and n says so."""
+    results shows it. There is no row if a seed diverged."""
     problems = rows.problem + ", " + rows.budget + ", " + rows.measure
-    named = rows.assign(problem=problems, method=rows.method.replace(TITLES)).dropna()
-    table = metrics.summarise(named, ["problem", "method"], "value")
+    named = rows.assign(problem=problems, method=rows.method.replace(TITLES))
+    finite = named.groupby(["problem", "method"]).value.transform(lambda of_seeds: of_seeds.notna().all())
+    table = metrics.summarise(named[finite], ["problem", "method"], "value")
     return table.rename(columns={"method": "metric", "problem": "method"})
 
 

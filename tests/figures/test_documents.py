@@ -10,7 +10,7 @@ import pytest
 from sp.figures import PLOTS
 from sp.figures.documents import FILLED, MARKS, fill_tables, gallery, index
 from sp.figures.record import seeds
-from sp.figures.tables import markdown
+from sp.figures.tables import cost_columns, markdown
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,3 +103,10 @@ def test_a_notebook_without_figures_is_named_with_what_makes_them(tmp_path):
     (tmp_path / "notebooks" / "18_sign.ipynb").write_text('{"cells": [{"source": ["# Sign?"]}]}')
     with pytest.raises(FileNotFoundError, match=r"18_sign has no figures yet: python -m sp refresh notebooks/18_sign"):
         index(tmp_path)
+
+
+def test_costs_are_those_with_the_buffer_that_is_asked_for():
+    rows = [("Adam", 0, 1.0, 2.0), ("Adam", 200, 2.04, 9.0), ("Ridge", 0, 0.5, 7.0)]
+    costs = pd.DataFrame(rows, columns=["method", "capacity", "step_ratio", "kept"])
+    found = cost_columns(costs, ["Adam, tuned", "Ridge"], 200)
+    assert found.loc["Adam, tuned"].tolist() == ["2.0", "9.0"] and found.loc["Ridge"].isna().all()

@@ -180,3 +180,19 @@ def test_a_plane_joins_the_settings_of_a_method_at_their_means_and_names_some():
     assert [text.get_text() for text in ax.texts] == ["inf"]
     across, up = ax.collections[:2]
     assert up.get_segments()[0][0] == pytest.approx([0.76, 0.25]) and across.get_segments()[0][:, 0].std() > 0
+
+
+def test_a_front_is_a_staircase_under_its_points():
+    table = pd.DataFrame(
+        {"method": "Adam", "old": [0.5, 0.2, 0.1], "new": [0.4, 0.9, 0.1], "front": [True, True, False]}
+    )
+    points, stairs = comparing.fronts(canvas, table, ("Old", "New")).axes[0].get_lines()
+    assert len(points.get_xdata()) == 3 and stairs.get_xdata().tolist() == [0.2, 0.5]
+    assert stairs.get_drawstyle() == "steps-pre"  # up to an old accuracy, the new one of its point can be had
+
+
+def test_effects_that_are_open_are_pale():
+    rows = [("s", "a", 0.05, 0.04, "better"), ("s", "b", 0.0, -0.1, "open"), ("s", "c", 0.0, -0.001, "no matter")]
+    table = pd.DataFrame(rows, columns=["stream", "method", "mean", "low", "verdict"]).assign(high=0.1)
+    fig = comparing.effect_plot(canvas, table, "Effect", 0.01, "Coincidence")
+    assert [line.get_alpha() for line in fig.axes[0].get_lines()[1:]] == [1, 1, 0.35, 0.35, 1, 1]

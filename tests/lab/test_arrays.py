@@ -240,3 +240,10 @@ def test_labels_that_do_not_fit_the_scenario_say_how_to_number_them():
         Stream.from_arrays([task, other])
     with pytest.raises(ValueError, match=r"no other task has those of task 1.*or give scenario='class'"):
         Stream.from_arrays([task, shifted(other, 2)], scenario="domain")
+
+
+def test_what_tuning_holds_out_is_drawn_from_all_rows_and_the_same_each_time():
+    x = np.arange(100.0)[:, None]
+    stream = Stream.from_arrays([(x, np.arange(100) % 2, x, np.arange(100) % 2)], scenario="domain")
+    held, again = (stream.arrays.tasks_for("validation").tasks[0].test()[0].flatten().tolist() for _ in range(2))
+    assert held == again and min(held) < 20 and max(held) >= 80 and len(held) == 20

@@ -73,3 +73,8 @@ def test_samples_stay_in_their_ranges_and_repeat(count):
 def test_a_sample_of_nothing_is_refused():
     with pytest.raises(ValueError, match="count >= 1"):
         sample({"a": [1]}, 0)
+
+
+def test_the_values_of_a_list_are_equally_likely():
+    drawn = [point["rule"] for point in sample({"rule": ["a", "b", "c"], "share": Range(0.0, 1.0)}, 30)]
+    assert {value: drawn.count(value) for value in drawn} == {"a": 10, "b": 10, "c": 10}

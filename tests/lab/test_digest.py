@@ -302,3 +302,8 @@ def test_an_open_file_has_no_digest(tmp_path):
 
         with pytest.raises(NoDigest, match="inner, log is of type TextIOWrapper"):
             digest(outer)
+
+
+@pytest.mark.parametrize("zeros", [torch.zeros, np.zeros])
+def test_the_shape_of_a_tensor_counts(zeros):
+    assert digest(zeros((2, 3))) == digest(zeros((2, 3))) != digest(zeros((3, 2)))

@@ -15,6 +15,8 @@ from sp.lab.experiment import Experiment, run
 from sp.lab.ledger import Ledger
 from sp.lab.own import Own
 from sp.lab.sweep import run_all
+from sp.replay import ReplayBuffer
+from sp.rivals import GradientLearner
 
 SMALL = Experiment(hidden=(32,), options={"lr": 1e-2}, epochs=2, curve_points=2)
 
@@ -202,3 +204,55 @@ def test_the_key_knows_a_correction_of_one_method(monkeypatch):
     keys = [experiment.key() for experiment in bases]
     monkeypatch.setattr("sp.lab.experiment.METHOD_VERSIONS", {"active_dendrites, coincidence": 99})
     assert [experiment.key() == key for experiment, key in zip(bases, keys, strict=True)] == [False, True]
+
+
+def test_the_order_of_the_data_is_that_of_the_seed_whatever_a_method_draws(monkeypatch):
+    def order(seed, draws):
+        seen = []
+
+        def learn(self, x, y, allowed):
+            seen.append(y.tolist())
+            torch.rand(draws)
+
+        monkeypatch.setattr(GradientLearner, "learn", learn)
+        run(replace(SMALL, seed=seed))
+        return seen
+
+    assert order(0, 0) == order(0, 3) != order(1, 0)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "er_ace"])
+def test_the_buffer_is_the_one_that_was_chosen(optimizer, monkeypatch):
+    asked, sample = set(), ReplayBuffer.sample
+
+    def seen(buffer, n):
+        asked.add((buffer.capacity, buffer.policy, buffer.distinct, buffer.seed, n))
+        return sample(buffer, n)
+
+    monkeypatch.setattr(ReplayBuffer, "sample", seen)
+    buffer = {"replay_capacity": 60, "replay_policy": "class_balanced", "replay_distinct": False, "replay_batch": 7}
+    run(replace(SMALL, optimizer=optimizer, seed=3, **buffer))
+    assert {one for one in asked if one[-1] > 1} == {(60, "class_balanced", False, 3, 7)}
+
+
+@pytest.mark.parametrize(("added", "diverged"), [(np.inf, True), (-np.inf, False), (0.0, False)])
+def test_infinite_answers_are_a_divergence_and_a_class_that_is_ruled_out_is_none(added, diverged):
+    class Network(torch.nn.Linear):
+        def forward(self, x):
+            y = super().forward(x)
+            return y if self.training else torch.cat([y[:, :1] + added, y[:, 1:]], 1)
+
+    result = run(replace(SMALL, model=Own.of("network", lambda: Network(64, 10))))
+    assert result.diverged == diverged
+
+
+def test_every_choice_counts_in_the_key_also_one_that_is_nothing():
+    changes = [
+        *({"dataset": "mnist"}, {"stream": "permuted"}, {"tasks": 5}, {"scenario": "domain"}, {"samples_per_task": 9}),
+        *({"evaluation": "validation"}, {"model": "residual"}, {"hidden": ()}, {"optimizer": "sgd"}, {"options": ()}),
+        *({"epochs": 3}, {"batch_size": 1}, {"replay_capacity": 1}, {"replay_policy": "fifo"}, {"replay_batch": 1}),
+        *({"replay_distinct": False}, {"replay_distinct": True}, {"replay_adds": "whole"}, {"seed": 1}),
+        *({"curve_points": 0}, {"loss": Own.of("loss", torch.nn.functional.mse_loss)}, {"hidden": (100, 100)}),
+    ]
+    assert {name for change in changes for name in change} == set(Experiment.__dataclass_fields__)
+    assert len({replace(SMALL, **change).key() for change in [{}, *changes]}) == 1 + len(changes)

@@ -20,10 +20,11 @@ from torch import nn
 
 from sp import lab
 from sp.__main__ import main
-from sp.lab import GradientLearner, Needs, Stream, compare
+from sp.lab import GradientLearner, Needs, Stream, compare, tables
 from sp.lab.experiment import Experiment, Result, run
 from sp.lab.ledger import Ledger
-from sp.lab.runs import tuned
+from sp.lab.networks import WIDTHS
+from sp.lab.runs import Runs, tuned
 from sp.lab.settings import STREAMS, on_stream
 from tests.lab import test_arrays, test_sweep
 from tests.lab.test_arrays import blobs, linear, shifted
@@ -524,3 +525,26 @@ def test_the_same_from_the_shell(tmp_path, monkeypatch, capsys):
         command = "compare --method adam --method sgd --method coincidence"
         assert main([*command.split(), *wrong.split()]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_table_says_how_much_higher_than_the_baseline_a_method_is_and_a_matrix_is_a_mean():
+    levels = {"Base": [0.1, 0.1, 0.1, 0.1, 0.1, 0.7], "Better": [0.3, 0.3, 0.3, 0.3, 0.3, 0.9]}
+    results = [
+        Result(replace(Experiment(), seed=seed), np.array([[1.0, 0.0], [level, level]]), np.zeros(2))
+        for values in levels.values()
+        for seed, level in enumerate(values)
+    ]
+    rows = tables.table(results)
+    rows.insert(0, "method", np.repeat([*levels], 6))
+    found = Runs(rows, "Base", digits(), results, pd.DataFrame())
+    table = found.table().loc["Better"]
+    assert table["minus Base"] == "+0.200 [+0.200, +0.200]" and table.verdict == "higher"
+    np.testing.assert_allclose(found.matrix("Base"), [[1.0, 0.0], [0.2, 0.2]])
+
+
+def test_a_buffer_and_the_usual_widths_of_a_network_reach_every_run(kept):
+    choices = {"seeds": 1, "workers": 1, "progress": False, "ledger": kept, "replay_capacity": 20}
+    (result,) = compare(["sgd"], digits(), "convolutional", epochs=1, **choices).results
+    assert result.experiment.hidden == WIDTHS["convolutional"] and sum(result.buffer.values()) == 20
+    with pytest.raises(ValueError, match="epochs must be a whole number >= 1, got 0"):
+        compare(["sgd"], digits(), epochs=0, **choices)

@@ -19,7 +19,7 @@ import pytest
 
 from sp import files
 from sp.lab import experiment, sweep
-from sp.lab.experiment import Experiment, run
+from sp.lab.experiment import Experiment, Result, run
 from sp.lab.ledger import Ledger, opened
 from tests.lab.test_experiment import same
 
@@ -371,3 +371,11 @@ def test_a_row_is_one_line_of_json(results, tmp_path):
     key, _, content = only_file(tmp_path).read_text().rstrip("\n").split(" ", 2)
     row = json.loads(content)
     assert key == SMALL.key() and row["experiment"] == {"hidden": [8], "options": {"lr": 1e-3}, "curve_points": 2}
+
+
+def test_the_buffer_the_size_and_a_divergence_are_kept(tmp_path):
+    counted = {"buffer": {"3": 5}, "parameters": 7, "diverged": True}
+    result = Result(replace(SMALL, replay_capacity=5), np.eye(2), np.zeros(2), **counted)
+    Ledger(tmp_path).put(result)
+    found = Ledger(tmp_path).get(result.experiment)
+    assert {name: getattr(found, name) for name in counted} == counted

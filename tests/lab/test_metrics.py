@@ -241,3 +241,7 @@ def test_a_difference_of_methods_is_paired_by_seed_whatever_the_order_of_rows():
         metrics.difference(rows, "a", "c", "score")
     with pytest.raises(ValueError, match=r"only one of them has \[7\]"):
         metrics.difference(rows[:-1], "a", "b", "score")
+
+
+def test_forgetting_is_negative_where_the_last_task_helps_more_than_any_before():
+    assert metrics.forgetting([[0.5, NAN, NAN], [0.4, 0.8, NAN], [0.9, 0.6, 0.7]]) == pytest.approx((-0.4 + 0.2) / 2)

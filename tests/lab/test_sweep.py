@@ -245,3 +245,17 @@ def test_a_cluster_that_does_not_answer_is_a_clear_error(tmp_path, capsys, monke
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     assert main(["sweep", "--ledger", str(tmp_path), "--seeds", "1", "--cluster", address]) == 2
     assert f"no dask scheduler with workers answers at {address}" in capsys.readouterr().err
+
+
+def test_options_that_are_not_varied_stay():
+    changed = vary(replace(SMALL, options={"lr": 0.1, "weight_decay": 0.5}), {"option_lr": 0.2})
+    assert dict(changed.options) == {"lr": 0.2, "weight_decay": 0.5}
+
+
+def test_every_point_of_a_curve_stands_under_its_method(tmp_path, monkeypatch):
+    monkeypatch.setenv("SP_STORE", str(tmp_path))
+    methods = {"slow": SMALL, "fast": replace(SMALL, options={"lr": 1e-2})}
+    points = paired_curves(methods, [0, 1])
+    assert {*zip(points.method, points.seed, points.key, strict=True)} == {
+        (method, seed, replace(one, seed=seed).key()) for method, one in methods.items() for seed in (0, 1)
+    }

@@ -39,3 +39,25 @@ def test_instability_counts_falls_of_the_task_in_training_only():
     result = Result(SMALL, np.eye(2), np.zeros(2), curve)
     assert tables.instability(result) == pytest.approx(0.1 / 4)
     assert np.isnan(tables.instability(replace(result, curve=[])))
+
+
+def test_matrices_and_curves_say_after_which_task_and_on_which():
+    curve = [{"step": 3, "training": 1, "task": 0, "accuracy": 0.25}]
+    result = Result(SMALL, np.array([[0.9, 0.1], [0.4, 0.8]]), np.zeros(2), curve)
+    rows = tables.matrices([("m", result)])
+    assert rows[["after", "on", "accuracy"]].to_numpy().tolist() == [[1, 1, 0.9], [2, 1, 0.4], [2, 2, 0.8]]
+    (point,) = tables.curves([result]).itertuples()
+    assert (point.step, point.training, point.task, point.accuracy) == (3, 2, 1, 0.25)
+
+
+def test_each_row_has_its_own_transfer_and_each_task_right_after_it_was_learnt():
+    R = np.array([[0.4, 0.3], [0.9, 0.8]])
+    rows = tables.table(Result(SMALL, R, np.array([0.1, start])) for start in (0.1, 0.2))
+    assert rows.learned_1.tolist() == [0.4, 0.4] and rows.learned_2.tolist() == [0.8, 0.8]
+    assert rows.forward_transfer.tolist() == pytest.approx([0.2, 0.1])
+
+
+def test_shares_of_the_buffer_are_those_of_the_tasks_whose_classes_it_holds():
+    held = {"buffer": {"0": 1, "1": 2, "9": 5}}
+    row = tables.table([Result(replace(SMALL, tasks=5), np.full((5, 5), 0.5), np.zeros(5), **held)]).iloc[0]
+    assert [row[f"buffer_share_{task}"] for task in range(1, 6)] == [3 / 8, 0, 0, 0, 5 / 8]

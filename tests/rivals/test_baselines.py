@@ -561,3 +561,55 @@ def test_experience_replay_mixes_stored_examples_into_each_batch(monkeypatch):
     assert sizes[:3] == [32, 40, 40]  # nothing is stored before the first step
     old = torch.cat([y[-8:] for y in seen[-9:]])
     assert (old < 8).float().mean() > 0.5  # while the last task has new examples of classes 8 and 9 only
+
+
+def test_lwf_s_old_network_answers_for_all_classes_so_far_and_without_dropout():
+    model = nn.Sequential(nn.Linear(5, 4), nn.Dropout(0.5), nn.Linear(4, 3))
+    learner, (x, y) = LwF(model), batch()
+    learner.end_task(x, y % 2, None)
+    learner.end_task(x, 0 * y + 2, None)
+    assert [units.tolist() for units in learner.groups] == [[True, True, True]]
+    assert torch.equal(learner.teacher(x), learner.teacher(x)) and model.training
+
+
+def test_lwf_averages_over_tasks_with_units_of_their_own():
+    learner, (x, y) = LwF(network(outputs=4), strength=3.0, temperature=1.0), batch()
+    first = torch.tensor([True, True, False, False]).expand(12, 4)
+    learner.end_task(x, y % 2, first)
+    learner.end_task(x, 2 + y % 2, ~first)
+    old = learner.logits(x).detach()
+    with torch.no_grad():
+        learner.model[0].weight.mul_(0.5)
+    new = learner.logits(x).detach()
+    each = [F.cross_entropy(new[:, units], old[:, units].softmax(1)) for units in (slice(0, 2), slice(2, 4))]
+    expected = F.cross_entropy(new[:, :2], y % 2) + 3 * sum(each) / 2
+    torch.testing.assert_close(learner.loss(x, y % 2, first).detach(), expected)
+
+
+@pytest.mark.parametrize("rival", [DERpp, ERACE, AGEM])
+def test_of_stored_examples_the_units_of_their_own_task_count(rival):
+    task = torch.tensor([0, 0, 1, 1])
+
+    def allowed(y):
+        return task == task[y, None]
+
+    options = {"alpha": 0.0, "beta": 1.0} if rival is DERpp else {}
+    learner = rival(network(outputs=4), ReplaySource(ReplayBuffer(50), 12, allowed), lr=0.0, **options)
+    (old_x, old_y), (x, y) = batch(seed=1), batch()
+    old_y, y = old_y % 2, 2 + y % 2
+    learner.learn(old_x, old_y, allowed(old_y))
+    new, old = learner.model(x), learner.model(old_x)
+    remembered = F.cross_entropy(old[:, :2], old_y)
+    if rival is not AGEM:
+        expected = F.cross_entropy(new[:, 2:], y - 2) + remembered
+        torch.testing.assert_close(learner.loss(x, y, allowed(y)), expected)
+        return
+    learner.end_task(old_x, old_y, allowed(old_y))
+    r = torch.cat([g.flatten() for g in torch.autograd.grad(remembered, learner.parameters)])
+    learner.optimizer.zero_grad()
+    learner.loss(old_x, 1 - old_y, allowed(old_y)).backward()  # the opposite of what is stored
+    g = torch.cat([p.grad.flatten() for p in learner.parameters])
+    learner.adjust_gradients()
+    assert g @ r < 0
+    expected = g - (g @ r) / (r @ r) * r
+    torch.testing.assert_close(torch.cat([p.grad.flatten() for p in learner.parameters]), expected)

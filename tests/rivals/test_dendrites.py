@@ -252,3 +252,15 @@ def test_held_out_examples_teach_nothing():
     one.learn(x, y, None)
     other.learn(x, torch.where(held, (y + 1) % 3, y), None)
     assert all(torch.equal(p, q) for p, q in zip(one.model.parameters(), other.model.parameters(), strict=True))
+
+
+@needs_package
+def test_a_score_is_of_the_task_s_units_and_nothing_of_it_is_left_when_the_task_ends():
+    x, y = batch(400)
+    learner = learner_of("adam")
+    learner.learn(x, y, nn.functional.one_hot(y, 3).bool())  # only the right unit counts
+    assert learner._score() == 1.0
+    score(learner, 0.9)
+    learner.end_task(x, y, None)
+    best = [learner.dendrites._tracker.member_vars[f"{kind}_best_validation_score"] for kind in ("current", "global")]
+    assert learner.validation == [] and best == [0, 0]

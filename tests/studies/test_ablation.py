@@ -65,3 +65,10 @@ def test_a_verdict_agrees_with_its_interval(changes, margin):
         "no matter": -margin <= row.low and row.high <= margin,
         "open": row.high > margin or row.low < -margin or abs(row["mean"]) < margin,
     }[row.verdict]
+
+
+def test_size_is_in_units_of_the_spread_of_paired_differences():
+    change, level = np.linspace(0.01, 0.03, 8), np.linspace(-0.3, 0.3, 8)  # seeds differ more than methods do
+    table = rows({"up": change})
+    table["average_accuracy"] += level[table.seed]
+    assert ablation.effects(table, 0.01)["size"].item() == pytest.approx(change.mean() / change.std(ddof=1))

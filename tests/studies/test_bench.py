@@ -78,3 +78,11 @@ def test_the_script_for_an_accelerator_runs_on_a_cpu_too(tmp_path):
     table = pd.read_csv(tmp_path / "table.csv")
     assert list(table.optimizer) == bench.WATCHED and (table.device == "cpu").all()
     assert table.training_ratio[0] == 1 and (table.training_ratio[1:] > 0).all()
+
+
+def test_the_size_of_the_state_is_judged_by_the_state():
+    table = pd.read_csv(bench.MEASURED)
+    told, changed = (
+        [line for line in bench.verdicts(one) if ": state" in line] for one in (table, table.assign(peak_bytes=1e9))
+    )
+    assert told == changed and len(told) > 4

@@ -286,3 +286,64 @@ def test_recipes_that_the_ledger_has_stand_beside_what_was_published(monkeypatch
     assert list(table.recipe) == ["two"] and table.n.tolist() == [2]
     accuracies = [result.accuracy[-1].mean() for result in ledger.results() if result.experiment.tasks == 5]
     assert table.difference[0] == pytest.approx(np.mean(accuracies) - 0.4)
+
+
+def test_methods_side_by_side_have_the_smaller_buffer_and_its_costs():
+    rows = [("s", capacity, "A", "average_accuracy", capacity / 1000) for capacity in (0, 50, 200)]
+    table = pd.DataFrame(rows, columns=["stream", "capacity", "method", "metric", "mean"])
+    costs = pd.DataFrame({"method": "A", "capacity": [0, 50, 200], "kept": [1.0, 2.0, 3.0], "step_ratio": 1.0})
+    found = comparison.side_by_side(table, costs, ["s"])
+    assert found.capacity.tolist() == [0, 50] and found.kept.tolist() == [1.0, 2.0]
+
+
+def test_the_end_of_a_task_costs_what_it_takes_beyond_sgd(monkeypatch):
+    small = Experiment(hidden=(8,))
+    few = {"SGD": replace(small, optimizer="sgd"), "Adam": small, "Joint training": replace(small, optimizer="joint")}
+    monkeypatch.setattr(comparison, "untuned", lambda stream, dataset, size=0: {} if size else few)
+    found = comparison.costs("digits", rounds=1).set_index("method")
+    assert found.task_ms["SGD"] == 0 < found.task_ms["Joint training"] and found.step_ratio["Adam"] == 1
+
+
+def test_a_table_of_a_scenario_says_what_each_method_is_given():
+    rows = [("s", 0, method, metric, 0.5, 0.4, 0.6, 10) for method in ("EWC", "Adam") for metric in comparison.VALUES]
+    columns = ["stream", "capacity", "method", "metric", "mean", "low", "high", "n"]
+    costs = pd.DataFrame({"method": ["EWC", "Adam"], "capacity": 0, "step_ratio": [1.5, 1.0], "kept": [4.0, 2.0]})
+    found = comparison.scenario_table(pd.DataFrame(rows, columns=columns), costs, "s")
+    assert found.given.to_dict() == {"EWC": "boundaries, again", "Adam": ""}
+
+
+def test_a_choice_on_other_seeds_counts_as_not_made(tiny, monkeypatch):
+    comparison.results("digits", ["tiny"], seeds=1, replay=False, ledger=tiny, workers=1)
+    assert comparison.trials("tiny", "digits") == []
+    monkeypatch.setattr(comparison, "TUNED_TWICE", ("tiny",))
+    assert {method for method, *_ in comparison.trials("tiny", "digits")} == {"Ridge", "SGD + replay"}
+
+
+def test_the_rule_has_to_gain_more_than_half_of_what_was_published():
+    alone = runs(**{claims.PUBLISHED_RATE: [0.0, 0.0]})
+    for gain, verdict in ((0.41, "does not hold"), (0.42, "holds")):
+        levels = {rule: 0.2 + gain * (rule == claims.RULE) for rule in ("Adam", claims.RULE)}
+        rows = runs(**{f"{rule}, {buffer}": [levels[rule]] * 2 for rule in levels for buffer in claims.BUFFERS})
+        assert claims.replay_verdicts(rows, alone)[2][3] == verdict
+
+
+def test_the_network_on_which_the_rule_is_furthest_behind_is_named():
+    behind = dict(zip(claims.NETWORKS, (0.01, 0.04, 0.02, 0.03), strict=True))
+    rows = runs(
+        **{f"Adam, {model}": [0.9] * 6 for model in behind},
+        **{f"{claims.RULE}, {model}": [0.9 - gap] * 6 for model, gap in behind.items()},
+    )
+    found = claims.network_verdict(rows.assign(learning_accuracy=rows.average_accuracy))
+    assert "most behind Adam on convolutional: +0.040 [+0.040, +0.040]" in found[2] and found[3] == "holds"
+
+
+def test_a_limit_holds_where_what_is_told_or_replayed_helps():
+    told = runs(**{"told": [0.8] * 6, "not told": [0.7] * 6})
+    rows = runs(**{f"{claims.RULE} + replay": [0.5] * 6, claims.RULE: [0.9] * 6})
+    assert [row[3] for row in claims.limit_verdicts(told, rows)] == ["holds", "does not hold"]
+
+
+def test_the_strength_of_synaptic_intelligence_is_twice_the_published_one_since_ours_is_halved():
+    for scenario, published in (("class", 5e3), ("domain", 5e4)):
+        _, experiment = recipes.RECIPES[f"van de Ven et al. 2022, {scenario}-incremental, SI"]
+        assert dict(experiment.options)["strength"] == 2 * published

@@ -77,3 +77,23 @@ def test_what_is_missing_is_said_with_its_command(monkeypatch, tmp_path):
     (tmp_path / "cifar10").mkdir()
     (tmp_path / "cifar10" / "cifar-10-binary.tar.gz").touch()
     assert "are here" in study.what_is_missing()
+
+
+def test_a_target_is_met_or_missed_only_where_the_interval_says_so():
+    levels = {"Coincidence": 0.6, "Coincidence, tuned": 0.55, "Ridge": 0.5, "SLDA": 0.4, "RanPAC": 0.3}
+    rows = pd.DataFrame(
+        {
+            "setting": setting,
+            "method": method,
+            "seed": seed,
+            "average_accuracy": level + (method == "Coincidence, tuned") * (0.2 if seed % 2 else -0.2),
+        }
+        for setting in study.ASKED
+        for method, level in levels.items()
+        for seed in range(8)
+    )
+    found = study.verdicts(rows).reset_index()
+    assert (found.against == "Ridge").all() and found.holds.tolist() == ["yes", "cannot be told"] * 3
+    assert found.difference[0] == "+0.100 [+0.100, +0.100]"
+    missed = rows.assign(average_accuracy=rows.average_accuracy.where(rows.method != "Coincidence", 0.4))
+    assert study.verdicts(missed).holds.tolist()[::2] == ["no"] * 3

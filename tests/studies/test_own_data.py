@@ -218,3 +218,72 @@ def test_every_arm_of_every_part_has_as_many_points_or_its_defaults(study):
         assert len({len(points) for points in tuning.grids.values()}) <= 1, name
         assert not [method for method in tuning.grids if method.startswith("Coincidence")]
         assert {e.seed for e in tuning.experiments} <= {100, 101, 102}
+
+
+def test_how_late_flights_left_is_known_ten_flights_later(tmp_path, monkeypatch):
+    flights(tmp_path)
+    monkeypatch.setattr(drift, "EVERY", 1)
+    monkeypatch.setattr(drift, "find_spec", lambda name: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
+    path, recent = tmp_path / "data" / "flights.csv.zip", []
+    table = pd.read_csv(path).assign(origin="JFK", carrier="AA")
+    for late in (0, 170):
+        table.loc[2000, "dep_delay"] = late
+        table.to_csv(path, index=False)
+        drift.flights.cache_clear()
+        recent.append(drift.flights()[0][:, 2])
+    drift.flights.cache_clear()
+    assert np.flatnonzero(np.abs(recent[1] - recent[0]) > 1e-6).tolist() == [*range(2010, 2030)]
+
+
+def test_both_axes_are_what_is_kept_of_all_tasks_and_what_is_learnt_of_the_last_ten():
+    R = np.full((12, 12), 0.4)
+    np.fill_diagonal(R, [0.1, 0.1, *[0.8] * 10])
+    assert drift.kept_and_learnt(R) == pytest.approx((R[-1].mean() + 0.8) / 2)
+    learnt = {f"learned_{task}": 0.1 if task < 3 else 0.8 for task in range(1, 13)}
+    names = ["SGD, lr 0.1", "Coincidence", "Coincidence, horizon 10,000"]
+    rows = pd.DataFrame({"method": names, "seed": 0, "tasks": 12, "average_accuracy": 0.5, "key": "k", **learnt})
+    found = drift.on_both_axes(rows)
+    assert found.learnt.tolist() == pytest.approx([0.8] * 3) and found.kept.tolist() == [0.5] * 3
+    assert found.setting.tolist() == ["lr 0.1", "no horizon", "10,000"]
+    groups = drift.just_learnt(rows[:1].assign(tasks=10, **{f"learned_{task}": task / 10 for task in range(1, 11)}))
+    assert groups.task.tolist() == [5, 10] and groups.accuracy.tolist() == pytest.approx([0.3, 0.8])
+
+
+def test_a_seed_of_endless_tasks_is_that_of_their_permutations_as_well():
+    experiment = drift.with_permutations(drift.endless_methods(drift.SHORT_LABELS)["Adam"], 3)
+    assert experiment.seed == experiment.stream.given().seed == 3
+
+
+def test_methods_stand_beside_the_base_by_their_quotient_and_by_the_difference_in_learning():
+    levels = {"Adam": (0.4, 0.8), "Other": (0.6, 0.9)}
+    rows = pd.DataFrame(
+        {"method": method, "seed": seed, "average_accuracy": kept, "learning_accuracy": learnt}
+        for method, (kept, learnt) in levels.items()
+        for seed in range(3)
+    )
+    found = own_data.beside(rows).loc["Other"]
+    assert found["final, times Adam's"] == "1.50" and found["learning, less Adam's"] == "+0.100 [+0.100, +0.100]"
+
+
+def test_perplexities_are_averaged_by_their_logarithms():
+    row = {
+        "method": "Adam",
+        "seed": 0,
+        "tasks": 2,
+        "perplexity_1_1": 4.0,
+        "perplexity_2_1": 1.0,
+        "perplexity_2_2": 16.0,
+    }
+    found = languages.perplexities(pd.DataFrame([row]))
+    assert found["all"].tolist() == pytest.approx([4.0, 4.0]) and found["last"].tolist() == [4.0, 16.0]
+
+
+def test_joint_training_and_the_growing_head_use_the_rate_of_adam():
+    untuned = languages.methods("GRU")
+    tuned = {**untuned, "Adam": untuned["Adam"].with_options(lr=0.25)}
+    runs = dict(languages._runs(untuned, [0], tuned))
+    assert {method for method, one in runs.items() if dict(one.options).get("lr") == 0.25} == {
+        "Adam",
+        "Joint training",
+        "Adam, growing head",
+    }

@@ -49,3 +49,20 @@ def test_tuning_goes_on_past_the_edge_of_a_grid_as_far_as_it_may(monkeypatch, tm
     assert len(points) == len(set(seen)) <= 2 + further
     assert seen.count(json.dumps({"lr": lr})) == 2  # each point on both seeds
     assert pd.read_csv(tmp_path / "tuned.csv").search.tolist() == ["abc"]
+
+
+def test_options_are_those_of_the_stream_and_no_warm_up_is_one_of_no_steps():
+    with pytest.raises(LookupError, match="'Adam' of 'retention_split5_domain' is not tuned"):
+        studies.retention("split5_domain", "digits", names=["Adam"])
+    assert studies.retention("permuted30", "digits", names=["Adam"])["Adam"].options
+    found = studies.forgetting("digits", warmup_steps=0, tuned=False)["Selective plasticity"]
+    assert dict(found.options)["warmup_steps"] == 0
+
+
+def test_what_was_tuned_on_other_data_stays_in_the_table(monkeypatch, tmp_path):
+    monkeypatch.setattr(studies, "TUNED", tmp_path / "tuned.csv")
+    points = pd.DataFrame({"method": ["Adam"], "options": ['{"lr": 0.1}'], "accuracy": [0.5]})
+    monkeypatch.setattr(studies, "_judged", lambda *_: points.copy())
+    for dataset in ("mnist", "digits", "digits"):
+        studies.tune_methods("toy", dataset, [("Adam", {"lr": 0.1}, Experiment())])
+    assert pd.read_csv(studies.TUNED).dataset.tolist() == ["digits", "mnist"]

@@ -75,3 +75,16 @@ def test_recommended_settings_name_the_command_that_chose_them():
     table = search.recommended("digits")
     assert set(table.study) <= set(studies.STUDIES) and len(table) > 10
     assert all(f"python notebooks/studies tune {row.study} digits" == row.command for row in table.itertuples())
+
+
+def test_a_sentence_says_what_was_before_and_what_the_change_costs():
+    one = search.advice("digits")[0]
+    assert (one.measure, one.price) == ("old", "new")
+    rows = pd.DataFrame(
+        {"method": experiment.key(), "seed": seed, "old": old, "new": new}
+        for experiment, old, new in ((one.before, 0.2, 0.9), (one.after, 0.5, 0.7))
+        for seed in range(8)
+    )
+    found = search.verdict_of(one, rows)
+    assert found["before"] == pytest.approx(0.2) and found["mean"] == pytest.approx(0.3)
+    assert found["price"] == "new -0.20"
