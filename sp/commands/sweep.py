@@ -15,7 +15,7 @@ from sp.lab.checking import check_points
 from sp.lab.experiment import Experiment
 from sp.lab.ledger import Ledger, opened
 from sp.lab.settings import STREAMS, on_stream
-from sp.lab.sweep import VARIED, SweepError, plan, points_of, run_all
+from sp.lab.sweep import VARIED, SweepError, missing, plan, points_of, run_all
 from sp.rivals import METHODS
 
 VALUES = "v1,v2,... or, with --sample, a range low:high or low:high:log"
@@ -56,10 +56,10 @@ def run(chosen: argparse.Namespace) -> int:
             choices.sample(varied, chosen.sample) if chosen.sample else choices.grid(varied),
             range(chosen.seeds),
         )
-        check_points(experiments)
+        ledger = Ledger(chosen.ledger) if chosen.ledger else opened()
+        check_points(missing(experiments, ledger))  # stored runs need no data
     except TypeError as error:  # the user typed a value of the wrong type, which is not a bug
         raise ValueError(str(error)) from error
-    ledger = Ledger(chosen.ledger) if chosen.ledger else opened()
     if chosen.dry_run:
         planned = plan(experiments, ledger)
         for experiment in planned.missing:

@@ -173,6 +173,16 @@ def test_a_wrong_name_or_value_runs_nothing(tmp_path, capsys, name, values, mess
     assert message in capsys.readouterr().err and not rows_in(tmp_path)
 
 
+def test_a_sweep_whose_runs_are_all_kept_needs_no_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SP_DATA", str(tmp_path))
+    options = {"optimizer": "online_owm", "option_lr": "0.3", "option_alpha": "0.03"}
+    command = ["sweep", "--dataset", "mnist", "--stream", "split5_class", "--seeds", "1"]
+    for name, value in options.items():
+        command += ["-p", name, value]
+    assert main(command) == 0 and "0.3" in capsys.readouterr().out
+    assert main([*command[:-1], "0.7"]) == 2 and "mnist" in capsys.readouterr().err
+
+
 def test_choices_and_options_are_varied():
     changed = vary(SMALL, {"tasks": 5, "option_lr": 0.1, "option_weight_decay": 0.5})
     assert changed == replace(SMALL, tasks=5, options={"lr": 0.1, "weight_decay": 0.5})
