@@ -8,7 +8,7 @@ from sp.lab.own import Own
 from sp.rivals import METHODS, OPTIMIZERS, TITLES
 
 # Methods not written for classification alone, which also learn numbers, sequences and custom losses.
-ANY_LOSS = (*OPTIMIZERS, "joint", "l2", "l2_init", "si", "stable_sgd")
+ANY_LOSS = (*OPTIMIZERS, "joint", "l2", "l2_init", "online_owm", "si", "stable_sgd")
 
 Method = str | Callable[..., Any]
 _registered: dict[str, Callable[..., Any]] = {}
