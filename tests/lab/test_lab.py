@@ -23,6 +23,7 @@ from sp.__main__ import main
 from sp.lab import GradientLearner, Needs, Stream, compare, tables
 from sp.lab.experiment import Experiment, Result, run
 from sp.lab.ledger import Ledger
+from sp.lab.methods import ANY_LOSS
 from sp.lab.networks import WIDTHS
 from sp.lab.runs import Runs, tuned
 from sp.lab.settings import STREAMS, on_stream
@@ -548,3 +549,15 @@ def test_a_buffer_and_the_usual_widths_of_a_network_reach_every_run(kept):
     assert result.experiment.hidden == WIDTHS["convolutional"] and sum(result.buffer.values()) == 20
     with pytest.raises(ValueError, match="epochs must be a whole number >= 1, got 0"):
         compare(["sgd"], digits(), epochs=0, **choices)
+
+
+def test_every_method_that_takes_any_loss_learns_numbers(kept):
+    generator = np.random.default_rng(0)
+    x, slope = generator.normal(size=(400, 6)), generator.normal(size=(6, 2))
+    stream = Stream.from_arrays([(x[:300], x[:300] @ slope, x[300:], x[300:] @ slope)], "domain", target="numbers")
+    rates = {"upgd": 0.1, "online_owm": 0.1, "sgd": 0.1, "momentum": 0.01, "stable_sgd": 0.1, "adagrad": 0.1}
+    tune = {method: {"lr": [rate]} for method, rate in rates.items()}
+    methods = {method: method for method in ANY_LOSS}
+    options = {"seeds": 1, "workers": 1, "progress": False, "ledger": kept, "epochs": 10}
+    explained = compare(methods, stream, tune=tune, **options).data.set_index("method").average_accuracy
+    assert explained.min() > 0.2, explained.to_dict()
