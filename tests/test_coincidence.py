@@ -2,6 +2,7 @@
 
 import copy
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -138,12 +139,13 @@ def test_a_finite_horizon_lets_go_of_what_no_longer_comes(rank):
 
 @pytest.mark.parametrize("start", [0.0, 100.0])
 @pytest.mark.parametrize("response_bound", [0.1, 2.0, None])
-def test_no_step_changes_what_a_layer_answers_by_more_than_the_bound(start, response_bound):
+@pytest.mark.parametrize("maximize", [False, True])
+def test_no_step_changes_what_a_layer_answers_by_more_than_the_bound(start, response_bound, maximize):
     """In units of its response or, if that is zero, of a new layer's response."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 2))
     nn.init.constant_(model[0].weight, start), nn.init.zeros_(model[0].bias)
-    optimizer = watched(model, lr=50.0, response_bound=response_bound)
+    optimizer = watched(model, lr=50.0, response_bound=response_bound, maximize=maximize)
     x = torch.randn(16, 5)
     inputs, before = [x, model[0](x).detach()], [model[0](x), model(x)]
     F.cross_entropy(model(x), torch.randint(2, (16,))).backward()
@@ -473,3 +475,143 @@ def test_examples_without_an_error_are_not_remembered():
     optimizer.step()
     held = optimizer.get_param_eligibility(model.weight)
     assert (held[:, 0] > 0).all() and (held[:, 1] == 0).all()
+
+
+def test_groups_of_a_convolution_with_equal_inputs_step_as_one_layer():
+    torch.manual_seed(0)
+    grouped, whole = nn.Conv1d(4, 6, 1, groups=2, bias=False).double(), nn.Linear(2, 6, bias=False).double()
+    grouped.weight.data = whole.weight.detach().clone()[..., None]
+    options = {"equalisation": 0.0, "horizon": 60.0, "response_bound": None, "refresh_every": 1}
+    optimizers = [watched(model, **options) for model in (grouped, whole)]
+    for x, y in batches(14, [20] * 30, inputs=2, classes=6):
+        x = x + 2
+        step(nn.Sequential(nn.Unflatten(1, (4, 1)), grouped, nn.Flatten()), optimizers[0], torch.cat([x, x], 1), y)
+        step(whole, optimizers[1], x, y)
+    torch.testing.assert_close(grouped.weight[..., 0], whole.weight, rtol=1e-6, atol=1e-8)
+
+
+def test_errors_are_looked_at_as_often_as_there_are_outputs():
+    model = nn.Linear(5 * constants.LOOK_WIDTH, 3).double()
+    optimizer, looks = watched(model), []
+    for x, y in batches(15, [8] * 30, inputs=5 * constants.LOOK_WIDTH, classes=3):
+        step(model, optimizer, x, y)
+        looks.append({name: optimizer.state[model.weight][f"{name}_inverse"].clone() for name in ("inputs", "errors")})
+    changed = {
+        name: [not torch.equal(a[name], b[name]) for a, b in pairwise(looks[20:])] for name in ("inputs", "errors")
+    }
+    assert all(changed["errors"]) and sum(changed["inputs"]) == 2
+
+
+def test_a_batch_that_is_outlying_counts_as_ten_usual_ones():
+    """Its rows count as if all were shorter, in the squared length and in the mean alike."""
+    layer, optimizer = layer_and_its_optimizer()
+    inputs = [x + 1 for x, _ in batches(16, [8] * 12)]
+    inputs.append(6 * inputs.pop())
+    for x in inputs:
+        before = float(optimizer.state[layer.weight]["squared_length"]) if optimizer.state else 0.0
+        step(layer, optimizer, x, torch.zeros(8, dtype=torch.long))
+    length = float(x.square().sum(1).mean())
+    assert length > 10 * before
+    inputs[-1] = x * (10 * before / length) ** 0.5
+    state, counted = optimizer.state[layer.weight], torch.cat(inputs)
+    assert float(state["squared_length"]) == pytest.approx(float(counted.square().sum(1).mean()), rel=1e-6)
+    torch.testing.assert_close(state["input_mean"][0], counted.mean(0), rtol=1e-5, atol=1e-7)
+
+
+def test_the_variance_is_known_of_examples_that_come_one_by_one():
+    layer, optimizer = layer_and_its_optimizer()
+    inputs = [x + 3 for x, _ in batches(17, [1] * 40)]
+    for x in inputs:
+        step(layer, optimizer, x, torch.zeros(1, dtype=torch.long))
+    state, x = optimizer.state[layer.weight], torch.cat(inputs)
+    variance = float(state["squared_length"]) - float(state["input_mean"].square().sum())
+    assert variance == pytest.approx(float(x.var(0, correction=0).sum()), rel=1e-4)
+
+
+def test_of_an_odd_first_gradient_the_memory_of_errors_keeps_nothing():
+    layer, optimizer = layer_and_its_optimizer(lr=1e-12)
+    for scale, (x, y) in zip((1e4, 1.0), batches(18, [8] * 2), strict=True):
+        step(layer, optimizer, x, y, scale)
+    errors = (layer(x).softmax(1) - F.one_hot(y, 4)) / 8
+    held = optimizer.state[layer.weight]["errors"][0]
+    torch.testing.assert_close(held, 8 * errors.T @ errors, rtol=1e-5, atol=1e-9)
+
+
+def test_a_sketch_of_errors_has_a_third_of_the_rank():
+    model = nn.Linear(20, 40)
+    optimizer = watched(model, rank=12)
+    step(model, optimizer, torch.randn(8, 20), torch.arange(8))
+    state = optimizer.state[model.weight]
+    assert (state["inputs"].shape, state["errors"].shape) == ((21, 12), (40, 4))
+
+
+def test_only_a_network_of_more_than_three_matrices_is_deep():
+    assert constants.largest_share(3, []) == pytest.approx(3**-0.5)
+    assert constants.largest_share(4, []) == pytest.approx(constants.LARGEST_STRETCH * 4**-0.5)
+
+
+def test_the_mean_norm_of_what_is_not_watched_spans_equal_data_at_any_batch_size():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(7, 4), nn.LayerNorm(4), nn.Linear(4, 4))
+    optimizer, norms = watched(model, absorber=1e6), []
+    for x, y in batches(19, [16] * 2):
+        step(model, optimizer, x.float(), y)
+        norms.append(float(torch.cat([p.grad for p in model[1].parameters()]).norm()))
+    kept = constants.AVERAGE ** (16 / constants.REFERENCE_BATCH)
+    mean = float(optimizer.param_groups[0]["shared"]["mean_norm"])
+    assert mean - norms[0] == pytest.approx((1 - kept) * (norms[1] - norms[0]), rel=1e-2)
+
+
+def remembered(patches, steps, monkeypatch):
+    """What a layer over time steps holds of each input after each step on one batch, and the trace of its errors."""
+    monkeypatch.setattr("sp.optim.consolidating.PATCHES", patches)
+    torch.manual_seed(0)
+    model, x, errors = nn.Linear(6, 5, bias=False), torch.randn(8, 64, 6), torch.randn(8, 64, 5)
+    optimizer, held = watched(model, lr=1e-12), []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (model(x) * errors).sum().backward()
+        optimizer.step()
+        held.append(optimizer.get_param_eligibility(model.weight)[0].clone())
+    return held, float(optimizer.state[model.weight]["errors"].diagonal(dim1=-2, dim2=-1).sum())
+
+
+def test_the_time_steps_that_a_memory_takes_in_stand_for_all(monkeypatch):
+    (some,), of_some = remembered(128, 1, monkeypatch)
+    (all_of_them,), of_all = remembered(1000, 1, monkeypatch)
+    assert float(some.sum()) == pytest.approx(float(all_of_them.sum()), rel=0.1)
+    assert of_some == pytest.approx(of_all, rel=0.1)
+
+
+def test_the_time_steps_that_a_memory_takes_in_are_others_in_every_step(monkeypatch):
+    (first, both), _ = remembered(16, 2, monkeypatch)
+    second = both - first
+    assert (second / second.sum() - first / first.sum()).abs().max() > 0.02
+
+
+@pytest.mark.parametrize(("alike", "share"), [(0.25, 0.5), (1.0, 0.5), (1.5, 0.75), (9.0, 1.0)])
+def test_the_readout_takes_a_larger_share_from_inputs_that_are_alike_and_no_smaller_one_from_others(alike, share):
+    """The squared length is that of the first ten steps, so the variance may be larger."""
+    model, seen = nn.Linear(3, 2), []
+    optimizer = watched(model)
+    take = optimizer.coincidence.synapses[0].take
+    optimizer.coincidence.synapses[0].take = lambda *given: seen.append(take(*given)) or seen[-1]
+    step(model, optimizer, torch.randn(8, 3), torch.arange(8) % 2)
+    layer = constants.WatchedLayer(
+        optimizer.coincidence.synapses[0], optimizer.state[model.weight], optimizer.param_groups[0], seen[0]
+    )
+    assert layer.activity.readout and layer._share(4, 1.0, alike) == pytest.approx(share)
+
+
+def test_a_layer_that_one_of_two_backward_passes_missed_does_not_change_the_terms_of_the_others():
+    held = []
+    for with_another in (False, True):
+        torch.manual_seed(0)
+        model = nn.ModuleList([nn.Linear(7, 4), nn.Linear(7, 4)]).double()
+        optimizer = watched(model)
+        first, second = batches(21, [8] * 2)
+        for number, (x, y) in enumerate((first, second)):
+            F.cross_entropy(model[0](x) + (model[1](x) if with_another and number else 0), y).backward()
+        optimizer.step()
+        held.append(optimizer.get_param_eligibility(model[0].weight))
+    torch.testing.assert_close(*held)

@@ -175,3 +175,29 @@ def test_where_most_synapses_were_never_used_the_threshold_is_that_of_the_others
     w.grad[:5] = 0.5
     optimizer.step()
     assert optimizer.param_groups[0]["shared"]["threshold"].item() == pytest.approx(0.25)
+
+
+def test_the_scale_at_the_beginning_is_that_of_ten_steps():
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = ConsolidatingPlasticityOptimizer([parameter], absorber=100.0)
+    mean = 1.0
+    for number in range(12):
+        parameter.grad = torch.full((1,), 1.0 + number)
+        optimizer.step()
+        mean = 0.99 * mean + 0.01 * (1 + number) if number < 10 else mean
+    assert float(optimizer.param_groups[0]["shared"]["scale"]) == pytest.approx(mean, rel=1e-5)
+
+
+def test_gradients_of_a_group_at_rest_do_not_count():
+    moved = []
+    for scale in (1.0, 1e3):
+        parameter, at_rest = nn.Parameter(torch.zeros(5)), nn.Parameter(torch.zeros(5))
+        optimizer = ConsolidatingPlasticityOptimizer([{"params": [parameter]}, {"params": [at_rest], "lr": 0.0}])
+        generator = torch.Generator().manual_seed(0)
+        for number in range(20):
+            parameter.grad = torch.randn(5, generator=generator)
+            at_rest.grad = torch.full((5,), scale * number)
+            optimizer.step()
+        assert (at_rest == 0).all()
+        moved.append(parameter.detach())
+    torch.testing.assert_close(*moved, rtol=0, atol=0)

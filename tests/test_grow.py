@@ -141,6 +141,7 @@ def test_memories_of_inputs_stay_and_that_of_errors_gets_outputs_without_any():
     assert inverse.shape == (6, 6) and not inverse[:4, 4:].any()
     # Nothing is damped where there was no error: of all directions, these pass the largest share.
     assert torch.linalg.eigvalsh(inverse)[-2:].allclose(inverse.diagonal()[4:])
+    assert inverse[:4, :4].diagonal().max() < inverse.diagonal()[4:].min()  # at once, not from the next look on
     assert all(torch.equal(optimizer.state[model[0].weight][name], value) for name, value in first.items())
 
 

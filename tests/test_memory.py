@@ -135,3 +135,62 @@ def test_a_sample_of_rows_stands_for_all_and_is_another_in_every_step():
         seen |= set(chosen.flatten().tolist())
     assert len(seen) > 900
     assert torch.equal(sampled(x, 3, 1000)[0], x)
+
+
+@pytest.mark.parametrize("kept", [1.0, 0.9])
+@pytest.mark.parametrize("relative", [False, True])
+def test_each_group_has_a_memory_of_its_own(relative, kept):
+    rows = torch.randn(12, 2, 5, 9, generator=torch.Generator().manual_seed(0), **WIDE) + 1
+    memory, together = ExactMemory("m", 0.7, relative), {}
+    memory.initialise(together, 2, 9, rows)
+    for x in rows:
+        memory.remember(together, x, 0.3, kept)
+        memory.look(together)
+    for group in range(2):
+        alone = filled(memory, rows[:, group], torch.full((12,), 0.3, **WIDE), kept)
+        torch.testing.assert_close(memory.matrix(together)[group], memory.matrix(alone)[0])
+        torch.testing.assert_close(together["m_inverse"][group], alone["m_inverse"][0])
+
+
+@pytest.mark.parametrize("kept", [1.0, 0.9])
+def test_rows_that_are_multiplied_in_double_precision_count_as_much(kept):
+    rows = torch.randn(40, 5, 9, generator=torch.Generator().manual_seed(0), **WIDE) + 1
+    memory, A = ExactMemory("m", 1e6), torch.zeros(9, 9, **WIDE)
+    state = filled(memory, rows, torch.full((40,), 0.3, **WIDE), kept)
+    assert memory._needs_double(state["m_before"])
+    for x in rows:
+        A = kept * A + 0.3 * x.T @ x
+    torch.testing.assert_close(memory.matrix(state)[0], A)
+
+
+def test_strong_memories_of_inputs_that_are_alike_pass_what_never_occurred():
+    """Rows of length 30 differ by 0.3 in half of the directions; in single precision, most of the rest would close."""
+    basis = torch.linalg.qr(torch.randn(30, 30, generator=torch.Generator().manual_seed(0), **WIDE))[0].float()
+    varied = torch.tensor([0.3] * 15 + [0.0] * 15)
+    rows = 30 * basis[0] + varied * torch.randn(400, 16, 30, generator=torch.Generator().manual_seed(1))
+    memory, state = ExactMemory("m", 1e4), {}
+    memory.initialise(state, 1, 30, torch.zeros(()))
+    for number, x in enumerate(rows):
+        memory.remember(state, x[None], 1 / 240, 1.0)
+        if number % 5 == 4:
+            memory.look(state)
+    passed = torch.linalg.eigvalsh(memory.multiply(state, torch.eye(30)[None])[0])
+    assert (passed[-14:] > 0.75).all()
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_what_a_sketch_lacks_counts_in_all_directions(relative):
+    """What 8 directions lack of the trace is shared by the 32 others; relative: the power of what it holds is kept."""
+    rows = low_rank(20, 40, 30, noise=0.3)
+    sketch = SketchedMemory("m", 3.0, relative, rank=8)
+    state = filled(sketch, rows, torch.ones(20, **WIDE))
+    one, trace = torch.eye(40, **WIDE), rows.square().sum()
+    A, inverse = sketch.matrix(state)[0], sketch.multiply(state, one[None])[0]
+    held, strength = torch.linalg.eigvalsh(A), 3.0 * 40 / trace if relative else 3.0
+    torch.testing.assert_close(held[31], held[0], rtol=1e-4, atol=0)
+    torch.testing.assert_close(held[32:].sum() + 24 * held[0], trace, rtol=1e-4, atol=0)
+    expected = torch.linalg.inv(one + strength * A)
+    if relative:
+        expected *= 1 + strength * held[0]
+        expected *= trace / (trace - ((one - expected) @ A).trace())
+    torch.testing.assert_close(inverse, expected, rtol=1e-4, atol=1e-4)

@@ -231,6 +231,42 @@ def test_a_reset_starts_the_trace_and_the_warm_up_again_without_a_jump(foreach):
     assert optimizer.get_diagnostics()["step_count"] == 61
 
 
+@pytest.mark.parametrize("adaptive_threshold", [True, False])
+def test_after_a_reset_the_threshold_is_measured_as_in_a_new_optimizer(adaptive_threshold):
+    generator, options = torch.Generator().manual_seed(0), {"warmup_steps": 5, "adaptive_threshold": adaptive_threshold}
+    parameter = nn.Parameter(torch.zeros(20))
+    old = SelectivePlasticityOptimizer([parameter], lr=0.01, **options)
+    for _ in range(33):
+        parameter.grad = torch.randn(20, generator=generator) ** 3
+        old.step()
+    old.reset_eligibility()
+    copied = nn.Parameter(parameter.detach().clone())
+    new = SelectivePlasticityOptimizer([copied], lr=0.01, **options)
+    for _ in range(60):
+        parameter.grad = copied.grad = torch.randn(20, generator=generator) ** 3
+        old.step()
+        new.step()
+    assert torch.equal(old.state[parameter]["threshold"], new.state[copied]["threshold"])
+    assert torch.equal(parameter, copied)
+
+
+@pytest.mark.parametrize("foreach", [True, False])
+def test_the_gate_has_its_lower_bound_with_coincidence_as_well(foreach):
+    model = nn.Linear(2, 1).double()
+    optimizer = coincident(model, lr=0.1, momentum=0, gate_min=0.8, foreach=foreach)
+    weight = model.weight.detach().clone()
+    learn(model, optimizer, torch.tensor([[3.0, 4.0]]).double())  # without the bound, the gates are 0.64 and 1
+    torch.testing.assert_close(model.weight.detach(), weight - 0.1 * torch.tensor([[0.8 * 3, 4.0]]).double())
+
+
+def test_half_precision_gradients_whose_sum_overflows_are_finite():
+    parameter = nn.Parameter(torch.zeros(20, dtype=torch.float16))
+    optimizer = SelectivePlasticityOptimizer([parameter], lr=0.01)
+    parameter.grad = torch.full((20,), 1e4, dtype=torch.float16)
+    optimizer.step()
+    assert optimizer.get_diagnostics()["skipped_steps"] == 0 and (parameter < 0).all()
+
+
 def test_eligibility_of_unknown_or_unused_parameters_is_none():
     used, unused = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(3))
     optimizer = SelectivePlasticityOptimizer([used, unused])

@@ -289,3 +289,33 @@ def test_a_watched_copy_that_data_parallel_makes_is_refused():
     with pytest.raises(RuntimeError, match=r"use torch\.nn\.parallel\.DistributedDataParallel"):
         replica(torch.randn(2, 6))
     train(model, optimizer, range(2))
+
+
+@diagonal
+@pytest.mark.parametrize("others", ["skip", "raise"])
+def test_one_group_that_asks_is_enough(make, others):
+    parameters = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    groups = [{"params": [p], "on_nonfinite": how} for p, how in zip(parameters, ("ignore", others), strict=True)]
+    optimizer = make(None, groups)
+    for p in parameters:
+        p.grad = torch.tensor([1.0, math.nan, 1.0])
+    if others == "raise":
+        with pytest.raises(FloatingPointError, match="nothing was changed"):
+            optimizer.step()
+    else:
+        optimizer.step()
+        assert optimizer.get_diagnostics()["skipped_steps"] == 1
+    assert all((p == 1).all() for p in parameters)
+
+
+@diagonal
+def test_steps_of_a_group_that_joined_late_are_counted_from_the_first(make):
+    parameters = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = make(None, parameters[:1])
+    for step in range(5):
+        if step == 3:
+            optimizer.add_param_group({"params": parameters[1:]})
+        for p in parameters:
+            p.grad = torch.ones(3)
+        optimizer.step()
+    assert optimizer.get_diagnostics()["step_count"] == 5

@@ -171,9 +171,10 @@ class SketchedMemory(Memory):
         A = Y C^-1 Y' + rho I,  C = T'Y    =>    (I + c A)^-1 = (I - V'V) / b
         V = F^-1 Y',  F F' = (1/c + rho) C + Y'Y
 
-    with a triangular F. rho spreads the part of A's trace that ``Y C^-1 Y'`` lacks over all directions. T adds each
-    input, with a random sign, to one of ``rank`` sums, so it needs no space. Y is linear in A, so it grows and decays
-    as A does, and only (rank, rank) matrices are ever decomposed. There is only one group.
+    with a triangular F. rho is the part of A's trace that ``Y C^-1 Y'`` lacks, divided by the number of directions
+    that it does not hold, d - rank. T adds each input, with a random sign, to one of ``rank`` sums, so it needs no
+    space. Y is linear in A, so it grows and decays as A does, and only (rank, rank) matrices are ever decomposed. There
+    is only one group.
     """
 
     def __init__(self, name: str, strength: float, relative: bool = False, *, rank: int):
