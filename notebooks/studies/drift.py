@@ -160,7 +160,7 @@ GRIDS = {
 # Regression has a steeper loss and needs smaller rates.
 FLIGHT_GRIDS = {**GRIDS, **{method: [{"lr": lr} for lr in (0.01, 0.03, 0.1)] for method in ("SGD", "Consolidation")}}
 METHODS = {"SGD": "sgd", "Adam": "adam", "L2-init": "l2_init", "Consolidation": "consolidating"}
-# Where pixels are permuted, all methods of the field that need no boundaries, with more points each.
+# Where pixels are permuted, more methods that need no boundaries, with more points each.
 PIXEL_GRIDS = {
     "SGD": [{"lr": lr} for lr in (0.003, 0.01, 0.03, 0.1, 0.3)],
     "Adam": [{"lr": lr} for lr in (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)],
