@@ -281,17 +281,23 @@ def layer_and_its_optimizer(**options):
     return layer, watched(layer, **options)
 
 
+def measured_variance(inputs):
+    """The variance that a layer has measured after a step on each of these inputs, and that of all of them."""
+    layer, optimizer = layer_and_its_optimizer()
+    for x in inputs:
+        step(layer, optimizer, x, torch.zeros(len(x), dtype=torch.long))
+    state = optimizer.state[layer.weight]
+    measured = float(state["squared_length"]) - float(state["input_mean"].square().sum())
+    return measured, float(torch.cat(inputs).var(0, correction=0).sum())
+
+
 def test_a_first_task_of_few_inputs_does_not_set_the_scale_of_later_ones():
     """Inputs of a wide task follow those of a narrow one: in the end, the variance is that of all of them."""
-    layer, optimizer = layer_and_its_optimizer()
     inputs = [
         (0.5 if number < 20 else 1.0) * x + 0.5 * (number >= 20) for number, (x, _) in enumerate(batches(12, [8] * 60))
     ]
-    for x in inputs:
-        step(layer, optimizer, x, torch.zeros(8, dtype=torch.long))
-    state, x = optimizer.state[layer.weight], torch.cat(inputs)
-    variance = float(state["squared_length"]) - float(state["input_mean"].square().sum())
-    assert variance == pytest.approx(float(x.var(0, correction=0).sum()), rel=1e-4)
+    measured, expected = measured_variance(inputs)
+    assert measured == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_batch_of_huge_inputs_does_not_end_the_learning():
@@ -519,13 +525,8 @@ def test_a_batch_that_is_outlying_counts_as_ten_usual_ones():
 
 
 def test_the_variance_is_known_of_examples_that_come_one_by_one():
-    layer, optimizer = layer_and_its_optimizer()
-    inputs = [x + 3 for x, _ in batches(17, [1] * 40)]
-    for x in inputs:
-        step(layer, optimizer, x, torch.zeros(1, dtype=torch.long))
-    state, x = optimizer.state[layer.weight], torch.cat(inputs)
-    variance = float(state["squared_length"]) - float(state["input_mean"].square().sum())
-    assert variance == pytest.approx(float(x.var(0, correction=0).sum()), rel=1e-4)
+    measured, expected = measured_variance([x + 3 for x, _ in batches(17, [1] * 40)])
+    assert measured == pytest.approx(expected, rel=1e-4)
 
 
 def test_of_an_odd_first_gradient_the_memory_of_errors_keeps_nothing():
